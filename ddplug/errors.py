@@ -1,0 +1,44 @@
+"""The one family of errors, and the one kind of warning, that ddplug raises.
+
+Every message says three things: what was given, what was expected, and what to do about it.
+"""
+
+
+class DDPlugError(Exception):
+    """Anything that ddplug refuses; catch this to catch them all."""
+
+
+class InputError(DDPlugError, ValueError):
+    """Images, features or labels that no estimate can be made from."""
+
+
+class WeightError(DDPlugError, ValueError):
+    """A weight, schedule or weighting that means nothing."""
+
+
+class ProxyError(DDPlugError):
+    """A network that cannot serve as a proxy, or cannot take the images it was given."""
+
+
+class PoolError(DDPlugError):
+    """A folder of proxies that is missing, half-written, or made for other data."""
+
+
+class SpaceError(DDPlugError):
+    """Two input spaces (normalisations) between which there is no exact conversion."""
+
+
+class DataError(DDPlugError):
+    """A data set that is missing, of an unknown layout, or not what it says it is."""
+
+
+class AttachError(DDPlugError):
+    """A host in which no place for the regulariser was found, or in which it is already attached."""
+
+
+class SecondDerivativeError(DDPlugError, RuntimeError):
+    """The identity layer was differentiated twice; only the loss form, `ddplug.CMI`, can be."""
+
+
+class DDPlugWarning(UserWarning):
+    """Something legal that is almost surely not what the user wants; never silent, never fatal."""

@@ -1,0 +1,293 @@
+"""Proxies: frozen classifiers through which the regulariser looks at the synthetic images.
+
+A `Proxy` is a network whose penultimate features and logits can be read; a `ProxyPool` is several of them, of the same
+data in the same input space, one of which is drawn per round.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.spaces import InputSpace
+
+Space = Literal["feature", "logit"]
+
+
+@dataclass(frozen=True)
+class PoolInfo:
+    """What all proxies of a pool have in common; a field that is None is not known and not checked."""
+
+    dataset: str | None = None
+    """Name of the data set they were trained on."""
+    class_names: tuple[str, ...] | None = None
+    """Its classes, in the order of the labels."""
+    shape: tuple[int, int, int] | None = None
+    """Channels, height and width of its images."""
+    space: InputSpace | None = None
+    """What the numbers in those images mean."""
+    fingerprint: str | None = None
+    """A hash of the data set, which tells two of one name apart."""
+
+
+@dataclass
+class Proxy:
+    """One frozen network and the name of its head, the layer whose input are the penultimate features.
+
+    The network is put in eval mode and its parameters ask for no gradient. `record` holds what is known of it (seed,
+    epochs, test accuracy, ...) and is saved with the pool.
+    """
+
+    network: nn.Module
+    head: str | None = None
+    name: str = "proxy"
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._named_by_user = self.head is not None
+        if self.head is None:
+            self.head = _find_head(self.network, self.name)
+        else:
+            _submodule(self.network, self.head, self.name)
+        broken = [key for key, value in self.network.state_dict().items() if not _finite(value)]
+        if broken:
+            raise ProxyError(
+                f"proxy '{self.name}' has weights that are not finite ({', '.join(broken[:3])}): it diverged in "
+                "training or its file is damaged. Leave it out or train it again."
+            )
+        self.network.eval().requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the weights, to which images are cast."""
+        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
+
+    def __call__(self, images: Tensor, space: Space = "feature") -> Tensor:
+        """(n, d) penultimate features, or logits, of `images`, (n, c, h, w); differentiable in the images.
+
+        Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
+        """
+        seen: list[tuple[Tensor, Tensor]] = []
+        head = _submodule(self.network, self.head or "", self.name)
+        # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
+        hook = head.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+        try:
+            output = self.network(images.to(self.dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ProxyError(
+                f"proxy '{self.name}' ({type(self.network).__name__}) does not take images of shape "
+                f"{tuple(images.shape)}: {str(error).splitlines()[0]}. Use proxies trained on images of this size and "
+                "number of channels."
+            ) from error
+        finally:
+            hook.remove()
+        if not seen or not (self._named_by_user or _same(output, seen[-1][1])):
+            raise ProxyError(
+                f"'{self.head}', the last linear layer of proxy '{self.name}' ({type(self.network).__name__}), "
+                f"{'gives something else than the network does' if seen else 'was not reached'}, so it is not the "
+                f"head. Name the head (head='...'); candidates: {', '.join(_candidates(self.network)) or 'none'}."
+            )
+        features = seen[-1][0 if space == "feature" else 1].flatten(1)
+        if len(features) != len(images):
+            raise ProxyError(
+                f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
+                "expected one row per image. Name another head."
+            )
+        return features
+
+
+class ProxyPool:
+    """Frozen proxies of one data set in one input space, kept together on one device.
+
+    Made by `from_modules`, `load` or `ddplug pretrain`; `of` accepts whatever users pass as `proxies=`.
+    """
+
+    def __init__(self, proxies: Sequence[Proxy], info: PoolInfo | None = None) -> None:
+        if not proxies:
+            raise PoolError("a pool needs at least one proxy, got none.")
+        self.proxies = list(proxies)
+        self.info = info or PoolInfo()
+        self._device: torch.device | None = None
+
+    @classmethod
+    def from_modules(
+        cls,
+        modules: Sequence[nn.Module] | nn.Module,
+        *,
+        head: str | None = None,
+        info: PoolInfo | None = None,
+        names: Sequence[str] | None = None,
+    ) -> ProxyPool:
+        """A pool of copies of the user's own networks, whose originals stay as they are.
+
+        Args:
+            modules: trained classifiers; copied, so that training on does not change the pool.
+            head: dotted name of the layer whose input are the features; found by itself if it is the last linear layer.
+            info: data set, classes, image shape and input space, as far as known.
+            names: for error messages and records.
+        """
+        modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+        for module in modules:
+            if not isinstance(module, nn.Module):
+                raise ProxyError(f"got {type(module).__name__} as a proxy, expected a torch.nn.Module.")
+        names = names or [f"{type(module).__name__}-{i}" for i, module in enumerate(modules)]
+        return cls([Proxy(copy.deepcopy(m), head, name) for m, name in zip(modules, names, strict=True)], info)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dataset: str | None = None,
+        builders: dict[str, Callable[..., nn.Module]] | None = None,
+        partial: bool = False,
+    ) -> ProxyPool:
+        """Read a pool that `save` or `ddplug pretrain` wrote.
+
+        Args:
+            folder: the pool's folder.
+            dataset: refuse a pool of another data set than this one.
+            builders: how to build architectures that are neither ddplug's nor torchvision's, by their recorded name.
+            partial: take the complete networks of a pool whose training was interrupted.
+
+        Raises:
+            PoolError: no pool there, half-written, damaged, of another data set or architecture not known.
+        """
+        from ddplug.poolfiles import read_pool
+
+        return read_pool(Path(folder), dataset=dataset, builders=builders or {}, partial=partial)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the pool as safetensors files and a `pool.json`; all or nothing.
+
+        Raises `PoolError` if the folder already holds something, or a network's architecture cannot be recorded (only
+        networks of `ddplug.networks.build`, or with a `spec` attribute of that form, can be built again from a file).
+        """
+        from ddplug.poolfiles import write_pool
+
+        write_pool(self, Path(folder))
+
+    @classmethod
+    def of(cls, proxies: object) -> ProxyPool:
+        """The pool meant by a pool, a folder, one network or several."""
+        if isinstance(proxies, cls):
+            return proxies
+        if isinstance(proxies, str | Path):
+            return cls.load(proxies)
+        if isinstance(proxies, nn.Module):
+            return cls.from_modules(proxies)
+        if isinstance(proxies, Sequence):
+            return cls.from_modules(proxies)
+        raise PoolError(
+            f"got {type(proxies).__name__} as proxies, expected a ProxyPool, a pool's folder, or trained networks "
+            "(torch.nn.Module)."
+        )
+
+    def draw(self, count: int, generator: torch.Generator) -> list[Proxy]:
+        """`count` different proxies, drawn with `generator` (a CPU generator of the caller's own)."""
+        if not 1 <= count <= len(self):
+            raise PoolError(f"cannot draw {count} different proxies from a pool of {len(self)}.")
+        if len(self) == 1:
+            return list(self.proxies)
+        order = torch.randperm(len(self), generator=generator)[:count]
+        return [self.proxies[i] for i in order.tolist()]
+
+    def check(self, images: Tensor, space: InputSpace | None) -> None:
+        """Raise unless these proxies can look at `images` of a host whose input space is `space`; reads no value.
+
+        Raises:
+            InputError: not (n, c, h, w) or not floating-point.
+            ProxyError: channels or size that the pool was not trained for.
+            SpaceError: an input space that cannot be converted.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise InputError(
+                f"expected images as a floating-point tensor (n, channels, height, width), got {images.dtype} of "
+                f"shape {tuple(images.shape)}."
+            )
+        if self.info.shape is not None and tuple(images.shape[1:]) != self.info.shape:
+            raise ProxyError(
+                f"got images of shape {tuple(images.shape[1:])} (channels, height, width), but these proxies were "
+                f"trained on {self.info.shape}{f' ({self.info.dataset})' if self.info.dataset else ''}. "
+                "Use a pool trained on the host's own data."
+            )
+        if self.info.space is not None and space is not None and space.channels != images.shape[1]:
+            raise SpaceError(f"got images of {images.shape[1]} channels in an input space of {space.channels}.")
+
+    def prepare(self, images: Tensor, space: InputSpace | None) -> Tensor:
+        """`images` of a host whose input space is `space`, as these proxies want them; differentiable.
+
+        An unknown space is taken to be the pool's own. Moves the pool to the images' device, once.
+        """
+        if self._device != images.device:
+            self.to(images.device)
+        if self.info.space is None or space is None:
+            return images
+        return space.convert(images, self.info.space)
+
+    def to(self, device: torch.device | str) -> ProxyPool:
+        """Move all proxies to `device`; returns the pool."""
+        for proxy in self.proxies:
+            proxy.network.to(device)
+        self._device = torch.device(device)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.proxies)
+
+    def __iter__(self) -> Iterator[Proxy]:
+        return iter(self.proxies)
+
+    def __repr__(self) -> str:
+        kinds = sorted({type(proxy.network).__name__ for proxy in self.proxies})
+        return f"ProxyPool({len(self)} x {'/'.join(kinds)}, {self.info.dataset or 'unknown data set'})"
+
+
+def check_space(space: str) -> Space:
+    """`space` if it is "feature" or "logit", else `InputError`."""
+    if space not in get_args(Space):
+        raise InputError(f"unknown space {space!r}, expected 'feature' (penultimate features) or 'logit'.")
+    return space  # type: ignore[return-value]
+
+
+def _find_head(network: nn.Module, name: str) -> str:
+    found = _candidates(network)
+    if not found:
+        raise ProxyError(
+            f"proxy '{name}' ({type(network).__name__}) has no linear layer to take for its head. Name the layer "
+            "whose input are the penultimate features: head='...'."
+        )
+    return found[-1]
+
+
+def _candidates(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _submodule(network: nn.Module, name: str, proxy: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        raise ProxyError(
+            f"proxy '{proxy}' ({type(network).__name__}) has no layer '{name}'; "
+            f"linear layers: {', '.join(_candidates(network)) or 'none'}."
+        ) from error
+
+
+def _same(output: object, of_head: Tensor) -> bool:
+    """Whether the network's output is its head's (a tuple's first entry counts, as some networks add features)."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return isinstance(first, Tensor) and first.numel() == of_head.numel() and first.data_ptr() == of_head.data_ptr()
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())

@@ -1,0 +1,251 @@
+"""The identity layer: forward nothing changes, on the way back the gradient gains lambda times that of CMI.
+
+    views = regularizer(views, labels)      # forward: the same values;  backward: g -> g + lambda * dCMI/dviews
+
+As the derivative of a sum is the sum of derivatives, the images get exactly the gradient of L_host + lambda * CMI,
+while the host's loss, log and thresholds stay as they are. All calls that one backward pass reaches form a *round*:
+at the first of them CMI is estimated on the views of all together, and each call is handed its slice.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.cmi import ONE_IMAGE_PER_CLASS, Groups, check_labels, closed_form, group
+from ddplug.errors import DDPlugWarning, InputError, ProxyError
+from ddplug.history import History
+from ddplug.proxies import Proxy, ProxyPool, Space, check_space
+from ddplug.rounds import Call, Identity, Round, gather
+from ddplug.spaces import InputSpace
+from ddplug.weighting import Schedule, WeightingName, make_weighting
+
+
+class Regularizer:
+    """Adds lambda * CMI's gradient to the views that pass through it; see the module for the idea.
+
+    Args:
+        proxies: a `ProxyPool`, a pool's folder, a network or a list of them.
+        weight: a share of the host's own gradient (weighting="relative"), a lambda ("absolute"), or "paper". 0 is off.
+        weighting: what `weight` means.
+        space: "feature" for penultimate features (the paper's choice) or "logit".
+        temperature: T > 0 in softmax(f / T).
+        calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced.
+        every: act in every k-th round only, k times as strongly.
+        draw: proxies drawn, and averaged over, per round.
+        schedule: a factor on lambda by round number, e.g. `ddplug.weighting.warmup(100)`.
+        input_space: the views' normalisation; None if it is the pool's.
+        setting: (host, data set, images per class), for weight="paper".
+        seed: of our own generator, the only one drawn from.
+        announce: where the resolved lambda is reported; `print` by default.
+
+    Raises:
+        WeightError, InputError, PoolError: arguments that mean nothing, each said in the message.
+    """
+
+    def __init__(
+        self,
+        proxies: object,
+        weight: float | str = 0.1,
+        *,
+        weighting: WeightingName = "relative",
+        space: Space = "feature",
+        temperature: float = 1.0,
+        calibrate: int = 10,
+        every: int = 1,
+        draw: int = 1,
+        schedule: Schedule | None = None,
+        input_space: InputSpace | None = None,
+        setting: tuple[str, str, int] | None = None,
+        seed: int = 0,
+        announce: Callable[[str], object] = print,
+    ) -> None:
+        self.weight = weight
+        self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
+        self.pool = ProxyPool.of(proxies)
+        self.space = check_space(space)
+        if not temperature > 0:
+            raise InputError(f"temperature must be > 0, got {temperature}.")
+        if every < 1:
+            raise InputError(f"every must be a whole number of rounds >= 1, got {every}.")
+        if not 1 <= draw <= len(self.pool):
+            raise InputError(f"draw must be between 1 and the pool's size, {len(self.pool)}, got {draw}.")
+        self.temperature, self.every, self.proxies_per_round = temperature, every, draw
+        self.schedule = schedule
+        self.input_space = input_space
+        self.announce = announce
+        self.generator = torch.Generator().manual_seed(seed)
+        self.history = History()
+        self.enabled = True
+        self.rounds = 0
+        self._pending: list[weakref.ref[Call]] = []
+        self._probed = False
+        self._reported = 0
+        self._warned: set[str] = set()
+
+    @property
+    def lam(self) -> float | None:
+        """Lambda, once it is settled; None while a share is still being measured."""
+        return self.weighting.lam
+
+    def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
+        """`views`, unchanged; their gradient will gain that of CMI.
+
+        Args:
+            views: (n, c, h, w) floats. Without a gradient, at weight 0 or after `detach()` they come back untouched.
+            labels: (n,) class numbers, in any order. Calls of one round are regularised together.
+
+        Raises:
+            InputError, ProxyError, SpaceError: views or labels that the pool cannot take, here or in the backward pass.
+        """
+        if not self.enabled or self.weight == 0 or not (torch.is_grad_enabled() and views.requires_grad):
+            return views
+        labels = torch.as_tensor(labels)
+        check_labels(labels, len(views))
+        if labels.device.type == "cpu":
+            group(labels, len(views), labels.device)  # a wrong label is best said where it was given
+        self.pool.check(views, self.input_space)
+        self._probe(views)
+        call = Call(views.detach(), labels.detach())
+        self._pending = [ref for ref in self._pending if ref() is not None]
+        self._pending.append(weakref.ref(call))
+        identity: Tensor = Identity.apply(views, call, self._on_backward)
+        return identity
+
+    def added(self, images: Tensor, labels: Tensor, grad: Tensor) -> Tensor | None:
+        """Lambda * dCMI/dimages, to be added to `grad` by the caller: one round on images that no layer could see.
+
+        Shapes as in a call; `grad` is the host's gradient, (n, c, h, w). None if this round adds nothing.
+        """
+        if not self.enabled or self.weight == 0:
+            return None
+        check_labels(labels, len(images))
+        self.pool.check(images, self.input_space)
+        self._probe(images)
+        call = Call(images.detach(), labels.detach())
+        self._start_round([call])
+        return self._hand_out(call, grad)
+
+    def detach(self) -> None:
+        """Switch off for good: calls become no-ops, also those whose backward pass is still to come. Idempotent."""
+        self.enabled = False
+        self._pending.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a continued run needs: what was measured, the generator, the history."""
+        return {
+            "weighting": self.weighting.state_dict(),
+            "generator": self.generator.get_state(),
+            "rounds": self.rounds,
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`; raises `WeightError` if it is of another weight or weighting."""
+        self.weighting.load_state_dict(state["weighting"])
+        self.generator.set_state(state["generator"].cpu())
+        self.rounds = state["rounds"]
+        self.history.load_state_dict(state["history"])
+
+    def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
+        """What to add to the host's gradient `grad` on this call's views; None for nothing."""
+        if not self.enabled or call.done:
+            return None
+        if call.round is None:
+            live = [found for ref in self._pending if (found := ref()) is not None]
+            reached = [found for found in live if found.reached()]
+            self._pending = [weakref.ref(found) for found in live if found not in reached]
+            self._start_round(reached)
+        return self._hand_out(call, grad)
+
+    def _start_round(self, calls: list[Call]) -> None:
+        """Estimate CMI on the views of all `calls` together and give each its slice of the gradient."""
+        number, self.rounds = self.rounds, self.rounds + 1
+        factor = self.every * (self.schedule(number) if self.schedule else 1.0)
+        if number % self.every or factor == 0:
+            for call in calls:
+                call.release()
+            return
+        views, labels = gather(calls)
+        groups = group(labels, len(views), views.device)
+        if groups.one_image_per_class:
+            self._warn_once(ONE_IMAGE_PER_CLASS)
+        drawn = self.pool.draw(self.proxies_per_round, self.generator)
+        values, grads = zip(*(self._gradient(proxy, views, groups) for proxy in drawn), strict=True)
+        cmi, grad = torch.stack(values).mean(), torch.stack(grads).mean(0)
+        finite = torch.isfinite(grad).all() & torch.isfinite(cmi)
+        round_ = Round(number, factor, len(calls), len(views), cmi, finite, self.weighting.calibrating)
+        for call, part in zip(calls, grad.split([len(call.views) for call in calls]), strict=True):
+            call.round, call.grad = round_, part
+
+    def _gradient(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """CMI and its gradient on `views` under one proxy: one forward and one backward pass through it."""
+        with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
+            images = views.detach().requires_grad_()
+            features = proxy(self.pool.prepare(images, self.input_space), self.space)
+            sums, derivative = closed_form(features.detach(), groups, self.temperature)
+            (grad,) = torch.autograd.grad(features, images, (derivative / len(views)).to(features.dtype))
+        return sums.sum() / len(views), grad
+
+    def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
+        """This call's share of its round, lambda included; closes the round at its last call."""
+        round_, delta = call.round, call.grad
+        call.release()
+        if round_ is None or delta is None:
+            return None
+        lam = self.weighting.lam
+        if round_.calibrating:
+            lam = self.weighting.observe(_squared_norm(grad), _squared_norm(delta)) if round_.finite else 0.0
+        assert lam is not None
+        # Chosen on the device, so that a GPU need not be waited for.
+        extra = torch.where(round_.finite, delta * (lam * round_.factor), 0.0)
+        round_.open_calls -= 1
+        if round_.open_calls == 0:
+            self._close(round_, lam)
+        return extra.to(grad.dtype)
+
+    def _close(self, round_: Round, lam: float) -> None:
+        if round_.calibrating:
+            self.weighting.close_round()
+            if self.weighting.lam is not None:
+                self.announce(
+                    f"ddplug: lambda = {self.weighting.lam:.6g} from now on (weight {self.weight}, measured over "
+                    f"the first {round_.number + 1} rounds; CMI {round_.cmi.item():.4g} nats)"
+                )
+        read = self.history.append(round_.number, lam * round_.factor, round_.images, round_.cmi, round_.finite)
+        if read and self.history.skipped > self._reported:
+            self._reported = self.history.skipped
+            self._warn_once(
+                f"CMI's gradient was not finite in round {round_.number}; such rounds are left out and counted "
+                "(history.skipped). If they keep coming, look at the images' range and input space, and at the proxies."
+            )
+
+    def _probe(self, views: Tensor) -> None:
+        """Once, before the first round: does every proxy take such images, and answer with numbers?"""
+        if self._probed:
+            return
+        with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
+            image = self.pool.prepare(views.detach()[:1], self.input_space)
+            for proxy in self.pool:
+                if bool(torch.isfinite(image).all() & ~torch.isfinite(proxy(image, self.space)).all()):
+                    raise ProxyError(
+                        f"proxy '{proxy.name}' gives {self.space}s that are not finite for a finite image (range "
+                        f"{image.min().item():.3g} to {image.max().item():.3g}): it is broken, or was trained on "
+                        "images of another input space. Leave it out or train it again."
+                    )
+        self._probed = True
+
+    def _warn_once(self, text: str) -> None:
+        key = text[:30]
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(text, DDPlugWarning, stacklevel=2)
+
+
+def _squared_norm(gradient: Tensor) -> float:
+    return gradient.detach().double().square().sum().item()

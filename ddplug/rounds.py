@@ -1,0 +1,112 @@
+"""The autograd side of the identity layer: calls, the rounds they form, and who keeps what alive.
+
+A call's views are kept by the host's own graph and by nothing else: the layer only has weak references to its calls,
+so a graph that is dropped without a backward pass takes its call along, and nothing outlives a round.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.errors import InputError, SecondDerivativeError
+
+
+@dataclass
+class Round:
+    """What the calls of one backward pass share."""
+
+    number: int
+    factor: float
+    """On lambda: schedule times laziness."""
+    open_calls: int
+    """Calls whose gradient has not arrived yet."""
+    images: int
+    cmi: Tensor
+    finite: Tensor
+    """Whether CMI and its gradient are, as a tensor on the device."""
+    calibrating: bool
+
+
+class Call:
+    """One passage of views through the layer, waiting for its backward pass."""
+
+    def __init__(self, views: Tensor, labels: Tensor) -> None:
+        self.views = views
+        self.labels = labels
+        self.version = views._version
+        self.node: weakref.ref[Any] | None = None
+        self.round: Round | None = None
+        self.grad: Tensor | None = None
+        self.done = False
+
+    def reached(self) -> bool:
+        """Whether the backward pass under way will come by this call.
+
+        Calls of an earlier forward pass whose graph is still alive, say because the host skipped its step, will not be.
+        """
+        node = self.node() if self.node is not None else None
+        return node is not None and bool(torch._C._will_engine_execute_node(node))  # type: ignore[attr-defined]
+
+    def release(self) -> None:
+        """Done: let go of all tensors. A call adds its gradient once, however often the host walks its graph."""
+        self.done = True
+        self.round = self.grad = None
+        self.views = self.views.new_empty(0)
+
+
+class Identity(torch.autograd.Function):
+    """Forward the views as they are; backward, add what `on_backward(call, grad)` returns."""
+
+    @staticmethod
+    def forward(ctx: Any, views: Tensor, call: Call, on_backward: Callable[[Call, Tensor], Tensor | None]) -> Tensor:
+        ctx.call, ctx.on_backward = call, on_backward
+        call.node = weakref.ref(ctx)
+        # The same storage, without a copy; unlike a view it may be changed in place, as the host's own tensor may.
+        return views.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        extra = ctx.on_backward(ctx.call, grad)
+        if extra is None:
+            return grad, None, None
+        if torch.is_grad_enabled() and grad.requires_grad:
+            return AddOnce.apply(grad, extra), None, None
+        return grad + extra, None, None
+
+
+class AddOnce(torch.autograd.Function):
+    """grad + extra, for a gradient that may not be differentiated again: extra's own derivative is not there."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, extra: Tensor) -> Tensor:
+        return grad + extra
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise SecondDerivativeError(
+            "the gradient of the views was differentiated a second time, through ddplug.Regularizer, which has only a "
+            "first derivative. Use the loss form there, which has both: "
+            "loss = loss + lam * ddplug.CMI(proxies)(views, labels)."
+        )
+
+
+def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
+    """The views (n, c, h, w) and labels (n,) of all calls of a round, in the order of the calls."""
+    shapes = {tuple(call.views.shape[1:]) for call in calls}
+    if len(shapes) > 1:
+        raise InputError(f"one backward pass reached views of different sizes, {sorted(shapes)}; expected one size.")
+    if any(call.views._version != call.version for call in calls):
+        raise InputError(
+            "the views were changed in place after they passed the regulariser, so CMI would be estimated on other "
+            "images than the host's. Put the layer after the change, or make the change on a copy."
+        )
+    labels = [call.labels.to(call.views.device, torch.int64) for call in calls]
+    if len(calls) == 1:
+        return calls[0].views, labels[0]
+    return torch.cat([call.views for call in calls]), torch.cat(labels)

@@ -1,0 +1,94 @@
+"""Input spaces: what the numbers in an image tensor mean.
+
+A proxy answers sensibly only to images in the space it was trained in. A pool therefore records its space, and views
+from a host in another one are converted exactly or refused; a silent mismatch is the commonest way to get a
+plausible, wrong number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ddplug.errors import SpaceError
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """A per-channel normalisation: stored value = (intensity in [0, 1] - mean) / std.
+
+    `InputSpace.unit(channels)` is [0, 1] itself. Mean and std are in units of intensity, one entry per channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise SpaceError(
+                f"an input space needs one mean and one positive std per channel, got mean={self.mean}, std={self.std}"
+            )
+
+    @classmethod
+    def normalized(cls, mean: Sequence[float], std: Sequence[float]) -> InputSpace:
+        """The space of images normalised with `mean` and `std` (what torchvision's `Normalize` makes of [0, 1])."""
+        return cls(tuple(float(m) for m in mean), tuple(float(s) for s in std))
+
+    @classmethod
+    def unit(cls, channels: int) -> InputSpace:
+        """The space of plain intensities in [0, 1]."""
+        return cls((0.0,) * channels, (1.0,) * channels)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels an image in this space has."""
+        return len(self.mean)
+
+    def from_unit(self, images: Tensor) -> Tensor:
+        """Intensities in [0, 1], (..., c, h, w), to this space; differentiable."""
+        return (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
+
+    def to_unit(self, images: Tensor) -> Tensor:
+        """Images of this space, (..., c, h, w), to intensities in [0, 1]; differentiable, not clamped."""
+        return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
+
+    def convert(self, images: Tensor, to: InputSpace) -> Tensor:
+        """Images (..., c, h, w) of this space in the space `to`: exact, differentiable, a no-op if they are one.
+
+        Raises `SpaceError` if the two have different numbers of channels.
+        """
+        if self == to:
+            return images
+        if self.channels != to.channels:
+            raise SpaceError(
+                f"cannot convert images from {self} to {to}: {self.channels} channels against {to.channels}. "
+                "Use a pool that was trained on images of the host's kind."
+            )
+        return to.from_unit(self.to_unit(images))
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that a pool's header keeps."""
+        return {"kind": "normalized", "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> InputSpace:
+        """The inverse of `to_json`; raises `SpaceError` for a kind that is not known."""
+        if record.get("kind") != "normalized":
+            raise SpaceError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'normalized'")
+        return cls.normalized(record["mean"], record["std"])
+
+    def __str__(self) -> str:
+        if self == InputSpace.unit(self.channels):
+            return f"[0, 1] x {self.channels} channels"
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"normalised by mean ({mean}), std ({std})"
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """`values` as a (c, 1, 1) tensor of the dtype and device of `like`."""
+    return rearrange(torch.tensor(values, dtype=like.dtype, device=like.device), "c -> c 1 1")

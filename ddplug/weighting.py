@@ -1,0 +1,214 @@
+"""The weight: how lambda, the factor in L_host + lambda * CMI, comes about.
+
+A *share* says what users mean (a fraction of the host's own gradient) and is the same number in every host; the lambda
+that realises it is measured over the first rounds and then frozen, so the objective is a fixed function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from ddplug.errors import WeightError
+
+Schedule = Callable[[int], float]
+"""Round number, from 0, to a factor on lambda."""
+
+WeightingName = Literal["relative", "absolute"]
+
+# Lambda in the paper's public code (arXiv 2412.09945), by host, data set and images per class.
+PAPER_WEIGHTS: dict[tuple[str, str, int], float] = {
+    ("dm", "svhn", 10): 18000, ("dm", "svhn", 50): 500,
+    ("dm", "cifar10", 10): 8000, ("dm", "cifar10", 50): 2000,
+    ("dm", "cifar100", 10): 2000, ("dm", "cifar100", 50): 500,
+    ("dc", "cifar10", 10): 50000, ("dc", "cifar10", 50): 10000,
+    ("dsa", "svhn", 10): 80000, ("dsa", "svhn", 50): 10000,
+    ("dsa", "cifar10", 10): 50000, ("dsa", "cifar10", 50): 10000,
+    ("dsa", "cifar100", 10): 80000, ("dsa", "cifar100", 50): 20000,
+    ("idc", "svhn", 10): 50, ("idc", "svhn", 50): 50,
+    ("idc", "cifar10", 10): 100, ("idc", "cifar10", 50): 50,
+    ("idc", "cifar100", 10): 100, ("idc", "cifar100", 50): 50,
+}  # fmt: skip
+
+
+class Weighting(Protocol):
+    """What the regulariser asks of a weighting: a lambda per call, and to be told when a round is over."""
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether lambda still depends on what `observe` is told."""
+
+    @property
+    def lam(self) -> float | None:
+        """Lambda, once it is settled."""
+
+    def observe(self, host: float, cmi: float) -> float:
+        """Lambda for one call of a calibrating round, given the squared norms of the two gradients on its views."""
+
+    def close_round(self) -> None:
+        """A calibrating round is over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a continued run needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`'s record; raises `WeightError` if it is of another weighting."""
+
+
+class Absolute:
+    """Lambda as given."""
+
+    calibrating = False
+
+    def __init__(self, lam: float) -> None:
+        self.lam: float | None = check_weight(lam)
+
+    def observe(self, host: float, cmi: float) -> float:
+        """Lambda, whatever the gradients."""
+        assert self.lam is not None
+        return self.lam
+
+    def close_round(self) -> None:
+        """Nothing to settle."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lambda."""
+        return {"kind": "absolute", "lam": self.lam}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that the state is of the same lambda."""
+        _check_state(state, self.state_dict(), ("kind", "lam"))
+
+
+class Relative:
+    """Lambda such that CMI's gradient on the views has `share` of the norm of the host's own.
+
+    Both norms are root mean squares over the views of the first `rounds` rounds, then lambda is frozen. In the very
+    first round, before any round is complete, each call goes by what was seen so far.
+    """
+
+    def __init__(self, share: float, rounds: int = 10) -> None:
+        self.share = check_weight(share)
+        if rounds < 1:
+            raise WeightError(f"calibration needs at least 1 round, got {rounds}. Use weighting='absolute' for none.")
+        self.rounds = rounds
+        self.lam: float | None = None
+        self._complete = 0
+        self._host = self._cmi = 0.0  # squared norms summed over the complete rounds
+        self._open_host = self._open_cmi = 0.0  # and over the calls of the round under way
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether lambda is still being measured."""
+        return self.lam is None
+
+    def observe(self, host: float, cmi: float) -> float:
+        """Lambda for a call whose host gradient and CMI gradient have these squared norms."""
+        if math.isfinite(host) and math.isfinite(cmi):
+            self._open_host += host
+            self._open_cmi += cmi
+        if self._complete:
+            return self._ratio(self._host, self._cmi)
+        return self._ratio(self._open_host, self._open_cmi)
+
+    def close_round(self) -> None:
+        """Count the round if CMI had a gradient in it at all, and freeze lambda after the last one."""
+        if self._open_cmi > 0 and self._open_host > 0:
+            self._host += self._open_host
+            self._cmi += self._open_cmi
+            self._complete += 1
+        self._open_host = self._open_cmi = 0.0
+        if self._complete == self.rounds:
+            self.lam = self._ratio(self._host, self._cmi)
+
+    def _ratio(self, host: float, cmi: float) -> float:
+        return self.share * math.sqrt(host / cmi) if cmi > 0 else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The share and what has been measured."""
+        return {
+            "kind": "relative", "share": self.share, "rounds": self.rounds, "lam": self.lam,
+            "complete": self._complete, "host": self._host, "cmi": self._cmi,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the measurement, or keep the frozen lambda."""
+        _check_state(state, self.state_dict(), ("kind", "share", "rounds"))
+        self.lam, self._complete = state["lam"], state["complete"]
+        self._host, self._cmi = state["host"], state["cmi"]
+
+
+def make_weighting(
+    weight: float | str,
+    weighting: WeightingName = "relative",
+    *,
+    calibrate: int = 10,
+    setting: tuple[str, str, int] | None = None,
+) -> Weighting:
+    """The weighting that the user's `weight=` and `weighting=` mean.
+
+    Args:
+        weight: a share (relative) or a lambda (absolute), finite and >= 0; or "paper" for the paper's lambda.
+        weighting: "relative" or "absolute"; the paper's weights are absolute whatever is said here.
+        calibrate: rounds over which a share is turned into a lambda.
+        setting: (host, data set, images per class), which "paper" looks up.
+
+    Raises:
+        WeightError: negative, NaN or infinite weights, unknown names, a setting that the paper has no weight for.
+    """
+    if isinstance(weight, str):
+        if weight != "paper":
+            raise WeightError(f"unknown weight {weight!r}, expected a number >= 0 or 'paper'.")
+        return Absolute(paper_weight(setting))
+    if weighting == "relative":
+        return Relative(weight, calibrate)
+    if weighting == "absolute":
+        return Absolute(weight)
+    raise WeightError(f"unknown weighting {weighting!r}, expected 'relative' or 'absolute'.")
+
+
+def paper_weight(setting: tuple[str, str, int] | None) -> float:
+    """The lambda of the paper's public code for (host, data set, images per class); `WeightError` if it has none."""
+    if setting is None:
+        raise WeightError(
+            "weight='paper' needs to know what to look up: pass setting=(host, data set, images per class), "
+            "e.g. ('dm', 'cifar10', 10), or give the weight as a number."
+        )
+    host, dataset, ipc = setting
+    key = (host.lower(), dataset.lower().replace("-", ""), ipc)
+    if key not in PAPER_WEIGHTS:
+        near = sorted(f"{d} ipc {i}" for h, d, i in PAPER_WEIGHTS if h == key[0])
+        known = f"for {host} it has {', '.join(near)}" if near else "it has none at all for this host"
+        raise WeightError(f"the paper gives no weight for {host}, {dataset}, {ipc} images per class ({known}).")
+    return PAPER_WEIGHTS[key]
+
+
+def warmup(rounds: int) -> Schedule:
+    """A schedule that rises linearly to 1 over `rounds` rounds."""
+    if rounds < 1:
+        raise WeightError(f"a warm-up needs at least 1 round, got {rounds}.")
+    return lambda round_: min(1.0, (round_ + 1) / rounds)
+
+
+def cosine(rounds: int) -> Schedule:
+    """A schedule that falls from 1 to 0 over `rounds` rounds along half a cosine, and stays at 0."""
+    if rounds < 1:
+        raise WeightError(f"a cosine schedule needs at least 1 round, got {rounds}.")
+    return lambda round_: 0.5 * (1 + math.cos(math.pi * min(1.0, round_ / rounds)))
+
+
+def check_weight(weight: float) -> float:
+    """`weight` as a float, or `WeightError` unless it is finite and >= 0."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+        raise WeightError(
+            f"weight must be a finite number >= 0, got {weight!r}. 0 switches the regulariser off; "
+            "0.1 is a tenth of the host's own gradient."
+        )
+    return float(weight)
+
+
+def _check_state(state: dict[str, Any], own: dict[str, Any], keys: tuple[str, ...]) -> None:
+    given, expected = ({key: record.get(key) for key in keys} for record in (state, own))
+    if given != expected:
+        raise WeightError(f"this state is of another weighting: {given}, expected {expected}.")
