@@ -1,9 +1,10 @@
 """ddplug: the class-aware CMI regulariser of arXiv 2412.09945 for existing dataset-distillation code.
 
-    import ddplug
-    handle = ddplug.attach(trainer, weight=0.1, proxies="pool/")    # weight: share of the host's own gradient
+import ddplug
+handle = ddplug.attach(trainer, weight=0.1, proxies="pool/")    # weight: share of the host's own gradient
 """
 
+from ddplug.attach import Handle, attach
 from ddplug.cmi import class_separation, cmi, cmi_per_class, ncmi
 from ddplug.errors import (
     AttachError,
@@ -30,6 +31,7 @@ __all__ = [
     "DDPlugError",
     "DDPlugWarning",
     "DataError",
+    "Handle",
     "InputError",
     "InputSpace",
     "PoolError",
@@ -41,6 +43,7 @@ __all__ = [
     "SecondDerivativeError",
     "SpaceError",
     "WeightError",
+    "attach",
     "class_separation",
     "cmi",
     "cmi_per_class",

@@ -65,6 +65,7 @@ class Identity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, views: Tensor, call: Call, on_backward: Callable[[Call, Tensor], Tensor | None]) -> Tensor:
+        """The views themselves."""
         ctx.call, ctx.on_backward = call, on_backward
         call.node = weakref.ref(ctx)
         # The same storage, without a copy; unlike a view it may be changed in place, as the host's own tensor may.
@@ -72,6 +73,7 @@ class Identity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        """The host's gradient and what there is to add."""
         extra = ctx.on_backward(ctx.call, grad)
         if extra is None:
             return grad, None, None
@@ -85,10 +87,12 @@ class AddOnce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, extra: Tensor) -> Tensor:
+        """The sum."""
         return grad + extra
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """An error that names the way out."""
         raise SecondDerivativeError(
             "the gradient of the views was differentiated a second time, through ddplug.Regularizer, which has only a "
             "first derivative. Use the loss form there, which has both: "

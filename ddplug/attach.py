@@ -1,0 +1,149 @@
+"""`ddplug.attach`: put the regulariser into a trainer that exists, and take it out again without a trace.
+
+Three kinds of place are known: an augmentation (the layer goes on what it returns), a loss (the layer goes on its image
+argument), and an optimizer that holds the synthetic images (CMI's gradient is added just before its step).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from ddplug.datasets import ImageData
+from ddplug.errors import AttachError, DDPlugWarning
+from ddplug.history import History
+from ddplug.hooks import Undo
+from ddplug.places import Labels, On, find_place
+from ddplug.regularizer import Regularizer
+
+
+class Handle:
+    """What `attach` returns: the regulariser at work, and the way to take it out.
+
+    A context manager: leaving it detaches. `history` and `lam` say what happened; `state_dict` lets a run continue.
+    """
+
+    def __init__(self, regularizer: Regularizer, where: str, undo: Undo) -> None:
+        self.regularizer = regularizer
+        self.where = where
+        self._undo: Undo | None = undo
+
+    @property
+    def attached(self) -> bool:
+        """Whether it still is."""
+        return self._undo is not None
+
+    @property
+    def history(self) -> History:
+        """CMI, lambda and images of each round."""
+        return self.regularizer.history
+
+    @property
+    def lam(self) -> float | None:
+        """Lambda, or None while it is being measured."""
+        return self.regularizer.lam
+
+    def detach(self) -> None:
+        """Restore the host exactly; idempotent. Warns if the regulariser never came into action."""
+        if self._undo is None:
+            return
+        undo, self._undo = self._undo, None
+        self.regularizer.detach()
+        undo()
+        if self.regularizer.rounds == 0 and self.regularizer.weight != 0:
+            warnings.warn(
+                f"the regulariser at {self.where} never came into action: no backward pass reached images that went "
+                "through it. Check that the host calls it on its synthetic images and that they need a gradient.",
+                DDPlugWarning,
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a continued run needs."""
+        return self.regularizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.regularizer.load_state_dict(state)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self.detach()
+            return
+        with warnings.catch_warnings():  # the host's own exception says more than ours could
+            warnings.simplefilter("ignore", DDPlugWarning)
+            self.detach()
+
+    def __repr__(self) -> str:
+        state = "attached" if self.attached else "detached"
+        return f"Handle({state}, {self.where}, weight={self.regularizer.weight}, {self.history})"
+
+
+def attach(
+    trainer: object,
+    weight: float | str = 0.1,
+    *,
+    proxies: object = None,
+    at: str | None = None,
+    on: On | None = None,
+    images: str | None = None,
+    labels: Labels | None = None,
+    data: ImageData | None = None,
+    **options: Any,
+) -> Handle:
+    """Regularise the synthetic images of `trainer` by CMI, from now until `detach()`.
+
+    Args:
+        trainer: an object or module with an augmentation or a loss as a method, function or submodule; or the torch
+            optimizer that holds the synthetic images; or a host that an adapter knows.
+        weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all.
+        proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
+            real data (`data`, or the trainer's own `ImageData` attribute) and kept in the cache.
+        at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name.
+        on: "output" puts the layer on what the callable returns (an augmentation), "argument" on its image argument (a
+            loss). By default decided by the name.
+        images: name of the loss's image argument.
+        labels: name of the label argument of the callable, or of an attribute of the trainer; or a tensor (n,); or a
+            function from the views to their labels. Found by itself if it has a usual name.
+        data: real data to train proxies on if there are none.
+        options: for `ddplug.Regularizer`: weighting, space, temperature, calibrate, every, draw, schedule,
+            input_space, setting, seed, announce.
+
+    Raises:
+        AttachError: no place found, or several, or already attached; it lists what was looked for.
+        DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
+    """
+    from ddplug import adapters
+
+    known = adapters.find(trainer)
+    place = None if known else find_place(trainer, at, on, images, labels)
+    regularizer = Regularizer(_proxies(trainer, proxies, data), weight, **options)
+    if known:
+        where = f"host {known[0]}"
+        undo = known[1].install(trainer, regularizer)
+    else:
+        assert place is not None
+        where, install = place
+        undo = install(regularizer)
+    regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}")
+    return Handle(regularizer, where, undo)
+
+
+def _proxies(trainer: object, proxies: object, data: ImageData | None) -> object:
+    """The proxies as given, or a small pool of the host's real data."""
+    if proxies is not None:
+        return proxies
+    if data is None:
+        held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
+        data = next((value for value in held if isinstance(value, ImageData)), None)
+    if data is None:
+        raise AttachError(
+            "no proxies given, and no real data to train some on. Pass proxies= (trained networks, or the folder that "
+            "`ddplug pretrain` made), or data= (from ddplug.datasets.load)."
+        )
+    from ddplug.pretrain import default_pool
+
+    return default_pool(data)

@@ -1,0 +1,223 @@
+"""The command line: `ddplug demo`, `ddplug pretrain`, `ddplug measure`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddplug.errors import DDPlugError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddplug.datasets import ImageData
+
+app = typer.Typer(
+    help="CMI regularisation (arXiv 2412.09945) for dataset-distillation code.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DataName = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder.")]
+DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the data lies; digits need none.")]
+DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")]
+
+
+def main() -> None:
+    """Run the command line; our own errors end it with status 2 and one paragraph, an interruption with 130."""
+    try:
+        app()
+    except DDPlugError as error:
+        print(f"ddplug: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ddplug: interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    data: DataName = "digits",
+    data_path: DataPath = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("ddplug-demo"),
+    weight: Annotated[float | None, typer.Option(help="Share of the host's own gradient.")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Distillation steps per run.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Paired repetitions.")] = None,
+    proxies: Annotated[Path | None, typer.Option(help="A pool to use instead of training one.")] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Distil real images with and without CMI and compare: a table, the images, CMI over the iterations."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from ddplug import demo as demonstration
+    from ddplug.proxies import ProxyPool
+
+    settings = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
+    given = {"weight": weight, "ipc": ipc, "iterations": iterations, "seeds": seeds}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    where = _device(device)
+    real = _load(data, data_path)
+    pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
+    console = Console()
+    console.print(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
+    with _Progress() as progress:
+        outcome = demonstration.run_demo(real, out, settings, device=where, pool=pool, on_progress=progress)
+    console.print(demonstration.table(outcome))
+    for file in outcome.files:
+        console.print(f"wrote {file}", soft_wrap=True)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="The pool's folder; an unfinished pool there is continued.")],
+    data: DataName = "digits",
+    data_path: DataPath = None,
+    arch: Annotated[str, typer.Option(help="convnet, resnet18 or torchvision/NAME.")] = "convnet",
+    count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
+    lr: Annotated[float, typer.Option(help="Initial learning rate, cosine to zero.")] = 0.05,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    norm: Annotated[str, typer.Option(help="instance or batch.")] = "instance",
+    width: Annotated[int | None, typer.Option(help="Channels; the architecture's own by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Network i has seed + i.")] = 0,
+    flip: Annotated[bool | None, typer.Option(help="Mirror images; by default as the data set allows.")] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Train a pool of proxies on real images; can be interrupted, and continued by the same command."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ddplug.pretrain import pretrain as train_pool
+
+    real = _load(data, data_path)
+    options: dict[str, Any] = {} if arch.startswith("torchvision/") else {"norm": norm}
+    if width is not None:
+        options["width"] = width
+    pool = train_pool(
+        real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
+        options=options, device=_device(device),
+    )  # fmt: skip
+    table = Table("proxy", "seed", "epochs", "test accuracy", title=f"{real.name}: pool in {out}")
+    for proxy in pool:
+        record = proxy.record
+        table.add_row(proxy.name, str(record["seed"]), str(record["epochs"]), f"{record['test_accuracy']:.2%}")
+    Console().print(table)
+
+
+@app.command()
+def measure(
+    proxies: Annotated[Path, typer.Option(help="A pool's folder.")],
+    synthetic: Annotated[
+        Path | None, typer.Argument(help="A synthetic set, .pt; leave it out to measure --data.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A real data set to measure instead: digits, cifar10, ...")] = None,
+    data_path: DataPath = None,
+    split: Annotated[str, typer.Option(help="train or test, of --data.")] = "test",
+    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
+    temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
+    separation: Annotated[str, typer.Option(help="cross_entropy, kl or centroid_kl.")] = "cross_entropy",
+    unit: Annotated[
+        bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    device: DeviceName = "auto",
+) -> None:
+    """CMI, NCMI and every class's CMI of a synthetic set or of a real data set, under a pool."""
+    from ddplug.errors import PoolError
+    from ddplug.measure import measure as measure_set
+    from ddplug.proxies import ProxyPool
+    from ddplug.sets import SyntheticSet, load_set
+    from ddplug.spaces import InputSpace
+
+    if (synthetic is None) == (data is None):
+        raise InputError("measure one thing: a synthetic set (its .pt file) or a real data set (--data NAME).")
+    if split not in ("train", "test"):
+        raise InputError(f"unknown split {split!r}, expected train or test.")
+    if data is not None:
+        real = _load(data, data_path)
+        images, labels = (
+            (real.train_images, real.train_labels) if split == "train" else (real.test_images, real.test_labels)
+        )
+        pool = ProxyPool.load(proxies, dataset=real.name)
+        chosen, title = SyntheticSet(images, labels, real.space), f"{real.name}, {split} images"
+    else:
+        assert synthetic is not None
+        chosen, title = load_set(synthetic), str(synthetic)
+        pool = ProxyPool.load(proxies)
+        if chosen.dataset is not None and pool.info.dataset not in (None, chosen.dataset):
+            raise PoolError(
+                f"'{synthetic}' was distilled from {chosen.dataset}, but the pool in '{proxies}' was trained on "
+                f"{pool.info.dataset}. Measure it under a pool of its own data."
+            )
+    where = _device(device)
+    input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
+    result = measure_set(
+        pool.to(where), chosen.images.to(where), chosen.labels.to(where), space=space, temperature=temperature,  # type: ignore[arg-type]
+        separation=separation, input_space=input_space,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    from rich.console import Console
+
+    from ddplug.report import measurement_table
+
+    Console().print(measurement_table(result, title, pool.info.class_names))
+
+
+def _load(name: str, path: Path | None) -> ImageData:
+    from ddplug import datasets
+
+    return datasets.load(name, path)
+
+
+def _device(name: str) -> torch.device:
+    """The device meant by `name`, with torch's threads held to the processors this process may use."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}, expected cpu, cuda, cuda:N or auto.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r} was asked for, but torch sees no CUDA device. Use --device cpu.")
+    if hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
+    return device
+
+
+class _Progress:
+    """A bar for whatever is being done; called as (what, done, total)."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._tasks:
+            self._progress.start()  # not before: the proxies' own bar comes first, and two live bars cannot be
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[what], completed=done)

@@ -1,0 +1,302 @@
+"""The networks of the distillation literature, built by name and with a random state of their own.
+
+Every network here is a backbone and a linear head: `net(images) == net.classifier(net.embed(images))`. The head is a
+named submodule, so a forward pre-hook on `classifier` sees the features too. Parameters come in the order in which the
+layers act, which is the order of the flat parameter lists in expert buffers.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, ParamSpec
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from ddplug.errors import ProxyError
+
+Norm = Literal["instance", "batch", "none"]
+P = ParamSpec("P")
+
+_REGISTRY: dict[str, Callable[..., Network]] = {}
+_TORCHVISION = "torchvision/"
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Draw from `seed` inside the block; afterwards torch's generators are as they were before it.
+
+    Covers torch's default CPU generator, from which layers are initialised, and that of `device` if it is a CUDA
+    device, from which dropout draws. `torch.manual_seed` would also reseed every other device of the host.
+    """
+    generators = [torch.default_generator]
+    device = torch.device(device)
+    if device.type == "cuda":
+        current = torch.cuda.current_device()  # initialises CUDA, which has no generators before that
+        generators.append(torch.cuda.default_generators[current if device.index is None else device.index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+class Network(nn.Module):
+    """A classifier made of `embed` and `classifier`; `spec` says how to build it again.
+
+    `spec` is JSON-serialisable, `{"architecture": name, "options": {...}}`, such that
+    `build(spec["architecture"], **spec["options"])` makes the same network with other initial weights.
+    """
+
+    classifier: nn.Linear
+    spec: dict[str, Any]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Penultimate features (n, d) of `images` (n, c, h, w)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of `images` (n, c, h, w)."""
+        logits: Tensor = self.classifier(self.embed(images))
+        return logits
+
+
+def register(constructor: Callable[P, Network]) -> Callable[P, Network]:
+    """Make `constructor` known to `build` under its own name, and have it record its options in `spec`.
+
+    Its options must be JSON-serialisable (tuples come back as lists). What it builds is on the CPU, whatever torch's
+    default device is, so that `seeded` gives equal weights everywhere.
+    """
+    name = constructor.__name__
+    signature = inspect.signature(constructor)
+
+    @functools.wraps(constructor)
+    def construct(*args: P.args, **kwargs: P.kwargs) -> Network:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ProxyError(f"{name} was given options it does not have ({error}); it is {name}{signature}") from error
+        bound.apply_defaults()
+        with torch.device("cpu"):
+            network = constructor(*args, **kwargs)
+        network.spec = _spec(name, bound.arguments)
+        return network
+
+    _REGISTRY[name] = construct
+    return construct
+
+
+def architectures() -> list[str]:
+    """The names that `build` knows, besides torchvision/NAME for every classifier of torchvision."""
+    return sorted(_REGISTRY)
+
+
+def build(architecture: str, **options: Any) -> nn.Module:
+    """A fresh, randomly initialised network by name, on the CPU; call it inside `seeded`.
+
+    `architecture` is one of `architectures()`, or "torchvision/NAME": that model without pretrained weights, its
+    options passed on (of these, `channels` must be 3, and `size` is left to the model, which has no such option). A
+    torchvision model has `spec`, but no `embed`, and its head has the name that torchvision gave it.
+
+    Raises `ProxyError` for an unknown name, for options that the network does not have, and for impossible ones.
+    """
+    if architecture.startswith(_TORCHVISION):
+        return _build_torchvision(architecture, options)
+    if architecture not in _REGISTRY:
+        raise ProxyError(
+            f"unknown architecture {architecture!r}; known are {', '.join(architectures())} and torchvision/NAME, "
+            "for example torchvision/resnet18. Own networks are added with ddplug.networks.register."
+        )
+    return _REGISTRY[architecture](**options)
+
+
+@register
+def convnet(
+    num_classes: int = 10,
+    *,
+    channels: int = 3,
+    size: Sequence[int] = (32, 32),
+    width: int = 128,
+    depth: int = 3,
+    norm: Norm = "instance",
+) -> Network:
+    """The ConvNet of the distillation literature: `depth` blocks of [conv 3x3, norm, ReLU, 2x2 average pool], a head.
+
+    `size` is (height, width) in pixels. Features are the flattened last maps: 2048 of them at width 128, depth 3 and
+    32x32. As in the literature, images of one channel and 28x28 are padded to 32x32 by the first convolution.
+    "instance" is a group norm with one group per channel and an affine map.
+
+    Raises `ProxyError` where the blocks pool the image away: each side needs 2 ** depth pixels.
+    """
+    _require_positive(num_classes=num_classes, channels=channels, width=width, depth=depth)
+    return _ConvNet(num_classes, channels, _pair(size), width, depth, norm)
+
+
+@register
+def resnet18(
+    num_classes: int = 10,
+    *,
+    channels: int = 3,
+    size: Sequence[int] = (32, 32),
+    norm: Norm = "instance",
+    width: int = 64,
+) -> Network:
+    """ResNet-18 for small images: 3x3 stem, no max pool, stages of 1, 2, 4 and 8 times `width`, global average pool.
+
+    `size` is (height, width) in pixels; features are 8 * width (512). Convolutions have no bias.
+
+    Raises `ProxyError` for norm="none", which this depth does not train without, and, with instance norm, for images
+    that the last stage sees as one pixel: normalised alone, that pixel is zero, and so is every feature.
+    """
+    _require_positive(num_classes=num_classes, channels=channels, width=width)
+    height, breadth = _pair(size)
+    if norm == "none":
+        raise ProxyError("resnet18 needs a norm, got norm='none'; use 'instance' or 'batch'")
+    if norm == "instance" and height <= 8 and breadth <= 8:
+        raise ProxyError(
+            f"resnet18 with instance norm cannot take {height}x{breadth} images: its last stage sees one pixel, whose "
+            "normalised value is always zero. The smallest size that works is 9x9: enlarge the images, or use "
+            "norm='batch' or a convnet."
+        )
+    return _ResNet18(num_classes, channels, norm, width)
+
+
+class _ConvNet(Network):
+    def __init__(
+        self, num_classes: int, channels: int, size: tuple[int, int], width: int, depth: int, norm: Norm
+    ) -> None:
+        super().__init__()
+        padded = channels == 1 and size == (28, 28)
+        height, breadth = (32, 32) if padded else size
+        smallest = 2**depth
+        if min(height, breadth) < smallest:
+            raise ProxyError(
+                f"convnet of depth {depth} halves the image {depth} times and cannot take {size[0]}x{size[1]}. The "
+                f"smallest size that works is {smallest}x{smallest}: enlarge the images or use a smaller depth."
+            )
+        blocks: list[nn.Module] = []
+        for block in range(depth):
+            padding = 3 if padded and block == 0 else 1
+            blocks += [
+                nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding),
+                _norm(norm, width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width * (height // smallest) * (breadth // smallest), num_classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.features(images)
+        return rearrange(maps, "n c h w -> n (c h w)")
+
+
+class _ResNet18(Network):
+    def __init__(self, num_classes: int, channels: int, norm: Norm, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            _norm(norm, width),
+            nn.ReLU(),
+        )
+        self.stages = nn.Sequential(
+            *(_ResidualBlock(width, width, 1, norm) for _ in range(2)),
+            *(
+                _ResidualBlock(coming, going, stride, norm)
+                for wide in (2 * width, 4 * width, 8 * width)
+                for coming, going, stride in ((wide // 2, wide, 2), (wide, wide, 1))
+            ),
+        )
+        self.classifier = nn.Linear(8 * width, num_classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.stages(self.stem(images))
+        return reduce(maps, "n c h w -> n c", "mean")
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions added to a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, coming: int, going: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(coming, going, 3, stride=stride, padding=1, bias=False),
+            _norm(norm, going),
+            nn.ReLU(),
+            nn.Conv2d(going, going, 3, padding=1, bias=False),
+            _norm(norm, going),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or coming != going:
+            self.shortcut.append(nn.Conv2d(coming, going, 1, stride=stride, bias=False))
+            self.shortcut.append(_norm(norm, going))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.residual(maps) + self.shortcut(maps))
+
+
+def _norm(norm: str, width: int) -> nn.Module:
+    if norm == "instance":
+        return nn.GroupNorm(width, width, affine=True)
+    if norm == "batch":
+        return nn.BatchNorm2d(width)
+    if norm == "none":
+        return nn.Identity()
+    raise ProxyError(f"unknown norm {norm!r}; expected 'instance', 'batch' or 'none'")
+
+
+def _pair(size: Sequence[int]) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 1:
+        raise ProxyError(f"size is (height, width) in pixels, got {size!r}")
+    return int(size[0]), int(size[1])
+
+
+def _require_positive(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise ProxyError(f"{name} must be at least 1, got {value}")
+
+
+def _build_torchvision(architecture: str, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models  # seconds of import that only these networks need
+
+    name = architecture.removeprefix(_TORCHVISION)
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ProxyError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
+    spec = _spec(architecture, options)
+    if options.get("weights") is not None:
+        raise ProxyError(
+            f"{architecture} is built without pretrained weights, got weights={options['weights']!r}; "
+            "load weights of your own into it, or hand the pretrained model over as it is"
+        )
+    if options.get("channels", 3) != 3:
+        raise ProxyError(f"{architecture} takes images of 3 channels, got channels={options['channels']}; use convnet")
+    passed = {option: value for option, value in options.items() if option not in ("weights", "channels", "size")}
+    try:
+        with torch.device("cpu"):
+            network: nn.Module = models.get_model(name, weights=None, **passed)
+    except (TypeError, ValueError) as error:
+        raise ProxyError(f"{architecture} cannot be built with the options {passed}: {error}") from error
+    network.__dict__["spec"] = spec  # a plain attribute; nn.Module's own are typed as tensors and modules
+    return network
+
+
+def _spec(architecture: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The record of how a network was built, in JSON's own types."""
+    try:
+        resolved = json.loads(json.dumps(options))
+    except TypeError as error:
+        raise ProxyError(
+            f"the options of {architecture} must be numbers, strings, lists or booleans, to be kept in a file, "
+            f"got {options}: {error}"
+        ) from error
+    return {"architecture": architecture, "options": resolved}

@@ -1,0 +1,178 @@
+"""Training a pool of proxies on real data: one network after the other, interruptible at any moment.
+
+Every finished network is in the pool at once; the one under way leaves a checkpoint after every epoch. The same call
+again goes on from there and ends with the same pool.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddplug.datasets import ImageData
+from ddplug.errors import InputError, PoolError
+from ddplug.networks import build, seeded
+from ddplug.poolfiles import HEADER, Header, read_header, read_pool, write_header, write_network
+from ddplug.proxies import PoolInfo, Proxy, ProxyPool
+from ddplug.training import accuracy, fit, shift_and_flip
+
+# Pictures of which a mirror image is a picture of the same class.
+MIRRORED = ("cifar10", "cifar100")
+
+
+def pretrain(
+    data: ImageData,
+    folder: str | Path,
+    *,
+    architecture: str = "convnet",
+    count: int = 8,
+    epochs: int = 40,
+    lr: float = 0.05,
+    batch_size: int = 128,
+    seed: int = 0,
+    flip: bool | None = None,
+    options: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> ProxyPool:
+    """Train `count` networks on `data`'s training images into the pool at `folder`, and return the pool.
+
+    SGD with momentum 0.9, a cosine from `lr`, batches of `batch_size`, random shifts by an eighth of the side and, for
+    natural images, mirroring. Network i has seed `seed + i`. Each one's record holds seed, epochs and test accuracy.
+
+    Args:
+        data: real data, whose name, classes, shape and input space the pool records.
+        folder: of the pool. If it holds an unfinished pool of the same recipe, that one is finished; a larger `count`
+            than it was made with adds networks.
+        architecture: a name that `ddplug.networks.build` knows.
+        count: networks in the pool.
+        epochs, lr, batch_size, seed: of the training.
+        flip: mirror images at random; None decides by the data set.
+        options: for the architecture, e.g. {"norm": "batch", "width": 64}.
+        device: to train on.
+        progress: show a progress bar.
+
+    Raises:
+        PoolError: `folder` holds a pool of another recipe or data set, or something else.
+        ProxyError: an architecture that does not exist or does not fit the images.
+    """
+    if count < 1 or epochs < 1:
+        raise InputError(f"a pool needs at least 1 network and 1 epoch, got count={count}, epochs={epochs}.")
+    folder = Path(folder)
+    flip = data.name in MIRRORED if flip is None else flip
+    fixed = {"num_classes": data.num_classes, "channels": data.shape[0], "size": list(data.shape[1:])}
+    resolved = {**fixed, **(options or {})}
+    recipe = {
+        "architecture": architecture, "options": resolved, "epochs": epochs, "lr": lr, "batch_size": batch_size,
+        "seed": seed, "flip": flip,
+    }  # fmt: skip
+    header = _open(folder, Header(pool_info(data), count, [], recipe))
+    augment = shift_and_flip(max(1, data.shape[1] // 8), flip)
+    images, labels = data.train_images.to(device), data.train_labels.to(device)
+    bar: Any = _Bar(data.name, architecture, header, epochs) if progress and not header.complete else nullcontext()
+    with bar:
+        while not header.complete:
+            index = len(header.networks)
+            with seeded(seed + index):
+                network = build(architecture, **resolved).to(device)
+            told: Callable[[int, float], None] | None = bar.epoch if isinstance(bar, _Bar) else None
+            fit(
+                network, images, labels, epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine",
+                augment=augment, seed=seed + index, checkpoint=folder / f".proxy_{index:03d}.checkpoint",
+                on_epoch=told,
+            )  # fmt: skip
+            reached = accuracy(network, data.test_images, data.test_labels)
+            record = {"seed": seed + index, "epochs": epochs, "test_accuracy": reached}
+            proxy = Proxy(
+                network, "classifier" if hasattr(network, "embed") else None, f"{architecture}-{index}", record
+            )
+            header.networks.append(write_network(folder, index, proxy))
+            write_header(folder, header)
+            if isinstance(bar, _Bar):
+                bar.network(reached)
+    return read_pool(folder, dataset=data.name, builders={}, partial=False).to(device)
+
+
+def pool_info(data: ImageData) -> PoolInfo:
+    """What a pool trained on `data` records of it."""
+    return PoolInfo(data.name, data.class_names, data.shape, data.space, data.fingerprint())
+
+
+def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.device | str | None = None) -> ProxyPool:
+    """A small pool for `data` out of the cache, trained once if it is not there; says where it is.
+
+    The cache is the folder named by the environment variable DDPLUG_CACHE, or the user's cache folder. On a GPU the
+    proxies are three ResNet-18, elsewhere three ConvNet-3, which train in minutes.
+    """
+    if cache is None:
+        from platformdirs import user_cache_path
+
+        cache = Path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    large_enough = min(data.shape[1:]) > 8
+    architecture = "resnet18" if torch.device(device).type == "cuda" and large_enough else "convnet"
+    folder = cache / "pools" / f"{data.name}-{data.fingerprint()}-{architecture}"
+    there = (folder / HEADER).is_file() and read_header(folder).complete
+    print(f"ddplug: no proxies given; {'taking' if there else 'training'} a small pool of {data.name} in {folder}")
+    return pretrain(data, folder, architecture=architecture, count=3, epochs=20, device=device)
+
+
+def _open(folder: Path, wanted: Header) -> Header:
+    """The header to go on from: the one in `folder` if it is of the same recipe, else a new one, written."""
+    if not (folder / HEADER).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PoolError(f"'{folder}' exists and is not a pool of proxies; choose another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_header(folder, wanted)
+        return wanted
+    found = read_header(folder)
+    if found.info != wanted.info or found.recipe != wanted.recipe:
+        differing = {
+            key: (found.recipe.get(key), wanted.recipe.get(key))
+            for key in {*found.recipe, *wanted.recipe}
+            if found.recipe.get(key) != wanted.recipe.get(key)
+        }
+        what = f"other settings (there, asked for): {differing}" if differing else f"other data: {found.info.dataset}"
+        raise PoolError(f"'{folder}' holds a pool made with {what}. Choose another folder, or the settings it has.")
+    if wanted.wanted > found.wanted:
+        found.wanted = wanted.wanted
+        write_header(folder, found)
+    return found
+
+
+class _Bar:
+    """One progress bar for the whole pool, counted in epochs."""
+
+    def __init__(self, data: str, architecture: str, header: Header, epochs: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._epochs, self._done, self._count = epochs, len(header.networks), header.wanted
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self._task = self._progress.add_task(
+            f"proxies: {self._count} x {architecture} on {data}", total=self._count * epochs,
+            completed=self._done * epochs, note="",
+        )  # fmt: skip
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def epoch(self, done: int, loss: float) -> None:
+        """An epoch of the network under way is done."""
+        self._progress.update(self._task, completed=self._done * self._epochs + done, note=f"loss {loss:.3f}")
+
+    def network(self, accuracy: float) -> None:
+        """A network is done and saved."""
+        self._done += 1
+        self._progress.update(self._task, completed=self._done * self._epochs, note=f"accuracy {accuracy:.1%}")

@@ -1,0 +1,90 @@
+"""Tables and pictures: what came out, for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ddplug.errors import DataError
+from ddplug.measure import Measurement
+from ddplug.spaces import InputSpace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def measurement_table(measurement: Measurement, title: str, class_names: Sequence[str] | None = None) -> Table:
+    """A table of a measurement: the whole set, then class by class."""
+    from rich.table import Table
+
+    table = Table("class", "CMI (nats)", title=title, caption=_caption(measurement))
+    for label, value in measurement.per_class.items():
+        table.add_row(class_names[label] if class_names and label < len(class_names) else str(label), f"{value:.6f}")
+    table.add_section()
+    table.add_row("all", f"{measurement.cmi:.6f} ± {measurement.cmi_std:.6f}")
+    if measurement.ncmi is not None:
+        table.add_row(f"separation ({measurement.separation_name})", f"{measurement.separation:.6f}")
+        table.add_row("NCMI = CMI / separation", f"{measurement.ncmi:.6f}")
+    return table
+
+
+def _caption(measurement: Measurement) -> str:
+    return (
+        f"{measurement.images} images, {measurement.proxies} proxies (± std between them), {measurement.space} space, "
+        f"T = {measurement.temperature:g}"
+    )
+
+
+def picture_grid(sets: Mapping[str, Tensor], space: InputSpace, path: str | Path, *, columns: int) -> None:
+    """Draw sets of images (n, c, h, w) below each other, `columns` to a row (images per class: a class is a row)."""
+    figure = _figure(4.2 * len(sets), 4.6)
+    axes = figure.subplots(1, len(sets), squeeze=False)
+    for axis, (title, images) in zip(axes[0], sets.items(), strict=True):
+        missing = -len(images) % columns
+        pixels = space.to_unit(images.detach().cpu().float()).clamp(0, 1)
+        pixels = torch.cat([pixels, torch.ones_like(pixels[:missing])]) if missing else pixels
+        framed = torch.nn.functional.pad(pixels, (0, 1, 0, 1), value=1.0)
+        grid = rearrange(framed, "(row column) c h w -> (row h) (column w) c", column=columns)
+        axis.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title)
+        axis.axis("off")
+    _save(figure, path)
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]], path: str | Path, *, title: str, x: str, y: str
+) -> None:
+    """Draw named curves, each its x values and y values, with a logarithmic y axis if all values are positive."""
+    figure = _figure(6.4, 4.2)
+    axis = figure.subplots()
+    for name, (xs, ys) in series.items():
+        axis.plot(xs, ys, label=name)
+    if all(value > 0 for _, ys in series.values() for value in ys):
+        axis.set_yscale("log")
+    axis.set(title=title, xlabel=x, ylabel=y)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure, in inches; without pyplot, so that the host's own backend and figures stay as they are."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DataError("plots need matplotlib, which is not installed: pip install 'ddplug[demo]'") from error
+    return Figure(figsize=(width, height))
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")  # the ending says which format
+    figure.savefig(temporary, dpi=130, bbox_inches="tight")
+    os.replace(temporary, path)

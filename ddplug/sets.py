@@ -1,0 +1,81 @@
+"""Synthetic sets as files: images, labels and what the numbers mean, in one `.pt` that holds nothing but tensors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.errors import DataError
+from ddplug.spaces import InputSpace
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """Images (n, c, h, w) floats and labels (n,) int64 in an input space, which is None if the file does not say."""
+
+    images: Tensor
+    labels: Tensor
+    space: InputSpace | None = None
+    dataset: str | None = None
+
+
+def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
+    """Write a set, by renaming, as a dictionary that `torch.load(..., weights_only=True)` reads."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "images": synthetic.images.detach().cpu(),
+        "labels": synthetic.labels.detach().cpu(),
+        "space": synthetic.space.to_json() if synthetic.space else None,
+        "dataset": synthetic.dataset,
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(record, temporary)
+    os.replace(temporary, path)
+
+
+def load_set(path: str | Path) -> SyntheticSet:
+    """Read a set: ours, a dictionary with images and labels, a pair of them, or DM's results file (its last set).
+
+    Read with `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no synthetic set at '{path}'; expected a .pt file with images and labels.")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise DataError(
+            f"'{path}' cannot be read as tensors ({str(error).splitlines()[0]}); is it a .pt file?"
+        ) from error
+    images, labels, extra = _unpack(record)
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4):
+        held = (
+            f"{type(record).__name__} of {sorted(map(str, record))[:6]}" if isinstance(record, dict) else type(record)
+        )
+        raise DataError(
+            f"'{path}' holds {held}, expected images (n, c, h, w) and labels (n,): a dictionary with the keys images "
+            "and labels, a pair, or DM's results."
+        )
+    if len(images) != len(labels):
+        raise DataError(f"'{path}' holds {len(images)} images but {len(labels)} labels; it is damaged.")
+    space = InputSpace.from_json(extra["space"]) if extra.get("space") else None
+    return SyntheticSet(images.float(), labels.long(), space, extra.get("dataset"))
+
+
+def _unpack(record: Any) -> tuple[Any, Any, dict[str, Any]]:
+    if isinstance(record, dict) and "data" in record and not {"images", "labels"} <= set(record):
+        record = record["data"]
+    if isinstance(record, dict):
+        return record.get("images"), record.get("labels"), record
+    while isinstance(record, list | tuple) and record and not isinstance(record[0], Tensor):
+        record = record[-1]
+    if isinstance(record, list | tuple) and len(record) == 2:
+        return record[0], record[1], {}
+    return None, None, {}

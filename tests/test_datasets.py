@@ -1,0 +1,389 @@
+"""Data sets: the three layouts, each built small by the test itself, the digits, and what is refused."""
+
+import hashlib
+import io
+import pickle
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from ddplug.datasets import ImageData, load, random_real
+from ddplug.errors import DataError
+from ddplug.spaces import InputSpace
+
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def pictures(count, seed, size=(32, 32)):
+    """Smooth random pictures, uint8 (count, h, w, 3): JPEG keeps them nearly as they are."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    resized = [Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR) for picture in coarse]
+    return np.stack([np.asarray(picture) for picture in resized])
+
+
+def write_npz(file, images, labels, classes=CIFAR_CLASSES, replaced=()):
+    streams = []
+    for image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "JPEG", quality=98)
+        streams.append(np.frombuffer(stream.getvalue(), np.uint8))
+    arrays = {
+        "jpeg": np.concatenate(streams),
+        "offsets": np.cumsum([0, *map(len, streams)]).astype(np.int64),
+        "labels": np.asarray(labels, np.uint8),
+        "classes": np.array(classes),
+    }
+    np.savez(file, **{key: value for key, value in (arrays | dict(replaced)).items() if value is not None})
+
+
+def write_folder(root, images, labels, part, classes=CIFAR_CLASSES, suffix="png"):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = root / part / classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index:03}.{suffix}")
+
+
+@pytest.fixture
+def npz(tmp_path):
+    write_npz(tmp_path / "tiny_train.npz", pictures(20, 0), list(range(10)) * 2)
+    write_npz(tmp_path / "tiny_test.npz", pictures(10, 1), range(10))
+    return tmp_path
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    write_folder(tmp_path, pictures(20, 0), list(range(10)) * 2, "train")
+    write_folder(tmp_path, pictures(10, 1), range(10), "test")
+    return tmp_path
+
+
+@pytest.fixture
+def batches(tmp_path, monkeypatch):
+    """A CIFAR-10 of 20 + 10 images in torchvision's layout, whose md5 sums torchvision is made to expect."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+
+    def write(name, content):
+        blob = pickle.dumps(content)
+        (folder / name).write_bytes(blob)
+        return [name, hashlib.md5(blob).hexdigest()]
+
+    def batch(name, images, labels):
+        return write(name, {"data": images.transpose(0, 3, 1, 2).reshape(len(images), -1), "labels": list(labels)})
+
+    reader = torchvision.datasets.CIFAR10
+    train = pictures(20, 0)
+    monkeypatch.setattr(
+        reader, "train_list", [batch("data_batch_1", train[:10], range(10)), batch("b2", train[10:], range(10))]
+    )
+    monkeypatch.setattr(reader, "test_list", [batch("test_batch", pictures(10, 1), range(10))])
+    name, md5 = write("batches.meta", {"label_names": list(CIFAR_CLASSES)})
+    monkeypatch.setattr(reader, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return folder
+
+
+@pytest.fixture
+def unchanged():
+    """Fails the test if it moved the global random state of torch, numpy or Python."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    yield
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert all(np.array_equal(was, now) for was, now in zip(before[1], np.random.get_state(), strict=True))
+    assert before[2] == random.getstate()
+
+
+def assert_is_tiny_cifar(data, train_order=slice(None), tolerance=0.0):
+    assert data.class_names == CIFAR_CLASSES
+    assert data.shape == (3, 32, 32)
+    assert data.train_images.dtype == data.test_images.dtype == torch.float32
+    assert data.train_labels.dtype == data.test_labels.dtype == torch.int64
+    assert data.train_labels.tolist() == [*range(10), *range(10)] or data.train_labels.tolist() == sorted(
+        [*range(10)] * 2
+    )
+    assert data.test_labels.tolist() == list(range(10))
+    mean = torch.tensor([0.4914, 0.4822, 0.4465])[:, None, None]
+    std = torch.tensor([0.2023, 0.1994, 0.2010])[:, None, None]
+    for images, pixels in ((data.train_images, pictures(20, 0)[train_order]), (data.test_images, pictures(10, 1))):
+        wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+        assert (images * std + mean - wanted).abs().mean() <= tolerance + 1e-6
+    assert data.space == InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+def test_torchvision_layout(batches):
+    assert_is_tiny_cifar(load("cifar10", batches.parent))
+    assert_is_tiny_cifar(load("cifar10", str(batches)))
+    renamed = batches.rename(batches.with_name("renamed"))
+    assert_is_tiny_cifar(load("cifar10", renamed))
+
+
+def test_torchvision_layout_that_fails_its_md5_check(batches):
+    with (batches / "b2").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(DataError, match=r"fails torchvision's md5 check.*: b2 missing or different"):
+        load("cifar10", batches)
+
+
+def test_torchvision_layout_with_a_batch_missing(batches):
+    (batches / "test_batch").unlink()
+    with pytest.raises(DataError, match="test_batch missing or different"):
+        load("cifar10", batches.parent)
+
+
+def test_image_folder_layout(image_folder):
+    by_class = [index for label in range(10) for index in (label, label + 10)]
+    assert_is_tiny_cifar(load("cifar10", image_folder, progress=False), train_order=by_class)
+
+
+def test_npz_layout(npz, capfd):
+    assert_is_tiny_cifar(load("cifar10", npz, progress=False), tolerance=0.01)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_npz_file_finds_its_partner(npz):
+    write_npz(npz / "other_train.npz", pictures(20, 2), list(range(10)) * 2)
+    for name in ("tiny_train.npz", "tiny_test.npz"):
+        assert_is_tiny_cifar(load("cifar10", npz / name), tolerance=0.01)
+    with pytest.raises(
+        DataError, match=r"one \*train\*.npz and one .*found other_train.npz, tiny_test.npz, tiny_train"
+    ):
+        load("cifar10", npz)
+
+
+def test_cifar100_in_any_layout(tmp_path):
+    names = tuple(f"class{label:03}" for label in range(100))
+    write_npz(tmp_path / "train.npz", pictures(100, 0), range(100), names)
+    write_npz(tmp_path / "test.npz", pictures(100, 1), range(100), names)
+    data = load("cifar100", tmp_path, progress=False)
+    assert data.num_classes == 100
+    assert data.space == InputSpace.normalized((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+    with pytest.raises(DataError, match=r"is not cifar10: it has 100 classes .* where 10 and \(3, 32, 32\)"):
+        load("cifar10", tmp_path)
+
+
+def test_truncated_npz(npz):
+    file = npz / "tiny_train.npz"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"tiny_train.npz is damaged or not of this layout"):
+        load("cifar10", npz)
+
+
+def test_npz_with_a_flipped_byte(npz):
+    file = npz / "tiny_train.npz"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"tiny_train.npz is damaged"):
+        load("cifar10", npz)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"labels": None}, "damaged or not of this layout.*expected the arrays jpeg, offsets, labels and classes"),
+        ({"classes": np.array(CIFAR_CLASSES, dtype=object)}, "damaged or not of this layout"),
+        ({"offsets": np.arange(20)}, "do not fit together.*offsets int64"),
+        ({"labels": np.full(20, 10, np.uint8)}, "a name for each label"),
+        ({"jpeg": np.zeros(100, np.uint8)}, "do not fit together: jpeg uint8"),
+        ({"labels": np.uint8(3)}, "do not fit together"),
+    ],
+)
+def test_npz_whose_arrays_do_not_fit(npz, replaced, message):
+    write_npz(npz / "tiny_train.npz", pictures(20, 0), list(range(10)) * 2, replaced=replaced)
+    with pytest.raises(DataError, match=message):
+        load("cifar10", npz)
+
+
+def test_npz_with_half_a_picture(npz):
+    with np.load(npz / "tiny_train.npz") as arrays:
+        arrays = dict(arrays)
+    arrays["jpeg"][arrays["offsets"][3] : arrays["offsets"][4]] = 0
+    np.savez(npz / "tiny_train.npz", **arrays)
+    with pytest.raises(DataError, match=r"image 3 of .*tiny_train.npz is not an image that can be read"):
+        load("cifar10", npz)
+
+
+def test_npz_pickles_are_never_run(npz, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    np.savez(npz / "tiny_train.npz", jpeg=np.array([Trap()], dtype=object), offsets=[0], labels=[0], classes=["a"])
+    with pytest.raises(DataError):
+        load("cifar10", npz)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_splits_with_different_classes(npz):
+    write_npz(npz / "tiny_test.npz", pictures(10, 1), range(10), classes=CIFAR_CLASSES[::-1])
+    with pytest.raises(DataError, match="name different classes"):
+        load("cifar10", npz)
+
+
+def test_unknown_layouts_are_answered_with_the_three_known_ones(tmp_path):
+    (tmp_path / "readme.txt").touch()
+    (tmp_path / "pictures").mkdir()
+    layouts = r"cifar-10-batches-py.*train/CLASS/\*\.png.*\*train\*\.npz"
+    with pytest.raises(DataError, match=layouts + r".*Found there: pictures/, readme\.txt\."):
+        load("cifar10", tmp_path)
+    with pytest.raises(DataError, match=r"Found there: a file, readme\.txt"):
+        load("cifar10", tmp_path / "readme.txt")
+    with pytest.raises(DataError, match=r"nowhere, which is not there.*" + layouts):
+        load("cifar10", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"needs the path.*" + layouts):
+        load("cifar10")
+    with pytest.raises(DataError, match=r"no folder at .*Expected a folder with train/CLASS"):
+        load("folder", tmp_path)
+
+
+def test_unknown_names_and_stray_arguments_are_refused(tmp_path):
+    with pytest.raises(DataError, match="'mnist'; expected digits, cifar10, cifar100, or folder"):
+        load("mnist")
+    with pytest.raises(DataError, match="take no path"):
+        load("digits", tmp_path)
+    with pytest.raises(DataError, match="size enlarges digits only"):
+        load("cifar10", tmp_path, size=16)
+    with pytest.raises(DataError, match="enlarged only, got size=4"):
+        load("digits", size=4)
+
+
+def test_any_folder_of_images_is_normalised_by_its_own_train_split(tmp_path):
+    write_folder(tmp_path, pictures(12, 0, (10, 6)), [0, 1, 1] * 4, "train", ("b", "a"), suffix="bmp")
+    write_folder(tmp_path, pictures(4, 1, (10, 6)), [0, 1] * 2, "test", ("b", "a"))
+    data = load("folder", tmp_path, progress=False)
+    assert data.class_names == ("a", "b")
+    assert data.shape == (3, 10, 6)
+    assert data.train_labels.bincount().tolist() == [8, 4]
+    assert torch.allclose(data.train_images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3)
+    assert torch.allclose(data.train_images.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3)
+
+
+def test_folders_of_grey_images_have_one_channel_unless_one_is_coloured(tmp_path):
+    grey = pictures(4, 0)[..., 0]
+    for part in ("train", "test"):
+        write_folder(tmp_path, grey, [0, 1, 0, 1], part, ("a", "b"))
+    data = load("folder", tmp_path, progress=False)
+    assert data.shape == (1, 32, 32)
+    assert torch.allclose(data.space.to_unit(data.train_images)[0, 0], torch.from_numpy(grey[0]) / 255, atol=1e-6)
+    Image.fromarray(pictures(1, 5)[0]).save(tmp_path / "test" / "a" / "coloured.png")
+    data = load("folder", tmp_path, progress=False)
+    assert data.shape == (3, 32, 32)
+    units = data.space.to_unit(data.train_images)
+    assert torch.allclose(units[:, 0], units[:, 2], atol=1e-6)
+
+
+def test_damaged_folders_are_refused(image_folder):
+    odd = image_folder / "train" / "bird" / "odd.png"
+    Image.fromarray(pictures(1, 0, (16, 32))[0]).save(odd)
+    with pytest.raises(DataError, match=r"of one size.*\(32, 32\).*odd.png is \(16, 32\)"):
+        load("cifar10", image_folder)
+    odd.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"odd.png is not an image that can be read"):
+        load("cifar10", image_folder)
+    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(odd)
+    with pytest.raises(DataError, match=r"odd.png .*more than 8 bits"):
+        load("cifar10", image_folder)
+    odd.unlink()
+    (image_folder / "test" / "unicorn").mkdir()
+    with pytest.raises(DataError, match=r"same class folders.*unicorn"):
+        load("cifar10", image_folder)
+    (image_folder / "train" / "unicorn").mkdir()
+    with pytest.raises(DataError, match="unicorn holds no image"):
+        load("cifar10", image_folder)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_nothing_moves_the_global_random_state(npz):
+    load("cifar10", npz)
+    data = load("digits", size=16)
+    random_real(data, 3, torch.Generator().manual_seed(0))
+    data.fingerprint()
+
+
+def test_digits_are_split_evenly_and_once_and_for_all():
+    data = load("digits")
+    assert data.shape == (1, 8, 8)
+    assert len(data.train_images) + len(data.test_images) == 1797
+    assert 1190 < len(data.train_images) < 1210
+    share = data.train_labels.bincount() / (data.train_labels.bincount() + data.test_labels.bincount())
+    assert ((share - 2 / 3).abs() < 0.01).all()
+    assert abs(data.train_images.mean()) < 1e-3
+    assert abs(data.train_images.std() - 1) < 1e-3
+    # no picture is in both splits, and the split is the same in every process, for pools outlive processes
+    seen = {image.numpy().tobytes() for image in data.train_images}
+    assert not any(image.numpy().tobytes() in seen for image in data.test_images)
+    assert data.fingerprint() == "12a352a2087e1f39"
+
+
+def test_digits_can_be_enlarged():
+    small, large = load("digits"), load("digits", size=16)
+    assert large.shape == (1, 16, 16)
+    assert torch.equal(large.train_labels, small.train_labels)
+    shrunk = torch.nn.functional.avg_pool2d(large.space.to_unit(large.train_images), 2)
+    assert (shrunk - small.space.to_unit(small.train_images)).abs().mean() < 0.1
+    assert large.fingerprint() != small.fingerprint()
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'ddplug\[demo\]'"):
+        load("digits")
+
+
+def test_fingerprint_is_of_the_data_and_not_of_its_normalisation():
+    data = load("digits")
+    other = InputSpace.normalized((0.2,), (0.7,))
+    moved = replace(
+        data,
+        space=other,
+        train_images=data.space.convert(data.train_images, other),
+        test_images=data.space.convert(data.test_images, other),
+    )
+    assert moved.fingerprint() == data.fingerprint()
+    changed = data.train_images.clone()
+    changed[0, 0, 4, 4] += 0.1
+    for different in (
+        {"name": "digit"},
+        {"class_names": data.class_names[::-1]},
+        {"train_images": changed},
+        {"test_labels": data.test_labels.flip(0)},
+        {"test_images": data.test_images[:-1], "test_labels": data.test_labels[:-1]},
+    ):
+        assert replace(data, **different).fingerprint() != data.fingerprint()
+
+
+def test_to_moves_all_four_tensors():
+    moved = load("digits").to("meta")
+    tensors = (moved.train_images, moved.train_labels, moved.test_images, moved.test_labels)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_random_real_images_are_real_different_and_sorted_by_class():
+    data = load("digits")
+    images, labels = random_real(data, 5, torch.Generator().manual_seed(1))
+    assert labels.tolist() == [label for label in range(10) for _ in range(5)]
+    matches = (images[:, None] == data.train_images[None]).flatten(2).all(-1)
+    assert (matches.sum(1) == 1).all()
+    origins = matches.int().argmax(1)
+    assert origins.unique().numel() == 50
+    assert torch.equal(data.train_labels[origins], labels)
+    again, _ = random_real(data, 5, torch.Generator().manual_seed(1))
+    other, _ = random_real(data, 5, torch.Generator().manual_seed(2))
+    assert torch.equal(again, images)
+    assert not torch.equal(other, images)
+    images.zero_()
+    assert data.train_images[origins[0]].abs().sum() > 0
+
+
+def test_random_real_refuses_what_a_class_cannot_give():
+    pixels = torch.rand(5, 1, 2, 2)
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    data = ImageData("five", ("many", "few"), InputSpace.unit(1), pixels, labels, pixels, labels)
+    with pytest.raises(DataError, match="class 'few' of five has 2 training images, fewer than ipc=3"):
+        random_real(data, 3, torch.Generator())
+    with pytest.raises(DataError, match="at least 1, got 0"):
+        random_real(data, 0, torch.Generator())

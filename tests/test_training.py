@@ -1,0 +1,518 @@
+"""Training: what it learns, what it repeats bit for bit, what it resumes, and the random state it leaves alone."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddplug.datasets import ImageData, load, random_real
+from ddplug.errors import DDPlugError, InputError, PoolError, ProxyError
+from ddplug.networks import build, seeded
+from ddplug.training import accuracy, evaluate_set, fit, shift_and_flip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Networks this small gain nothing from a second thread, and on a busy machine wait for it ten times over."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    """Ten digits of each class: (images, labels)."""
+    return random_real(digits, 10, torch.Generator().manual_seed(0))
+
+
+def small_net(seed=0, **options):
+    with seeded(seed):
+        return build("convnet", **({"channels": 1, "size": (8, 8), "width": 16, "depth": 2} | options))
+
+
+def net_with_dropout():
+    with seeded(0):
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(288, 10)
+        )
+
+
+def weights(net):
+    return [tensor.clone() for tensor in net.state_dict().values()]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture
+def unchanged():
+    """Fails the test if it moved the global random state of torch, numpy or Python."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    yield
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert all(np.array_equal(was, now) for was, now in zip(before[1], np.random.get_state(), strict=True))
+    assert before[2] == random.getstate()
+
+
+class InterruptError(Exception):
+    pass
+
+
+def interrupt_after(epochs):
+    def on_epoch(done, loss):
+        if done == epochs:
+            raise InterruptError
+
+    return on_epoch
+
+
+# ---- fit
+
+
+def test_fit_learns_the_digits(digits):
+    net = small_net()
+    before = accuracy(net, digits.test_images, digits.test_labels)
+    losses = []
+    returned = fit(
+        net,
+        digits.train_images,
+        digits.train_labels,
+        epochs=6,
+        lr=0.05,
+        batch_size=64,
+        seed=0,
+        on_epoch=lambda done, loss: losses.append((done, loss)),
+    )
+    assert returned is net
+    assert not net.training
+    assert [done for done, _ in losses] == [1, 2, 3, 4, 5, 6]
+    assert losses[-1][1] < 0.3 * losses[0][1]
+    assert before < 0.3
+    assert accuracy(net, digits.test_images, digits.test_labels) > 0.9
+
+
+def test_the_reported_loss_is_the_mean_over_images_not_over_batches(few):
+    images, labels = few
+    net = small_net()
+    expected = nn.functional.cross_entropy(net(images), labels).item()
+    losses = []
+    # a learning rate of zero keeps the network as it is; batches of 64 and 36
+    fit(net, images, labels, epochs=1, lr=0.0, batch_size=64, seed=0, on_epoch=lambda _, loss: losses.append(loss))
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_soft_labels_of_one_are_hard_labels(few):
+    images, labels = few
+    soft = nn.functional.one_hot(labels, 10).float()
+    hard_net, soft_net = small_net(), small_net()
+    fit(hard_net, images, labels, epochs=2, seed=0)
+    fit(soft_net, images, soft, epochs=2, seed=0)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(hard_net), weights(soft_net), strict=True))
+
+
+def test_soft_labels_are_not_taken_for_their_largest_entry(few):
+    images, labels = few
+    soft = nn.functional.one_hot(labels, 10) * 0.5 + 0.05
+    hard_net, soft_net = small_net(), small_net()
+    fit(hard_net, images, labels, epochs=2, seed=0)
+    fit(soft_net, images, soft, epochs=2, seed=0)
+    assert not torch.allclose(hard_net.classifier.weight, soft_net.classifier.weight, atol=1e-4)
+
+
+def rates(monkeypatch, few, **settings):
+    """The learning rate of every optimizer step that `fit` takes."""
+    seen = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: seen.append(self.param_groups[0]["lr"]) or step(self))
+    fit(small_net(), *few, seed=0, **settings)
+    return seen
+
+
+def test_step_schedule_decays_once_half_way(monkeypatch, few):
+    # 6 epochs of 2 batches: epochs 0 to 3 (that is, 6 // 2 + 1 of them) at lr, 4 and 5 at a tenth
+    assert rates(monkeypatch, few, epochs=6, lr=0.1, batch_size=50) == pytest.approx([0.1] * 8 + [0.01] * 4)
+
+
+def test_cosine_schedule_goes_to_zero_batch_by_batch(monkeypatch, few):
+    seen = rates(monkeypatch, few, epochs=3, lr=0.1, batch_size=50, schedule="cosine")
+    assert seen == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+
+
+@pytest.mark.parametrize("make", [small_net, net_with_dropout])
+def test_fit_repeats_itself_bit_for_bit_and_seeds_differ(few, make):
+    def trained(seed):
+        return weights(fit(make(), *few, epochs=2, batch_size=32, augment=shift_and_flip(1, True), seed=seed))
+
+    first = trained(0)
+    torch.rand(3)  # what the host draws in between does not matter
+    assert same(first, trained(0))
+    assert not same(first, trained(1))
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_nothing_moves_the_global_random_state(digits, few, tmp_path):
+    seen = []
+    fit(
+        net_with_dropout(),
+        *few,
+        epochs=2,
+        augment=shift_and_flip(1, True),
+        seed=0,
+        checkpoint=tmp_path / "c.pt",
+        on_epoch=lambda *_: seen.append(torch.get_rng_state()),
+    )
+    assert all(torch.equal(state, torch.get_rng_state()) for state in seen)
+    evaluate_set(*few, digits, runs=1, epochs=1)
+
+
+def test_fit_works_where_the_host_has_gradients_switched_off(few):
+    expected = weights(fit(small_net(), *few, epochs=1, seed=0))
+    with torch.no_grad():
+        assert same(expected, weights(fit(small_net(), *few, epochs=1, seed=0)))
+
+
+def test_augmentation_gets_every_batch_and_an_own_generator(few):
+    seen = []
+
+    def augment(batch, generator):
+        assert generator is not torch.default_generator
+        seen.append(len(batch))
+        return torch.zeros_like(batch)
+
+    fit(small_net(), *few, epochs=1, batch_size=64, augment=augment, seed=0)
+    assert seen == [64, 36]
+
+
+def test_every_epoch_shows_every_image_once_in_a_new_order(few):
+    images, labels = few
+    marked = torch.zeros_like(images) + torch.arange(100.0)[:, None, None, None]
+    seen = []
+
+    def augment(batch, generator):
+        seen.extend(batch[:, 0, 0, 0].long().tolist())
+        return batch / 100
+
+    fit(small_net(), marked, labels, epochs=2, batch_size=64, augment=augment, seed=0)
+    first, second = seen[:100], seen[100:]
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_a_loss_that_explodes_is_named_with_its_epoch_and_rate(few):
+    with pytest.raises(ProxyError, match=r"became (nan|inf) in epoch \d of 5, at lr=1e\+15.*smaller lr"):
+        fit(small_net(norm="none"), *few, epochs=5, lr=1e15, batch_size=10, seed=0)
+
+
+def test_exploded_weights_are_not_saved(few, tmp_path):
+    file = tmp_path / "c.pt"
+    images, labels = few
+    with pytest.raises(ProxyError, match="epoch 1 of 2"):
+        fit(small_net(), images * math.nan, labels, epochs=2, seed=0, checkpoint=file)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": torch.zeros(100, dtype=torch.int32)}, r"got torch.int32 \(100,\)"),
+        ({"labels": torch.zeros(99, dtype=torch.int64)}, r"n = 100 images, got torch.int64 \(99,\)"),
+        ({"labels": torch.zeros(100)}, r"probabilities, float \(n, classes\)"),
+        ({"images": torch.zeros(100, 64)}, r"images are floats \(n, c, h, w\)"),
+        ({"images": torch.zeros(100, 1, 8, 8, dtype=torch.uint8)}, "got torch.uint8"),
+        ({"images": torch.zeros(0, 1, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}, "with n > 0"),
+        ({"epochs": 0}, "epochs and batch_size must be at least 1, got 0"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'; expected 'step' or 'cosine'"),
+    ],
+)
+def test_impossible_trainings_are_refused(few, changed, message):
+    arguments = {"images": few[0], "labels": few[1], "epochs": 1, "seed": 0} | changed
+    with pytest.raises(InputError, match=message):
+        fit(small_net(), **arguments)
+
+
+def test_a_frozen_network_cannot_be_trained(few):
+    with pytest.raises(ProxyError, match="nothing to train"):
+        fit(small_net().requires_grad_(False), *few, epochs=1, seed=0)
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+@pytest.mark.parametrize("make", [small_net, net_with_dropout])
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_an_interrupted_training_ends_at_the_very_same_weights(few, tmp_path, make, stop, schedule):
+    file = tmp_path / "runs" / "fit.pt"
+    settings = {"epochs": 4, "batch_size": 32, "augment": shift_and_flip(1, True), "seed": 5, "schedule": schedule}
+    expected = weights(fit(make(), *few, **settings))
+    with pytest.raises(InterruptError):
+        fit(make(), *few, **settings, checkpoint=file, on_epoch=interrupt_after(stop))
+    assert [entry.name for entry in file.parent.iterdir()] == ["fit.pt"]
+    told = []
+    resumed = fit(make(), *few, **settings, checkpoint=file, on_epoch=lambda done, _: told.append(done))
+    assert told == list(range(stop + 1, 5))
+    assert same(expected, weights(resumed))
+    assert not file.exists()
+
+
+def interrupted(few, file, **changed):
+    settings = {"epochs": 3, "seed": 0, "augment": shift_and_flip(1, True)} | changed
+    with pytest.raises(InterruptError):
+        fit(small_net(), *few, **settings, checkpoint=file, on_epoch=interrupt_after(1))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"epochs": 4},
+        {"seed": 1},
+        {"lr": 0.02},
+        {"momentum": 0.8},
+        {"weight_decay": 0.0},
+        {"batch_size": 10},
+        {"schedule": "cosine"},
+        {"augment": None},
+        {"augment": shift_and_flip(2, True)},
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(few, tmp_path, changed):
+    file = tmp_path / "fit.pt"
+    interrupted(few, file)
+    before = file.read_bytes()
+    with pytest.raises(PoolError, match=r"fit.pt is of a training with other arguments.*delete it"):
+        fit(
+            small_net(),
+            *few,
+            **({"epochs": 3, "seed": 0, "augment": shift_and_flip(1, True)} | changed),
+            checkpoint=file,
+        )
+    assert file.read_bytes() == before
+
+
+def test_a_checkpoint_of_other_data_or_another_network_is_refused(few, tmp_path):
+    file = tmp_path / "fit.pt"
+    settings = {"epochs": 3, "seed": 0, "augment": shift_and_flip(1, True), "checkpoint": file}
+    images, labels = few
+    interrupted(few, file)
+    for net, pictures, targets in (
+        (small_net(seed=1), images, labels),
+        (small_net(width=8), images, labels),
+        (small_net(), images + 0.1, labels),
+        (small_net(), images, labels.flip(0)),
+    ):
+        with pytest.raises(PoolError, match="other arguments"):
+            fit(net, pictures, targets, **settings)
+
+
+def test_a_function_of_the_host_can_be_the_augmentation_of_a_resumed_training(few, tmp_path):
+    class Mirror:
+        def __call__(self, batch, generator):
+            return batch.flip(-1)
+
+    file = tmp_path / "fit.pt"
+    interrupted(few, file, augment=Mirror())
+    fit(small_net(), *few, epochs=3, seed=0, augment=Mirror(), checkpoint=file)  # another object of the same kind
+    interrupted(few, file, augment=lambda batch, generator: batch)
+    with pytest.raises(PoolError, match="other arguments"):
+        fit(small_net(), *few, epochs=3, seed=0, augment=Mirror(), checkpoint=file)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_a_damaged_checkpoint_is_refused(few, tmp_path, content):
+    file = tmp_path / "fit.pt"
+    interrupted(few, file)
+    file.write_bytes(file.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(PoolError, match=r"fit.pt cannot be read.*Delete it"):
+        fit(small_net(), *few, epochs=3, seed=0, augment=shift_and_flip(1, True), checkpoint=file)
+
+
+def test_a_checkpoint_never_runs_code(few, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    file = tmp_path / "fit.pt"
+    torch.save({"identity": Trap()}, file)
+    with pytest.raises(PoolError, match="cannot be read"):
+        fit(small_net(), *few, epochs=3, seed=0, checkpoint=file)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint_whole(few, tmp_path, monkeypatch):
+    file = tmp_path / "fit.pt"
+    settings = {"epochs": 3, "seed": 0, "checkpoint": file}
+    expected = weights(fit(small_net(), *few, epochs=3, seed=0))
+    save = torch.save
+
+    def fail_in_the_second_epoch(state, path):
+        save(state, path)
+        if state["done"] == 2:
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", fail_in_the_second_epoch)
+    with pytest.raises(OSError, match="disk is full"):
+        fit(small_net(), *few, **settings)
+    monkeypatch.undo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["fit.pt"]
+    assert same(expected, weights(fit(small_net(), *few, **settings)))
+
+
+# ---- accuracy
+
+
+def test_accuracy_counts_the_right_ones_in_eval_mode_and_restores_every_mode(digits):
+    net = net_with_dropout()
+    net[1].eval()
+    modes = [module.training for module in net.modules()]
+    statistics = net[1].running_mean.clone()
+    images, labels = digits.test_images[:100], digits.test_labels[:100]
+    measured = accuracy(net, images, labels, batch_size=33)
+    assert [module.training for module in net.modules()] == modes
+    assert torch.equal(net[1].running_mean, statistics)
+    net.eval()
+    assert measured == int((net(images).argmax(1) == labels).sum()) / 100
+    assert accuracy(net, images, net(images).argmax(1)) == 1.0
+
+
+def test_accuracy_restores_the_mode_when_the_network_fails(digits):
+    net = small_net().train()
+    with pytest.raises(RuntimeError):
+        accuracy(net, torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64))
+    assert net.training
+
+
+def test_accuracy_refuses_what_it_cannot_count():
+    with pytest.raises(InputError, match="one hard label for each, got 0 images"):
+        accuracy(small_net(), torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"labels of shape \(3, 10\)"):
+        accuracy(small_net(), torch.zeros(3, 1, 8, 8), torch.zeros(3, 10))
+
+
+# ---- augmentation
+
+
+def test_shift_and_flip_gives_each_image_one_of_its_possible_views():
+    images = torch.arange(1.0, 2 * 3 * 4 * 5 + 1).reshape(2, 3, 4, 5).repeat(200, 1, 1, 1)
+    views = shift_and_flip(1, True)(images, torch.Generator().manual_seed(0))
+    assert views.shape == images.shape
+    counts = torch.zeros(2, 2, 3, 3)
+    for index, view in enumerate(views):
+        matches = []
+        for mirrored in (0, 1):
+            image = images[index].flip(-1) if mirrored else images[index]
+            padded = nn.functional.pad(image, [1, 1, 1, 1])
+            for top in range(3):
+                for left in range(3):
+                    if torch.equal(view, padded[:, top : top + 4, left : left + 5]):
+                        matches.append((index % 2, mirrored, top, left))
+        assert len(matches) == 1
+        counts[matches[0]] += 1
+    # 400 views over 2 images x 18 views: every one occurs, none much too often
+    assert counts.min() >= 2
+    assert counts.max() <= 30
+
+
+def test_shift_and_flip_without_flip_or_shift():
+    images = torch.rand(50, 1, 4, 4)
+    assert torch.equal(shift_and_flip(0, False)(images, torch.Generator()), images)
+    views = shift_and_flip(0, True)(images, torch.Generator().manual_seed(0))
+    mirrored = (views == images.flip(-1)).flatten(1).all(1)
+    kept = (views == images).flatten(1).all(1)
+    assert (mirrored ^ kept).all()
+    assert 10 < mirrored.sum() < 40
+
+
+def test_shift_and_flip_hands_gradients_on():
+    images = torch.rand(4, 1, 4, 4, requires_grad=True)
+    shift_and_flip(0, True)(images, torch.Generator().manual_seed(0)).sum().backward()
+    assert torch.equal(images.grad, torch.ones_like(images))
+
+
+def test_shift_and_flip_refuses_a_negative_pad():
+    with pytest.raises(InputError, match="zero or more, got -1"):
+        shift_and_flip(-1, True)
+
+
+# ---- evaluate_set
+
+
+def test_evaluate_set_trains_fresh_networks_with_consecutive_seeds(digits, few):
+    told = []
+
+    def fresh():
+        return build("convnet", channels=1, size=(8, 8), width=16, depth=2)
+
+    settings = {
+        "epochs": 15,
+        "lr": 0.05,
+        "batch_size": 20,
+        "augment": shift_and_flip(1, False),
+        "architecture": fresh,
+    }
+    scores = evaluate_set(*few, digits, runs=3, progress=lambda run, score: told.append((run, score)), **settings)
+    assert told == list(enumerate(scores, start=1))
+    assert len(set(scores)) > 1
+    assert all(0.5 < score <= 1 for score in scores)
+    assert evaluate_set(*few, digits, runs=1, seed=2, **settings) == scores[2:]
+    # the third network by hand: built, shuffled and augmented from seed 2
+    with seeded(2):
+        net = fresh()
+    fit(net, *few, epochs=15, lr=0.05, batch_size=20, augment=settings["augment"], seed=2)
+    assert accuracy(net, digits.test_images, digits.test_labels) == scores[2]
+
+
+def test_evaluate_set_builds_by_name_what_fits_the_data(digits, few):
+    # 8x8, one channel and ten classes come from the data
+    [score] = evaluate_set(*few, digits, architecture="convnet", runs=1, epochs=20)
+    assert score > 0.6
+
+
+def test_evaluate_set_with_soft_labels(digits, few):
+    images, labels = few
+    [score] = evaluate_set(images, nn.functional.one_hot(labels, 10).float(), digits, runs=1, epochs=20)
+    assert score > 0.6
+
+
+def test_evaluate_set_refuses_a_set_that_does_not_fit_the_data(digits, few):
+    images, labels = few
+    for pictures, targets, message in (
+        (images[..., :7], labels, r"do not fit digits, whose images are \(1, 8, 8\)"),
+        (images, labels + 1, "labels for 11 classes do not fit digits, which has 10"),
+        (images, torch.rand(100, 9), "labels for 9 classes do not fit"),
+    ):
+        with pytest.raises(DDPlugError, match=message):
+            evaluate_set(pictures, targets, digits, runs=1, epochs=1)
+    with pytest.raises(InputError, match="runs must be at least 1"):
+        evaluate_set(images, labels, digits, runs=0, epochs=1)
+    with pytest.raises(ProxyError, match="unknown architecture"):
+        evaluate_set(images, labels, digits, architecture="nothing", runs=1, epochs=1)
+
+
+# ---- on a device
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_a_cuda_device_leaves_its_random_state_alone(digits, few):
+    images, labels = few
+    before = torch.get_rng_state(), torch.cuda.get_rng_state()
+    view = shift_and_flip(1, True)
+    fit(net_with_dropout().cuda(), images, labels, epochs=2, augment=view, seed=0)
+    [score] = evaluate_set(images.cuda(), labels.cuda(), digits, runs=1, epochs=20, augment=view)
+    assert score > 0.5
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], torch.cuda.get_rng_state())
+    on_cpu = view(images, torch.Generator().manual_seed(0))
+    assert torch.equal(view(images.cuda(), torch.Generator().manual_seed(0)).cpu(), on_cpu)
