@@ -116,7 +116,7 @@ def attach(
         AttachError: no place found, or several, or already attached; it lists what was looked for.
         DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
     """
-    from ddplug import adapters
+    import ddplug.adapters as adapters
 
     known = adapters.find(trainer)
     place = None if known else find_place(trainer, at, on, images, labels)

@@ -63,7 +63,7 @@ def demo(
     from ddplug.proxies import ProxyPool
 
     settings = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
-    given = {"weight": weight, "ipc": ipc, "iterations": iterations, "seeds": seeds}
+    given: dict[str, Any] = {"weight": weight, "ipc": ipc, "iterations": iterations, "seeds": seeds}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     where = _device(device)
     real = _load(data, data_path)

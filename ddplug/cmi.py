@@ -15,7 +15,8 @@ No host, no proxy and no image is known here.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ ONE_IMAGE_PER_CLASS = (
 )
 
 
-class Groups(NamedTuple):
+@dataclass(frozen=True)
+class Groups:
     """Images grouped by class, in a form that needs no loop over classes."""
 
     classes: Tensor
@@ -168,7 +170,7 @@ def class_separation(
 
 def class_sums(features: Tensor, groups: Groups, temperature: float) -> Tensor:
     """Sum of KL(P_s || Q_y) over each class's images, (c,) in nats; differentiable twice. Checks nothing."""
-    sums, _ = _ClassSums.apply(features, groups.index, groups.counts, temperature)
+    sums: Tensor = _ClassSums.apply(features, groups.index, groups.counts, temperature)[0]
     return sums
 
 

@@ -189,7 +189,7 @@ def judge(
     data: ImageData,
     settings: Settings,
     seed: int,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[int, float], object] | None = None,
 ) -> list[float]:
     """Test accuracies of fresh networks trained on a set, under the augmentation it was distilled with."""
     channels, height, width = data.shape

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddplug.augment import DSA
 from ddplug.datasets import ImageData, random_real
 from ddplug.dsa_params import Params
-from ddplug.networks import build, seeded
+from ddplug.networks import Network, build, seeded
 
 
 class DistributionMatching:
@@ -102,8 +102,8 @@ class DistributionMatching:
         given = {"num_classes": self.data.num_classes, "channels": channels, "size": (height, width), **self.options}
         with seeded(int(torch.randint(2**62, (), generator=self.generator))):
             network = build(self.architecture, **given)
-        embed: Callable[[Tensor], Tensor] = network.to(self.images.device).requires_grad_(False).embed
-        return embed
+        assert isinstance(network, Network)
+        return network.to(self.images.device).requires_grad_(False).embed
 
     def _real_batch(self) -> tuple[Tensor, Tensor]:
         """`batch_real` images of every class, drawn with replacement, sorted by class, and their labels."""

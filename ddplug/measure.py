@@ -62,7 +62,7 @@ def measure(
     several = len(groups.classes) > 1
     sums, separations = [], []
     for proxy in pool:
-        batches = [proxy(pool.prepare(batch, input_space), space) for batch in images.split(batch_size)]
+        batches = [proxy(pool.prepare(batch, input_space), space) for batch in torch.split(images, batch_size)]
         features = torch.cat(batches)
         if not torch.isfinite(features).all():
             raise ProxyError(

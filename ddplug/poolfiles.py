@@ -67,7 +67,7 @@ def read_header(folder: Path) -> Header:
         info = PoolInfo(
             dataset=data["name"],
             class_names=tuple(data["class_names"]) if data["class_names"] is not None else None,
-            shape=tuple(data["shape"]) if data["shape"] is not None else None,  # type: ignore[arg-type]
+            shape=tuple(data["shape"]) if data["shape"] is not None else None,
             space=InputSpace.from_json(data["space"]) if data["space"] is not None else None,
             fingerprint=data["fingerprint"],
         )

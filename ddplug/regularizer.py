@@ -180,7 +180,7 @@ class Regularizer:
         cmi, grad = torch.stack(values).mean(), torch.stack(grads).mean(0)
         finite = torch.isfinite(grad).all() & torch.isfinite(cmi)
         round_ = Round(number, factor, len(calls), len(views), cmi, finite, self.weighting.calibrating)
-        for call, part in zip(calls, grad.split([len(call.views) for call in calls]), strict=True):
+        for call, part in zip(calls, torch.split(grad, [len(call.views) for call in calls]), strict=True):
             call.round, call.grad = round_, part
 
     def _gradient(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:

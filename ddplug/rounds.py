@@ -51,7 +51,7 @@ class Call:
         Calls of an earlier forward pass whose graph is still alive, say because the host skipped its step, will not be.
         """
         node = self.node() if self.node is not None else None
-        return node is not None and bool(torch._C._will_engine_execute_node(node))  # type: ignore[attr-defined]
+        return node is not None and bool(torch._C._will_engine_execute_node(node))
 
     def release(self) -> None:
         """Done: let go of all tensors. A call adds its gradient once, however often the host walks its graph."""

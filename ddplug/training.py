@@ -42,7 +42,7 @@ def fit(
     augment: Augment | None = None,
     seed: int,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int, float], object] | None = None,
 ) -> nn.Module:
     """Train `net` in place by SGD on cross-entropy, on the device it is on; returns it in eval mode.
 
@@ -176,7 +176,7 @@ def evaluate_set(
     schedule: Schedule = "step",
     augment: Augment | None = None,
     seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[int, float], object] | None = None,
 ) -> list[float]:
     """Test accuracies, each in [0, 1], of `runs` fresh networks trained on a small set: the field's measure of it.
 

@@ -225,9 +225,7 @@ def pairs(features: Tensor, labels: Tensor, temperature: float, kind: str) -> fl
             values += [(q * (q.log() - log_p[i])).sum() for i in range(n) if labels[i] != label]
         return float(torch.stack(values).mean())
     sign = {"cross_entropy": 0.0, "kl": 1.0}[kind]
-    values = [
-        (p[i] * (sign * log_p[i] - log_p[j])).sum() for i in range(n) for j in range(n) if labels[i] != labels[j]
-    ]
+    values = [(p[i] * (sign * log_p[i] - log_p[j])).sum() for i in range(n) for j in range(n) if labels[i] != labels[j]]
     return float(torch.stack(values).mean())
 
 
@@ -240,7 +238,9 @@ def test_separations_equal_their_definitions(kind: str, drawn: tuple[Tensor, Ten
     got = ddplug.class_separation(features, labels, kind=kind, temperature=temperature)  # type: ignore[arg-type]
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
     ratio = ddplug.ncmi(features, labels, separation=kind, temperature=temperature)  # type: ignore[arg-type]
-    assert ratio.item() == pytest.approx(ddplug.cmi(features, labels, temperature=temperature).item() / expected, rel=1e-6)
+    assert ratio.item() == pytest.approx(
+        ddplug.cmi(features, labels, temperature=temperature).item() / expected, rel=1e-6
+    )
 
 
 def test_ncmi_is_differentiable() -> None:

@@ -1,0 +1,407 @@
+"""Attaching to trainers that are not ours, and leaving no trace."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddplug
+import ddplug.adapters as adapters
+
+Batch = tuple[Tensor, Tensor]
+LAM = 0.7
+
+
+def attach(trainer: object, pool: ddplug.ProxyPool, **options: Any) -> ddplug.Handle:
+    settings = {"weighting": "absolute", "announce": lambda line: None, **options}
+    return ddplug.attach(trainer, LAM, proxies=pool, **settings)
+
+
+class Trainer:
+    """A loop as people write it: an augmentation, a loss, and an optimizer on the images."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images.clone().requires_grad_()
+        self.labels = labels
+        self.optimizer = torch.optim.SGD([self.images], lr=0.1)
+        self.seen: list[Tensor] = []
+
+    def augment(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return images * 1.5
+
+    def loss(self, real: Tensor, synthetic: Tensor, labels: Tensor) -> Tensor:
+        self.seen.append(synthetic)
+        return (real.mean() - synthetic).square().sum()
+
+    def gradient(self) -> Tensor:
+        """The gradient that one step goes by."""
+        self.optimizer.zero_grad()
+        views = self.augment(self.images, labels=self.labels)
+        real = self.augment(torch.ones(4, 3, 4, 4, dtype=torch.float64))
+        self.loss(real, views, self.labels).backward()
+        self.optimizer.step()
+        assert self.images.grad is not None
+        return self.images.grad.clone()
+
+
+def expected_gradient(pool: ddplug.ProxyPool, batch: Batch, scale: float = 1.5) -> Tensor:
+    trainer = Trainer(*batch)
+    leaf = batch[0].clone().requires_grad_()
+    (of_cmi,) = torch.autograd.grad(ddplug.CMI(pool)(leaf * scale, batch[1]), leaf)
+    return trainer.gradient() + LAM * of_cmi
+
+
+def check(trainer: Any, pool: ddplug.ProxyPool, batch: Batch, scale: float = 1.5, **options: Any) -> None:
+    """Attached, the step goes by L + lambda * CMI; detached, everything is as if nothing had been."""
+    attributes = dict(vars(trainer))
+    with attach(trainer, pool, **options) as handle:
+        got = trainer.gradient()
+        torch.testing.assert_close(got, expected_gradient(pool, batch, scale), rtol=1e-12, atol=0)
+        assert len(handle.history) == 1
+        assert handle.attached
+    assert not handle.attached
+    assert vars(trainer).keys() == attributes.keys()
+    assert all(vars(trainer)[key] is value for key, value in attributes.items())
+    with torch.no_grad():
+        trainer.images.copy_(batch[0])
+    assert torch.equal(trainer.gradient(), Trainer(*batch).gradient())
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {},
+        {"at": "augment"},
+        {"at": "augment", "labels": "labels"},
+        {"at": "loss"},
+        {"at": "loss", "images": "synthetic", "labels": "labels"},
+        {"at": "loss", "on": "argument"},
+    ],
+)
+def test_a_method(pool: ddplug.ProxyPool, batch: Batch, where: dict[str, Any]) -> None:
+    check(Trainer(*batch), pool, batch, **where)
+
+
+def test_labels_as_a_tensor_a_function_or_an_attribute(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    class Bare(Trainer):
+        def augment(self, images: Tensor, **_: object) -> Tensor:  # type: ignore[override]
+            return images * 1.5
+
+    check(Bare(*batch), pool, batch, at="augment")  # self.labels is found
+    for labels in (batch[1], lambda views: batch[1][: len(views)], "secret"):
+        trainer = Bare(*batch)
+        trainer.secret = batch[1]  # type: ignore[attr-defined]
+        check(trainer, pool, batch, at="augment", labels=labels)
+
+
+def test_a_function_on_the_instance_is_put_back(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    trainer.augment = lambda images, labels=None: images * 1.5  # type: ignore[method-assign]
+    check(trainer, pool, batch)
+
+
+def test_a_submodule_keeps_its_place_and_its_type(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    class Augment(nn.Module):
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            return images * 1.5
+
+    trainer = Trainer(*batch)
+    augment = trainer.augment = Augment()  # type: ignore[method-assign, assignment]
+    state = {key: dict(value) if isinstance(value, dict) else value for key, value in vars(augment).items()}
+    check(trainer, pool, batch)
+    assert trainer.augment is augment
+    assert vars(augment) == state
+
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.augment = Augment()
+
+    host = Host()
+    with attach(host, pool) as handle:
+        leaf = batch[0].clone().requires_grad_()
+        host.augment(leaf, labels=batch[1]).sum().backward()
+    assert len(handle.history) == 1
+    assert len(handle.history) == handle.regularizer.rounds
+
+
+def test_a_loss_that_is_a_module(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    class Matching(nn.Module):
+        def forward(self, real: Tensor, synthetic: Tensor, labels: Tensor) -> Tensor:
+            return (real.mean() - synthetic).square().sum()
+
+    trainer = Trainer(*batch)
+    trainer.loss = Matching()  # type: ignore[method-assign, assignment]
+    check(trainer, pool, batch, at="loss")
+
+
+def test_a_python_module(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """As an upstream script is: functions in its globals, which its other functions look up at each call."""
+    script = types.ModuleType("script")
+    exec(  # the source of a script, run as import would
+        "def DiffAugment(x, labels=None):\n    return x * 1.5\n"
+        "def main(x, y):\n    return DiffAugment(x, labels=y).sum()\n",
+        vars(script),
+    )
+    original = script.DiffAugment
+    leaf = batch[0].clone().requires_grad_()
+    with attach(script, pool) as handle:
+        script.main(leaf, batch[1]).backward()
+    assert len(handle.history) == 1
+    assert script.DiffAugment is original
+
+
+def test_a_dotted_name(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    owner = types.SimpleNamespace(inner=Trainer(*batch))
+    with attach(owner, pool, at="inner.augment"):
+        got = owner.inner.gradient()
+    torch.testing.assert_close(got, expected_gradient(pool, batch), rtol=1e-12, atol=0)
+
+
+def test_views_first_in_a_tuple(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    class Out(NamedTuple):
+        views: Tensor
+        params: str
+
+    leaf = batch[0].clone().requires_grad_()
+    for made in (lambda x: Out(x * 1.5, "kept"), lambda x: (x * 1.5, "kept"), lambda x: [x * 1.5, "kept"]):
+        owner = types.SimpleNamespace(augment=made, labels=batch[1])
+        with attach(owner, pool) as handle:
+            result = owner.augment(leaf)
+            result[0].sum().backward()
+        assert type(result) is type(made(leaf))
+        assert result[1] == "kept"
+        assert len(handle.history) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer(pool: ddplug.ProxyPool, batch: Batch, kind: Callable[..., torch.optim.Optimizer]) -> None:
+    trainer = Trainer(*batch)
+    trainer.optimizer = kind([trainer.images], lr=0.1)
+    hooks = dict(trainer.optimizer._optimizer_step_pre_hooks)
+    attributes = set(vars(trainer.optimizer))
+    with attach(trainer.optimizer, pool, labels=batch[1]) as handle:
+        got = trainer.gradient()
+    torch.testing.assert_close(got, expected_gradient(pool, batch, scale=1.0), rtol=1e-12, atol=0)
+    assert len(handle.history) == 1
+    assert dict(trainer.optimizer._optimizer_step_pre_hooks) == hooks
+    assert set(vars(trainer.optimizer)) == attributes
+
+
+def test_an_optimizer_stepped_class_by_class(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """As IDC does: images without a gradient in this step are not in the round."""
+    images, labels = batch
+    leaf = images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([leaf], lr=0.1)
+    rows = labels == 1
+    with attach(optimizer, pool, labels=labels) as handle:
+        leaf[rows].sum().backward()
+        optimizer.step()
+    own = images[rows].clone().requires_grad_()
+    (of_cmi,) = torch.autograd.grad(ddplug.CMI(pool)(own, labels[rows]), own)
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad[rows], 1 + LAM * of_cmi, rtol=1e-12, atol=0)
+    assert not leaf.grad[~rows].any()
+    assert handle.history[0].images == int(rows.sum())
+
+
+def test_weight_zero_leaves_every_step_bit_identical(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    for where in ({"at": "augment"}, {"at": "loss"}):
+        trainer, plain = Trainer(*batch), Trainer(*batch)
+        with ddplug.attach(trainer, 0, proxies=pool, announce=lambda line: None, **where):
+            for _ in range(20):
+                trainer.gradient(), plain.gradient()
+        assert torch.equal(trainer.images, plain.images)
+    trainer, plain = Trainer(*batch), Trainer(*batch)
+    with ddplug.attach(trainer.optimizer, 0, proxies=pool, labels=batch[1], announce=lambda line: None):
+        for _ in range(20):
+            trainer.gradient(), plain.gradient()
+    assert torch.equal(trainer.images, plain.images)
+
+
+def test_the_loss_sees_the_tensor_that_the_regulariser_saw(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    passed: list[int] = []
+    with attach(trainer, pool) as handle:
+        inner = handle.regularizer.pool.check
+        handle.regularizer.pool.check = lambda views, space: (passed.append(views.data_ptr()), inner(views, space))[1]  # type: ignore[method-assign, func-returns-value]
+        trainer.gradient()
+    assert [view.data_ptr() for view in trainer.seen] == passed
+
+
+def test_state_continues_in_another_handle(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    first, second = Trainer(*batch), Trainer(*batch)
+    options: dict[str, Any] = {"weighting": "relative", "calibrate": 2}
+    with attach(first, pool, **options) as handle:
+        first.gradient(), first.gradient()
+        state = handle.state_dict()
+    with attach(second, pool, **options) as handle:
+        handle.load_state_dict(state)
+        assert handle.lam is not None
+        second.gradient()
+        assert len(handle.history) == 3
+
+
+def test_it_says_where_it_was_put(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    told: list[str] = []
+    handle = attach(Trainer(*batch), pool, announce=told.append)
+    assert "Trainer.augment" in told[0]
+    assert "Trainer.augment" in repr(handle)
+
+
+# Refusals
+
+
+def test_attaching_twice(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    with attach(trainer, pool) as handle:
+        with pytest.raises(ddplug.AttachError, match="already attached at Trainer.augment.*detach"):
+            attach(trainer, pool, at="augment")
+        trainer.gradient()
+    handle.detach()
+    check(Trainer(*batch), pool, batch)
+    with (
+        attach(trainer.optimizer, pool, labels=batch[1]),
+        pytest.raises(ddplug.AttachError, match="already attached to this optimizer"),
+    ):
+        trainer.gradient()
+        attach(trainer.optimizer, pool, labels=batch[1])
+
+
+def test_nothing_recognised(pool: ddplug.ProxyPool) -> None:
+    class Strange:
+        def munge(self, stuff: Tensor) -> Tensor:
+            return stuff
+
+    with pytest.raises(ddplug.AttachError, match=r"(?s)in Strange.*augment.*loss.*optimizer.*munge.*at='NAME'"):
+        attach(Strange(), pool)
+    with pytest.raises(ddplug.AttachError, match=r"no method or function 'augmnet'; it has: munge"):
+        attach(Strange(), pool, at="augmnet")
+    with pytest.raises(ddplug.AttachError, match=r"no labels for 'munge\(stuff: .*looked for labels_syn"):
+        attach(Strange(), pool, at="munge")
+    with pytest.raises(ddplug.AttachError, match=r"has not an image argument"):
+        attach(Strange(), pool, at="munge", on="argument", labels=torch.arange(3))
+    with pytest.raises(ddplug.AttachError, match=r"has not an argument 'pictures'"):
+        attach(Strange(), pool, at="munge", images="pictures", labels=torch.arange(3))
+    with pytest.raises(ddplug.AttachError, match="got the class Strange, expected an instance"):
+        attach(Strange, pool, at="munge", labels=torch.arange(3))
+
+
+def test_labels_missing_at_the_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    with (
+        pytest.raises(ddplug.AttachError, match="called on synthetic images without 'labels'"),
+        attach(trainer, pool, at="augment"),
+    ):
+        trainer.augment(trainer.images)
+
+
+def test_a_trainer_that_takes_no_attributes(pool: ddplug.ProxyPool) -> None:
+    class Slots:
+        __slots__ = ("labels",)
+
+        def augment(self, images: Tensor, labels: Tensor) -> Tensor:
+            return images
+
+    with pytest.raises(ddplug.AttachError, match="cannot be replaced.*by hand"):
+        attach(Slots(), pool)
+
+
+def test_optimizers_that_do_not_hold_images(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    leaf = batch[0].clone().requires_grad_()
+    with pytest.raises(ddplug.AttachError, match=r"holds 0 tensors .*\[\(5, 4\), \(5,\)\]"):
+        attach(torch.optim.SGD(nn.Linear(4, 5).parameters(), lr=1), pool, labels=batch[1])
+    with pytest.raises(ddplug.AttachError, match=r"labels of its 12 images"):
+        attach(torch.optim.SGD([leaf], lr=1), pool)
+    optimizer = torch.optim.SGD([leaf], lr=1)
+    with (
+        pytest.warns(ddplug.DDPlugWarning, match="never came into action"),
+        attach(optimizer, pool, labels=batch[1][:5]),
+    ):
+        leaf.sum().backward()
+        with pytest.raises(ddplug.InputError, match=r"labels of shape \(5,\) for 12 images"):
+            optimizer.step()
+        with pytest.raises(ddplug.AttachError, match="closure"):
+            optimizer.step(lambda: leaf.sum())
+
+
+def test_no_proxies_and_nothing_to_train_them_on(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    with pytest.raises(ddplug.AttachError, match="no proxies given.*ddplug pretrain"):
+        ddplug.attach(Trainer(*batch))
+    with pytest.raises(ddplug.PoolError, match="there is no pool at 'nowhere'"):
+        ddplug.attach(Trainer(*batch), proxies="nowhere")
+
+
+def test_an_error_leaves_the_trainer_as_it_was(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    before = dict(vars(trainer))
+    for options in ({"space": "none"}, {"weight": -1.0}, {"at": "nothing"}):
+        weight = options.pop("weight", LAM)  # type: ignore[call-overload]
+        with pytest.raises(ddplug.DDPlugError):
+            ddplug.attach(trainer, weight, proxies=pool, **options)  # type: ignore[arg-type]
+    assert vars(trainer) == before
+
+
+# Never silent
+
+
+def test_never_in_action_is_said(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    with (
+        pytest.warns(ddplug.DDPlugWarning, match=r"Trainer.augment never came into action"),
+        attach(Trainer(*batch), pool),
+    ):
+        pass
+
+
+def test_the_hosts_own_exception_comes_through(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    with pytest.raises(ZeroDivisionError), attach(trainer, pool):
+        raise ZeroDivisionError
+    assert "augment" not in vars(trainer)
+
+
+def test_somebody_else_replaced_it_meanwhile(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    handle = attach(trainer, pool)
+    trainer.gradient()
+    ours = trainer.augment
+    theirs = lambda images, labels=None: 2 * ours(images, labels)  # noqa: E731
+    trainer.augment = theirs  # type: ignore[method-assign]
+    with pytest.warns(ddplug.DDPlugWarning, match="replaced by somebody else"):
+        handle.detach()
+    assert trainer.augment is theirs
+    rounds = handle.regularizer.rounds
+    assert torch.equal(trainer.augment(trainer.images, trainer.labels), trainer.images * 3.0)
+    trainer.gradient()
+    assert handle.regularizer.rounds == rounds
+
+
+# Adapters
+
+
+def test_an_adapter_is_asked_first(pool: ddplug.ProxyPool, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "_ADAPTERS", {})
+    undone: list[str] = []
+
+    @adapters.register("mine")
+    class Mine:
+        def recognises(self, host: object) -> bool:
+            return isinstance(host, Trainer)
+
+        def install(self, host: Any, regularizer: ddplug.Regularizer) -> Callable[[], None]:
+            host.hook = regularizer
+            return lambda: undone.append("mine")
+
+    trainer = Trainer(*batch)
+    with attach(trainer, pool) as handle:
+        assert handle.where == "host mine"
+        trainer.hook(trainer.images, trainer.labels).sum().backward()  # type: ignore[attr-defined]
+    assert undone == ["mine"]
+    assert adapters.names() == ["mine"]
+    with pytest.raises(ddplug.AttachError, match="already is an adapter named 'mine'"):
+        adapters.register("mine")(type("Other", (Mine,), {}))
