@@ -7,13 +7,16 @@ argument), and an optimizer that holds the synthetic images (CMI's gradient is a
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from ddplug.datasets import ImageData
 from ddplug.errors import AttachError, DDPlugWarning
 from ddplug.history import History
 from ddplug.hooks import Undo
-from ddplug.places import Labels, On, find_place
+from ddplug.places import Labels, On, Views, find_place
 from ddplug.regularizer import Regularizer
 
 
@@ -91,6 +94,8 @@ def attach(
     on: On | None = None,
     images: str | None = None,
     labels: Labels | None = None,
+    views: Views = "host",
+    augment: object = None,
     data: ImageData | None = None,
     **options: Any,
 ) -> Handle:
@@ -108,9 +113,12 @@ def attach(
         images: name of the loss's image argument.
         labels: name of the label argument of the callable, or of an attribute of the trainer; or a tensor (n,); or a
             function from the views to their labels. Found by itself if it has a usual name.
+        views: "host" for the views that the host's loss sees, "clean" for the images before its augmentation.
+        augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
+            there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
         data: real data to train proxies on if there are none.
         options: for `ddplug.Regularizer`: weighting, space, temperature, calibrate, every, draw, schedule,
-            input_space, setting, seed, announce.
+            views_per_image, view, input_space, setting, seed, announce.
 
     Raises:
         AttachError: no place found, or several, or already attached; it lists what was looked for.
@@ -119,7 +127,13 @@ def attach(
     import ddplug.adapters as adapters
 
     known = adapters.find(trainer)
-    place = None if known else find_place(trainer, at, on, images, labels)
+    place = (
+        None
+        if known
+        else find_place(
+            trainer, at=at, on=on, images=images, labels=labels, views=views, augment=_augmentation(augment, options)
+        )
+    )
     regularizer = Regularizer(_proxies(trainer, proxies, data), weight, **options)
     if known:
         where = f"host {known[0]}"
@@ -147,3 +161,17 @@ def _proxies(trainer: object, proxies: object, data: ImageData | None) -> object
     from ddplug.pretrain import default_pool
 
     return default_pool(data)
+
+
+def _augmentation(augment: object, options: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What goes in the place of the host's augmentation, if anything does."""
+    if augment is None:
+        return None
+    from ddplug.augment import DSA
+    from ddplug.sharing import SharedDraw
+
+    if augment == "kornia":
+        augment = DSA(seed=options.get("seed", 0))
+    if not isinstance(augment, DSA):
+        raise AttachError(f"unknown augment {augment!r}, expected 'kornia' or a ddplug.augment.DSA.")
+    return SharedDraw(augment)

@@ -27,8 +27,8 @@ Separation = Literal["cross_entropy", "kl", "centroid_kl"]
 
 ONE_IMAGE_PER_CLASS = (
     "every class has exactly one image here, so its centroid is that image, CMI is identically 0 and its gradient "
-    "vanishes. To regularise such a set, give several augmented views of every image with the image's label, "
-    "or use two or more images per class."
+    "vanishes. To regularise such a set, give several augmented views of every image with the image's label "
+    "(views_per_image=4 does that), or use two or more images per class."
 )
 
 

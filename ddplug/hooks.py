@@ -19,6 +19,7 @@ from ddplug.errors import AttachError, DDPlugWarning
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Before = Callable[[tuple[Any, ...], dict[str, Any]], Arguments]
+Instead = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 After = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 Undo = Callable[[], None]
 
@@ -55,13 +56,21 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def intercept(owner: object, name: str, *, before: Before | None = None, after: After | None = None) -> Undo:
-    """Change the arguments or the result of `owner.name` from now on; returns what undoes it (idempotent).
+def intercept(
+    owner: object,
+    name: str,
+    *,
+    before: Before | None = None,
+    instead: Instead | None = None,
+    after: After | None = None,
+) -> Undo:
+    """Change what goes into, or comes out of, `owner.name` from now on; returns what undoes it (idempotent).
 
     Args:
         owner: an instance or a module.
         name: of a method, a function or an `nn.Module` on it.
         before: from (args, kwargs) to the ones that the callable gets.
+        instead: from those arguments to a result, in the place of the callable, which is then not called.
         after: from (args, kwargs, result) to the result that the caller gets.
 
     Raises:
@@ -72,14 +81,17 @@ def intercept(owner: object, name: str, *, before: Before | None = None, after: 
             f"got the class {owner.__name__}, expected an instance of it or a module: attach after making the trainer."
         )
     target = getattr(owner, name)
-    if getattr(target, _MARK, False):
+    if getattr(target, _MARK, False) or getattr(getattr(target, "forward", None), _MARK, False):
         raise AttachError(
             f"ddplug is already attached at {type(owner).__name__}.{name}; detach() that handle first, so that CMI is "
             "not counted twice."
         )
-    if isinstance(target, nn.Module):
+    if not isinstance(target, nn.Module):
+        return _replace(owner, name, before, instead, after)
+    if instead is None:
         return _hook(target, before, after)
-    return _replace(owner, name, target, before, after)
+    # Torch has no hook in the place of a call; its own `forward` can be overridden on the instance, and is put back.
+    return _replace(target, "forward", before, instead, after)
 
 
 def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo:
@@ -106,8 +118,8 @@ def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo
     return undo
 
 
-def _replace(owner: object, name: str, target: Callable[..., Any], before: Before | None, after: After | None) -> Undo:
-    active = True
+def _replace(owner: object, name: str, before: Before | None, instead: Instead | None, after: After | None) -> Undo:
+    target, active = getattr(owner, name), True
 
     @functools.wraps(target)
     def intercepted(*args: Any, **kwargs: Any) -> Any:
@@ -115,7 +127,7 @@ def _replace(owner: object, name: str, target: Callable[..., Any], before: Befor
             return target(*args, **kwargs)
         if before is not None:
             args, kwargs = before(args, kwargs)
-        result = target(*args, **kwargs)
+        result = target(*args, **kwargs) if instead is None else instead(args, kwargs)
         return result if after is None else after(args, kwargs, result)
 
     setattr(intercepted, _MARK, True)

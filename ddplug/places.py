@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from ddplug.cmi import check_labels
 from ddplug.errors import AttachError
-from ddplug.hooks import Undo, callables, intercept, resolve, signature_of
+from ddplug.hooks import Arguments, Undo, callables, intercept, resolve, signature_of
 from ddplug.regularizer import Regularizer
 
 AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
@@ -31,26 +32,40 @@ LABELS = (
 )  # fmt: skip
 
 On = Literal["output", "argument"]
+Views = Literal["host", "clean"]
 Labels = str | Tensor | Callable[[Tensor], Tensor]
 
 
 Place = tuple[str, Callable[[Regularizer], Undo]]
 
 
-def find_place(trainer: object, at: str | None, on: On | None, images: str | None, labels: Labels | None) -> Place:
+def find_place(
+    trainer: object,
+    *,
+    at: str | None = None,
+    on: On | None = None,
+    images: str | None = None,
+    labels: Labels | None = None,
+    views: Views = "host",
+    augment: Callable[[Tensor], Tensor] | None = None,
+) -> Place:
     """The place that `attach`'s arguments mean, by name and ready to install; `AttachError` if there is none."""
+    if views not in get_args(Views):
+        raise AttachError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
     if isinstance(trainer, Optimizer):
+        if augment is not None:
+            raise AttachError("an optimizer has no augmentation to replace; attach to the trainer, at='augment'.")
         return _optimizer_place(trainer, labels)
     if at is not None:
         owner, name = resolve(trainer, at)
         on = on or ("argument" if name in LOSSES or images is not None else "output")
-        return _callable_place(trainer, owner, name, on, images, labels)
+        return _callable_place(trainer, owner, name, on, images, labels, views, augment)
     problems = []
     for name in (*AUGMENTATIONS, *LOSSES):
         if callable(getattr(trainer, name, None)):
             try:
                 default: On = "argument" if name in LOSSES else "output"
-                return _callable_place(trainer, trainer, name, on or default, images, labels)
+                return _callable_place(trainer, trainer, name, on or default, images, labels, views, augment)
             except AttachError as error:
                 problems.append(f"  {name}: {error}")
     kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__
@@ -64,35 +79,56 @@ def find_place(trainer: object, at: str | None, on: On | None, images: str | Non
 
 
 def _callable_place(
-    trainer: object, owner: object, name: str, on: On, images: str | None, labels: Labels | None
+    trainer: object,
+    owner: object,
+    name: str,
+    on: On,
+    images: str | None,
+    labels: Labels | None,
+    views: Views,
+    augment: Callable[[Tensor], Tensor] | None,
 ) -> Place:
-    function = getattr(owner, name)
-    signature = signature_of(function)
+    signature = signature_of(getattr(owner, name))
     read_labels = _label_reader(trainer, name, signature, labels)
     where = f"{type(owner).__name__}.{name}"
-    if on == "output":
-        return where, lambda regularizer: intercept(
-            owner,
-            name,
-            after=lambda args, kwargs, result: _regularize_result(regularizer, read_labels, args, kwargs, result),
+    if on == "argument" and (augment is not None or views == "clean"):
+        raise AttachError(
+            f"{name} is attached to as a loss, which has no augmentation to replace and sees no clean images; attach "
+            "to the augmentation (at='augment'), or to the optimizer of the images for clean ones."
         )
+    if on == "output" and augment is None and views == "host":
+
+        def after(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+            return _regularize_result(regularizer, read_labels, args, kwargs, result)
+
+        return where, lambda regularizer: intercept(owner, name, after=partial(after, regularizer))
+
+    # Everything else has to do with the images that go in: as a loss's argument, unaugmented, or to be augmented by us.
     argument = _argument(signature, (images,) if images else IMAGES)
     if argument is None or signature is None:
         wanted = f"an argument '{images}'" if images else f"an image argument ({', '.join(IMAGES)})"
         raise AttachError(f"'{name}{signature or ''}' has not {wanted}; name it with images='...'.")
 
-    def before(
-        regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         bound = signature.bind(*args, **kwargs)
-        views = bound.arguments.get(argument)
-        if isinstance(views, Tensor) and views.requires_grad:
-            bound.arguments[argument] = regularizer(views, read_labels(args, kwargs, views))
+        given = bound.arguments.get(argument)
+        if isinstance(given, Tensor) and given.requires_grad:
+            bound.arguments[argument] = regularizer(given, read_labels(args, kwargs, given))
         return bound.args, bound.kwargs
 
-    return where, lambda regularizer: intercept(
-        owner, name, before=lambda args, kwargs: before(regularizer, args, kwargs)
-    )
+    if augment is None:
+        return where, lambda regularizer: intercept(owner, name, before=partial(before, regularizer))
+
+    def instead(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        given: Tensor = signature.bind(*args, **kwargs).arguments[argument]
+        if views == "clean" and given.requires_grad:
+            given = regularizer(given, read_labels(args, kwargs, given))
+        augmented = augment(given)
+        if views == "host" and augmented.requires_grad:
+            augmented = regularizer(augmented, read_labels(args, kwargs, augmented))
+        return augmented
+
+    return where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer))
 
 
 def _regularize_result(

@@ -39,6 +39,9 @@ class Regularizer:
         every: act in every k-th round only, k times as strongly.
         draw: proxies drawn, and averaged over, per round.
         schedule: a factor on lambda by round number, e.g. `ddplug.weighting.warmup(100)`.
+        views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
+            that it means something at one image per class and is less noisy elsewhere. 1: on what passes itself.
+        view: what makes such a view, (n, c, h, w) to (n, c, h, w), differentiable; by default `ddplug.augment.DSA()`.
         input_space: the views' normalisation; None if it is the pool's.
         setting: (host, data set, images per class), for weight="paper".
         seed: of our own generator, the only one drawn from.
@@ -60,6 +63,8 @@ class Regularizer:
         every: int = 1,
         draw: int = 1,
         schedule: Schedule | None = None,
+        views_per_image: int = 1,
+        view: Callable[[Tensor], Tensor] | None = None,
         input_space: InputSpace | None = None,
         setting: tuple[str, str, int] | None = None,
         seed: int = 0,
@@ -75,6 +80,13 @@ class Regularizer:
             raise InputError(f"every must be a whole number of rounds >= 1, got {every}.")
         if not 1 <= draw <= len(self.pool):
             raise InputError(f"draw must be between 1 and the pool's size, {len(self.pool)}, got {draw}.")
+        if views_per_image < 1:
+            raise InputError(f"views_per_image must be >= 1, got {views_per_image}.")
+        self.views_per_image, self.view = views_per_image, view
+        if views_per_image > 1 and view is None:
+            from ddplug.augment import DSA  # kornia, which only those who want more views need
+
+            self.view = DSA(seed=seed)
         self.temperature, self.every, self.proxies_per_round = temperature, every, draw
         self.schedule = schedule
         self.input_space = input_space
@@ -141,6 +153,7 @@ class Regularizer:
         return {
             "weighting": self.weighting.state_dict(),
             "generator": self.generator.get_state(),
+            "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
             "rounds": self.rounds,
             "history": self.history.state_dict(),
         }
@@ -149,6 +162,8 @@ class Regularizer:
         """Continue from a `state_dict`; raises `WeightError` if it is of another weight or weighting."""
         self.weighting.load_state_dict(state["weighting"])
         self.generator.set_state(state["generator"].cpu())
+        if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
+            self.view.load_state_dict(state["view"])
         self.rounds = state["rounds"]
         self.history.load_state_dict(state["history"])
 
@@ -172,14 +187,14 @@ class Regularizer:
                 call.release()
             return
         views, labels = gather(calls)
-        groups = group(labels, len(views), views.device)
+        groups = group(labels.repeat(self.views_per_image), len(views) * self.views_per_image, views.device)
         if groups.one_image_per_class:
             self._warn_once(ONE_IMAGE_PER_CLASS)
         drawn = self.pool.draw(self.proxies_per_round, self.generator)
         values, grads = zip(*(self._gradient(proxy, views, groups) for proxy in drawn), strict=True)
         cmi, grad = torch.stack(values).mean(), torch.stack(grads).mean(0)
         finite = torch.isfinite(grad).all() & torch.isfinite(cmi)
-        round_ = Round(number, factor, len(calls), len(views), cmi, finite, self.weighting.calibrating)
+        round_ = Round(number, factor, len(calls), len(groups.index), cmi, finite, self.weighting.calibrating)
         for call, part in zip(calls, torch.split(grad, [len(call.views) for call in calls]), strict=True):
             call.round, call.grad = round_, part
 
@@ -187,10 +202,13 @@ class Regularizer:
         """CMI and its gradient on `views` under one proxy: one forward and one backward pass through it."""
         with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
             images = views.detach().requires_grad_()
-            features = proxy(self.pool.prepare(images, self.input_space), self.space)
+            seen = images
+            if self.view is not None and self.views_per_image > 1:
+                seen = torch.cat([self.view(images) for _ in range(self.views_per_image)])
+            features = proxy(self.pool.prepare(seen, self.input_space), self.space)
             sums, derivative = closed_form(features.detach(), groups, self.temperature)
-            (grad,) = torch.autograd.grad(features, images, (derivative / len(views)).to(features.dtype))
-        return sums.sum() / len(views), grad
+            (grad,) = torch.autograd.grad(features, images, (derivative / len(seen)).to(features.dtype))
+        return sums.sum() / len(seen), grad
 
     def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
         """This call's share of its round, lambda included; closes the round at its last call."""
@@ -200,7 +218,7 @@ class Regularizer:
             return None
         lam = self.weighting.lam
         if round_.calibrating:
-            lam = self.weighting.observe(_squared_norm(grad), _squared_norm(delta)) if round_.finite else 0.0
+            lam = self.weighting.observe(_squared_norm(grad), _squared_norm(delta))
         assert lam is not None
         # Chosen on the device, so that a GPU need not be waited for.
         extra = torch.where(round_.finite, delta * (lam * round_.factor), 0.0)

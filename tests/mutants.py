@@ -68,7 +68,7 @@ MUTANTS = [
     Mutant("lazy but not scaled", "regularizer.py", "factor = self.every * (", "factor = 1 * (", LAYER),
     Mutant("NaN handed to the host", "regularizer.py", "torch.where(round_.finite, delta * (lam * round_.factor), 0.0)",
            "delta * (lam * round_.factor)", LAYER),
-    Mutant("NaN in the calibration", "regularizer.py", "if round_.finite else 0.0", "", LAYER),
+    Mutant("NaN in the calibration", "weighting.py", "if math.isfinite(host) and math.isfinite(cmi):", "if True:", LAYER),
     Mutant("NaN unreported", "regularizer.py", "if read and self.history.skipped > self._reported:", "if False:", LAYER),
     Mutant("second derivative silently wrong", "rounds.py", "if torch.is_grad_enabled() and grad.requires_grad:",
            "if False:", f"{LAYER}::test_differentiating_through_the_layer_twice"),
@@ -98,6 +98,11 @@ MUTANTS = [
            "rows = torch.ones(len(leaf), dtype=torch.bool)", ATTACH),
     Mutant("closure accepted", "places.py", "if any(callable(given)", "if False and any(callable(given)", ATTACH),
     Mutant("adapters not asked", "attach.py", "known = adapters.find(trainer)", "known = None", ATTACH),
+    Mutant("clean views are the host's", "places.py", 'if views == "clean" and given.requires_grad:', "if False:", ATTACH),
+    Mutant("a draw for each batch", "sharing.py", "kind in self._served or", "True or", ATTACH),
+    Mutant("one draw for ever", "sharing.py", "kind in self._served or partner not in self._served", "False", ATTACH),
+    Mutant("views per image ignored", "regularizer.py", "for _ in range(self.views_per_image)]", "for _ in range(1)] * self.views_per_image", ATTACH),
+    Mutant("views not continued", "regularizer.py", 'self.view.load_state_dict(state["view"])', "pass", LAYER),
     Mutant("tuple becomes a tuple only", "places.py", 'if hasattr(result, "_fields")', "if False", ATTACH),
 ]  # fmt: skip
 

@@ -370,15 +370,16 @@ def test_weights_by_name(pool: ddplug.ProxyPool) -> None:
 # A run that is continued
 
 
+@pytest.mark.parametrize("views_per_image", [1, 2])
 @pytest.mark.parametrize("stop", [2, 5])
 def test_state_dict_continues_the_run(
-    network: Callable[..., nn.Module], batch: Batch, stop: int, tmp_path: Any
+    network: Callable[..., nn.Module], batch: Batch, stop: int, views_per_image: int, tmp_path: Any
 ) -> None:
     pool = ddplug.ProxyPool.from_modules([network(seed) for seed in range(4)])
     host = network(11)
 
     def fresh() -> ddplug.Regularizer:
-        return ddplug.Regularizer(pool, 0.3, calibrate=4, announce=lambda line: None)
+        return ddplug.Regularizer(pool, 0.3, calibrate=4, views_per_image=views_per_image, announce=lambda line: None)
 
     def rounds(regularizer: ddplug.Regularizer, numbers: range) -> list[Tensor]:
         return [
@@ -415,13 +416,19 @@ def test_a_round_that_is_not_finite_is_left_out_counted_and_reported(pool: ddplu
     assert regularizer.history.skipped == 1
 
 
-def test_a_round_that_is_not_finite_does_not_enter_the_calibration(pool: ddplug.ProxyPool, batch: Batch) -> None:
+@pytest.mark.parametrize("trouble", ["images", "host"])
+def test_a_round_that_is_not_finite_does_not_enter_the_calibration(
+    pool: ddplug.ProxyPool, batch: Batch, trouble: str
+) -> None:
     images, labels = batch
-    broken = images.clone().index_fill(0, torch.tensor([3]), torch.nan)
     one = ddplug.Regularizer(pool, 0.5, calibrate=2, announce=lambda line: None)
     other = ddplug.Regularizer(pool, 0.5, calibrate=2, announce=lambda line: None)
-    with pytest.warns(ddplug.DDPlugWarning):
-        image_gradient(lambda x: one(x, labels).nan_to_num().sum(), broken)
+    if trouble == "images":
+        broken = images.clone().index_fill(0, torch.tensor([3]), torch.nan)
+        with pytest.warns(ddplug.DDPlugWarning):
+            image_gradient(lambda x: one(x, labels).nan_to_num().sum(), broken)
+    else:
+        image_gradient(lambda x: (one(x, labels) * torch.inf).sum(), images)
     for regularizer in (one, other):
         for _ in range(2):
             image_gradient(lambda x, r=regularizer: r(x, labels).sum(), images)  # type: ignore[misc]
