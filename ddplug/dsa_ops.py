@@ -11,7 +11,7 @@ import math
 
 import torch
 from einops import rearrange
-from kornia.geometry.transform import remap
+from kornia.geometry.transform import hflip, remap
 from torch import Tensor
 
 
@@ -32,13 +32,11 @@ def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
 
 def crop(images: Tensor, shift: Tensor) -> Tensor:
     """Read every pixel `shift` (m, 2) whole rows and columns further down and right; zero beyond the border."""
+    x, y = _coordinates(images, align_corners=False)
     # Twice the shift over the size is a step of so many pixels in grid coordinates; "nearest" then copies exactly.
     height, width = images.shape[-2:]
-    down, right = shift.to(_work_dtype(images)).unbind(dim=1)
-    one, zero = torch.ones_like(down), torch.zeros_like(down)
-    rows = (zero, one, 2 * down / height)
-    columns = (one, zero, 2 * right / width)
-    return _sample(images, columns, rows, mode="nearest", align_corners=False)
+    down, right = rearrange(shift.to(x.dtype), "m yx -> yx m 1 1")
+    return _sample(images, x + 2 * right / width, y + 2 * down / height, mode="nearest", align_corners=False)
 
 
 def cutout(images: Tensor, corner: Tensor, *, size: tuple[int, int]) -> Tensor:
@@ -53,6 +51,9 @@ def cutout(images: Tensor, corner: Tensor, *, size: tuple[int, int]) -> Tensor:
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror left and right the images whose `mirrored` (m,) is true."""
+    if len(mirrored) == 1 and mirrored.device.type == "cpu":
+        # One number on the CPU can be read without waiting for anything.
+        return hflip(images) if bool(mirrored.item()) else images.clone()
     forward = torch.arange(images.shape[3], device=images.device)
     columns = torch.where(rearrange(mirrored, "m -> m 1"), forward.flip(0), forward)
     # One pass, where choosing between the images and their mirror images would take three.
@@ -61,9 +62,9 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
 
 def scale(images: Tensor, factor: Tensor, *, align_corners: bool = False) -> Tensor:
     """Read the image at its coordinates times `factor` (m, 2: vertical, horizontal); above 1 makes it smaller."""
-    vertical, horizontal = factor.to(_work_dtype(images)).unbind(dim=1)
-    zero = torch.zeros_like(vertical)
-    return _sample(images, (horizontal, zero, zero), (zero, vertical, zero), align_corners=align_corners)
+    x, y = _coordinates(images, align_corners)
+    vertical, horizontal = rearrange(factor.to(x.dtype), "m yx -> yx m 1 1")
+    return _sample(images, horizontal * x, vertical * y, align_corners=align_corners)
 
 
 def rotate(images: Tensor, degrees: Tensor, *, align_corners: bool = False) -> Tensor:
@@ -71,48 +72,38 @@ def rotate(images: Tensor, degrees: Tensor, *, align_corners: bool = False) -> T
 
     An image that is not square is therefore also sheared a little, as it is in the field's own code.
     """
-    work = _work_dtype(images)
-    angle = degrees.to(torch.promote_types(degrees.dtype, work)) / 180 * math.pi
-    cosine, sine = torch.cos(angle).to(work), torch.sin(angle).to(work)
-    zero = torch.zeros_like(cosine)
-    return _sample(images, (cosine, -sine, zero), (sine, cosine, zero), align_corners=align_corners)
+    x, y = _coordinates(images, align_corners)
+    angle = rearrange(degrees.to(torch.promote_types(degrees.dtype, x.dtype)), "m -> m 1 1") / 180 * math.pi
+    cosine, sine = torch.cos(angle).to(x.dtype), torch.sin(angle).to(x.dtype)
+    # Broadcast sums, not a matrix product per image: several times faster, and rounded as `affine_grid` rounds.
+    map_x, map_y = torch.addcmul(cosine * x, -sine, y), torch.addcmul(sine * x, cosine, y)
+    return _sample(images, map_x, map_y, align_corners=align_corners)
 
 
-Affine = tuple[Tensor, Tensor, Tensor]
-
-
-def _sample(images: Tensor, columns: Affine, rows: Affine, *, align_corners: bool, mode: str = "bilinear") -> Tensor:
-    """The images read at affinely moved coordinates, zeros outside.
-
-    `columns` holds the coefficients (each (m,)) of x, y and 1 in the horizontal coordinate that a pixel reads, `rows`
-    those in the vertical one; -1 and 1 are the borders, or with `align_corners` the centres of the border pixels.
-    """
-    x = _coordinates(images, -1, align_corners)
-    y = rearrange(_coordinates(images, -2, align_corners), "h -> h 1")
-    # Broadcast sums, not a matrix product per image: several times faster, and one map serves a siamese batch.
-    map_x, map_y = (_moved(coefficients, x, y) for coefficients in (columns, rows))
-    # Half precision cannot tell the pixels of a large image apart, hence the wider working type.
+def _sample(images: Tensor, map_x: Tensor, map_y: Tensor, *, align_corners: bool, mode: str = "bilinear") -> Tensor:
+    """The images read at the coordinates `map_x` and `map_y`, which broadcast to (m, h, w); zeros outside."""
+    size = (max(len(map_x), len(map_y)), *images.shape[-2:])
     views: Tensor = remap(
-        images.to(map_x.dtype), map_x, map_y, mode=mode, align_corners=align_corners, normalized_coordinates=True
+        images.to(map_x.dtype),
+        map_x.expand(size),
+        map_y.expand(size),
+        mode=mode,
+        align_corners=align_corners,
+        normalized_coordinates=True,
     )
     return views.to(images.dtype)
 
 
-def _moved(coefficients: Affine, x: Tensor, y: Tensor) -> Tensor:
-    """One coordinate's map (m, h, w): a x + b y + c, rounded in the order of PyTorch's own `affine_grid`."""
-    a, b, c = (rearrange(coefficient, "m -> m 1 1") for coefficient in coefficients)
-    return torch.addcmul(a * x + c, b, y)
+def _coordinates(images: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Where columns (1, 1, w) and rows (1, h, 1) lie: -1 and 1 are the borders or, aligned, the border pixels' centres.
 
-
-def _coordinates(images: Tensor, axis: int, align_corners: bool) -> Tensor:
-    """Where the pixels of one axis lie in [-1, 1]."""
-    pixels = images.shape[axis]
-    positions = torch.linspace(-1, 1, pixels, dtype=_work_dtype(images), device=images.device)
-    return positions if align_corners else positions * (pixels - 1) / pixels
-
-
-def _work_dtype(images: Tensor) -> torch.dtype:
-    return images.dtype if images.dtype == torch.float64 else torch.float32
+    In float32 or better, since half precision cannot tell the pixels of a large image apart.
+    """
+    dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+    rows, columns = (torch.linspace(-1, 1, extent, dtype=dtype, device=images.device) for extent in images.shape[-2:])
+    if not align_corners:
+        rows, columns = rows * (len(rows) - 1) / len(rows), columns * (len(columns) - 1) / len(columns)
+    return rearrange(columns, "w -> 1 1 w"), rearrange(rows, "h -> 1 h 1")
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:

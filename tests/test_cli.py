@@ -1,0 +1,397 @@
+"""The command line: what each command prints and leaves behind, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ddplug import InputSpace, ProxyPool, cli, datasets
+from ddplug.datasets import ImageData, random_real
+from ddplug.demo import Settings, run_demo
+from ddplug.measure import measure
+from ddplug.networks import build, seeded
+from ddplug.sets import SyntheticSet, load_set, save_set
+from ddplug.training import evaluate_set
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+TINY = Settings(
+    ipc=3, iterations=3, seeds=2, batch_real=4, width=8, proxies=1, held_out=1, proxy_epochs=1, runs=2, epochs=2
+)
+DEMO = ("demo", "--iterations", "2", "--seeds", "1", "--ipc", "2", "--device", "cpu")
+
+
+def run(*arguments: object) -> str:
+    """What a command printed; it must end well."""
+    result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(
+        cli.app, [str(argument) for argument in arguments]
+    )
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+    """`main` as the installed script calls it: exit status and stderr."""
+
+    def call(*arguments: object) -> tuple[Any, str]:
+        monkeypatch.setattr(sys, "argv", ["ddplug", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, " ".join(capsys.readouterr().err.split())
+
+    return call
+
+
+@pytest.fixture
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddplug.demo.DIGITS", TINY)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "pool"
+    run("pretrain", folder, "--count", 2, "--epochs", 1, "--width", 8, "--seed", 5, "--device", "cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def set_file(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two real digits of each class, in a file that says so."""
+    path = tmp_path_factory.mktemp("cli") / "set.pt"
+    images, labels = random_real(digits, 2, torch.Generator().manual_seed(0))
+    save_set(SyntheticSet(images, labels, digits.space, "digits"), path)
+    return path
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def no(what: str) -> Callable[..., None]:
+    return lambda *_, **__: pytest.fail(f"{what} again")
+
+
+# --- help
+
+
+def test_help_lists_the_commands() -> None:
+    shown = run("--help")
+    for command in ("demo", "pretrain", "measure"):
+        assert re.search(rf"^\W*{command} .*\w+", shown, re.MULTILINE)
+        assert "--data" in run(command, "--help")
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    result = CliRunner().invoke(cli.app, [])
+    assert "pretrain" in result.output
+
+
+# --- pretrain
+
+
+def test_pretrain_makes_a_pool_and_shows_it(tmp_path: Path) -> None:
+    command = ("pretrain", tmp_path / "pool", "--count", 2, "--epochs", 1, "--width", 8, "--seed", 5, "--device", "cpu")
+    shown = run(*command)
+    pool = ProxyPool.load(tmp_path / "pool", dataset="digits")
+    assert [proxy.record["seed"] for proxy in pool] == [5, 6]
+    for proxy in pool:
+        assert f"{proxy.record['test_accuracy']:.2%}" in shown
+    assert run(*command).splitlines()[-6:] == shown.splitlines()[-6:]  # again: the same table, without training
+
+
+# --- demo
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_demo_compares_the_arms_and_keeps_everything(tmp_path: Path, digits: ImageData) -> None:
+    from PIL import Image
+
+    shown = run(*DEMO, "--out", tmp_path / "out")
+    assert re.search(r"without CMI .*%.*s", shown)
+    assert re.search(r"with CMI .*%.*s", shown)
+    assert re.search(r"difference .*[+-]\d+\.\d\d points", shown)
+    assert "2 images per class, 2 iterations" in shown
+    assert f"{len(digits.train_images)} training" in shown
+    for name in ("images.png", "cmi.png"):
+        assert str(tmp_path / "out" / name) in shown
+        with Image.open(tmp_path / "out" / name) as picture:
+            picture.load()
+    assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == [
+        "with-seed0.json", "with-seed0.pt", "without-seed0.json", "without-seed0.pt",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cmi.png", "images.png", "proxies", "runs"]
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_the_demos_table_holds_the_numbers_of_its_runs(tmp_path: Path, digits: ImageData) -> None:
+    shown = run(*DEMO, "--out", tmp_path)
+    means = {}
+    for arm in ("without", "with"):
+        kept = json.loads((tmp_path / "runs" / f"{arm}-seed0.json").read_text())["run"]
+        means[arm] = 100 * sum(kept["accuracies"]) / 2
+        row = next(line for line in shown.splitlines() if f"{arm} CMI" in line and "%" in line)
+        for number in (f"{means[arm]:.2f}", f"{kept['cmi'][0]:.3e}", f"{kept['cmi'][-1]:.3e}"):
+            assert number in row
+        synthetic = load_set(tmp_path / "runs" / f"{arm}-seed0.pt")
+        judges = ProxyPool(ProxyPool.load(tmp_path / "proxies").proxies[-1:])
+        assert kept["cmi"][-1] == pytest.approx(measure(judges, synthetic.images, synthetic.labels).cmi, rel=1e-5)
+        assert (synthetic.space, synthetic.dataset) == (digits.space, "digits")
+    assert f"{means['with'] - means['without']:+.2f} points" in shown
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_second_demo_reuses_the_runs_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(*DEMO, "--out", tmp_path)
+    monkeypatch.setattr("ddplug.pretrain.fit", no("trained"))
+    monkeypatch.setattr("ddplug.demo.evaluate_set", no("judged"))
+    monkeypatch.setattr("ddplug.demo.DistributionMatching", no("distilled"))
+    second = run(*DEMO, "--out", tmp_path)
+    rows = [line for line in first.splitlines() if "CMI" in line or "difference" in line]
+    assert len(rows) > 3
+    assert all(row in second for row in rows if "seed" not in row)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_other_settings_are_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*DEMO, "--out", tmp_path)
+    monkeypatch.setattr("ddplug.demo.evaluate_set", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(datasets.load("digits"), tmp_path, TINY)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_an_interrupted_demo_continues_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[..., tuple[Any, str]]
+) -> None:
+    run(*DEMO, "--out", tmp_path / "whole")
+    real, calls = evaluate_set, list[None]()
+
+    def second_is_interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return interrupt() if len(calls) == 2 else real(*args, **kwargs)
+
+    monkeypatch.setattr("ddplug.demo.evaluate_set", second_is_interrupted)
+    status, _ = main(*DEMO, "--out", tmp_path / "cut")
+    assert status == 130
+    assert (tmp_path / "cut" / "runs" / "without-seed0.json").is_file()
+    assert not (tmp_path / "cut" / "runs" / "with-seed0.json").exists()
+    monkeypatch.setattr("ddplug.pretrain.fit", no("trained"))
+    run(*DEMO, "--out", tmp_path / "cut")
+    assert len(calls) == 3  # only the arm that was missing
+    for name in ("without-seed0.json", "with-seed0.json"):
+        cut, whole = (json.loads((tmp_path / folder / "runs" / name).read_text()) for folder in ("cut", "whole"))
+        del cut["run"]["seconds"], whole["run"]["seconds"]
+        assert cut == whole
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_weight_of_zero_gives_two_equal_arms(tmp_path: Path) -> None:
+    shown = run(*DEMO, "--weight", 0, "--out", tmp_path)
+    without, with_ = (load_set(tmp_path / "runs" / f"{arm}-seed0.pt") for arm in ("without", "with"))
+    assert torch.equal(without.images, with_.images)
+    assert "+0.00 points" in shown
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_weight_changes_the_images(tmp_path: Path) -> None:
+    run(*DEMO, "--weight", 1, "--out", tmp_path)
+    without, with_ = (load_set(tmp_path / "runs" / f"{arm}-seed0.pt") for arm in ("without", "with"))
+    assert torch.equal(without.labels, with_.labels)
+    assert not torch.equal(without.images, with_.images)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_demo_takes_a_pool_of_the_users(tmp_path: Path, pool_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddplug.demo.pretrain", no("trained"))
+    assert "difference" in run(*DEMO, "--proxies", pool_folder, "--out", tmp_path)
+
+
+def test_a_demo_with_another_pool_is_run_anew(tmp_path: Path, digits: ImageData) -> None:
+    found = []
+    for seed in (0, 10):
+        networks = []
+        for offset in range(2):
+            with seeded(seed + offset):
+                networks.append(build("convnet", channels=1, size=(8, 8), width=8))
+        pool = ProxyPool.from_modules(networks)
+        outcome = run_demo(digits, tmp_path, replace(TINY, iterations=1, seeds=1, runs=1, epochs=1), pool=pool)
+        found.append([run.cmi for run in outcome.runs])
+    assert found[0] != found[1]
+
+
+@pytest.mark.usefixtures("_tiny", "untouched")
+def test_the_demo_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    run(*DEMO, "--out", tmp_path)
+
+
+@pytest.mark.usefixtures("_tiny")
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"run": {}, "made_with": {}}'], ids=repr)
+def test_a_damaged_run_is_made_again(tmp_path: Path, content: str) -> None:
+    run(*DEMO, "--out", tmp_path)
+    kept = tmp_path / "runs" / "with-seed0.json"
+    before = json.loads(kept.read_text())["run"]["accuracies"]
+    kept.write_text(content)
+    run(*DEMO, "--out", tmp_path)
+    assert json.loads(kept.read_text())["run"]["accuracies"] == before
+
+
+# --- measure
+
+
+def measured(*arguments: object) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(run("measure", *arguments, "--device", "cpu", "--json"))
+    record["per_class"] = {int(label): value for label, value in record["per_class"].items()}
+    return record
+
+
+def test_measuring_a_set_shows_its_numbers(pool_folder: Path, set_file: Path) -> None:
+    synthetic = load_set(set_file)
+    expected = measure(pool_folder, synthetic.images, synthetic.labels, input_space=synthetic.space)
+    shown = run("measure", set_file, "--proxies", pool_folder, "--device", "cpu")
+    for value in (expected.cmi, expected.cmi_std, expected.ncmi, expected.separation, *expected.per_class.values()):
+        assert f"{value:.6f}" in shown
+
+
+def test_measuring_as_json(pool_folder: Path, set_file: Path) -> None:
+    synthetic = load_set(set_file)
+    for space, temperature, kind in (("feature", 1.0, "cross_entropy"), ("logit", 2.0, "kl")):
+        expected = measure(
+            pool_folder, synthetic.images, synthetic.labels, input_space=synthetic.space,
+            space=space, temperature=temperature, separation=kind,  # type: ignore[arg-type]
+        )  # fmt: skip
+        options = ("--space", space, "--temperature", temperature, "--separation", kind)
+        assert measured(set_file, "--proxies", pool_folder, *options) == expected.to_json()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_measuring_real_data(pool_folder: Path, digits: ImageData, split: str) -> None:
+    images, labels = getattr(digits, f"{split}_images"), getattr(digits, f"{split}_labels")
+    found = measured("--data", "digits", "--split", split, "--proxies", pool_folder)
+    assert found == measure(pool_folder, images, labels, input_space=digits.space).to_json()
+
+
+def test_measuring_plain_intensities(pool_folder: Path, set_file: Path, tmp_path: Path) -> None:
+    synthetic = load_set(set_file)
+    assert synthetic.space is not None
+    plain = synthetic.space.to_unit(synthetic.images)
+    save_set(SyntheticSet(plain, synthetic.labels), tmp_path / "plain.pt")
+    expected = measure(pool_folder, plain, synthetic.labels, input_space=InputSpace.unit(1)).to_json()
+    assert measured(tmp_path / "plain.pt", "--unit", "--proxies", pool_folder) == expected
+    original = measured(set_file, "--proxies", pool_folder)
+    assert expected["cmi"] == pytest.approx(original["cmi"], rel=1e-4)
+
+
+# --- errors
+
+
+@pytest.fixture
+def cifar_pool(pool_folder: Path, tmp_path: Path) -> Path:
+    """The digits' pool with the name of another data set in its header."""
+    shutil.copytree(pool_folder, tmp_path / "cifar")
+    header = tmp_path / "cifar" / "pool.json"
+    record = json.loads(header.read_text())
+    record["dataset"]["name"] = "cifar10"
+    header.write_text(json.dumps(record))
+    return tmp_path / "cifar"
+
+
+def test_a_pool_of_another_data_set_is_refused(
+    main: Callable[..., tuple[Any, str]], cifar_pool: Path, set_file: Path, tmp_path: Path
+) -> None:
+    status, error = main("measure", "--data", "digits", "--proxies", cifar_pool)
+    assert status == 2
+    assert "trained on cifar10, not on digits" in error
+    status, error = main("measure", set_file, "--proxies", cifar_pool)
+    assert status == 2
+    assert "distilled from digits" in error
+    assert "trained on cifar10" in error
+    status, error = main(*DEMO, "--proxies", cifar_pool, "--out", tmp_path / "out")
+    assert status == 2
+    assert "trained on cifar10, not on digits" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("measure --proxies POOL", "measure one thing"),
+        ("measure SET --data digits --proxies POOL", "measure one thing"),
+        ("measure nowhere.pt --proxies POOL", "no synthetic set at 'nowhere.pt'"),
+        ("measure SET --proxies nowhere", "no pool at 'nowhere'"),
+        ("measure --data digits --split all --proxies POOL", "unknown split 'all'"),
+        ("measure SET --space pixels --proxies POOL", "unknown space 'pixels'"),
+        ("measure SET --separation none --proxies POOL", "unknown separation 'none'"),
+        ("measure SET --temperature 0 --proxies POOL", "temperature must be > 0"),
+        ("measure SET --device gpu --proxies POOL", "unknown device 'gpu'"),
+        ("measure --data imagenet --proxies POOL", "unknown data set 'imagenet'"),
+        ("pretrain out --data cifar10", "cifar10 needs the path"),
+        ("pretrain out --arch vgg", "unknown architecture 'vgg'"),
+        ("pretrain out --count 0", "at least 1 network"),
+        ("pretrain POOL --epochs 9", "other settings"),
+        ("demo --seeds 0 --out out", "seeds must be at least 1"),
+        ("demo --proxies nowhere --out out", "no pool at 'nowhere'"),
+        ("demo --out SET --device cpu", "set.pt"),
+        ("pretrain SET/pool --device cpu", "set.pt"),
+    ],
+)
+def test_errors_end_with_status_2_and_one_paragraph(
+    main: Callable[..., tuple[Any, str]],
+    pool_folder: Path,
+    set_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = arguments.replace("POOL", str(pool_folder)).replace("SET", str(set_file)).split()
+    status, error = main(*words)
+    assert status == 2
+    assert re.match(r"ddplug: error: .+", error)
+    assert expected in error
+
+
+@pytest.mark.parametrize("arguments", ["measure", "nonsense", "pretrain", "demo --ipc many"])
+def test_wrong_usage_has_status_2_too(main: Callable[..., tuple[Any, str]], arguments: str) -> None:
+    status, error = main(*arguments.split())
+    assert status == 2
+    assert "Usage:" in error
+
+
+def test_an_interruption_has_status_130_and_says_that_one_can_go_on(
+    main: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(datasets, "load", interrupt)
+    status, error = main("pretrain", tmp_path / "pool")
+    assert status == 130
+    assert "the same command goes on from here" in error
+
+
+def test_a_failing_process_shows_no_traceback() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "from ddplug.cli import main; main()", "measure", "--proxies", "nowhere"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("ddplug: error: measure one thing")
+    assert "Traceback" not in ran.stderr
+    assert ran.stdout == ""
