@@ -91,6 +91,9 @@ def pretrain(
     width: Annotated[int | None, typer.Option(help="Channels; the architecture's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Network i has seed + i.")] = 0,
     flip: Annotated[bool | None, typer.Option(help="Mirror images; by default as the data set allows.")] = None,
+    zca: Annotated[
+        bool, typer.Option("--zca", help="Train on ZCA-whitened images, fitted on the training split.")
+    ] = False,
     device: DeviceName = "auto",
 ) -> None:
     """Train a pool of proxies on real images; can be interrupted, and continued by the same command."""
@@ -100,6 +103,10 @@ def pretrain(
     from ddplug.pretrain import pretrain as train_pool
 
     real = _load(data, data_path)
+    if zca:
+        from ddplug.zca import ZCASpace
+
+        real = real.to_space(ZCASpace.fit(real.space.to_unit(real.train_images).clamp(0, 1)))
     options: dict[str, Any] = {} if arch.startswith("torchvision/") else {"norm": norm}
     if width is not None:
         options["width"] = width

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ddplug import layouts
 from ddplug.errors import DataError
 from ddplug.layouts import Split
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace, InputSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class ImageData:
 
     name: str
     class_names: tuple[str, ...]
-    space: InputSpace
+    space: AnySpace
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
@@ -56,6 +56,15 @@ class ImageData:
             train_labels=self.train_labels.to(device),
             test_images=self.test_images.to(device),
             test_labels=self.test_labels.to(device),
+        )
+
+    def to_space(self, space: AnySpace) -> ImageData:
+        """The same data in another input space, e.g. whitened; `SpaceError` if there is no conversion."""
+        return replace(
+            self,
+            space=space,
+            train_images=self.space.convert(self.train_images, space),
+            test_images=self.space.convert(self.test_images, space),
         )
 
     def fingerprint(self) -> str:

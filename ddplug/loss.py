@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddplug.cmi import ONE_IMAGE_PER_CLASS, class_sums, group
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.proxies import ProxyPool, Space, check_space
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace
 
 
 class CMI(nn.Module):
@@ -34,7 +34,7 @@ class CMI(nn.Module):
         *,
         temperature: float = 1.0,
         draw: int | str = 1,
-        input_space: InputSpace | None = None,
+        input_space: AnySpace | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()

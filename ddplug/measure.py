@@ -11,7 +11,7 @@ from torch import Tensor
 from ddplug.cmi import Separation, class_separation, class_sums, group
 from ddplug.errors import ProxyError
 from ddplug.proxies import ProxyPool, Space, check_space
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def measure(
     space: Space = "feature",
     temperature: float = 1.0,
     separation: Separation = "cross_entropy",
-    input_space: InputSpace | None = None,
+    input_space: AnySpace | None = None,
     batch_size: int = 512,
 ) -> Measurement:
     """CMI, NCMI and per-class CMI of `images` (n, c, h, w) with `labels` (n,), under every proxy of a pool.

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ddplug.errors import DDPlugError, PoolError
+from ddplug.errors import DDPlugError, PoolError, SpaceError
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace, space_from_json
 
 HEADER = "pool.json"
+SPACE = "space.safetensors"
 FORMAT = "ddplug-pool"
 VERSION = 1
 
@@ -68,7 +69,7 @@ def read_header(folder: Path) -> Header:
             dataset=data["name"],
             class_names=tuple(data["class_names"]) if data["class_names"] is not None else None,
             shape=tuple(data["shape"]) if data["shape"] is not None else None,
-            space=InputSpace.from_json(data["space"]) if data["space"] is not None else None,
+            space=_read_space(folder, data["space"]) if data["space"] is not None else None,
             fingerprint=data["fingerprint"],
         )
         return Header(info, record["wanted"], record["networks"], record["recipe"])
@@ -96,6 +97,9 @@ def write_header(folder: Path, header: Header) -> None:
         "recipe": header.recipe,
         "networks": header.networks,
     }
+    tensors: Any = getattr(info.space, "tensors", None)
+    if tensors is not None and not (folder / SPACE).is_file():  # a whitening matrix is nothing for a JSON file
+        _save_tensors(tensors(), folder / SPACE)
     temporary = folder / f".{HEADER}.tmp"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, folder / HEADER)
@@ -103,8 +107,6 @@ def write_header(folder: Path, header: Header) -> None:
 
 def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
     """Write one network's weights, by renaming, and return its record for the header."""
-    from safetensors.torch import save_file
-
     spec = getattr(proxy.network, "spec", None)
     if not isinstance(spec, Mapping) or "architecture" not in spec:
         raise PoolError(
@@ -113,20 +115,17 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
             "spec = {'architecture': NAME, 'options': {...}} and load with builders={NAME: function}."
         )
     name = f"proxy_{index:03d}.safetensors"
-    temporary = folder / f".{name}.tmp"
-    save_file({key: value.contiguous().cpu() for key, value in proxy.network.state_dict().items()}, temporary)
-    record = {
+    _save_tensors(proxy.network.state_dict(), folder / name)
+    return {
         "file": name,
-        "bytes": temporary.stat().st_size,
-        "sha256": _sha256(temporary),
+        "bytes": (folder / name).stat().st_size,
+        "sha256": _sha256(folder / name),
         "name": proxy.name,
         "head": proxy.head,
         "architecture": spec["architecture"],
         "options": dict(spec.get("options", {})),
         "record": proxy.record,
     }
-    os.replace(temporary, folder / name)
-    return record
 
 
 def read_network(
@@ -193,6 +192,25 @@ def write_pool(pool: ProxyPool, folder: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, by renaming."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def _read_space(folder: Path, record: dict[str, Any]) -> AnySpace:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return space_from_json(record, load_file(folder / SPACE) if (folder / SPACE).is_file() else None)
+    except (SpaceError, SafetensorError) as error:
+        raise PoolError(f"the input space of the pool in '{folder}' cannot be read: {error} {MAKE_ONE}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace
 
 Space = Literal["feature", "logit"]
 
@@ -31,7 +31,7 @@ class PoolInfo:
     """Its classes, in the order of the labels."""
     shape: tuple[int, int, int] | None = None
     """Channels, height and width of its images."""
-    space: InputSpace | None = None
+    space: AnySpace | None = None
     """What the numbers in those images mean."""
     fingerprint: str | None = None
     """A hash of the data set, which tells two of one name apart."""
@@ -201,7 +201,7 @@ class ProxyPool:
         order = torch.randperm(len(self), generator=generator)[:count]
         return [self.proxies[i] for i in order.tolist()]
 
-    def check(self, images: Tensor, space: InputSpace | None) -> None:
+    def check(self, images: Tensor, space: AnySpace | None) -> None:
         """Raise unless these proxies can look at `images` of a host whose input space is `space`; reads no value.
 
         Raises:
@@ -220,10 +220,15 @@ class ProxyPool:
                 f"trained on {self.info.shape}{f' ({self.info.dataset})' if self.info.dataset else ''}. "
                 "Use a pool trained on the host's own data."
             )
-        if self.info.space is not None and space is not None and space.channels != images.shape[1]:
-            raise SpaceError(f"got images of {images.shape[1]} channels in an input space of {space.channels}.")
+        if space is not None and space.channels != images.shape[1]:
+            raise SpaceError(
+                f"got images of {images.shape[1]} channels, said to be in the space '{space}', which has "
+                f"{space.channels}. Pass the host's own input space."
+            )
+        if self.info.space is not None and space is not None:
+            space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
 
-    def prepare(self, images: Tensor, space: InputSpace | None) -> Tensor:
+    def prepare(self, images: Tensor, space: AnySpace | None) -> Tensor:
         """`images` of a host whose input space is `space`, as these proxies want them; differentiable.
 
         An unknown space is taken to be the pool's own. Moves the pool to the images' device, once.

@@ -22,7 +22,7 @@ from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.history import History
 from ddplug.proxies import Proxy, ProxyPool, Space, check_space
 from ddplug.rounds import Call, Identity, Round, gather
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace
 from ddplug.weighting import Schedule, WeightingName, make_weighting
 
 
@@ -65,7 +65,7 @@ class Regularizer:
         schedule: Schedule | None = None,
         views_per_image: int = 1,
         view: Callable[[Tensor], Tensor] | None = None,
-        input_space: InputSpace | None = None,
+        input_space: AnySpace | None = None,
         setting: tuple[str, str, int] | None = None,
         seed: int = 0,
         announce: Callable[[str], object] = print,

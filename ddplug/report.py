@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddplug.errors import DataError
 from ddplug.measure import Measurement
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +41,7 @@ def _caption(measurement: Measurement) -> str:
     )
 
 
-def picture_grid(sets: Mapping[str, Tensor], space: InputSpace, path: str | Path, *, columns: int) -> None:
+def picture_grid(sets: Mapping[str, Tensor], space: AnySpace, path: str | Path, *, columns: int) -> None:
     """Draw sets of images (n, c, h, w) below each other, `columns` to a row (images per class: a class is a row)."""
     figure = _figure(4.2 * len(sets), 4.6)
     axes = figure.subplots(1, len(sets), squeeze=False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import DataError
-from ddplug.spaces import InputSpace
+from ddplug.spaces import AnySpace, space_from_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class SyntheticSet:
 
     images: Tensor
     labels: Tensor
-    space: InputSpace | None = None
+    space: AnySpace | None = None
     dataset: str | None = None
 
 
@@ -33,6 +33,7 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
         "images": synthetic.images.detach().cpu(),
         "labels": synthetic.labels.detach().cpu(),
         "space": synthetic.space.to_json() if synthetic.space else None,
+        "space_tensors": getattr(synthetic.space, "tensors", dict)(),  # a whitening has matrices
         "dataset": synthetic.dataset,
     }
     temporary = path.with_name(f".{path.name}.tmp")
@@ -65,7 +66,7 @@ def load_set(path: str | Path) -> SyntheticSet:
         )
     if len(images) != len(labels):
         raise DataError(f"'{path}' holds {len(images)} images but {len(labels)} labels; it is damaged.")
-    space = InputSpace.from_json(extra["space"]) if extra.get("space") else None
+    space = space_from_json(extra["space"], extra.get("space_tensors")) if extra.get("space") else None
     return SyntheticSet(images.float(), labels.long(), space, extra.get("dataset"))
 
 

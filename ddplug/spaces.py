@@ -7,15 +7,44 @@ plausible, wrong number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from ddplug.errors import SpaceError
+
+
+class AnySpace(Protocol):
+    """What every input space can do: `InputSpace` here, and `ddplug.zca.ZCASpace`."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels an image in this space has."""
+
+    def from_unit(self, images: Tensor) -> Tensor:
+        """Intensities in [0, 1], (..., c, h, w), to this space; differentiable."""
+
+    def to_unit(self, images: Tensor) -> Tensor:
+        """Images of this space, (..., c, h, w), to intensities in [0, 1]; differentiable."""
+
+    def convert(self, images: Tensor, to: AnySpace) -> Tensor:
+        """Images (..., c, h, w) of this space in the space `to`; `SpaceError`, naming both, if that is impossible."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that a pool's header keeps."""
+
+
+def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> AnySpace:
+    """The space of a `to_json` record and, for ZCA, the tensors saved beside it; `SpaceError` for an unknown kind."""
+    if record.get("kind") == "zca":
+        from ddplug.zca import ZCASpace  # kornia, which only whitened images need
+
+        return ZCASpace.from_json(record, dict(tensors or {}))
+    return InputSpace.from_json(record)
 
 
 @dataclass(frozen=True)
@@ -57,7 +86,7 @@ class InputSpace:
         """Images of this space, (..., c, h, w), to intensities in [0, 1]; differentiable, not clamped."""
         return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
 
-    def convert(self, images: Tensor, to: InputSpace) -> Tensor:
+    def convert(self, images: Tensor, to: AnySpace) -> Tensor:
         """Images (..., c, h, w) of this space in the space `to`: exact, differentiable, a no-op if they are one.
 
         Raises `SpaceError` if the two have different numbers of channels.

@@ -11,7 +11,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -21,17 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddplug.errors import InputError, PoolError, SpaceError
-
-
-class Space(Protocol):
-    """What a space must have for images to be converted to it: `InputSpace` and `ZCASpace` both do."""
-
-    @property
-    def channels(self) -> int:
-        """Number of channels an image in this space has."""
-
-    def from_unit(self, images: Tensor) -> Tensor:
-        """Intensities in [0, 1], (..., c, h, w), to this space."""
+from ddplug.spaces import AnySpace
 
 
 class ZCASpace:
@@ -109,7 +99,7 @@ class ZCASpace:
         mean, _, unwhiten = self._matrices(images)
         return torch.addmm(mean, _rows(images, unwhiten), unwhiten).to(images.dtype).reshape(images.shape)
 
-    def convert(self, images: Tensor, to: Space) -> Tensor:
+    def convert(self, images: Tensor, to: AnySpace) -> Tensor:
         """Images (..., c, h, w) of this space in the space `to`, differentiable; a no-op if they are one.
 
         Raises `SpaceError` if `to` is for other channels or, being a ZCA too, for another shape.
