@@ -143,8 +143,7 @@ def class_separation(
         InputError: as for `cmi`, or fewer than two classes, or an unknown kind.
     """
     groups = _checked(features, labels, temperature)
-    if kind not in get_args(Separation):
-        raise InputError(f"unknown separation {kind!r}, expected one of {', '.join(map(repr, get_args(Separation)))}.")
+    check_separation(kind)
     if len(groups.classes) < 2:
         raise InputError(
             f"a separation between classes needs at least two classes, got only class {int(groups.classes[0])}."
@@ -166,6 +165,12 @@ def class_separation(
     if kind == "kl":
         cross = cross + ((p * log_p).sum(-1) * (n - counts)[groups.index]).sum()
     return cross / pairs
+
+
+def check_separation(kind: str) -> None:
+    """Raise `InputError` unless `kind` is the name of a separation."""
+    if kind not in get_args(Separation):
+        raise InputError(f"unknown separation {kind!r}, expected one of {', '.join(map(repr, get_args(Separation)))}.")
 
 
 def class_sums(features: Tensor, groups: Groups, temperature: float) -> Tensor:

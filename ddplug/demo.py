@@ -8,7 +8,6 @@ was interrupted goes on where it was.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from ddplug.augment import DSA
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
 from ddplug.errors import InputError
+from ddplug.files import replacing
 from ddplug.measure import measure
 from ddplug.networks import build
 from ddplug.pretrain import pretrain
@@ -264,9 +264,8 @@ def _keep(
 ) -> None:
     """The set first, then the numbers that say it is finished; each by renaming."""
     save_set(synthetic, folder / f"{name}.pt")
-    temporary = folder / f".{name}.json.tmp"
-    temporary.write_text(json.dumps({"run": asdict(run), "made_with": made_with}, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / f"{name}.json")
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps({"run": asdict(run), "made_with": made_with}, indent=1), encoding="utf-8")
 
 
 def _draw(data: ImageData, out: Path, outcome: Outcome) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.cmi import Separation, class_separation, class_sums, group
-from ddplug.errors import ProxyError
+from ddplug.cmi import Separation, check_separation, class_separation, class_sums, group
+from ddplug.errors import InputError, ProxyError
 from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.spaces import AnySpace
 
@@ -57,6 +57,9 @@ def measure(
     """
     pool = ProxyPool.of(proxies)
     check_space(space)
+    check_separation(separation)
+    if not temperature > 0:
+        raise InputError(f"temperature must be > 0, got {temperature}.")
     groups = group(labels, len(images), images.device)
     pool.check(images, input_space)
     several = len(groups.classes) > 1

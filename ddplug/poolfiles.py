@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddplug.errors import DDPlugError, PoolError, SpaceError
+from ddplug.files import replacing
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.spaces import AnySpace, space_from_json
 
@@ -26,6 +27,7 @@ HEADER = "pool.json"
 SPACE = "space.safetensors"
 FORMAT = "ddplug-pool"
 VERSION = 1
+NETWORK = ("file", "bytes", "sha256", "name", "head", "architecture", "options", "record")
 
 MAKE_ONE = "Make one with `ddplug pretrain`, or from your own networks with ProxyPool.from_modules(...)."
 
@@ -72,8 +74,11 @@ def read_header(folder: Path) -> Header:
             space=_read_space(folder, data["space"]) if data["space"] is not None else None,
             fingerprint=data["fingerprint"],
         )
-        return Header(info, record["wanted"], record["networks"], record["recipe"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        networks = [{key: network[key] for key in NETWORK} for network in record["networks"]]
+        if not all(isinstance(network["file"], str) for network in networks):
+            raise TypeError("a network's file is not named by a string")
+        return Header(info, int(record["wanted"]), networks, record["recipe"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PoolError(
             f"'{path}' cannot be read as a pool's header ({type(error).__name__}: {error}): it is damaged or "
             f"half-written. Delete the folder and make the pool again. {MAKE_ONE}"
@@ -100,9 +105,15 @@ def write_header(folder: Path, header: Header) -> None:
     tensors: Any = getattr(info.space, "tensors", None)
     if tensors is not None and not (folder / SPACE).is_file():  # a whitening matrix is nothing for a JSON file
         _save_tensors(tensors(), folder / SPACE)
-    temporary = folder / f".{HEADER}.tmp"
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / HEADER)
+    try:
+        text = json.dumps(record, indent=2)
+    except (TypeError, ValueError) as error:
+        raise PoolError(
+            f"the pool's header cannot be written ({error}): a network's record, spec and options may hold numbers, "
+            "strings, lists and dictionaries only."
+        ) from error
+    with replacing(folder / HEADER) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
@@ -198,9 +209,10 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file, by renaming."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    # Copies, because safetensors takes no two tensors that share memory, as a layer used twice has.
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(copies, temporary)
 
 
 def _read_space(folder: Path, record: dict[str, Any]) -> AnySpace:

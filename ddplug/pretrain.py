@@ -71,6 +71,8 @@ def pretrain(
         "architecture": architecture, "options": resolved, "epochs": epochs, "lr": lr, "batch_size": batch_size,
         "seed": seed, "flip": flip,
     }  # fmt: skip
+    with seeded(seed):
+        build(architecture, **resolved)  # an impossible network is refused before anything is on disk
     header = _open(folder, Header(pool_info(data), count, [], recipe))
     augment = shift_and_flip(max(1, data.shape[1] // 8), flip)
     images, labels = data.train_images.to(device), data.train_labels.to(device)

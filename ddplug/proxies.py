@@ -74,29 +74,31 @@ class Proxy:
 
         Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
         """
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[Tensor, ...]] = []
         head = _submodule(self.network, self.head or "", self.name)
         # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
-        hook = head.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+        hook = head.register_forward_hook(
+            lambda _, args, kwargs, output: seen.append((*args, *kwargs.values(), output)), with_kwargs=True
+        )
         try:
             output = self.network(images.to(self.dtype))
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # what a network raises for images it was not made for is its own affair
             raise ProxyError(
                 f"proxy '{self.name}' ({type(self.network).__name__}) does not take images of shape "
-                f"{tuple(images.shape)}: {str(error).splitlines()[0]}. Use proxies trained on images of this size and "
-                "number of channels."
+                f"{tuple(images.shape)} ({type(error).__name__}: {_first_line(error)}). Use proxies trained on images "
+                "of this size and number of channels."
             ) from error
         finally:
             hook.remove()
-        if not seen or not (self._named_by_user or _same(output, seen[-1][1])):
+        if not seen or not (self._named_by_user or _same(output, seen[-1][-1])):
             raise ProxyError(
                 f"'{self.head}', the last linear layer of proxy '{self.name}' ({type(self.network).__name__}), "
                 f"{'gives something else than the network does' if seen else 'was not reached'}, so it is not the "
                 f"head. Name the head (head='...'); candidates: {', '.join(_candidates(self.network)) or 'none'}."
             )
-        features = seen[-1][0 if space == "feature" else 1].flatten(1)
+        features = seen[-1][0 if space == "feature" else -1].flatten(1)
         if len(features) != len(images):
             raise ProxyError(
                 f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
@@ -139,6 +141,8 @@ class ProxyPool:
         for module in modules:
             if not isinstance(module, nn.Module):
                 raise ProxyError(f"got {type(module).__name__} as a proxy, expected a torch.nn.Module.")
+        if names is not None and len(names) != len(modules):
+            raise ProxyError(f"got {len(names)} names for {len(modules)} networks, expected one each.")
         names = names or [f"{type(module).__name__}-{i}" for i, module in enumerate(modules)]
         return cls([Proxy(copy.deepcopy(m), head, name) for m, name in zip(modules, names, strict=True)], info)
 
@@ -222,8 +226,8 @@ class ProxyPool:
             )
         if space is not None and space.channels != images.shape[1]:
             raise SpaceError(
-                f"got images of {images.shape[1]} channels, said to be in the space '{space}', which has "
-                f"{space.channels}. Pass the host's own input space."
+                f"got images of {images.shape[1]} channels in an input space of {space.channels} ({space}). Pass the "
+                "host's own input space."
             )
         if self.info.space is not None and space is not None:
             space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
@@ -296,3 +300,7 @@ def _same(output: object, of_head: Tensor) -> bool:
 
 def _finite(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

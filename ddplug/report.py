@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ddplug.errors import DataError
+from ddplug.files import replacing
 from ddplug.measure import Measurement
 from ddplug.spaces import AnySpace
 
@@ -48,7 +48,7 @@ def picture_grid(sets: Mapping[str, Tensor], space: AnySpace, path: str | Path, 
     for axis, (title, images) in zip(axes[0], sets.items(), strict=True):
         missing = -len(images) % columns
         pixels = space.to_unit(images.detach().cpu().float()).clamp(0, 1)
-        pixels = torch.cat([pixels, torch.ones_like(pixels[:missing])]) if missing else pixels
+        pixels = torch.cat([pixels, pixels.new_ones(missing, *pixels.shape[1:])])
         framed = torch.nn.functional.pad(pixels, (0, 1, 0, 1), value=1.0)
         grid = rearrange(framed, "(row column) c h w -> (row h) (column w) c", column=columns)
         axis.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -83,8 +83,5 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")  # the ending says which format
-    figure.savefig(temporary, dpi=130, bbox_inches="tight")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, bbox_inches="tight")

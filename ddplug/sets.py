@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.errors import DataError
+from ddplug.errors import DataError, SpaceError
+from ddplug.files import replacing
 from ddplug.spaces import AnySpace, space_from_json
 
 
@@ -27,8 +26,6 @@ class SyntheticSet:
 
 def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
     """Write a set, by renaming, as a dictionary that `torch.load(..., weights_only=True)` reads."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "images": synthetic.images.detach().cpu(),
         "labels": synthetic.labels.detach().cpu(),
@@ -36,9 +33,8 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
         "space_tensors": getattr(synthetic.space, "tensors", dict)(),  # a whitening has matrices
         "dataset": synthetic.dataset,
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(record, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(record, temporary)
 
 
 def load_set(path: str | Path) -> SyntheticSet:
@@ -51,23 +47,31 @@ def load_set(path: str | Path) -> SyntheticSet:
         raise DataError(f"there is no synthetic set at '{path}'; expected a .pt file with images and labels.")
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch's readers raise whatever a damaged file makes them stumble over
+        # Torch's own text advises to load such a file without its safeguard; it is left out on purpose.
         raise DataError(
-            f"'{path}' cannot be read as tensors ({str(error).splitlines()[0]}); is it a .pt file?"
+            f"'{path}' cannot be read as tensors ({type(error).__name__}): it is no .pt file of images and labels, is "
+            "damaged, or holds Python objects, which are not executed."
         ) from error
     images, labels, extra = _unpack(record)
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4):
-        held = (
-            f"{type(record).__name__} of {sorted(map(str, record))[:6]}" if isinstance(record, dict) else type(record)
-        )
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4 and labels.ndim == 1):
+        keys = f"a dictionary with {', '.join(sorted(map(str, record))[:6])}" if isinstance(record, dict) else None
+        held = keys or f"{type(record).__name__} of {_shape(images)} and {_shape(labels)}"
         raise DataError(
-            f"'{path}' holds {held}, expected images (n, c, h, w) and labels (n,): a dictionary with the keys images "
-            "and labels, a pair, or DM's results."
+            f"'{path}' holds {held}, expected images (n, c, h, w) and hard labels (n,): a dictionary with the keys "
+            "images and labels, a pair, or DM's results."
         )
     if len(images) != len(labels):
         raise DataError(f"'{path}' holds {len(images)} images but {len(labels)} labels; it is damaged.")
-    space = space_from_json(extra["space"], extra.get("space_tensors")) if extra.get("space") else None
+    try:
+        space = space_from_json(extra["space"], extra.get("space_tensors")) if extra.get("space") else None
+    except SpaceError as error:
+        raise DataError(f"'{path}' does not say what its images mean: {error}") from error
     return SyntheticSet(images.float(), labels.long(), space, extra.get("dataset"))
+
+
+def _shape(found: object) -> str:
+    return f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
 
 
 def _unpack(record: Any) -> tuple[Any, Any, dict[str, Any]]:

@@ -40,6 +40,8 @@ class AnySpace(Protocol):
 
 def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> AnySpace:
     """The space of a `to_json` record and, for ZCA, the tensors saved beside it; `SpaceError` for an unknown kind."""
+    if not isinstance(record, dict):
+        raise SpaceError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
     if record.get("kind") == "zca":
         from ddplug.zca import ZCASpace  # kornia, which only whitened images need
 
@@ -109,7 +111,12 @@ class InputSpace:
         """The inverse of `to_json`; raises `SpaceError` for a kind that is not known."""
         if record.get("kind") != "normalized":
             raise SpaceError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'normalized'")
-        return cls.normalized(record["mean"], record["std"])
+        try:
+            return cls.normalized(record["mean"], record["std"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpaceError(
+                f"{record} is no record of an input space: it needs a mean and a std per channel"
+            ) from error
 
     def __str__(self) -> str:
         if self == InputSpace.unit(self.channels):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from ddplug.datasets import ImageData
 from ddplug.errors import InputError, PoolError, ProxyError
+from ddplug.files import replacing
 from ddplug.networks import build, seeded
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -282,13 +282,8 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "generator": generator.get_state(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _resume(

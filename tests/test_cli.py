@@ -176,7 +176,7 @@ def test_other_settings_are_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run(*DEMO, "--out", tmp_path)
     monkeypatch.setattr("ddplug.demo.evaluate_set", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_demo(datasets.load("digits"), tmp_path, TINY)
+        run_demo(datasets.load("digits"), tmp_path, replace(TINY, ipc=2, iterations=2, seeds=1, weight=0.5))
 
 
 @pytest.mark.usefixtures("_tiny")

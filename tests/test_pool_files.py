@@ -398,6 +398,10 @@ def test_pretrain_makes_different_networks_and_the_same_again(
     assert same(train(few, tmp_path / "again"), trained[0])
 
 
+def test_each_network_has_a_seed_of_its_own(few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path) -> None:
+    assert same(train(few, tmp_path / "pool", count=1, seed=4), ProxyPool(trained[0].proxies[1:]))
+
+
 def test_pretrain_learns(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     whole = datasets.load("digits")
