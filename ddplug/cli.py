@@ -25,6 +25,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+INTERRUPTED = 130
+
 DataName = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder.")]
 DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the data lies; digits need none.")]
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")]
@@ -33,18 +35,28 @@ DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: c
 def main() -> None:
     """Run the command line; our own errors end it with status 2 and one paragraph, an interruption with 130."""
     try:
-        app()
-    except DDPlugError as error:
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # newer versions of typer turn the interruption into this
+            raise KeyboardInterrupt
+        sys.exit(status)
+    except (DDPlugError, OSError) as error:
         print(f"ddplug: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("ddplug: interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        error.show()  # type: ignore[attr-defined]  # a misspelt option: typer's own error, which can print itself
+        sys.exit(error.exit_code)
 
 
 @app.command()
 def demo(
-    data: DataName = "digits",
+    data: INTERRUPTED = 130
+
+DataName = "digits",
     data_path: DataPath = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("ddplug-demo"),
     weight: Annotated[float | None, typer.Option(help="Share of the host's own gradient.")] = None,
@@ -80,7 +92,9 @@ def demo(
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Argument(help="The pool's folder; an unfinished pool there is continued.")],
-    data: DataName = "digits",
+    data: INTERRUPTED = 130
+
+DataName = "digits",
     data_path: DataPath = None,
     arch: Annotated[str, typer.Option(help="convnet, resnet18 or torchvision/NAME.")] = "convnet",
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,

@@ -134,7 +134,7 @@ def run_demo(
     used = ProxyPool(pool.proxies[: -settings.held_out], pool.info)
     judges = ProxyPool(pool.proxies[-settings.held_out :], pool.info)
     outcome = Outcome(settings, data.name)
-    made_with = {**asdict(settings), "data": data.fingerprint(), "proxies": [p.record for p in pool]}
+    made_with = {**asdict(settings), "data": data.fingerprint(), "proxies": [proxy.digest() for proxy in pool]}
     for seed in range(settings.seeds):
         for arm in (WITHOUT, WITH):
             name = f"{'without' if arm == WITHOUT else 'with'}-seed{seed}"
@@ -255,8 +255,11 @@ def _pool(data: ImageData, out: Path, settings: Settings, device: torch.device |
 def _finished(path: Path, made_with: dict[str, Any]) -> Run | None:
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return Run(**record["run"]) if record["made_with"] == json.loads(json.dumps(made_with)) else None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Run(**record["run"]) if record["made_with"] == json.loads(json.dumps(made_with)) else None
+    except (ValueError, KeyError, TypeError):  # damaged: it is simply made again
+        return None
 
 
 def _keep(

@@ -7,6 +7,7 @@ data in the same input space, one of which is drawn per round.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,15 @@ class Proxy:
                 "training or its file is damaged. Leave it out or train it again."
             )
         self.network.eval().requires_grad_(False)
+
+    def digest(self) -> str:
+        """A short hash of the weights, by which two networks are known to be one."""
+        numbers = hashlib.sha256()
+        for key, value in self.network.state_dict().items():
+            numbers.update(
+                key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+        return numbers.hexdigest()[:16]
 
     @property
     def dtype(self) -> torch.dtype:
