@@ -54,9 +54,7 @@ def main() -> None:
 
 @app.command()
 def demo(
-    data: INTERRUPTED = 130
-
-DataName = "digits",
+    data: DataName = "digits",
     data_path: DataPath = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("ddplug-demo"),
     weight: Annotated[float | None, typer.Option(help="Share of the host's own gradient.")] = None,
@@ -92,9 +90,7 @@ DataName = "digits",
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Argument(help="The pool's folder; an unfinished pool there is continued.")],
-    data: INTERRUPTED = 130
-
-DataName = "digits",
+    data: DataName = "digits",
     data_path: DataPath = None,
     arch: Annotated[str, typer.Option(help="convnet, resnet18 or torchvision/NAME.")] = "convnet",
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,

@@ -36,6 +36,14 @@ class AttachError(DDPlugError):
     """A host in which no place for the regulariser was found, or in which it is already attached."""
 
 
+class HostError(DDPlugError):
+    """An upstream codebase that is not there, is another one than expected, or did not do what it should."""
+
+
+class PatchError(DDPlugError):
+    """A patch that is not one of ours, or a file that it does not fit; nothing was changed."""
+
+
 class SecondDerivativeError(DDPlugError, RuntimeError):
     """The identity layer was differentiated twice; only the loss form, `ddplug.CMI`, can be."""
 
