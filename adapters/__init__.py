@@ -2,17 +2,23 @@
 
 An adapter is a class registered here by name, or by another package through the entry-point group `ddplug.adapters`
 (the entry point names a class with the two methods of `Adapter`). `ddplug.attach` asks every adapter before it looks
-for a place by itself.
+for a place by itself. The modules beside this one are imported when somebody asks for a host, not before.
 """
 
 from __future__ import annotations
 
+import pkgutil
+import types
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from ddplug.errors import AttachError
+from ddplug.errors import AttachError, HostError
 from ddplug.regularizer import Regularizer
+
+if TYPE_CHECKING:
+    from ddplug.upstream import UpstreamAdapter
 
 GROUP = "ddplug.adapters"
 
@@ -47,11 +53,31 @@ def register(name: str) -> Callable[[A], A]:
 
 def names() -> list[str]:
     """Names of all adapters, other packages' included."""
+    _import_ours()
     return sorted({*_ADAPTERS, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def upstream(name: str) -> UpstreamAdapter:
+    """The adapter of the patched host `name`; `HostError` if there is none of that name."""
+    from ddplug.upstream import UpstreamAdapter
+
+    _import_ours()
+    kinds = {**{entry.name: entry.load for entry in entry_points(group=GROUP)}, **{n: lambda a=a: a for n, a in _ADAPTERS.items()}}
+    made = kinds[name]()() if name in kinds else None
+    if not isinstance(made, UpstreamAdapter):
+        raise HostError(f"there is no host '{name}' with a patch; ddplug knows {', '.join(names())}.")
+    return made
+
+
+def _import_ours() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
 
 
 def find(host: object) -> tuple[str, Adapter] | None:
     """The adapter that recognises `host` and its name, or None. Ours are asked first, then other packages'."""
+    if isinstance(host, types.ModuleType):  # all that ours recognise
+        _import_ours()
     for name, adapter in _ADAPTERS.items():
         if (made := adapter()).recognises(host):
             return name, made

@@ -58,6 +58,8 @@ def measure(
     pool = ProxyPool.of(proxies)
     check_space(space)
     check_separation(separation)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     if not temperature > 0:
         raise InputError(f"temperature must be > 0, got {temperature}.")
     groups = group(labels, len(images), images.device)

@@ -141,8 +141,8 @@ def _open(folder: Path, wanted: Header) -> Header:
         }
         what = f"other settings (there, asked for): {differing}" if differing else f"other data: {found.info.dataset}"
         raise PoolError(f"'{folder}' holds a pool made with {what}. Choose another folder, or the settings it has.")
-    if wanted.wanted > found.wanted:
-        found.wanted = wanted.wanted
+    if wanted.wanted != found.wanted and (wanted.wanted > found.wanted or not found.complete):
+        found.wanted = max(wanted.wanted, len(found.networks))
         write_header(folder, found)
     return found
 

@@ -52,8 +52,8 @@ class Proxy:
     record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._named_by_user = self.head is not None
-        if self.head is None:
+        self._named_by_user = bool(self.head)
+        if not self.head:
             self.head = _find_head(self.network, self.name)
         else:
             _submodule(self.network, self.head, self.name)
@@ -104,7 +104,7 @@ class Proxy:
             hook.remove()
         if not seen or not (self._named_by_user or _same(output, seen[-1][-1])):
             raise ProxyError(
-                f"'{self.head}', the last linear layer of proxy '{self.name}' ({type(self.network).__name__}), "
+                f"'{self.head}' of proxy '{self.name}' ({type(self.network).__name__}) "
                 f"{'gives something else than the network does' if seen else 'was not reached'}, so it is not the "
                 f"head. Name the head (head='...'); candidates: {', '.join(_candidates(self.network)) or 'none'}."
             )

@@ -60,11 +60,17 @@ def picture_grid(sets: Mapping[str, Tensor], space: AnySpace, path: str | Path, 
 def curves(
     series: Mapping[str, tuple[Sequence[int], Sequence[float]]], path: str | Path, *, title: str, x: str, y: str
 ) -> None:
-    """Draw named curves, each its x values and y values, with a logarithmic y axis if all values are positive."""
+    """Draw curves, each its x values and y values, with a logarithmic y axis if all values are positive.
+
+    The part of a name before its first comma says what a curve is of; several of one kind share a colour.
+    """
     figure = _figure(6.4, 4.2)
     axis = figure.subplots()
+    colours: dict[str, str] = {}
     for name, (xs, ys) in series.items():
-        axis.plot(xs, ys, label=name)
+        kind = name.partition(",")[0]  # repetitions of one thing share its colour and its line in the legend
+        label = None if kind in colours else kind
+        axis.plot(xs, ys, label=label, color=colours.setdefault(kind, f"C{len(colours)}"), alpha=0.8)
     if all(value > 0 for _, ys in series.values() for value in ys):
         axis.set_yscale("log")
     axis.set(title=title, xlabel=x, ylabel=y)

@@ -8,6 +8,7 @@ A test that stays green on its mutant cannot fail and is a defect; so is a mutan
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,10 +25,12 @@ class Mutant(NamedTuple):
     old: str
     new: str
     tests: str
-    """A test file, or FILE::NAME."""
+    """What pytest is given: a test file, FILE::NAME, or FILE -k WORD."""
 
 
 CMI, LAYER, ATTACH = "tests/test_cmi.py", "tests/test_regularizer.py", "tests/test_attach.py"
+PROXIES, FILES, SETS = "tests/test_proxies.py", "tests/test_pool_files.py", "tests/test_sets_and_measure.py"
+COMMANDS, WHEEL = "tests/test_cli.py", "tests/test_packaging.py"
 
 MUTANTS = [
     # The estimator
@@ -104,6 +107,117 @@ MUTANTS = [
     Mutant("views per image ignored", "regularizer.py", "for _ in range(self.views_per_image)]", "for _ in range(1)] * self.views_per_image", ATTACH),
     Mutant("views not continued", "regularizer.py", 'self.view.load_state_dict(state["view"])', "pass", LAYER),
     Mutant("tuple becomes a tuple only", "places.py", 'if hasattr(result, "_fields")', "if False", ATTACH),
+    # Proxies
+    Mutant("features and logits swapped", "proxies.py", '[0 if space == "feature" else -1]', '[-1 if space == "feature" else 0]', PROXIES),
+    Mutant("first linear layer is the head", "proxies.py", "return found[-1]", "return found[0]", PROXIES),
+    Mutant("head not verified", "proxies.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "False", PROXIES),
+    Mutant("named head verified too", "proxies.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "not _same(output, seen[-1][-1])", PROXIES),
+    Mutant("hook stays after an exception", "proxies.py", "        finally:\n            hook.remove()\n", "        hook.remove()\n", PROXIES),
+    Mutant("hook stays", "proxies.py", "            hook.remove()", "            pass", PROXIES),
+    Mutant("out of memory renamed", "proxies.py", "except torch.OutOfMemoryError:", "except MemoryError:", PROXIES),
+    Mutant("candidates not named", "proxies.py", "candidates: {', '.join(_candidates(self.network)) or 'none'}", "", PROXIES),
+    Mutant("layers not named", "proxies.py", "linear layers: {', '.join(_candidates(network)) or 'none'}", "", PROXIES),
+    Mutant("no copy of the user's module", "proxies.py", "copy.deepcopy(m)", "m", PROXIES),
+    Mutant("a shallow copy", "proxies.py", "copy.deepcopy(m)", "copy.copy(m)", PROXIES),
+    Mutant("train mode kept", "proxies.py", "self.network.eval().requires_grad_(False)", "self.network.requires_grad_(False)", PROXIES),
+    Mutant("not frozen", "proxies.py", "self.network.eval().requires_grad_(False)", "self.network.eval()", PROXIES),
+    Mutant("NaN weights pass", "proxies.py", "        if broken:", "        if False:", PROXIES),
+    Mutant("buffers not looked at", "proxies.py", "in self.network.state_dict().items() if", "in self.network.named_parameters() if", PROXIES),
+    Mutant("images not cast", "proxies.py", "self.network(images.to(self.dtype))", "self.network(images)", PROXIES),
+    Mutant("rows not counted", "proxies.py", "if len(features) != len(images):", "if False:", PROXIES),
+    Mutant("recorded shape not checked", "proxies.py", "tuple(images.shape[1:]) != self.info.shape", "False", PROXIES),
+    Mutant("channels of the space not checked", "proxies.py", "space.channels != images.shape[1]", "False", PROXIES),
+    Mutant("spaces not converted", "proxies.py", "return space.convert(images, self.info.space)", "return images", PROXIES),
+    Mutant("converted the wrong way", "proxies.py", "space.convert(images, self.info.space)", "self.info.space.convert(images, space)", PROXIES),
+    Mutant("channels of two spaces not compared", "spaces.py", "if self.channels != to.channels:", "if False:", PROXIES),
+    Mutant("mean forgotten", "spaces.py", "(images - _per_channel(self.mean, images)) /", "images /", PROXIES),
+    Mutant("global draw", "proxies.py", "torch.randperm(len(self), generator=generator)", "torch.randperm(len(self))", PROXIES),
+    Mutant("drawn twice", "proxies.py", "torch.randperm(len(self), generator=generator)[:count]", "torch.randint(len(self), (count,), generator=generator)", PROXIES),
+    Mutant("last proxy never drawn", "proxies.py", "torch.randperm(len(self), generator=generator)[:count]", "torch.randperm(len(self) - 1, generator=generator)[:count]", PROXIES),
+    Mutant("draw not bounded", "proxies.py", "not 1 <= count <= len(self)", "False", PROXIES),
+    Mutant("of copies a pool", "proxies.py", "        if isinstance(proxies, cls):\n            return proxies", "        if isinstance(proxies, cls):\n            return copy.copy(proxies)", PROXIES),
+    Mutant("of without folders", "proxies.py", "isinstance(proxies, str | Path)", "isinstance(proxies, Path)", PROXIES),
+    Mutant("of without lists", "proxies.py", "isinstance(proxies, Sequence)", "isinstance(proxies, tuple)", PROXIES),
+    # Pool files
+    Mutant("checksum not checked", "poolfiles.py", ' or _sha256(path) != record["sha256"]', "", FILES),
+    Mutant("files outside the pool", "poolfiles.py", "path.parent != folder or not path.is_file()", "not path.is_file()", FILES),
+    Mutant("newer version read", "poolfiles.py", ' or record["version"] > VERSION', "", FILES),
+    Mutant("data set not compared", "poolfiles.py", "dataset is not None and header.info.dataset != dataset", "False", FILES),
+    Mutant("unfinished pools load", "poolfiles.py", "not (header.complete or partial)", "False", FILES),
+    Mutant("partial ignored", "poolfiles.py", "not (header.complete or partial)", "not header.complete", FILES),
+    Mutant("builders ignored", "poolfiles.py", "(builders or {}).get(architecture)", "None", FILES),
+    Mutant("loading draws globally", "poolfiles.py", "with seeded(0):", "if True:", FILES),
+    Mutant("saved over", "poolfiles.py", "if folder.exists() and (not", "if False and (not", FILES),
+    Mutant("failed save stays", "poolfiles.py", "shutil.rmtree(temporary, ignore_errors=True)", "pass", FILES),
+    Mutant("records lost", "poolfiles.py", '"record": proxy.record,', '"record": {},', FILES),
+    Mutant("space lost", "poolfiles.py", "info.space.to_json() if info.space is not None else None", "None", FILES),
+    Mutant("tied weights refused", "poolfiles.py", ".contiguous().clone()", ".contiguous()", f"{FILES} -k twice"),
+    # Pretraining
+    Mutant("no checkpoints", "pretrain.py", 'checkpoint=folder / f".proxy_{index:03d}.checkpoint"', "checkpoint=None", f"{FILES}::test_a_killed_pretraining_ends_with_the_same_weights"),
+    Mutant("one seed for all", "pretrain.py", "seed=seed + index, checkpoint", "seed=seed, checkpoint", f"{FILES} -k each_network"),
+    Mutant("initial weights unseeded", "pretrain.py", "            with seeded(seed + index):\n", "            if True:\n", f"{FILES} -k pretrain"),
+    Mutant("seed recorded wrong", "pretrain.py", '{"seed": seed + index, "epochs"', '{"seed": seed, "epochs"', f"{FILES} -k records_what"),
+    Mutant("accuracy of the training images", "pretrain.py", "accuracy(network, data.test_images, data.test_labels)", "accuracy(network, data.train_images, data.train_labels)", f"{FILES} -k records_what"),
+    Mutant("generator not resumed", "training.py", 'generator.set_state(state["generator"])', "pass", f"{FILES} -k killed"),
+    Mutant("optimizer not resumed", "training.py", 'optimizer.load_state_dict(state["optimizer"])', "pass", f"{FILES} -k killed"),
+    Mutant("other recipes continue", "pretrain.py", "or found.recipe != wanted.recipe", "", f"{FILES} -k recipe"),
+    Mutant("other data continue", "pretrain.py", "found.info != wanted.info or", "", f"{FILES} -k other_data"),
+    Mutant("count not extended", "pretrain.py", "if wanted.wanted > found.wanted:", "if False:", f"{FILES} -k larger_count"),
+    Mutant("foreign folder taken", "pretrain.py", "if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):", "if False:", f"{FILES} -k something_else"),
+    Mutant("cache variable ignored", "pretrain.py", 'os.environ.get("DDPLUG_CACHE") or', "", f"{FILES} -k named_cache"),
+    Mutant("default pool by name only", "pretrain.py", "{data.name}-{data.fingerprint()}-", "{data.name}-", f"{FILES} -k default_pool"),
+    # Sets
+    Mutant("pickles run", "sets.py", "weights_only=True)\n    except", "weights_only=False)\n    except", SETS),
+    Mutant("DM's first run", "sets.py", "record = record[-1]", "record = record[0]", SETS),
+    Mutant("lengths not compared", "sets.py", "if len(images) != len(labels):", "if False:", SETS),
+    Mutant("dtype kept", "sets.py", "SyntheticSet(images.float(), labels.long(),", "SyntheticSet(images, labels,", SETS),
+    Mutant("set's space lost", "sets.py", '"space": synthetic.space.to_json() if synthetic.space else None', '"space": None', SETS),
+    # Measuring
+    Mutant("spread of the population", "measure.py", "by_proxy.std().item()", "by_proxy.std(correction=0).item()", SETS),
+    Mutant("NCMI of the means", "measure.py", "(by_proxy / gamma).mean()", "(by_proxy.mean() / gamma.mean())", SETS),
+    Mutant("class sums not divided", "measure.py", ".mean(0) / groups.counts", ".mean(0)", SETS),
+    Mutant("temperature ignored", "measure.py", "class_sums(features, groups, temperature)", "class_sums(features, groups, 1.0)", SETS),
+    Mutant("separation kind ignored", "measure.py", "labels, kind=separation,", "labels,", SETS),
+    Mutant("first proxy only", "measure.py", "for proxy in pool:", "for proxy in pool.proxies[:1] * len(pool):", SETS),
+    Mutant("input space ignored", "measure.py", "pool.prepare(batch, input_space)", "batch", SETS),
+    Mutant("features not checked", "measure.py", "if not torch.isfinite(features).all():", "if False:", SETS),
+    Mutant("one image per class warns", "measure.py", "by_proxy = torch", "from ddplug.cmi import cmi; cmi(features, labels)\n    by_proxy = torch", SETS),
+    Mutant("one class separated", "measure.py", "several = len(groups.classes) > 1", "several = True", SETS),
+    # Report
+    Mutant("std left out", "report.py", " ± {measurement.cmi_std:.6f}", "", SETS),
+    Mutant("classes counted, not named", "report.py", "for label, value in measurement.per_class.items():", "for label, value in enumerate(measurement.per_class.values()):", SETS),
+    Mutant("rows by columns", "report.py", "(row column) c h w -> (row h) (column w) c", "(column row) c h w -> (column h) (row w) c", SETS),
+    Mutant("picture not in unit space", "report.py", "space.to_unit(images.detach().cpu().float())", "images.detach().cpu().float()", SETS),
+    Mutant("through pyplot", "report.py", "    return Figure(figsize=(width, height))", "    import matplotlib.pyplot as plt\n    return plt.figure(figsize=(width, height))", SETS),
+    Mutant("a hidden file stays", "files.py", "temporary.unlink(missing_ok=True)", "pass", SETS),
+    # Command line
+    Mutant("status 1", "cli.py", "        sys.exit(2)", "        sys.exit(1)", f"{COMMANDS} -k 'errors or traceback'"),
+    Mutant("errors are tracebacks", "cli.py", "except (DDPlugError, OSError) as error:", "except ZeroDivisionError as error:", f"{COMMANDS} -k 'errors or traceback'"),
+    Mutant("errors on stdout", "cli.py", 'print(f"ddplug: error: {error}", file=sys.stderr)', 'print(f"ddplug: error: {error}")', f"{COMMANDS} -k 'errors or traceback'"),
+    Mutant("interruption unsaid", "cli.py", "if status == INTERRUPTED:", "if False:", f"{COMMANDS} -k interruption"),
+    Mutant("set of other data measured", "cli.py", "chosen.dataset is not None and pool.info.dataset not in (None, chosen.dataset)", "False", f"{COMMANDS} -k another_data_set"),
+    Mutant("demo takes any pool", "cli.py", "ProxyPool.load(proxies, dataset=real.name) if proxies", "ProxyPool.load(proxies) if proxies", f"{COMMANDS} -k another_data_set"),
+    Mutant("unit ignored", "cli.py", "if unit else chosen.space", "if False else chosen.space", f"{COMMANDS} -k plain_intensities"),
+    Mutant("split ignored", "cli.py", 'if split == "train" else', "if True else", f"{COMMANDS} -k real_data"),
+    Mutant("table in place of JSON", "cli.py", "    if as_json:", "    if False:", f"{COMMANDS} -k json"),
+    Mutant("command lost", "cli.py", "@app.command()\ndef measure(", "def measure(", f"{COMMANDS} -k help"),
+    # Demo
+    Mutant("finished runs redone", "demo.py", "            if run is None:", "            if True:", f"{COMMANDS} -k 'second_demo or interrupted'"),
+    Mutant("stale runs reused", "demo.py", 'if record["made_with"] == json.loads(json.dumps(made_with)) else None', "", f"{COMMANDS} -k other_settings"),
+    Mutant("runs not kept", "demo.py", 'with replacing(folder / f"{name}.json") as temporary:', 'with replacing(folder / f"{name}.json.gone") as temporary:', f"{COMMANDS} -k demo"),
+    Mutant("weight in both arms", "demo.py", "settings.weight if arm == WITH else 0.0", "settings.weight", f"{COMMANDS} -k weight"),
+    Mutant("weight in no arm", "demo.py", "settings.weight if arm == WITH else 0.0", "0.0", f"{COMMANDS} -k weight"),
+    Mutant("arms from other seeds", "demo.py", '"width": settings.width}, seed=seed, device=device,', '"width": settings.width}, seed=seed + (arm == WITH), device=device,', f"{COMMANDS} -k weight"),
+    Mutant("difference the other way", "demo.py", "(fmean(b.accuracies) - fmean(a.accuracies))", "(fmean(a.accuracies) - fmean(b.accuracies))", f"{COMMANDS} -k numbers_of_its_runs"),
+    Mutant("judged by the proxies it used", "demo.py", "pool.proxies[-settings.held_out :]", "pool.proxies[: -settings.held_out]", f"{COMMANDS} -k numbers_of_its_runs"),
+    Mutant("pools known by their records only", "demo.py", "proxy.digest() for proxy in pool", "proxy.record for proxy in pool", f"{COMMANDS} -k another_pool"),
+    # Packaging
+    Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
+    Mutant("adapters left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.patches"]', WHEEL),
+    Mutant("patches left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.adapters"]', WHEEL),
+    Mutant("version differs", "__init__.py", '__version__ = "0.1.0"', '__version__ = "0.2.0"', WHEEL),
+    Mutant("torchvision at import", "datasets.py", "import hashlib\n", "import hashlib\nimport torchvision\n", WHEEL),
+    Mutant("kornia at import", "attach.py", "import warnings\n", "import warnings\nimport kornia\n", WHEEL),
 ]  # fmt: skip
 
 
@@ -116,7 +230,7 @@ def survives(mutant: Mutant, copy: Path) -> str | None:
     path.write_text(original.replace(mutant.old, mutant.new, 1))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.tests],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)],
             cwd=copy, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
     finally:
@@ -129,7 +243,9 @@ def main(words: list[str]) -> int:
     alive = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "ddplug"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+        shutil.copytree(
+            ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "ddplug-demo", "*.egg-info", "__pycache__")
+        )
         for number, mutant in enumerate(chosen, 1):
             why = survives(mutant, copy)
             print(f"{number:3}/{len(chosen)}  {'red' if why is None else 'ALIVE'}  {mutant.name}", flush=True)

@@ -1,0 +1,5 @@
+"""`python -m ddplug` is the command `ddplug`."""
+
+from ddplug.cli import main
+
+main()
