@@ -92,7 +92,7 @@ MUTANTS = [
     Mutant("original not put back", "hooks.py", "setattr(owner, name, original)", "pass", ATTACH),
     Mutant("module hooks left behind", "hooks.py", "handle.remove()", "pass", ATTACH),
     Mutant("mark left behind", "hooks.py", "module.__dict__.pop(_MARK, None)", "pass", ATTACH),
-    Mutant("attached twice", "hooks.py", "if getattr(target, _MARK, False):", "if False:", ATTACH),
+    Mutant("attached twice", "hooks.py", 'if getattr(target, _MARK, False) or getattr(getattr(target, "forward", None), _MARK, False):', "if False:", ATTACH),
     Mutant("still works after detach", "hooks.py", "if not active:\n            return target", "if False:\n            return target",
            ATTACH),
     Mutant("never fired, unsaid", "attach.py", "if self.regularizer.rounds == 0 and self.regularizer.weight != 0:",
