@@ -4,6 +4,9 @@ import ddplug
 handle = ddplug.attach(trainer, weight=0.1, proxies="pool/")    # weight: share of the host's own gradient
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from ddplug.attach import Handle, attach
 from ddplug.cmi import class_separation, cmi, cmi_per_class, ncmi
 from ddplug.errors import (
@@ -24,6 +27,9 @@ from ddplug.loss import CMI
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.regularizer import Regularizer
 from ddplug.spaces import InputSpace
+
+# Modules that bring torchvision, kornia or files along: there on first use, so that `import ddplug` stays light.
+_ON_FIRST_USE = ("adapters", "augment", "datasets", "distill", "networks", "training", "zca")
 
 __version__ = "0.1.0"
 
@@ -53,3 +59,13 @@ __all__ = [
     "cmi_per_class",
     "ncmi",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_FIRST_USE:
+        return import_module(f"ddplug.{name}")
+    raise AttributeError(f"module 'ddplug' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -95,6 +95,12 @@ def test_every_public_name_is_there() -> None:
     assert all(hasattr(ddplug, name) for name in ddplug.__all__)
 
 
+def test_the_heavier_modules_come_on_first_use(installed: Path, tmp_path: Path) -> None:
+    program = "import ddplug; print(ddplug.networks.convnet(size=(8, 8)).spec['architecture'], ddplug.augment.DSA)"
+    assert python("-c", program, cwd=tmp_path, path=installed).startswith("convnet <class 'ddplug.augment.DSA'>")
+    assert "networks" in dir(__import__("ddplug"))
+
+
 def test_importing_ddplug_loads_nothing_heavy(installed: Path, tmp_path: Path) -> None:
     heavy = ("kornia", "torchvision", "matplotlib", "sklearn", "typer", "rich", "safetensors")
     program = f"import sys, ddplug; print([name for name in {heavy!r} if name in sys.modules])"
