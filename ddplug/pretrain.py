@@ -7,8 +7,8 @@ again goes on from there and ends with the same pool.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ddplug.datasets import ImageData
 from ddplug.errors import InputError, PoolError
 from ddplug.networks import build, seeded
 from ddplug.poolfiles import HEADER, Header, read_header, read_pool, write_header, write_network
+from ddplug.progress import Bars
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.training import accuracy, fit, shift_and_flip
 
@@ -76,27 +77,29 @@ def pretrain(
     header = _open(folder, Header(pool_info(data), count, [], recipe))
     augment = shift_and_flip(max(1, data.shape[1] // 8), flip)
     images, labels = data.train_images.to(device), data.train_labels.to(device)
-    bar: Any = _Bar(data.name, architecture, header, epochs) if progress and not header.complete else nullcontext()
-    with bar:
+    what, total = f"proxies, {count} x {architecture} on {data.name}, epochs", header.wanted * epochs
+    with Bars(on=progress) as bars:
+
+        def epoch_done(before: int, done: int, loss: float) -> None:
+            bars(what, before + done, total, f"loss {loss:.3f}")
+
         while not header.complete:
             index = len(header.networks)
             with seeded(seed + index):
                 network = build(architecture, **resolved).to(device)
-            told: Callable[[int, float], None] | None = bar.epoch if isinstance(bar, _Bar) else None
             fit(
                 network, images, labels, epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine",
                 augment=augment, seed=seed + index, checkpoint=folder / f".proxy_{index:03d}.checkpoint",
-                on_epoch=told,
+                on_epoch=partial(epoch_done, index * epochs),
             )  # fmt: skip
             reached = accuracy(network, data.test_images, data.test_labels)
             record = {"seed": seed + index, "epochs": epochs, "test_accuracy": reached}
-            proxy = Proxy(
-                network, "classifier" if hasattr(network, "embed") else None, f"{architecture}-{index}", record
+            head = "classifier" if hasattr(network, "embed") else None
+            header.networks.append(
+                write_network(folder, index, Proxy(network, head, f"{architecture}-{index}", record))
             )
-            header.networks.append(write_network(folder, index, proxy))
             write_header(folder, header)
-            if isinstance(bar, _Bar):
-                bar.network(reached)
+            bars(what, (index + 1) * epochs, total, f"test accuracy {reached:.1%}")
     return read_pool(folder, dataset=data.name, builders={}, partial=False).to(device)
 
 
@@ -145,36 +148,3 @@ def _open(folder: Path, wanted: Header) -> Header:
         found.wanted = max(wanted.wanted, len(found.networks))
         write_header(folder, found)
     return found
-
-
-class _Bar:
-    """One progress bar for the whole pool, counted in epochs."""
-
-    def __init__(self, data: str, architecture: str, header: Header, epochs: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._epochs, self._done, self._count = epochs, len(header.networks), header.wanted
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
-        self._task = self._progress.add_task(
-            f"proxies: {self._count} x {architecture} on {data}", total=self._count * epochs,
-            completed=self._done * epochs, note="",
-        )  # fmt: skip
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def epoch(self, done: int, loss: float) -> None:
-        """An epoch of the network under way is done."""
-        self._progress.update(self._task, completed=self._done * self._epochs + done, note=f"loss {loss:.3f}")
-
-    def network(self, accuracy: float) -> None:
-        """A network is done and saved."""
-        self._done += 1
-        self._progress.update(self._task, completed=self._done * self._epochs, note=f"accuracy {accuracy:.1%}")

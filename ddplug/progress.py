@@ -1,0 +1,50 @@
+"""Progress of long work: live bars on a terminal, and a line at every tenth where the output goes to a file."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+
+class Bars:
+    """Bars by name: `bars(what, done, total, note)`. A context manager; off, it says nothing."""
+
+    def __init__(self, *, on: bool = True) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        self._on = on
+        self._live = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining(),
+            TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}
+        self._said: dict[str, int] = {}
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live.console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps of `what` are done."""
+        if not self._on:
+            return
+        if not self._live.console.is_terminal:
+            self._line(what, done, total, note)
+            return
+        if not self._tasks:
+            self._live.start()  # not before there is something: two live displays at a time cannot be
+        if what not in self._tasks:
+            self._tasks[what] = self._live.add_task(what, total=total, note="")
+        self._live.update(self._tasks[what], completed=done, total=total, note=note)
+
+    def _line(self, what: str, done: int, total: int, note: str) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth != self._said.get(what, 0):
+            self._said[what] = tenth
+            print(f"{what}: {done}/{total}{'  ' + note if note else ''}", flush=True)
