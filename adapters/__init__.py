@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from ddplug.errors import AttachError, HostError
@@ -53,31 +54,42 @@ def register(name: str) -> Callable[[A], A]:
 
 def names() -> list[str]:
     """Names of all adapters, other packages' included."""
-    _import_ours()
-    return sorted({*_ADAPTERS, *(entry.name for entry in entry_points(group=GROUP))})
+    ours = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted({*_ADAPTERS, *ours, *(entry.name for entry in entry_points(group=GROUP))})
 
 
 def upstream(name: str) -> UpstreamAdapter:
     """The adapter of the patched host `name`; `HostError` if there is none of that name."""
     from ddplug.upstream import UpstreamAdapter
 
-    _import_ours()
-    kinds = {**{entry.name: entry.load for entry in entry_points(group=GROUP)}, **{n: lambda a=a: a for n, a in _ADAPTERS.items()}}
-    made = kinds[name]()() if name in kinds else None
+    _import_ours(name)
+    made: object = _ADAPTERS[name]() if name in _ADAPTERS else None
+    for entry in entry_points(group=GROUP):
+        if made is None and entry.name == name:
+            made = entry.load()()
     if not isinstance(made, UpstreamAdapter):
         raise HostError(f"there is no host '{name}' with a patch; ddplug knows {', '.join(names())}.")
     return made
 
 
-def _import_ours() -> None:
+def _import_ours(*wanted: str) -> None:
+    """Import those of the modules beside this one that are wanted; they register themselves."""
     for module in pkgutil.iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
+        if module.name in wanted:
+            import_module(f"{__name__}.{module.name}")
+
+
+def _import_ours_for(script: str) -> None:
+    """Import the adapters of hosts whose script has this name."""
+    from ddplug import hosts
+
+    _import_ours(*(name for name, record in hosts.table().items() if Path(record["script"]).name == script))
 
 
 def find(host: object) -> tuple[str, Adapter] | None:
     """The adapter that recognises `host` and its name, or None. Ours are asked first, then other packages'."""
     if isinstance(host, types.ModuleType):  # all that ours recognise
-        _import_ours()
+        _import_ours_for(Path(getattr(host, "__file__", None) or "").name)
     for name, adapter in _ADAPTERS.items():
         if (made := adapter()).recognises(host):
             return name, made

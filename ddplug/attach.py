@@ -117,7 +117,8 @@ def attach(
         augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
             there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
         data: real data to train proxies on if there are none.
-        options: for `ddplug.Regularizer`: weighting, space, temperature, calibrate, every, draw, schedule,
+        options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and for
+            `ddplug.Regularizer`: weighting, space, temperature, calibrate, every, draw, schedule,
             views_per_image, view, input_space, setting, seed, announce.
 
     Raises:
@@ -126,7 +127,9 @@ def attach(
     """
     import ddplug.adapters as adapters
 
-    known = adapters.find(trainer)
+    known = adapters.find(trainer) if at is None else None
+    if known:
+        _configure(known, views, augment, options)
     place = (
         None
         if known
@@ -134,7 +137,7 @@ def attach(
             trainer, at=at, on=on, images=images, labels=labels, views=views, augment=_augmentation(augment, options)
         )
     )
-    regularizer = Regularizer(_proxies(trainer, proxies, data), weight, **options)
+    regularizer = Regularizer(_proxies(trainer, proxies, data, bool(known)), weight, **options)
     if known:
         where = f"host {known[0]}"
         undo = known[1].install(trainer, regularizer)
@@ -146,10 +149,29 @@ def attach(
     return Handle(regularizer, where, undo)
 
 
-def _proxies(trainer: object, proxies: object, data: ImageData | None) -> object:
-    """The proxies as given, or a small pool of the host's real data."""
+def _configure(known: tuple[str, object], views: Views, augment: object, options: dict[str, Any]) -> None:
+    """Tell a host's adapter what is its business; `AttachError` for what it cannot do."""
+    name, adapter = known
+    asked = {"views": views, **({"inner": options.pop("inner")} if "inner" in options else {})}
+    if augment is not None:
+        raise AttachError(f"host {name} augments real and synthetic images itself; augment= is for loops without.")
+    configure = getattr(adapter, "configure", None)
+    if configure is not None:
+        configure(**asked)
+    elif asked != {"views": "host"}:
+        raise AttachError(f"the adapter of {name} does not know about {', '.join(asked)}.")
+
+
+def _proxies(trainer: object, proxies: object, data: ImageData | None, known: bool) -> object:
+    """The proxies as given, or a small pool of the host's real data; a known host's come with its run."""
+    from ddplug.hostproxies import DeferredPool, scheme_of
+
+    if known and isinstance(proxies, str) and scheme_of(proxies):
+        return DeferredPool(proxies)
     if proxies is not None:
         return proxies
+    if known and data is None:
+        return DeferredPool()
     if data is None:
         held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
         data = next((value for value in held if isinstance(value, ImageData)), None)

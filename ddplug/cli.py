@@ -1,4 +1,4 @@
-"""The command line: `ddplug demo`, `ddplug pretrain`, `ddplug measure`."""
+"""The command line: `ddplug demo`, `pretrain`, `measure`, and from `cli_hosts`, `run` and `patch`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddplug import cli_hosts
 from ddplug.errors import DDPlugError, InputError
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ def main() -> None:
             raise
         error.show()  # type: ignore[attr-defined]  # a misspelt option: typer's own error, which can print itself
         sys.exit(error.exit_code)
+
+
+for _command in (cli_hosts.run, cli_hosts.patch):
+    app.command()(_command)
 
 
 @app.command()

@@ -413,7 +413,7 @@ def test_an_adapter_is_asked_first(pool: ddplug.ProxyPool, batch: Batch, monkeyp
         assert handle.where == "host mine"
         trainer.hook(trainer.images, trainer.labels).sum().backward()  # type: ignore[attr-defined]
     assert undone == ["mine"]
-    assert adapters.names() == ["mine"]
+    assert "mine" in adapters.names()
     with pytest.raises(ddplug.AttachError, match="already is an adapter named 'mine'"):
         adapters.register("mine")(type("Other", (Mine,), {}))
 

@@ -1,0 +1,116 @@
+"""Where a host's proxies come from: a pool, something the user already has, the host's experts, or a small pool.
+
+`resolve` understands a pool's folder and `SCHEME:PATH`, where a scheme is the name of a reader of foreign files.
+Readers are known by name only and imported when they are asked for; see `SCHEMES`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ddplug.errors import PoolError
+from ddplug.proxies import Proxy, ProxyPool
+
+if TYPE_CHECKING:
+    from ddplug.upstream import UpstreamAdapter
+
+Reader = Callable[[str, "UpstreamAdapter", Any, Mapping[str, Any]], ProxyPool]
+"""From what follows the colon, the adapter, the host's options and what the patch passed to `start`, to a pool."""
+
+SCHEMES: dict[str, str | Reader] = {
+    "buffer": "ddplug.buffers:read_for_host",
+    "idc": "ddplug.idcpools:read_for_host",
+}
+"""Readers by scheme: a function, or "module:function" to be imported."""
+
+
+class DeferredPool(ProxyPool):
+    """A pool that `attach` does not know yet, as the host's data and options come with its run; filled by `start`."""
+
+    def __init__(self, given: str = "") -> None:
+        self.given = given
+        self.proxies: list[Proxy] = []
+        self._device = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether it still is to be filled."""
+        return not self.proxies
+
+    def fill(self, pool: ProxyPool) -> None:
+        """Become `pool`."""
+        self.proxies, self.info, self._device = pool.proxies, pool.info, None
+
+    def __len__(self) -> int:
+        return len(self.proxies) or sys.maxsize  # any number of proxies may be asked for until it is known
+
+    def __iter__(self) -> Iterator[Proxy]:
+        return iter(self.proxies)
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self.proxies else f"ProxyPool({self.given or 'to come from the host'})"
+
+
+def scheme_of(given: str) -> str | None:
+    """The scheme of `SCHEME:PATH`; None for a folder, a Windows drive included."""
+    name, colon, _ = given.partition(":")
+    return name if colon and name.isalnum() and len(name) > 1 else None
+
+
+def resolve(given: str, adapter: UpstreamAdapter, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+    """The pool meant by what the user gave; for an empty string the host's experts, else the cache, else a new pool.
+
+    Raises:
+        PoolError: nothing there, an unknown scheme, a pool of other data, or no real data to train one on.
+    """
+    if given:
+        scheme = scheme_of(given)
+        pool = (
+            ProxyPool.load(given) if scheme is None else _reader(scheme)(given[len(scheme) + 1 :], adapter, args, known)
+        )
+    else:
+        found = adapter.experts(args, known)
+        pool = found if found is not None else _trained(adapter, args, known)
+    check_dataset(pool, adapter.setting(args)[1])
+    return pool
+
+
+def check_dataset(pool: ProxyPool, dataset: str) -> None:
+    """`PoolError` if the pool says that it was trained on another data set than `dataset`."""
+    named = pool.info.dataset
+    if named is not None and _plain(named) != _plain(dataset):
+        raise PoolError(
+            f"these proxies were trained on {named}, but the host distils {dataset}. A proxy says nothing useful of "
+            f"images it does not know; train some with `ddplug pretrain FOLDER --data {_plain(dataset)} ...`."
+        )
+
+
+def _reader(scheme: str) -> Reader:
+    known = SCHEMES.get(scheme)
+    if known is None:
+        kinds = ", ".join(f"{name}:PATH" for name in SCHEMES)
+        raise PoolError(f"unknown kind of proxies '{scheme}:'; expected a pool's folder, or {kinds}.")
+    if isinstance(known, str):
+        module, _, name = known.partition(":")
+        reader: Reader = getattr(import_module(module), name)
+        return reader
+    return known
+
+
+def _trained(adapter: UpstreamAdapter, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+    data = adapter.real(args, known)
+    if data is None:
+        raise PoolError(
+            f"no proxies given, and {adapter.name} has no real data here to train some on. Name some: "
+            "--cmi_proxies FOLDER (made by `ddplug pretrain`), or with `ddplug run`, --proxies."
+        )
+    from ddplug.pretrain import default_pool
+
+    return default_pool(data)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

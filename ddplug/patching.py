@@ -1,0 +1,245 @@
+"""Patches made of insertions only: read, checked, applied to files or to text in memory, and taken back to the byte.
+
+Such a patch is a unified diff without context and without deleted lines, so it holds nothing but our own lines:
+
+    --- a/loop.py
+    +++ b/loop.py
+    @@ -9,0 +10 @@
+    +import ddplug.hosting as ddplug_cmi
+
+says that one line goes after line 9. `git apply --unidiff-zero` takes it as well. A file is known by its git blob hash,
+so a patch is only ever put where it was made for: all files or none, and never outside the folder that was named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from ddplug.errors import PatchError
+
+State = Literal["clean", "patched", "other"]
+
+_HUNK = re.compile(rb"@@ -(\d+),0 \+(\d+)(?:,(\d+))? @@\r?\n?")
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Lines of ours, with their line ends, that go after line `after` (from 1; 0 is the top) of the original file."""
+
+    after: int
+    lines: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Insertions by file, whose names are relative to the checkout; `raw` is what was read."""
+
+    files: Mapping[str, tuple[Insertion, ...]]
+    raw: bytes
+
+    def apply_text(self, name: str, text: bytes) -> bytes:
+        """`text` of file `name` with our lines in; a file that the patch does not name comes back as it is.
+
+        Raises `PatchError` if the file is too short, or its line ends are not those of our lines.
+        """
+        lines = _split(text)
+        made: list[bytes] = []
+        done = 0
+        for insertion in self.files.get(name, ()):
+            if insertion.after > len(lines):
+                raise PatchError(f"{name} has {len(lines)} lines, so nothing can go after line {insertion.after}.")
+            made += lines[done : insertion.after]
+            done = insertion.after
+            before = lines[done - 1] if done else lines[0] if lines else b"\n"
+            for line in insertion.lines:
+                if _line_end(line) != _line_end(before):
+                    raise PatchError(
+                        f"{name} has other line ends near line {insertion.after} ({_line_end(before)}) than the lines "
+                        f"to be inserted ({_line_end(line)}); check the file out as upstream stores it."
+                    )
+            made += insertion.lines
+        return b"".join(made + lines[done:])
+
+    def reverse_text(self, name: str, text: bytes) -> bytes:
+        """`text` without our lines; `PatchError` if they are not all where the patch puts them."""
+        lines = _split(text)
+        kept: list[bytes] = []
+        done = shift = 0
+        for insertion in self.files.get(name, ()):
+            start = insertion.after + shift
+            stop = start + len(insertion.lines)
+            if tuple(lines[start:stop]) != insertion.lines:
+                raise PatchError(
+                    f"{name} does not have our lines after line {start}, so it was not patched by this patch."
+                )
+            kept += lines[done:start]
+            done, shift = stop, shift + len(insertion.lines)
+        return b"".join(kept + lines[done:])
+
+    def by_hand(self, name: str, places: Mapping[int, str] | None = None) -> str:
+        """What to insert into `name` by hand, and where: for a file that is not the one the patch was made for.
+
+        `places` says in words, by line number, where that is.
+        """
+        parts = []
+        for insertion in self.files[name]:
+            where = (places or {}).get(insertion.after)
+            ours = "".join(f"    {line.decode().rstrip()}\n" for line in insertion.lines)
+            parts.append(f"  after line {insertion.after} of the original{f' ({where})' if where else ''}:\n{ours}")
+        return f"{name}:\n" + "".join(parts)
+
+
+def parse(raw: bytes) -> Patch:
+    """Read a patch; `PatchError` for one with context, deletions, text after the second @@, or a name that escapes."""
+    files: dict[str, tuple[Insertion, ...]] = {}
+    lines = _split(raw)
+    name: str | None = None
+    shift = index = 0
+    while index < len(lines):
+        line = lines[index]
+        index += 1
+        if line.startswith((b"diff --git ", b"index ")):
+            continue
+        if line.startswith(b"--- a/") and index < len(lines) and lines[index].startswith(b"+++ b/"):
+            name, other = (header[6:].decode().rstrip("\r\n") for header in (line, lines[index]))
+            if name != other or name in files:
+                raise PatchError(f"a patch of ours names each file once and renames none, got {name!r} and {other!r}.")
+            check_name(name)
+            files[name], shift = (), 0
+            index += 1
+            continue
+        hunk = _HUNK.fullmatch(line)
+        if hunk is None or name is None:
+            raise PatchError(
+                f"line {index} of the patch, {line.decode(errors='replace').rstrip()!r}, is not ours: a patch here has "
+                "insertions only, without context, and nothing after the second @@."
+            )
+        after, at, count = int(hunk[1]), int(hunk[2]), int(hunk[3] or 1)
+        body = lines[index : index + count]
+        index += count
+        if len(body) != count or not all(part.startswith(b"+") and part.endswith(b"\n") for part in body):
+            raise PatchError(f"the insertion after line {after} of {name} is not {count} inserted lines.")
+        earlier = files[name]
+        if at != after + shift + 1 or (earlier and after <= earlier[-1].after):
+            raise PatchError(f"the insertions of {name} are out of order or miscounted at line {after}.")
+        files[name] = (*earlier, Insertion(after, tuple(part[1:] for part in body)))
+        shift += count
+    if not files or not all(files.values()):
+        raise PatchError("the patch inserts nothing.")
+    return Patch(files, raw)
+
+
+def build(files: Mapping[str, tuple[Insertion, ...]]) -> bytes:
+    """The text of a patch with these insertions: the inverse of `parse`."""
+    made = b""
+    for name, insertions in files.items():
+        made += f"--- a/{name}\n+++ b/{name}\n".encode()
+        shift = 0
+        for insertion in insertions:
+            count = len(insertion.lines)
+            at = insertion.after + shift + 1
+            made += f"@@ -{insertion.after},0 +{at}{f',{count}' if count != 1 else ''} @@\n".encode()
+            made += b"".join(b"+" + line for line in insertion.lines)
+            shift += count
+    return made
+
+
+def blob_hash(data: bytes) -> str:
+    """The hash that git gives a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def check_name(name: str) -> None:
+    """`PatchError` unless `name` is a plain relative path that cannot lead out of a folder."""
+    parts = PurePosixPath(name).parts
+    if not name or name.startswith(("/", "~")) or "\\" in name or ":" in name or "\0" in name or ".." in parts:
+        raise PatchError(f"{name!r} is not a path inside the checkout, so nothing is read or written there.")
+
+
+def inside(root: Path, name: str) -> Path:
+    """The regular file `name` in `root`; `PatchError` if it is not there or leads elsewhere, by `..` or a link."""
+    check_name(name)
+    path = root
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        if path.is_symlink():
+            raise PatchError(f"'{path}' is a symbolic link, which may lead out of '{root}'; nothing was changed.")
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise PatchError(f"'{root}' has no file {name} ({error.strerror}); is it the right repository?") from error
+    if not stat.S_ISREG(mode):
+        raise PatchError(f"'{path}' is not a regular file; nothing was changed.")
+    return path
+
+
+def state(patch: Patch, name: str, data: bytes, wanted: str) -> State:
+    """Whether `data` is the original of hash `wanted` ("clean"), that with our lines in ("patched"), or neither."""
+    if blob_hash(data) == wanted:
+        return "clean"
+    try:
+        return "patched" if blob_hash(patch.reverse_text(name, data)) == wanted else "other"
+    except PatchError:
+        return "other"
+
+
+def states(patch: Patch, root: Path, hashes: Mapping[str, str]) -> dict[str, State]:
+    """The state of each file of the patch in `root`; `hashes` are the originals'."""
+    return {name: state(patch, name, inside(root, name).read_bytes(), hashes[name]) for name in patch.files}
+
+
+def write_all(root: Path, texts: Mapping[str, bytes]) -> None:
+    """Give each file of `root` its new content: all of them or none.
+
+    Everything is written to temporary neighbours first and then renamed; if a renaming fails, those already done are
+    put back, and `PatchError` is raised.
+    """
+    paths = {inside(root, name): text for name, text in texts.items()}
+    originals = {path: path.read_bytes() for path in paths}
+    waiting: dict[Path, Path] = {}
+    done: list[Path] = []
+    try:
+        for path, text in paths.items():
+            waiting[path] = _temporary(path, text)
+        for path, temporary in waiting.items():
+            os.replace(temporary, path)
+            done.append(path)
+    except BaseException as error:
+        for path in done:
+            os.replace(_temporary(path, originals[path]), path)
+        if isinstance(error, OSError):
+            raise PatchError(f"cannot write '{error.filename}' ({error.strerror}); nothing was changed.") from error
+        raise
+    finally:
+        for temporary in waiting.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, text: bytes) -> Path:
+    """A neighbour of `path` with its permissions and the content `text`."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text)
+        os.chmod(name, stat.S_IMODE(path.stat().st_mode))
+    except BaseException:
+        os.unlink(name)
+        raise
+    return Path(name)
+
+
+def _split(text: bytes) -> list[bytes]:
+    """Lines with their ends; only \\n ends a line here, as for git."""
+    return re.findall(rb"[^\n]*\n|[^\n]+", text)
+
+
+def _line_end(line: bytes) -> str:
+    return "CRLF" if line.endswith(b"\r\n") else "LF" if line.endswith(b"\n") else "none"

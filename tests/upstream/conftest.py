@@ -1,0 +1,168 @@
+"""What the tests against the upstream code share: checkouts, real data, proxies, and the seeded world they run in.
+
+`DDPLUG_HOSTS` names the folder of the checkouts; without it these tests are skipped. `DDPLUG_HOSTS_DATA` names the
+folder of the data (`make_data.py` writes it); by default it is the folder `data` among the checkouts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddplug import InputSpace, ProxyPool
+from ddplug.datasets import ImageData
+from ddplug.hosts import HostSpec, load
+from ddplug.measure import measure
+
+DRIVE = Path(__file__).with_name("drive.py")
+CIFAR = InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+@pytest.fixture(scope="session")
+def hosts_folder() -> Path:
+    named = os.environ.get("DDPLUG_HOSTS")
+    if not named:
+        pytest.skip("DDPLUG_HOSTS does not name the folder of the upstream checkouts")
+    return Path(named).resolve()
+
+
+@pytest.fixture(scope="session")
+def data_folder(hosts_folder: Path) -> Path:
+    folder = Path(os.environ.get("DDPLUG_HOSTS_DATA") or hosts_folder / "data").resolve()
+    if not (folder / "cifar-10-batches-py" / "test_batch").is_file():
+        pytest.skip(f"no CIFAR-10 in {folder}; write some with tests/upstream/make_data.py")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar(data_folder: Path) -> ImageData:
+    """The part of CIFAR-10 that the hosts are given."""
+
+    def read(names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        held = [pickle.loads((data_folder / "cifar-10-batches-py" / name).read_bytes()) for name in names]
+        images = torch.cat([torch.from_numpy(part["data"]).view(-1, 3, 32, 32).float() / 255 for part in held])
+        return CIFAR.from_unit(images), torch.tensor([label for part in held for label in part["labels"]])
+
+    names = pickle.loads((data_folder / "cifar-10-batches-py" / "batches.meta").read_bytes())["label_names"]
+    train, test = read([f"data_batch_{n}" for n in range(1, 6)]), read(["test_batch"])
+    return ImageData("cifar10", tuple(names), CIFAR, *train, *test)
+
+
+@pytest.fixture(scope="session")
+def pools(cifar: ImageData, data_folder: Path) -> tuple[Path, ProxyPool]:
+    """A pool's folder for the regulariser, and held-out proxies that it never sees; both kept beside the data."""
+    from ddplug.pretrain import pretrain
+
+    made = [
+        pretrain(cifar, data_folder / f"pool-{cifar.fingerprint()}-{seed}", count=2, epochs=6, seed=seed,
+                 options={"width": 32}, progress=False)
+        for seed in (0, 100)
+    ]  # fmt: skip
+    return data_folder / f"pool-{cifar.fingerprint()}-0", made[1]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A program that has ended."""
+
+    status: int
+    output: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One host, its checkout, and how its script is run."""
+
+    spec: HostSpec
+    repo: Path
+    folder: Path
+    """Where the runs are."""
+
+    def world(self, **more: Any) -> str:
+        return json.dumps(
+            {"seed": 0, "clock": str(self.repo), "cpu": self.spec.redirect_cuda,
+             "numpy": list(self.spec.numpy_aliases), "path": [str(self.repo / p) for p in self.spec.path], **more}
+        )  # fmt: skip
+
+    def drive(self, *arguments: object, status: int | None = 0, **world: Any) -> Ran:
+        """Run `drive.py` in the runs' folder; `status` is what it must end with, None for any failure."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **self.spec.environment}
+        ran = subprocess.run(
+            [sys.executable, str(DRIVE), self.world(**world), *map(str, arguments)], cwd=self.folder, env=environment,
+            capture_output=True, text=True, timeout=1500, check=False,
+        )  # fmt: skip
+        output = ran.stdout + ran.stderr
+        assert ran.returncode == status if status is not None else ran.returncode != 0, output[-6000:]
+        return Ran(ran.returncode, output)
+
+    def direct(self, *arguments: object, repo: Path | None = None, **world: Any) -> Ran:
+        """The upstream script started by itself."""
+        return self.drive("direct", (repo or self.repo) / self.spec.script, *arguments, **world)
+
+    def ddplug(self, options: tuple[object, ...], *arguments: object, **world: Any) -> Ran:
+        """`ddplug run HOST OPTIONS -- ARGUMENTS`."""
+        return self.drive("ddplug", "run", self.spec.name, "--repo", self.repo, *options, "--", *arguments, **world)
+
+    def copy(self) -> Path:
+        """A copy of the checkout that may be written to."""
+        target = self.folder / "copy"
+        shutil.copytree(self.repo, target, symlinks=True, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+        return target
+
+
+@pytest.fixture
+def bench(hosts_folder: Path, tmp_path: Path) -> Callable[[str], Bench]:
+    """The bench of a host, by name; afterwards the checkout must be what it was."""
+    used: list[tuple[Path, str]] = []
+
+    def make(name: str) -> Bench:
+        spec = load(name)
+        repo = hosts_folder / spec.folder
+        if not (repo / spec.script).is_file():
+            pytest.skip(f"no checkout of {spec.title} in {repo}")
+        used.append((repo, tree_hash(repo)))
+        return Bench(spec, repo, tmp_path)
+
+    yield make  # type: ignore[misc]
+    for repo, before in used:
+        assert tree_hash(repo) == before, f"{repo} was changed"
+
+
+def tree_hash(folder: Path) -> str:
+    """One hash of every path and every byte in a folder, git's own excepted."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if name.parts[0] == ".git":
+            continue
+        digest.update(f"{name}\0{path.is_file()}\0".encode())
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def tree() -> Callable[[Path], str]:
+    return tree_hash
+
+
+@pytest.fixture
+def held_out_cmi(pools: tuple[Path, ProxyPool]) -> Callable[..., float]:
+    """CMI of a set, labels included, under proxies that the regulariser never saw."""
+
+    def cmi(images: torch.Tensor, labels: torch.Tensor, space: InputSpace = CIFAR) -> float:
+        return measure(pools[1], images, labels, input_space=space).cmi
+
+    return cmi

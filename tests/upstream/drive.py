@@ -1,0 +1,151 @@
+"""Runs an upstream script directly, or through ddplug, in the same seeded world; not a test, but what the tests start.
+
+    python drive.py WORLD direct SCRIPT ARGUMENTS...
+    python drive.py WORLD ddplug run HOST ...        # the ddplug command line
+    python drive.py WORLD attach HOST-FOLDER MODULE FUNCTION ATTACH-JSON ARGUMENTS...
+
+WORLD is a JSON object: {"seed": 0, "spy": "FILE.pt", "spy_steps": 2, "pool": "FOLDER", "clock": "FOLDER", "cpu": true}.
+
+In that world torch, NumPy and Python are seeded; `time.time` counts the calls that come from files in the folder
+`clock`; torchvision does not look at md5 sums; with `cpu`, "cuda" means the CPU. With `spy`, the first steps of the
+image optimizer are written down: the images, the gradient that reached them, and CMI's own gradient on them, computed
+in the loss form on the very views that went through ddplug's layer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def fake_clock(folder: str) -> None:
+    """`time.time` advances by 1.237 s at each call from the host's files, and stands still otherwise."""
+    real = time.time
+    calls = 0
+
+    def counted() -> float:
+        nonlocal calls
+        if not sys._getframe(1).f_code.co_filename.startswith(folder):
+            return real()
+        calls += 1
+        return 1.7e9 + 1.237 * calls
+
+    time.time = counted
+
+
+def no_md5() -> None:
+    """The copy of CIFAR-10 at hand has other bytes than the original release."""
+    import torchvision.datasets.cifar as cifar
+
+    cifar.check_integrity = lambda path, md5=None: Path(path).is_file()
+
+
+class Spy:
+    """Writes down what happens at the first steps of the image optimizer."""
+
+    def __init__(self, file: str, pool: str, steps: int) -> None:
+        from ddplug import CMI, hosting
+
+        self.cmi = CMI(pool)
+        self.steps, self.file = steps, file
+        self.leaf: torch.Tensor | None = None
+        self.views: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.gradient: torch.Tensor | None = None
+        self.seen: list[dict[str, Any]] = []
+        self.count = 0
+        original, spy = hosting.Layer._pass, self
+
+        def spied(layer: Any, views: Any, labels: Any, step: Any, first: int) -> Any:
+            if spy.count < spy.steps and layer._takes(step) and views.requires_grad:
+                spy.look(views[first:], labels)
+            return original(layer, views, labels, step, first)
+
+        hosting.Layer._pass = spied
+        self._watch(torch.optim.SGD)
+
+    def look(self, views: torch.Tensor, labels: Any) -> None:
+        labels = labels if isinstance(labels, torch.Tensor) else torch.full((len(views),), labels)
+        self.views.append((views, labels))
+        total = self.cmi(torch.cat([v for v, _ in self.views]), torch.cat([y.cpu() for _, y in self.views]))
+        assert self.leaf is not None
+        (self.gradient,) = torch.autograd.grad(total, self.leaf, retain_graph=True)
+
+    def _watch(self, kind: Any) -> None:
+        made, stepped, spy = kind.__init__, kind.step, self
+
+        def init(optimizer: Any, params: Any, *args: Any, **kwargs: Any) -> None:
+            params = list(params)
+            if len(params) == 1 and isinstance(params[0], torch.Tensor) and params[0].ndim == 4:
+                spy.leaf = params[0]
+            made(optimizer, params, *args, **kwargs)
+
+        def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            if spy.leaf is not None and optimizer.param_groups[0]["params"][0] is spy.leaf:
+                if spy.count < spy.steps:
+                    labels = torch.cat([y.cpu() for _, y in spy.views]) if spy.views else None
+                    images, grad = spy.leaf.detach().clone(), spy.leaf.grad.detach().clone()
+                    spy.seen.append({"images": images, "grad": grad, "cmi": spy.gradient, "labels": labels})
+                spy.count += 1
+                spy.views, spy.gradient = [], None
+                torch.save({"steps": spy.seen, "count": spy.count}, spy.file)
+            return stepped(optimizer, *args, **kwargs)
+
+        kind.__init__, kind.step = init, step
+
+
+def main() -> None:
+    world = json.loads(sys.argv[1])
+    mode, *rest = sys.argv[2:]
+    torch.set_num_threads(1)
+    sys.dont_write_bytecode = True
+    no_md5()
+    if world.get("spy"):
+        Spy(world["spy"], world["pool"], world.get("spy_steps", 2))
+    seed = world.get("seed", 0)
+    fake_clock(world["clock"])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    if mode == "ddplug":
+        from ddplug.cli import main as command
+
+        sys.argv = ["ddplug", *rest]
+        command()
+    elif mode == "direct":
+        from ddplug.run import CudaOnCpu, old_names
+
+        sys.argv = rest
+        sys.path[0] = str(Path(rest[0]).parent)
+        sys.path[1:1] = world.get("path", [])
+        with old_names(world.get("numpy", [])):
+            if world.get("cpu"):
+                with CudaOnCpu():
+                    runpy.run_path(rest[0], run_name="__main__")
+            else:
+                runpy.run_path(rest[0], run_name="__main__")
+    else:
+        import importlib
+
+        import ddplug
+
+        folder, module, function, options, *arguments = rest
+        sys.path.insert(0, folder)
+        sys.argv = [module, *arguments]
+        host = importlib.import_module(module)
+        code = getattr(host, function).__code__
+        with ddplug.attach(host, **json.loads(options)):
+            getattr(host, function)()
+        assert getattr(host, function).__code__ is code
+        assert "ddplug_cmi" not in vars(host)
+
+
+if __name__ == "__main__":
+    main()
