@@ -1,0 +1,315 @@
+"""Patches: read, checked, applied to files all or none, reversed to the byte; and what is in those that are shipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddplug import HostError, PatchError
+from ddplug import patching as p
+from ddplug.hosts import HostSpec, find_repo, from_record, load, table
+
+LOOP = b"import math\n\ndef main():\n    total = 0\n    return total\n"
+OTHER = b"a = 1\r\nb = 2\r\nlast line without an end"
+
+RAW = b"""--- a/loop.py
++++ b/loop.py
+@@ -1,0 +2 @@
++import ddplug
+@@ -4,0 +6,2 @@
++    total = ddplug.cmi(total)
++    ddplug.save()
+--- a/sub/other.py
++++ b/sub/other.py
+@@ -1,0 +2 @@
++ddplug = 3\r
+"""
+
+PATCHED = (
+    b"import math\nimport ddplug\n\ndef main():\n    total = 0\n    total = ddplug.cmi(total)\n    ddplug.save()\n"
+    b"    return total\n"
+)
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    folder = tmp_path / "host"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "loop.py").write_bytes(LOOP)
+    (folder / "sub" / "other.py").write_bytes(OTHER)
+    (folder / "loop.py").chmod(0o754)
+    return folder
+
+
+def spec(raw: bytes = RAW, **more: Any) -> HostSpec:
+    record = {
+        "title": "our own loop", "url": "https://example.org/loop", "commit": "0" * 40, "licence": "MIT",
+        "folder": "host", "script": "loop.py",
+        "files": {"loop.py": p.blob_hash(LOOP), "sub/other.py": p.blob_hash(OTHER)},
+        "places": {"loop.py": {"1": "below the imports"}}, **more,
+    }  # fmt: skip
+    return from_record("ours", record, raw)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_parse_and_build_are_inverse() -> None:
+    patch = p.parse(RAW)
+    assert patch.files["loop.py"] == (
+        p.Insertion(1, (b"import ddplug\n",)),
+        p.Insertion(4, (b"    total = ddplug.cmi(total)\n", b"    ddplug.save()\n")),
+    )
+    assert p.build(patch.files) == RAW
+
+
+def test_apply_then_check_then_reverse(repo: Path) -> None:
+    before = tree(repo)
+    assert set(spec().check(repo).values()) == {"clean"}
+    assert tree(repo) == before
+    assert spec().apply(repo) == ["loop.py", "sub/other.py"]
+    assert (repo / "loop.py").read_bytes() == PATCHED
+    assert (repo / "sub" / "other.py").read_bytes() == b"a = 1\r\nddplug = 3\r\nb = 2\r\nlast line without an end"
+    assert (repo / "loop.py").stat().st_mode & 0o777 == 0o754
+    assert set(spec().check(repo).values()) == {"patched"}
+    with pytest.raises(PatchError, match="patched already"):
+        spec().apply(repo)
+    spec().reverse(repo)
+    assert tree(repo) == before
+    with pytest.raises(PatchError, match="not patched"):
+        spec().reverse(repo)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_understands_it_and_counts_the_same_hashes(repo: Path) -> None:
+    (repo.parent / "ours.patch").write_bytes(RAW)
+    subprocess.run(["git", "apply", "--unidiff-zero", "../ours.patch"], cwd=repo, check=True, capture_output=True)
+    assert set(spec().check(repo).values()) == {"patched"}
+    counted = subprocess.run(
+        ["git", "hash-object", "--no-filters", "loop.py"], cwd=repo, check=True, capture_output=True
+    )
+    assert counted.stdout.decode().strip() == p.blob_hash(PATCHED)
+
+
+texts = st.lists(st.sampled_from([b"", b"x = 1", b"    y", b"+", b"-- a"]), min_size=1, max_size=8)
+
+
+@given(
+    texts, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.sets(st.integers(0, 7), min_size=1), st.integers(1, 3)
+)
+def test_applying_and_reversing_any_patch(lines: list[bytes], end: bytes, ends: bool, after: set[int], n: int) -> None:
+    text = end.join([*lines, b""]) if ends else end.join([*lines, b"last"])
+    places = sorted(line for line in after if line <= len(lines)) or [0]
+    patch = p.parse(p.build({"f.py": tuple(p.Insertion(line, (b"ddplug" + end,) * n) for line in places)}))
+    applied = patch.apply_text("f.py", text)
+    assert applied.count(b"ddplug") == n * len(places)
+    assert patch.reverse_text("f.py", applied) == text
+    assert p.state(patch, "f.py", applied, p.blob_hash(text)) == "patched"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"--- a/f.py\n+++ b/f.py\n",
+        RAW.replace(b"@@ -1,0 +2 @@", b"@@ -1,0 +2 @@ def main():"),
+        b"--- a/f.py\n+++ b/f.py\n@@ -1,1 +1 @@\n-a\n+b\n",
+        b"--- a/f.py\n+++ b/f.py\n@@ -1,0 +2 @@\n context\n+b\n",
+        b"--- a/f.py\n+++ b/f.py\n@@ -1,0 +2,2 @@\n+b\n",
+        b"--- a/f.py\n+++ b/f.py\n@@ -1,0 +3 @@\n+b\n",
+        b"--- a/f.py\n+++ b/g.py\n@@ -1,0 +2 @@\n+b\n",
+        b"--- a/../f.py\n+++ b/../f.py\n@@ -1,0 +2 @@\n+b\n",
+        b"--- a//etc/f.py\n+++ b//etc/f.py\n@@ -1,0 +2 @@\n+b\n",
+        b"--- /dev/null\n+++ b/f.py\n@@ -0,0 +1 @@\n+b\n",
+        b"--- a/f.py\n+++ b/f.py\n@@ -4,0 +5 @@\n+b\n@@ -2,0 +4 @@\n+b\n",
+        b"--- a/f.py\n+++ b/f.py\n@@ -1,0 +2 @@\n+b\n\\ No newline at end of file\n",
+    ],
+)
+def test_what_is_not_a_patch_of_ours_is_refused(raw: bytes) -> None:
+    with pytest.raises(PatchError):
+        p.parse(raw)
+
+
+def test_a_file_that_differs_changes_nothing_and_says_what_to_insert_where(repo: Path) -> None:
+    (repo / "sub" / "other.py").write_bytes(OTHER + b"#")
+    before = tree(repo)
+    with pytest.raises(PatchError) as caught:
+        spec().apply(repo)
+    message = str(caught.value)
+    assert "sub/other.py" in message
+    assert "after line 1 of the original:\n    ddplug = 3" in message
+    assert "import ddplug" not in message, "loop.py is as it should be"
+    assert tree(repo) == before
+    (repo / "loop.py").write_bytes(b"")
+    with pytest.raises(PatchError, match=r"after line 1 of the original \(below the imports\):\n    import ddplug"):
+        spec().check(repo)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_it_says_whether_the_commit_or_an_edit_is_to_blame(repo: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        ran = subprocess.run(["git", *identity, *arguments], cwd=repo, check=True, capture_output=True, text=True)
+        return ran.stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    (repo / "loop.py").write_bytes(LOOP + b"# mine\n")
+    with pytest.raises(PatchError, match="the checkout is at commit"):
+        spec().check(repo)
+    with pytest.raises(PatchError, match=r"has been edited; `git checkout loop.py` restores it"):
+        spec(commit=git("rev-parse", "HEAD")).check(repo)
+
+
+def test_the_wrong_folder(repo: Path, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="there is no folder"):
+        spec().check(tmp_path / "nowhere")
+    (repo / "loop.py").unlink()
+    with pytest.raises(HostError, match=r"is not our own loop .*it has no loop.py; it holds sub"):
+        spec().check(repo)
+
+
+def test_half_patched_is_refused(repo: Path) -> None:
+    (repo / "loop.py").write_bytes(PATCHED)
+    before = tree(repo)
+    for what in (spec().apply, spec().reverse, spec().check):
+        with pytest.raises(PatchError, match="some files"):
+            what(repo)
+    assert tree(repo) == before
+
+
+def test_line_ends_have_to_agree(repo: Path) -> None:
+    text = LOOP.replace(b"\n", b"\r\n")
+    (repo / "loop.py").write_bytes(text)
+    with pytest.raises(PatchError, match="line ends"):
+        spec(files={"loop.py": p.blob_hash(text), "sub/other.py": p.blob_hash(OTHER)}).apply(repo)
+
+
+@pytest.mark.parametrize("place", ["loop.py", "sub"])
+def test_a_symbolic_link_is_never_followed(repo: Path, tmp_path: Path, place: str) -> None:
+    outside = tmp_path / "outside"
+    shutil.move(repo / place, outside)
+    (repo / place).symlink_to(outside, target_is_directory=place == "sub")
+    before = tree(tmp_path)
+    with pytest.raises(PatchError, match="symbolic link"):
+        spec().apply(repo)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["../loop.py", "/etc/passwd", "sub/../../loop.py", "c:\\x", "~/x", ""])
+def test_names_that_lead_out_are_refused_in_patch_and_record(name: str, tmp_path: Path) -> None:
+    with pytest.raises(PatchError):
+        p.inside(tmp_path, name)
+    with pytest.raises(PatchError):
+        spec(script=name)
+    with pytest.raises(PatchError):
+        spec(path=[name])
+
+
+def test_all_files_or_none(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, replace, calls = tree(repo), os.replace, []
+
+    def fails_at_the_second(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "no space left", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_the_second)
+    with pytest.raises(PatchError, match="no space left"):
+        spec().apply(repo)
+    assert len(calls) == 3, "two were tried, the first was put back"
+    assert tree(repo) == before
+
+
+def test_a_record_and_its_patch_name_the_same_files() -> None:
+    with pytest.raises(PatchError, match="hashes are known of"):
+        spec(files={"loop.py": p.blob_hash(LOOP)})
+    with pytest.raises(HostError, match="not complete"):
+        from_record("ours", {"title": "x", "files": {}}, RAW)
+
+
+def test_where_a_checkout_is_looked_for(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("DDPLUG_HOSTS", raising=False)
+    with pytest.raises(HostError, match="--repo PATH"):
+        find_repo(spec())
+    assert find_repo(spec(), repo) == repo
+    monkeypatch.setenv("DDPLUG_HOSTS", str(tmp_path))
+    assert find_repo(spec()) == repo
+    monkeypatch.delenv("DDPLUG_HOSTS")
+    monkeypatch.chdir(repo)
+    assert find_repo(spec()) == repo
+
+
+# What is shipped ------------------------------------------------------------------------------------------------------
+
+SHIPPED = sorted(table())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_patch_has_insertions_only_and_only_our_lines(name: str) -> None:
+    """`parse` refuses context, deletions and text after the second @@; a line of upstream's would not speak of us."""
+    host = load(name)
+    assert p.parse(host.patch.raw) == host.patch
+    for insertions in host.patch.files.values():
+        for insertion in insertions:
+            for line in insertion.lines:
+                assert b"cmi" in line.replace(b"ddplug", b"cmi"), line
+    changed = [line for line in host.patch.raw.split(b"\n") if not line.startswith((b"--- a/", b"+++ b/", b"@@ -"))]
+    assert all(line.startswith(b"+") for line in changed if line)
+    assert {line[-4:] for line in host.patch.raw.split(b"\n") if line.startswith(b"@@")} <= {b"0 @@", *_ends()}
+
+
+def _ends() -> set[bytes]:
+    return {b"%d @@" % digit for digit in range(10)}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_record_is_whole(name: str) -> None:
+    host = load(name)
+    assert len(host.commit) == 40
+    assert all(len(wanted) == 40 for wanted in host.files.values())
+    assert host.licence in ("MIT", "none")
+    assert host.script in host.files
+    for file, insertions in host.patch.files.items():
+        assert set(host.places.get(file, {})) <= {insertion.after for insertion in insertions}, "places of no insertion"
+
+
+def test_an_unknown_host_is_named_with_those_that_are_known() -> None:
+    with pytest.raises(HostError, match="ddplug knows .*dm"):
+        load("gm")
+
+
+def test_the_command(repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from ddplug import cli_hosts, hosts
+
+    host = spec()
+    monkeypatch.setattr(hosts, "load", lambda name: host)
+    command: Callable[..., None] = cli_hosts.patch
+    before = tree(repo)
+    command("ours", repo, check=True, reverse=False, diff=False)
+    assert "loop.py: the patch fits" in capsys.readouterr().out
+    command("ours", repo, check=False, reverse=False, diff=True)
+    assert capsys.readouterr().out.encode() == RAW
+    assert tree(repo) == before
+    command("ours", repo, check=False, reverse=False, diff=False)
+    assert "loop.py: patched" in capsys.readouterr().out
+    command("ours", repo, check=True, reverse=False, diff=False)
+    assert "loop.py: patched" in capsys.readouterr().out
+    command("ours", repo, check=False, reverse=True, diff=False)
+    assert tree(repo) == before
+    with pytest.raises(ValueError, match="one of"):
+        command("ours", repo, check=True, reverse=True, diff=False)
