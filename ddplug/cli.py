@@ -75,6 +75,7 @@ def demo(
     from rich.console import Console
 
     from ddplug import demo as demonstration
+    from ddplug.progress import Bars
     from ddplug.proxies import ProxyPool
 
     settings = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
@@ -85,7 +86,7 @@ def demo(
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
     console = Console()
     console.print(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
-    with _Progress() as progress:
+    with Bars() as progress:
         outcome = demonstration.run_demo(real, out, settings, device=where, pool=pool, on_progress=progress)
     console.print(demonstration.table(outcome))
     for file in outcome.files:
@@ -218,28 +219,3 @@ def _device(name: str) -> torch.device:
     if hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
     return device
-
-
-class _Progress:
-    """A bar for whatever is being done; called as (what, done, total)."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not self._tasks:
-            self._progress.start()  # not before: the proxies' own bar comes first, and two live bars cannot be
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done)

@@ -69,7 +69,7 @@ class Settings:
 DIGITS = Settings()
 # Natural images: mirrored views, and as much of everything as two CPU cores do in about half an hour.
 CIFAR10 = Settings(
-    strategy="color_crop_cutout_flip_scale_rotate", iterations=150, seeds=1, proxies=2, held_out=1, proxy_epochs=5,
+    strategy="color_crop_cutout_flip_scale_rotate", iterations=150, seeds=1, proxies=2, held_out=1, proxy_epochs=4,
     proxy_lr=0.05, runs=3,
 )  # fmt: skip
 
