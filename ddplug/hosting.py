@@ -29,7 +29,7 @@ from torch import Tensor
 from ddplug.errors import HostError, InputError
 from ddplug.hostproxies import DeferredPool, check_dataset, resolve
 from ddplug.regularizer import Regularizer
-from ddplug.weighting import Relative, check_weight
+from ddplug.weighting import Relative
 
 if TYPE_CHECKING:
     from ddplug.upstream import UpstreamAdapter
@@ -97,8 +97,8 @@ class Layer:
 
     Where a host unrolls inner steps, the views of all of them reach one backward pass, and `inner` says which are used:
 
-    - "one": those of one step, drawn uniformly for each pass by a generator of our own. The gradient is, on average over
-      the draw, that of the mean over the inner steps of each step's own CMI; it costs one step, however many there are.
+    - "one": those of one step, drawn uniformly for each pass by a generator of our own. The gradient is, on average
+      over the draw, that of the mean over the inner steps of each step's own CMI; it costs one step, however many.
     - "last": those of the last step.
     - "all": CMI of all views together, around centroids that they share. That is the mean over the steps plus how far
       the steps' centroids lie apart, so "one" is not an estimate of it.
@@ -127,7 +127,9 @@ class Layer:
                 f"unknown views {views!r} or inner {inner!r}; expected host or clean, and one, last or all."
             )
         self.regularizer, self.views, self.steps, self.inner = regularizer, views, steps, inner
-        self.record, self.facts = record, dict(facts or {})
+        self.record, self.facts = record.absolute() if record is not None else None, dict(facts or {})
+        # One regulariser may serve several synthetic sets in turn, when it was attached; this is where ours begins.
+        self._before = (regularizer.rounds, len(regularizer.history)) if regularizer is not None else (0, 0)
         self._chosen = steps - 1
         # Of its own, and of another seed than the regulariser's: of one seed, the step would go with the proxy drawn.
         seed = regularizer.generator.initial_seed() if regularizer is not None else 0
@@ -154,7 +156,7 @@ class Layer:
         The gradient of such a pass comes to nothing, so it gets no CMI, is not counted, and is no part of how lambda
         is measured.
         """
-        if self.regularizer is not None and self.regularizer.weight != 0 and not float(loss) <= limit:
+        if self.regularizer is not None and self.regularizer.weight != 0 and not float(loss.detach()) <= limit:
             self.regularizer.skip()
 
     def _pass(self, views: Tensor, labels: Tensor | int, step: int | None, first: int) -> Tensor:
@@ -177,18 +179,19 @@ class Layer:
     @property
     def rounds(self) -> int:
         """Backward passes that came through so far."""
-        return self.regularizer.rounds if self.regularizer is not None else 0
+        return self.regularizer.rounds - self._before[0] if self.regularizer is not None else 0
 
     def save(self) -> None:
         """Write lambda and the history beside the host's results, by renaming; nothing if nothing has happened yet."""
         if self.regularizer is None or self.record is None or not self.rounds:
             return
         reg = self.regularizer
+        history = reg.history.state_dict()[self._before[1] :]
         content = {
             "format": "ddplug-run", "version": 1, **self.facts, "weight": reg.weight, "lambda": reg.lam,
             "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.every, "space": reg.space,
-            "temperature": reg.temperature, "proxies": [proxy.name for proxy in reg.pool], "rounds": reg.rounds,
-            "skipped": reg.history.skipped, "history": reg.history.state_dict(),
+            "temperature": reg.temperature, "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
+            "skipped": sum(round_["skipped"] for round_ in history), "history": history,
         }  # fmt: skip
         self.record.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{self.record.name}.", dir=self.record.parent)
@@ -227,7 +230,7 @@ class Attached:
 
     def __init__(self, adapter: UpstreamAdapter, regularizer: Regularizer, views: Views, inner: Inner) -> None:
         self._adapter, self._regularizer, self._views, self._inner = adapter, regularizer, views, inner
-        self._layers: list[Layer] = []
+        self._layer: Layer | None = None
 
     def add_options(self, parser: argparse.ArgumentParser, **_: object) -> None:
         """None: everything was said to `attach`."""
@@ -247,14 +250,15 @@ class Attached:
             check_dataset(reg.pool, self._adapter.setting(args)[1])
         if reg.input_space is None:
             reg.input_space = self._adapter.space(args, known)
-        made = _layer(self._adapter, reg, args, known, self._views, self._inner)
-        self._layers.append(made)
-        return _started(made)
+        self.save()
+        self._layer = _layer(self._adapter, reg, args, known, self._views, self._inner)
+        return _started(self._layer)
 
     def save(self) -> None:
-        """Save what every set's layer has seen."""
-        for layer in self._layers[-1:]:
-            layer.save()
+        """The set under way is done: save what its layer has seen, once and for all."""
+        if self._layer is not None and self._layer in _LAYERS:
+            _LAYERS.remove(self._layer)
+            self._layer.save()
 
 
 def _layer(
@@ -271,7 +275,7 @@ def _layer(
     if steps > 1 and inner != "all" and isinstance(regularizer.weighting, Relative):
         # A share is measured on the views of one step. Over all steps the host's gradient is sqrt(steps) times as long
         # as there, and CMI's, a mean over steps times as many views, 1/sqrt(steps) times: so lambda is `steps` times.
-        regularizer.weighting.share = check_weight(regularizer.weight) * steps
+        regularizer.weighting.share = float(regularizer.weight) * steps
     facts = {"host": host, "dataset": dataset, "ipc": ipc}
     return Layer(regularizer, views=views, steps=steps, inner=inner, record=adapter.record(args, known), facts=facts)
 

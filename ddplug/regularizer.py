@@ -143,6 +143,13 @@ class Regularizer:
         self._start_round([call])
         return self._hand_out(call, grad)
 
+    def skip(self) -> None:
+        """Leave out the calls whose backward pass is still to come: it passes as it is, and is no round."""
+        for ref in self._pending:
+            if (call := ref()) is not None:
+                call.release()
+        self._pending.clear()
+
     def detach(self) -> None:
         """Switch off for good: calls become no-ops, also those whose backward pass is still to come. Idempotent."""
         self.enabled = False

@@ -5,15 +5,18 @@
     python drive.py WORLD attach HOST-FOLDER MODULE FUNCTION ATTACH-JSON ARGUMENTS...
 
 WORLD is a JSON object: {"seed": 0, "spy": "FILE.pt", "spy_steps": 2, "pool": "FOLDER", "clock": "FOLDER", "cpu": true}.
+With "stop": N, the program ends, successfully, where step N of the image optimizer is over and the next is to be taken.
 
 In that world torch, NumPy and Python are seeded; `time.time` counts the calls that come from files in the folder
 `clock`; torchvision does not look at md5 sums; with `cpu`, "cuda" means the CPU. With `spy`, the first steps of the
 image optimizer are written down: the images, the gradient that reached them, and CMI's own gradient on them, computed
-in the loss form on the very views that went through ddplug's layer.
+in the loss form on the very views that went through ddplug's layer; without `pool` the former only. With `options`, an object,
+the function is called on a namespace of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import runpy
@@ -48,31 +51,48 @@ def no_md5() -> None:
     cifar.check_integrity = lambda path, md5=None: Path(path).is_file()
 
 
+def stop_after(steps: int) -> None:
+    """The program ends when an SGD on one 4-D tensor, the images, is to take one step more than `steps`."""
+    stepped = torch.optim.SGD.step
+    count = 0
+
+    def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if len(held) == 1 and held[0].ndim == 4:
+            count += 1
+            if count > steps:
+                raise SystemExit(0)
+        return stepped(optimizer, *args, **kwargs)
+
+    torch.optim.SGD.step = step  # type: ignore[method-assign]
+
+
 class Spy:
     """Writes down what happens at the first steps of the image optimizer."""
 
-    def __init__(self, file: str, pool: str, steps: int) -> None:
-        from ddplug import CMI, hosting
+    def __init__(self, file: str, pool: str | None, steps: int) -> None:
+        from ddplug import CMI, Regularizer
 
-        self.cmi = CMI(pool)
+        self.cmi = CMI(pool) if pool else None
         self.steps, self.file = steps, file
         self.leaf: torch.Tensor | None = None
         self.views: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.gradient: torch.Tensor | None = None
         self.seen: list[dict[str, Any]] = []
         self.count = 0
-        original, spy = hosting.Layer._pass, self
+        original, spy = Regularizer.__call__, self
 
-        def spied(layer: Any, views: Any, labels: Any, step: Any, first: int) -> Any:
-            if spy.count < spy.steps and layer._takes(step) and views.requires_grad:
-                spy.look(views[first:], labels)
-            return original(layer, views, labels, step, first)
+        def spied(regularizer: Any, views: Any, labels: Any) -> Any:
+            if spy.cmi is not None and spy.count < spy.steps and views.requires_grad:
+                spy.look(views, labels)
+            return original(regularizer, views, labels)
 
-        hosting.Layer._pass = spied
+        Regularizer.__call__ = spied
         self._watch(torch.optim.SGD)
 
-    def look(self, views: torch.Tensor, labels: Any) -> None:
-        labels = labels if isinstance(labels, torch.Tensor) else torch.full((len(views),), labels)
+    def look(self, views: torch.Tensor, labels: torch.Tensor) -> None:
+        assert self.cmi is not None
         self.views.append((views, labels))
         total = self.cmi(torch.cat([v for v, _ in self.views]), torch.cat([y.cpu() for _, y in self.views]))
         assert self.leaf is not None
@@ -95,7 +115,7 @@ class Spy:
                     spy.seen.append({"images": images, "grad": grad, "cmi": spy.gradient, "labels": labels})
                 spy.count += 1
                 spy.views, spy.gradient = [], None
-                torch.save({"steps": spy.seen, "count": spy.count}, spy.file)
+                torch.save({"steps": spy.seen, "count": spy.count, "last": spy.leaf.detach()}, spy.file)
             return stepped(optimizer, *args, **kwargs)
 
         kind.__init__, kind.step = init, step
@@ -108,7 +128,9 @@ def main() -> None:
     sys.dont_write_bytecode = True
     no_md5()
     if world.get("spy"):
-        Spy(world["spy"], world["pool"], world.get("spy_steps", 2))
+        Spy(world["spy"], world.get("pool"), world.get("spy_steps", 2))
+    if world.get("stop"):
+        stop_after(world["stop"])
     seed = world.get("seed", 0)
     fake_clock(world["clock"])
     torch.manual_seed(seed)
@@ -141,8 +163,9 @@ def main() -> None:
         sys.argv = [module, *arguments]
         host = importlib.import_module(module)
         code = getattr(host, function).__code__
+        given = [argparse.Namespace(**world["options"])] if "options" in world else []
         with ddplug.attach(host, **json.loads(options)):
-            getattr(host, function)()
+            getattr(host, function)(*given)
         assert getattr(host, function).__code__ is code
         assert "ddplug_cmi" not in vars(host)
 
