@@ -1,0 +1,126 @@
+"""IDC (snu-mllab/Efficient-Dataset-Condensation, condense.py): a step per class, several views formed of each image.
+
+The stored images are in [0, 1]; the host's augmentation normalises them, real and synthetic ones in one batch, so the
+layer goes on the synthetic rows of what it returns. Each step of the image optimizer covers one class: a round is that
+class's step, and no other class's rows get a gradient. `condense_mp.py`, the same loop over a part of the classes, is
+patched along.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ddplug.adapters import register
+from ddplug.datasets import ImageData
+from ddplug.errors import HostError
+from ddplug.idcpools import PRETRAINED, read
+from ddplug.proxies import ProxyPool
+from ddplug.spaces import InputSpace
+from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, stacked
+
+FILES = {
+    "cifar10": TORCHVISION_FILES["CIFAR10"],
+    "cifar100": TORCHVISION_FILES["CIFAR100"],
+    "svhn": "svhn/train_32x32.mat",
+    "mnist": TORCHVISION_FILES["MNIST"],
+    "fashion": TORCHVISION_FILES["FashionMNIST"],
+}
+"""By the host's name for a data set, what has to be in the folder of its option --data_dir."""
+
+LEAST = 50
+"""Outer iterations that the host needs: it logs every n // 50 of them."""
+
+
+@register("idc")
+class IDC(UpstreamAdapter):
+    """Labels are those of the images formed; the experts are what the host's pretrain.py left in its folder."""
+
+    name = "idc"
+
+    def setting(self, args: Any) -> tuple[str, str, int]:
+        """As the options say; the name of the data set tells ImageNet's subsets apart."""
+        return "idc", args.datatag.lower(), args.ipc
+
+    def record(self, args: Any, known: Mapping[str, Any]) -> Path:
+        """In the folder of the experiment."""
+        return Path(args.save_dir) / "cmi.json"
+
+    def space(self, args: Any, known: Mapping[str, Any]) -> InputSpace:
+        """Normalised after the augmentation, [0, 1] before it."""
+        normalized = InputSpace.normalized(*known["space"])
+        views = getattr(args, "cmi_views", self.views)
+        return normalized if views == "host" else InputSpace.unit(normalized.channels)
+
+    def experts(self, args: Any, known: Mapping[str, Any]) -> ProxyPool | None:
+        """What pretrain.py left in the folder in which the host itself would look."""
+        folders = sorted(Path(PRETRAINED, args.datatag).glob(f"{args.modeltag}_cut*"))
+        if not any(any(folder.glob("checkpoint*.pth.tar")) for folder in folders):
+            return None
+        return read(folders, args.datatag, InputSpace.normalized(*known["space"]), lambda: self.network(args, known))
+
+    def real(self, args: Any, known: Mapping[str, Any]) -> ImageData | None:
+        """The host's training images, which it has in [0, 1], and its test images, which it has normalised.
+
+        None for ImageNet, whose images are too many to be held twice: there, name proxies or pretrain some.
+        """
+        if args.dataset == "imagenet":
+            return None
+        space = InputSpace.normalized(*known["space"])
+        train, train_labels = stacked(known["train"])
+        test, test_labels = stacked(known["test"])
+        names = getattr(known["train"], "classes", None) or range(known["train"].nclass)
+        return ImageData(
+            args.dataset, tuple(map(str, names)), space, space.from_unit(train), train_labels, test, test_labels
+        )
+
+    def preflight(self, arguments: Sequence[str]) -> None:
+        """Is the data set there, are there images to make, and enough iterations for the host to divide by?"""
+        given = _arguments(arguments)
+        wanted = FILES.get(given.dataset)
+        if wanted is not None and not (Path(given.data_dir) / wanted).exists():
+            raise HostError(
+                f"{self.name} would look for {given.dataset} in '{given.data_dir}', where there is no {wanted}, and "
+                "it does not fetch any data. Name the folder that has it: -- --data_dir FOLDER. Nothing was changed."
+            )
+        ipc, niter, inner = (_number(text) for text in (given.ipc, given.niter, given.inner_loop))
+        if ipc is not None and ipc <= 0:
+            raise HostError(
+                f"{self.name} needs the number of images per class, got {ipc}: -- --ipc 10. Nothing was changed."
+            )
+        iterations = niter * 100 // inner if niter is not None and inner else LEAST
+        if iterations < LEAST and not given.reproduce:
+            raise HostError(
+                f"--niter {niter} and --inner_loop {inner} make {iterations} outer iterations (niter * 100 // "
+                f"inner_loop); below {LEAST}, {self.name} divides by zero at its first log line. Give a larger --niter "
+                "or a smaller --inner_loop. Nothing was changed."
+            )
+
+    def network(self, args: Any, known: Mapping[str, Any]) -> nn.Module:
+        """A fresh network of the host's own, as its options have it."""
+        network: nn.Module = known["network"](args, known["train"].nclass)
+        return network
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Those of the host's options that `preflight` looks at, unconverted, with the host's defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-d", "--dataset", default="cifar10")
+    parser.add_argument("--data_dir", default="/data_large/readonly")
+    parser.add_argument("-i", "--ipc", default="-1")
+    parser.add_argument("--niter", default="500")
+    parser.add_argument("--inner_loop", default="100")
+    parser.add_argument("--reproduce", action="store_true")
+    return parser.parse_known_args(list(arguments))[0]
+
+
+def _number(text: str) -> int | None:
+    """A whole number; None for what the host will refuse by itself."""
+    try:
+        return int(text)
+    except ValueError:
+        return None
