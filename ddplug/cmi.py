@@ -14,6 +14,7 @@ No host, no proxy and no image is known here.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -54,8 +55,9 @@ def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:
 
     Classes may have any sizes, any names (non-negative integers) and any order.
     """
+    labels = torch.as_tensor(labels)
     check_labels(labels, rows)
-    classes, index, counts = torch.unique(labels.to(device), return_inverse=True, return_counts=True)
+    classes, index, counts = torch.unique(labels.to(device, torch.int64), return_inverse=True, return_counts=True)
     if classes[0] < 0:
         raise InputError(
             f"labels must be class numbers >= 0, got {int(classes[0])}. Images without a class (often marked -1) "
@@ -148,6 +150,7 @@ def class_separation(
         raise InputError(
             f"a separation between classes needs at least two classes, got only class {int(groups.classes[0])}."
         )
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     log_p = _log_probabilities(features.double(), temperature)
     p, counts = log_p.exp(), groups.counts.to(log_p)
     n = len(log_p)
@@ -158,13 +161,20 @@ def class_separation(
         q = log_q.exp()
         cross = (q * (log_p_of_class - log_p_of_class.sum(0))).sum()
         own = ((q * log_q).sum(-1) * (n - counts)).sum()
-        return (own + cross) / (n - counts).sum()
+        return ((own + cross) / (n - counts).sum()).to(wide)
     p_of_class = _sum_by_class(p, groups)
     pairs = n * n - (counts * counts).sum()
     cross = (p_of_class * log_p_of_class).sum() - (p.sum(0) * log_p.sum(0)).sum()
     if kind == "kl":
         cross = cross + ((p * log_p).sum(-1) * (n - counts)[groups.index]).sum()
-    return cross / pairs
+    return (cross / pairs).to(wide)
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` as it is, or `InputError` unless it is finite and > 0."""
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be > 0 and finite, got {temperature}.")
+    return temperature
 
 
 def check_separation(kind: str) -> None:
@@ -214,13 +224,13 @@ class _ClassSums(torch.autograd.Function):
 
 
 def _checked(features: Tensor, labels: Tensor, temperature: float) -> Groups:
-    if features.ndim != 2 or not features.is_floating_point():
+    if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
         raise InputError(
-            f"features must be a floating-point tensor of shape (n, d), got {features.dtype} of shape "
-            f"{tuple(features.shape)}; flatten each image's features first."
+            f"features must be a floating-point tensor of shape (n, d), got {getattr(features, 'dtype', '')} "
+            f"{type(features).__name__} of shape {tuple(getattr(features, 'shape', ()))}; flatten each image's "
+            "features first."
         )
-    if not temperature > 0:
-        raise InputError(f"temperature must be > 0, got {temperature}.")
+    check_temperature(temperature)
     groups = group(labels, len(features), features.device)
     if not torch.isfinite(features).all():
         bad = int((~torch.isfinite(features)).any(-1).sum())

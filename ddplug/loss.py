@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from ddplug.cmi import ONE_IMAGE_PER_CLASS, class_sums, group
+from ddplug.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums, group
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.spaces import AnySpace
@@ -41,10 +41,10 @@ class CMI(nn.Module):
         # A plain attribute of a plain class: the proxies' weights never show up among the host's parameters.
         self.pool = ProxyPool.of(proxies)
         self.space = check_space(space)
-        if not temperature > 0:
-            raise InputError(f"temperature must be > 0, got {temperature}.")
-        self.temperature = temperature
-        self.draw = len(self.pool) if draw == "all" else int(draw)
+        self.temperature = check_temperature(temperature)
+        if draw != "all" and not (isinstance(draw, int) and 1 <= draw <= len(self.pool)):
+            raise InputError(f"draw must be 'all' or between 1 and the pool's size, {len(self.pool)}, got {draw!r}.")
+        self.draw = len(self.pool) if isinstance(draw, str) else draw
         self.input_space = input_space
         self.generator = torch.Generator().manual_seed(seed)
         self._warned = False

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.cmi import Separation, check_separation, class_separation, class_sums, group
+from ddplug.cmi import Separation, check_separation, check_temperature, class_separation, class_sums, group
 from ddplug.errors import InputError, ProxyError
 from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.spaces import AnySpace
@@ -60,8 +60,7 @@ def measure(
     check_separation(separation)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    if not temperature > 0:
-        raise InputError(f"temperature must be > 0, got {temperature}.")
+    check_temperature(temperature)
     groups = group(labels, len(images), images.device)
     pool.check(images, input_space)
     several = len(groups.classes) > 1

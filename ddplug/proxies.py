@@ -91,7 +91,9 @@ class Proxy:
             lambda _, args, kwargs, output: seen.append((*args, *kwargs.values(), output)), with_kwargs=True
         )
         try:
-            output = self.network(images.to(self.dtype))
+            # The host's autocast is not the proxy's: CMI is the same with and without.
+            with torch.autocast(images.device.type, enabled=False):
+                output = self.network(images.to(self.dtype))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what a network raises for images it was not made for is its own affair
@@ -197,9 +199,11 @@ class ProxyPool:
             return proxies
         if isinstance(proxies, str | Path):
             return cls.load(proxies)
-        if isinstance(proxies, nn.Module):
-            return cls.from_modules(proxies)
-        if isinstance(proxies, Sequence):
+        if isinstance(proxies, Proxy):
+            return cls([proxies])
+        if isinstance(proxies, Sequence) and proxies and all(isinstance(given, Proxy) for given in proxies):
+            return cls(proxies)
+        if isinstance(proxies, nn.Module | Sequence):
             return cls.from_modules(proxies)
         raise PoolError(
             f"got {type(proxies).__name__} as proxies, expected a ProxyPool, a pool's folder, or trained networks "
@@ -241,6 +245,28 @@ class ProxyPool:
             )
         if self.info.space is not None and space is not None:
             space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
+
+    def probe(self, images: Tensor, input_space: AnySpace | None, space: Space) -> None:
+        """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
+
+        A proxy that is broken, or of another kind of images, is best found out before it is relied on.
+        """
+        with torch.no_grad():
+            image = self.prepare(images.detach()[:1], input_space)
+            for proxy in self.proxies:
+                before = _random_state(image.device)
+                features = proxy(image, space)
+                if not torch.equal(before, _random_state(image.device)):
+                    raise ProxyError(
+                        f"proxy '{proxy.name}' draws random numbers even in eval mode, from the generator that is the "
+                        "host's; dropout called as a function does so. Make it respect eval mode."
+                    )
+                if bool(torch.isfinite(image).all() & ~torch.isfinite(features).all()):
+                    raise ProxyError(
+                        f"proxy '{proxy.name}' gives {space}s that are not finite for a finite image (range "
+                        f"{image.min().item():.3g} to {image.max().item():.3g}): it is broken, or was trained on "
+                        "images of another input space. Leave it out or train it again."
+                    )
 
     def prepare(self, images: Tensor, space: AnySpace | None) -> Tensor:
         """`images` of a host whose input space is `space`, as these proxies want them; differentiable.
@@ -314,3 +340,7 @@ def _finite(value: Tensor) -> bool:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.default_generator.get_state()

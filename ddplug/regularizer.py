@@ -9,6 +9,7 @@ at the first of them CMI is estimated on the views of all together, and each cal
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.cmi import ONE_IMAGE_PER_CLASS, Groups, check_labels, closed_form, group
-from ddplug.errors import DDPlugWarning, InputError, ProxyError
+from ddplug.cmi import ONE_IMAGE_PER_CLASS, check_labels, check_temperature, group
+from ddplug.errors import DDPlugWarning, InputError, WeightError
+from ddplug.gradient import cmi_gradient
 from ddplug.history import History
-from ddplug.proxies import Proxy, ProxyPool, Space, check_space
+from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.rounds import Call, Identity, Round, gather
 from ddplug.spaces import AnySpace
-from ddplug.weighting import Schedule, WeightingName, make_weighting
+from ddplug.weighting import Relative, Schedule, WeightingName, make_weighting
 
 
 class Regularizer:
@@ -35,7 +37,8 @@ class Regularizer:
         weighting: what `weight` means.
         space: "feature" for penultimate features (the paper's choice) or "logit".
         temperature: T > 0 in softmax(f / T).
-        calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced.
+        calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced. The first of
+            them only measures.
         every: act in every k-th round only, k times as strongly.
         draw: proxies drawn, and averaged over, per round.
         schedule: a factor on lambda by round number, e.g. `ddplug.weighting.warmup(100)`.
@@ -44,6 +47,7 @@ class Regularizer:
         view: what makes such a view, (n, c, h, w) to (n, c, h, w), differentiable; by default `ddplug.augment.DSA()`.
         input_space: the views' normalisation; None if it is the pool's.
         setting: (host, data set, images per class), for weight="paper".
+        scale: for mixed precision: the factor on the host's loss right now, e.g. `scaler.get_scale`.
         seed: of our own generator, the only one drawn from.
         announce: where the resolved lambda is reported; `print` by default.
 
@@ -67,6 +71,7 @@ class Regularizer:
         view: Callable[[Tensor], Tensor] | None = None,
         input_space: AnySpace | None = None,
         setting: tuple[str, str, int] | None = None,
+        scale: Callable[[], float] | None = None,
         seed: int = 0,
         announce: Callable[[str], object] = print,
     ) -> None:
@@ -74,21 +79,19 @@ class Regularizer:
         self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
         self.pool = ProxyPool.of(proxies)
         self.space = check_space(space)
-        if not temperature > 0:
-            raise InputError(f"temperature must be > 0, got {temperature}.")
-        if every < 1:
-            raise InputError(f"every must be a whole number of rounds >= 1, got {every}.")
-        if not 1 <= draw <= len(self.pool):
+        self.temperature = check_temperature(temperature)
+        self.every = _count("every", every)
+        self.proxies_per_round = _count("draw", draw)
+        if draw > len(self.pool):
             raise InputError(f"draw must be between 1 and the pool's size, {len(self.pool)}, got {draw}.")
-        if views_per_image < 1:
-            raise InputError(f"views_per_image must be >= 1, got {views_per_image}.")
-        self.views_per_image, self.view = views_per_image, view
+        self.views_per_image, self.view = _count("views_per_image", views_per_image), view
+        if view is not None and views_per_image == 1:
+            raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
         if views_per_image > 1 and view is None:
             from ddplug.augment import DSA  # kornia, which only those who want more views need
 
             self.view = DSA(seed=seed)
-        self.temperature, self.every, self.proxies_per_round = temperature, every, draw
-        self.schedule = schedule
+        self.schedule, self.scale = schedule, scale
         self.input_space = input_space
         self.announce = announce
         self.generator = torch.Generator().manual_seed(seed)
@@ -105,6 +108,11 @@ class Regularizer:
         """Lambda, once it is settled; None while a share is still being measured."""
         return self.weighting.lam
 
+    @property
+    def active(self) -> bool:
+        """Whether it does anything at all: neither detached nor of weight 0."""
+        return self.enabled and self.weight != 0
+
     def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
         """`views`, unchanged; their gradient will gain that of CMI.
 
@@ -115,15 +123,9 @@ class Regularizer:
         Raises:
             InputError, ProxyError, SpaceError: views or labels that the pool cannot take, here or in the backward pass.
         """
-        if not self.enabled or self.weight == 0 or not (torch.is_grad_enabled() and views.requires_grad):
+        if not self.active or not (torch.is_grad_enabled() and views.requires_grad):
             return views
-        labels = torch.as_tensor(labels)
-        check_labels(labels, len(views))
-        if labels.device.type == "cpu":
-            group(labels, len(views), labels.device)  # a wrong label is best said where it was given
-        self.pool.check(views, self.input_space)
-        self._probe(views)
-        call = Call(views.detach(), labels.detach())
+        call = self._checked(views, labels)
         self._pending = [ref for ref in self._pending if ref() is not None]
         self._pending.append(weakref.ref(call))
         identity: Tensor = Identity.apply(views, call, self._on_backward)
@@ -134,12 +136,9 @@ class Regularizer:
 
         Shapes as in a call; `grad` is the host's gradient, (n, c, h, w). None if this round adds nothing.
         """
-        if not self.enabled or self.weight == 0:
+        if not self.active:
             return None
-        check_labels(labels, len(images))
-        self.pool.check(images, self.input_space)
-        self._probe(images)
-        call = Call(images.detach(), labels.detach())
+        call = self._checked(images, labels)
         self._start_round([call])
         return self._hand_out(call, grad)
 
@@ -166,56 +165,94 @@ class Regularizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`; raises `WeightError` if it is of another weight or weighting."""
+        """Continue from a `state_dict`.
+
+        Raises `WeightError` if it is of another weight or weighting, `InputError` if it is no such state.
+        """
+        missing = {"weighting", "generator", "view", "rounds", "history"} - set(state)
+        if missing:
+            raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
         self.weighting.load_state_dict(state["weighting"])
         self.generator.set_state(state["generator"].cpu())
         if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
             self.view.load_state_dict(state["view"])
         self.rounds = state["rounds"]
         self.history.load_state_dict(state["history"])
+        self._reported = self.history.skipped
+
+    def _checked(self, views: Tensor, labels: Tensor) -> Call:
+        """A call on views and labels that CMI can be estimated on."""
+        labels = torch.as_tensor(labels)
+        check_labels(labels, len(views))
+        if labels.device.type == "cpu":
+            group(labels, len(views), labels.device)  # a wrong label is best said where it was given
+        self.pool.check(views, self.input_space)
+        if not self._probed:
+            self.pool.probe(views, self.input_space, self.space)
+            self._probed = True
+        return Call(views.detach(), labels.detach())
 
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
         """What to add to the host's gradient `grad` on this call's views; None for nothing."""
-        if not self.enabled or call.done:
+        if not self.enabled:
+            return None
+        if call.done:
+            if call.acted:
+                self._warn_once(
+                    "walked again",
+                    "a graph whose gradient already had CMI's in it was walked a second time; CMI counts once per call "
+                    "of the layer, so this time it was not added. If the first walk was for a log only, or the host "
+                    "steps repeatedly on one graph, call the layer anew for each gradient that images are to follow.",
+                )
             return None
         if call.round is None:
             live = [found for ref in self._pending if (found := ref()) is not None]
-            reached = [found for found in live if found.reached()]
+            reached = [found for found in live if found is call or found.reached()]
+            self._start_round(reached if call in reached else [call])
             self._pending = [weakref.ref(found) for found in live if found not in reached]
-            self._start_round(reached)
         return self._hand_out(call, grad)
 
     def _start_round(self, calls: list[Call]) -> None:
         """Estimate CMI on the views of all `calls` together and give each its slice of the gradient."""
-        number, self.rounds = self.rounds, self.rounds + 1
-        factor = self.every * (self.schedule(number) if self.schedule else 1.0)
+        number = self.rounds
+        factor = self.every * self._scheduled(number)
         if number % self.every or factor == 0:
             for call in calls:
                 call.release()
+            self.rounds += 1
             return
         views, labels = gather(calls)
         groups = group(labels.repeat(self.views_per_image), len(views) * self.views_per_image, views.device)
         if groups.one_image_per_class:
-            self._warn_once(ONE_IMAGE_PER_CLASS)
-        drawn = self.pool.draw(self.proxies_per_round, self.generator)
-        values, grads = zip(*(self._gradient(proxy, views, groups) for proxy in drawn), strict=True)
-        cmi, grad = torch.stack(values).mean(), torch.stack(grads).mean(0)
+            self._warn_once("one image per class", ONE_IMAGE_PER_CLASS)
+        cmi, grad = cmi_gradient(
+            self.pool.draw(self.proxies_per_round, self.generator),
+            views,
+            groups,
+            space=self.space,
+            temperature=self.temperature,
+            prepare=lambda images: self.pool.prepare(images, self.input_space),
+            augment=self._further_views if self.views_per_image > 1 else None,
+        )
+        if isinstance(self.weighting, Relative):
+            self.weighting.open_round()
         finite = torch.isfinite(grad).all() & torch.isfinite(cmi)
-        round_ = Round(number, factor, len(calls), len(groups.index), cmi, finite, self.weighting.calibrating)
+        round_ = Round(number, factor, len(calls), len(groups.index), cmi, finite, self.weighting.lam is None)
         for call, part in zip(calls, torch.split(grad, [len(call.views) for call in calls]), strict=True):
             call.round, call.grad = round_, part
+        self.rounds += 1
 
-    def _gradient(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-        """CMI and its gradient on `views` under one proxy: one forward and one backward pass through it."""
-        with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
-            images = views.detach().requires_grad_()
-            seen = images
-            if self.view is not None and self.views_per_image > 1:
-                seen = torch.cat([self.view(images) for _ in range(self.views_per_image)])
-            features = proxy(self.pool.prepare(seen, self.input_space), self.space)
-            sums, derivative = closed_form(features.detach(), groups, self.temperature)
-            (grad,) = torch.autograd.grad(features, images, (derivative / len(seen)).to(features.dtype))
-        return sums.sum() / len(seen), grad
+    def _further_views(self, images: Tensor) -> Tensor:
+        assert self.view is not None
+        return torch.cat([self.view(images) for _ in range(self.views_per_image)])
+
+    def _scheduled(self, number: int) -> float:
+        if self.schedule is None:
+            return 1.0
+        factor = self.schedule(number)
+        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+            raise WeightError(f"the schedule gave {factor!r} for round {number}, expected a finite number >= 0.")
+        return float(factor)
 
     def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
         """This call's share of its round, lambda included; closes the round at its last call."""
@@ -223,19 +260,22 @@ class Regularizer:
         call.release()
         if round_ is None or delta is None:
             return None
-        lam = self.weighting.lam
-        if round_.calibrating:
-            lam = self.weighting.observe(_squared_norm(grad), _squared_norm(delta))
-        assert lam is not None
-        # Chosen on the device, so that a GPU need not be waited for.
-        extra = torch.where(round_.finite, delta * (lam * round_.factor), 0.0)
+        call.acted = True
+        scale = 1.0 if self.scale is None else float(self.scale())
+        if round_.calibrating and isinstance(self.weighting, Relative):
+            self.weighting.observe(_squared_norm(grad) / scale**2, _squared_norm(delta))
+        lam = self.weighting.so_far
+        extra = (delta * (lam * round_.factor * scale)).to(grad.dtype)
+        # Looked at last, when nothing more can overflow, and chosen on the device: no GPU need be waited for.
+        round_.finite = round_.finite & torch.isfinite(extra).all()
+        extra = torch.where(round_.finite, extra, 0.0)
         round_.open_calls -= 1
         if round_.open_calls == 0:
             self._close(round_, lam)
-        return extra.to(grad.dtype)
+        return extra
 
     def _close(self, round_: Round, lam: float) -> None:
-        if round_.calibrating:
+        if round_.calibrating and isinstance(self.weighting, Relative):
             self.weighting.close_round()
             if self.weighting.lam is not None:
                 self.announce(
@@ -246,30 +286,22 @@ class Regularizer:
         if read and self.history.skipped > self._reported:
             self._reported = self.history.skipped
             self._warn_once(
+                "not finite",
                 f"CMI's gradient was not finite in round {round_.number}; such rounds are left out and counted "
-                "(history.skipped). If they keep coming, look at the images' range and input space, and at the proxies."
+                "(history.skipped). If they keep coming, look at the images' range and input space, at lambda, and at "
+                "the proxies.",
             )
 
-    def _probe(self, views: Tensor) -> None:
-        """Once, before the first round: does every proxy take such images, and answer with numbers?"""
-        if self._probed:
-            return
-        with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
-            image = self.pool.prepare(views.detach()[:1], self.input_space)
-            for proxy in self.pool:
-                if bool(torch.isfinite(image).all() & ~torch.isfinite(proxy(image, self.space)).all()):
-                    raise ProxyError(
-                        f"proxy '{proxy.name}' gives {self.space}s that are not finite for a finite image (range "
-                        f"{image.min().item():.3g} to {image.max().item():.3g}): it is broken, or was trained on "
-                        "images of another input space. Leave it out or train it again."
-                    )
-        self._probed = True
-
-    def _warn_once(self, text: str) -> None:
-        key = text[:30]
-        if key not in self._warned:
-            self._warned.add(key)
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
             warnings.warn(text, DDPlugWarning, stacklevel=2)
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number >= 1, got {value!r}.")
+    return value
 
 
 def _squared_norm(gradient: Tensor) -> float:

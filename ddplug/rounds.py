@@ -44,6 +44,7 @@ class Call:
         self.round: Round | None = None
         self.grad: Tensor | None = None
         self.done = False
+        self.acted = False
 
     def reached(self) -> bool:
         """Whether the backward pass under way will come by this call.
@@ -67,6 +68,7 @@ class Identity(torch.autograd.Function):
     def forward(ctx: Any, views: Tensor, call: Call, on_backward: Callable[[Call, Tensor], Tensor | None]) -> Tensor:
         """The views themselves."""
         ctx.call, ctx.on_backward = call, on_backward
+        ctx.save_for_backward(views)
         call.node = weakref.ref(ctx)
         # The same storage, without a copy; unlike a view it may be changed in place, as the host's own tensor may.
         return views.detach()
@@ -77,8 +79,9 @@ class Identity(torch.autograd.Function):
         extra = ctx.on_backward(ctx.call, grad)
         if extra is None:
             return grad, None, None
-        if torch.is_grad_enabled() and grad.requires_grad:
-            return AddOnce.apply(grad, extra), None, None
+        if torch.is_grad_enabled():
+            # What is added depends on the views; with them as an input, whoever differentiates it again is told.
+            return AddOnce.apply(grad, extra, *ctx.saved_tensors), None, None
         return grad + extra, None, None
 
 
@@ -86,7 +89,7 @@ class AddOnce(torch.autograd.Function):
     """grad + extra, for a gradient that may not be differentiated again: extra's own derivative is not there."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, extra: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, extra: Tensor, views: Tensor) -> Tensor:
         """The sum."""
         return grad + extra
 

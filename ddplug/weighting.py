@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from numbers import Real
+from typing import Any, Literal
 
 from ddplug.errors import WeightError
 
@@ -32,66 +33,35 @@ PAPER_WEIGHTS: dict[tuple[str, str, int], float] = {
 }  # fmt: skip
 
 
-class Weighting(Protocol):
-    """What the regulariser asks of a weighting: a lambda per call, and to be told when a round is over."""
-
-    @property
-    def calibrating(self) -> bool:
-        """Whether lambda still depends on what `observe` is told."""
-
-    @property
-    def lam(self) -> float | None:
-        """Lambda, once it is settled."""
-
-    def observe(self, host: float, cmi: float) -> float:
-        """Lambda for one call of a calibrating round, given the squared norms of the two gradients on its views."""
-
-    def close_round(self) -> None:
-        """A calibrating round is over."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a continued run needs."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`'s record; raises `WeightError` if it is of another weighting."""
-
-
 class Absolute:
     """Lambda as given."""
 
-    calibrating = False
-
     def __init__(self, lam: float) -> None:
         self.lam: float | None = check_weight(lam)
-
-    def observe(self, host: float, cmi: float) -> float:
-        """Lambda, whatever the gradients."""
-        assert self.lam is not None
-        return self.lam
-
-    def close_round(self) -> None:
-        """Nothing to settle."""
+        self.so_far = self.lam
 
     def state_dict(self) -> dict[str, Any]:
         """The lambda."""
         return {"kind": "absolute", "lam": self.lam}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the state is of the same lambda."""
+        """Check that the state is of the same lambda; `WeightError` if it is not."""
         _check_state(state, self.state_dict(), ("kind", "lam"))
 
 
 class Relative:
     """Lambda such that CMI's gradient on the views has `share` of the norm of the host's own.
 
-    Both norms are root mean squares over the views of the first `rounds` rounds, then lambda is frozen. In the very
-    first round, before any round is complete, each call goes by what was seen so far.
+    Both norms are root mean squares over the views of the first `rounds` rounds, then lambda is frozen. Until then a
+    round goes by the complete rounds before it, so that all its calls have one lambda; the first round only measures.
     """
 
     def __init__(self, share: float, rounds: int = 10) -> None:
         self.share = check_weight(share)
-        if rounds < 1:
-            raise WeightError(f"calibration needs at least 1 round, got {rounds}. Use weighting='absolute' for none.")
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise WeightError(
+                f"calibration needs a whole number of rounds >= 1, got {rounds!r}. Use weighting='absolute' for none."
+            )
         self.rounds = rounds
         self.lam: float | None = None
         self._complete = 0
@@ -99,31 +69,30 @@ class Relative:
         self._open_host = self._open_cmi = 0.0  # and over the calls of the round under way
 
     @property
-    def calibrating(self) -> bool:
-        """Whether lambda is still being measured."""
-        return self.lam is None
+    def so_far(self) -> float:
+        """Lambda by the complete rounds; 0 before there is one."""
+        return self.lam if self.lam is not None else self._ratio()
 
-    def observe(self, host: float, cmi: float) -> float:
-        """Lambda for a call whose host gradient and CMI gradient have these squared norms."""
-        if math.isfinite(host) and math.isfinite(cmi):
-            self._open_host += host
-            self._open_cmi += cmi
-        if self._complete:
-            return self._ratio(self._host, self._cmi)
-        return self._ratio(self._open_host, self._open_cmi)
+    def open_round(self) -> None:
+        """A round begins; what one that was never finished has left behind is forgotten."""
+        self._open_host = self._open_cmi = 0.0
+
+    def observe(self, host: float, cmi: float) -> None:
+        """Note one call of the round: the squared norms of the host's gradient and of CMI's on its views."""
+        self._open_host += host
+        self._open_cmi += cmi
 
     def close_round(self) -> None:
-        """Count the round if CMI had a gradient in it at all, and freeze lambda after the last one."""
-        if self._open_cmi > 0 and self._open_host > 0:
+        """Count the round if both had a finite gradient at all, and freeze lambda after the last one."""
+        if 0 < self._open_cmi < math.inf and 0 < self._open_host < math.inf:
             self._host += self._open_host
             self._cmi += self._open_cmi
             self._complete += 1
-        self._open_host = self._open_cmi = 0.0
-        if self._complete == self.rounds:
-            self.lam = self._ratio(self._host, self._cmi)
+        if self.lam is None and self._complete == self.rounds:
+            self.lam = self._ratio()
 
-    def _ratio(self, host: float, cmi: float) -> float:
-        return self.share * math.sqrt(host / cmi) if cmi > 0 else 0.0
+    def _ratio(self) -> float:
+        return self.share * math.sqrt(self._host / self._cmi) if self._cmi > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The share and what has been measured."""
@@ -133,10 +102,14 @@ class Relative:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the measurement, or keep the frozen lambda."""
+        """Continue the measurement, or keep the frozen lambda; `WeightError` if it is of another share."""
         _check_state(state, self.state_dict(), ("kind", "share", "rounds"))
         self.lam, self._complete = state["lam"], state["complete"]
         self._host, self._cmi = state["host"], state["cmi"]
+
+
+Weighting = Absolute | Relative
+"""How lambda comes about: `lam` once it is settled, `so_far` at any time."""
 
 
 def make_weighting(
@@ -175,6 +148,10 @@ def paper_weight(setting: tuple[str, str, int] | None) -> float:
             "weight='paper' needs to know what to look up: pass setting=(host, data set, images per class), "
             "e.g. ('dm', 'cifar10', 10), or give the weight as a number."
         )
+    if not (isinstance(setting, tuple | list) and [type(part) for part in setting] == [str, str, int]):
+        raise WeightError(
+            f"setting must be (host, data set, images per class), got {setting!r}; e.g. ('dm', 'cifar10', 10)."
+        )
     host, dataset, ipc = setting
     key = (host.lower(), dataset.lower().replace("-", ""), ipc)
     if key not in PAPER_WEIGHTS:
@@ -200,7 +177,7 @@ def cosine(rounds: int) -> Schedule:
 
 def check_weight(weight: float) -> float:
     """`weight` as a float, or `WeightError` unless it is finite and >= 0."""
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
         raise WeightError(
             f"weight must be a finite number >= 0, got {weight!r}. 0 switches the regulariser off; "
             "0.1 is a tenth of the host's own gradient."

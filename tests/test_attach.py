@@ -561,5 +561,5 @@ def test_views_per_image_is_cmi_of_those_views(pool: ddplug.ProxyPool, batch: Ba
     seen = torch.cat([dsa(again) for _ in range(3)])
     (again.sum() + LAM * ddplug.CMI(pool)(seen, labels.repeat(3))).backward()
     torch.testing.assert_close(leaf.grad, again.grad, rtol=1e-12, atol=0)
-    with pytest.raises(ddplug.InputError, match="views_per_image must be >= 1"):
+    with pytest.raises(ddplug.InputError, match="views_per_image must be a whole number >= 1"):
         ddplug.Regularizer(pool, 0.1, views_per_image=0)

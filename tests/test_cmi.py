@@ -276,7 +276,7 @@ def test_bad_input(function: object, features: Tensor, labels: Tensor, says: str
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ddplug.InputError, match="temperature must be > 0, got 0"):
+    with pytest.raises(ddplug.InputError, match="temperature must be > 0 and finite, got 0"):
         ddplug.cmi(FEATURES, LABELS, temperature=0)
     with pytest.raises(ddplug.InputError, match="at least two classes, got only class 0"):
         ddplug.ncmi(FEATURES, torch.zeros(6, dtype=torch.int64))
