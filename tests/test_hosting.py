@@ -252,11 +252,26 @@ def test_the_images_get_the_hosts_gradient_plus_lambda_times_cmis(
     assert grad.abs().max() > 1e-4
 
 
-def test_only_the_current_classs_rows_and_only_synthetic_ones(host: Callable[..., Host]) -> None:
-    """IDC's shape: one round per class, on its four images cut into four each, not on the real ones before them."""
+def test_only_the_current_classs_rows_and_only_synthetic_ones(host: Callable[..., Host], pool: ProxyPool) -> None:
+    """IDC's shape: a round per class, on its four images cut into four each as the loss sees them, not on real ones."""
     one = host("formed")
+    one.run("--steps", 1, "--out", "off.pt", must=False, weight=0)
     one.run("--steps", 1, "--out", "on.pt", weight=7, weighting="absolute")
     assert [round_["images"] for round_ in record("on.json")["history"]] == [16, 16, 16]
+    torch.manual_seed(0)
+    images = torch.rand(12, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for c in range(3):
+        seen = ((_formed(images[c * 4 : (c + 1) * 4]) - 0.5) / 0.25).flip(3) * 1.1
+        total = total + ddplug.CMI(pool)(seen, torch.full((16,), c))
+    (grad,) = torch.autograd.grad(total, images)
+    assert torch.allclose(load("off.pt") - load("on.pt"), 0.1 * 7 * grad, rtol=0, atol=1e-12)
+
+
+def _formed(images: torch.Tensor) -> torch.Tensor:
+    """What the stand-in makes of a class's images: four of each."""
+    parts = [images[:, :, i : i + 2, j : j + 2] for i in (0, 2) for j in (0, 2)]
+    return torch.nn.functional.interpolate(torch.cat(parts), size=4, mode="bilinear")
 
 
 def test_a_gate_is_left_alone_and_learned_labels_get_no_gradient_of_cmi(host: Callable[..., Host]) -> None:
