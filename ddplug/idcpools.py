@@ -54,7 +54,7 @@ def read_for_host(path: str, adapter: UpstreamAdapter, args: Any, known: Mapping
         raise PoolError(
             f"IDC trains no networks on {dataset}, so '{path}' cannot be of use here; it knows {', '.join(SPACES)}."
         )
-    fresh = getattr(adapter, "network", None)
+    fresh = getattr(adapter, "network", None) if "network" in known else None  # IDC itself is what runs
     return read([folder], dataset, space, (lambda: fresh(args, known)) if fresh else None)
 
 
@@ -170,8 +170,7 @@ def _convnet(held: Weights) -> Found | None:
         return None
     width, channels = int(first.shape[0]), int(first.shape[1])
     side = math.isqrt(int(head.shape[1]) // width) * 2**depth
-    if channels == 1 and side != 32:
-        return None  # IDC pads every image of one channel by 3 pixels, ours only those of 28 x 28, which become 32 x 32
+    # IDC pads every image of one channel by 3 pixels, ours only those of 28 x 28: no other size is the same network.
     size = 28 if channels == 1 else side
     options = {
         "num_classes": int(head.shape[0]), "channels": channels, "size": [size, size], "width": width, "depth": depth,

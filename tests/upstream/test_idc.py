@@ -224,7 +224,7 @@ def test_the_hosts_own_pretrained_networks_are_its_proxies(
         host.ddplug(options, *arguments(data_folder), stop=10)
         wrote = record(moved(host.folder, name))
         assert wrote["proxies"] == [f"{experiment}/checkpoint2" for experiment in names]
-        assert wrote["rounds"] == 10
+        assert wrote["rounds"] == 10 + 1
 
 
 @pytest.mark.parametrize(("kind", "depth", "dataset", "norm"), [
