@@ -6,17 +6,20 @@ argument), and an optimizer that holds the synthetic images (CMI's gradient is a
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ddplug.datasets import ImageData
-from ddplug.errors import AttachError, DDPlugWarning
+from ddplug.errors import AttachError, DDPlugWarning, PoolError
 from ddplug.history import History
 from ddplug.hooks import Undo
-from ddplug.places import Labels, On, Views, find_place
+from ddplug.places import Labels, On, Place, Views, find_place
+from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
 
 
@@ -104,7 +107,8 @@ def attach(
     Args:
         trainer: an object or module with an augmentation or a loss as a method, function or submodule; or the torch
             optimizer that holds the synthetic images; or a host that an adapter knows.
-        weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all.
+        weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
+            (but for `augment=`, if it is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
             real data (`data`, or the trainer's own `ImageData` attribute) and kept in the cache.
         at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name.
@@ -116,10 +120,11 @@ def attach(
         views: "host" for the views that the host's loss sees, "clean" for the images before its augmentation.
         augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
             there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
-        data: real data to train proxies on if there are none.
+        data: the host's real data, if the trainer does not hold it as an `ImageData`: proxies of other data are
+            refused, its input space is taken for the views', and proxies are trained on it if there are none.
         options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and for
             `ddplug.Regularizer`: weighting, space, temperature, calibrate, every, draw, schedule,
-            views_per_image, view, input_space, setting, seed, announce.
+            views_per_image, view, input_space, setting, scale, seed, announce.
 
     Raises:
         AttachError: no place found, or several, or already attached; it lists what was looked for.
@@ -130,23 +135,57 @@ def attach(
     known = adapters.find(trainer) if at is None else None
     if known:
         _configure(known, views, augment, options)
-    place = (
-        None
-        if known
-        else find_place(
+        place: Place = f"host {known[0]}", partial(known[1].install, trainer)
+    else:
+        place = find_place(
             trainer, at=at, on=on, images=images, labels=labels, views=views, augment=_augmentation(augment, options)
         )
-    )
-    regularizer = Regularizer(_proxies(trainer, proxies, data, bool(known)), weight, **options)
-    if known:
-        where = f"host {known[0]}"
-        undo = known[1].install(trainer, regularizer)
-    else:
-        assert place is not None
-        where, install = place
-        undo = install(regularizer)
-    regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}")
-    return Handle(regularizer, where, undo)
+    _check_options(options)
+    real = data if data is not None else _held_data(trainer)
+    if real is not None:
+        options = {"input_space": real.space, **options}
+    regularizer = Regularizer(_proxies(proxies, real, weight, bool(known)), weight, **options)
+    if real is not None:
+        _check_data(regularizer.pool, real)
+    # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
+    where, install = place
+    idle = weight == 0 and augment is None and not known
+    handle = Handle(regularizer, where, _nothing_to_undo if idle else install(regularizer))
+    try:
+        regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}")
+    except BaseException:
+        handle.__exit__(True, True, None)
+        raise
+    return handle
+
+
+def _nothing_to_undo() -> None:
+    """What undoes nothing."""
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(Regularizer).parameters if name not in ("proxies", "weight")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise AttachError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}.")
+
+
+def _held_data(trainer: object) -> ImageData | None:
+    """The real data that a trainer has as an attribute, if it has."""
+    held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
+    return next((value for value in held if isinstance(value, ImageData)), None)
+
+
+def _check_data(pool: ProxyPool, data: ImageData) -> None:
+    """`PoolError` if the pool says that it was trained on other data than `data`."""
+    info = pool.info
+    other = info.dataset is not None and info.dataset != data.name
+    if other or info.fingerprint not in (None, data.fingerprint()):
+        raise PoolError(
+            f"these proxies were trained on {info.dataset}{'' if other else ', but another edition of it'}, and the "
+            f"host distils {data.name}. A proxy says nothing useful of images it does not know. Train some on this "
+            "data; or, if you know better, leave dataset and fingerprint out of the pool's info."
+        )
 
 
 def _configure(known: tuple[str, object], views: Views, augment: object, options: dict[str, Any]) -> None:
@@ -162,7 +201,7 @@ def _configure(known: tuple[str, object], views: Views, augment: object, options
         raise AttachError(f"the adapter of {name} does not know about {', '.join(asked)}.")
 
 
-def _proxies(trainer: object, proxies: object, data: ImageData | None, known: bool) -> object:
+def _proxies(proxies: object, data: ImageData | None, weight: float | str, known: bool) -> object:
     """The proxies as given, or a small pool of the host's real data; a known host's come with its run."""
     from ddplug.hostproxies import DeferredPool, scheme_of
 
@@ -170,11 +209,8 @@ def _proxies(trainer: object, proxies: object, data: ImageData | None, known: bo
         return DeferredPool(proxies)
     if proxies is not None:
         return proxies
-    if known and data is None:
+    if weight == 0 or (known and data is None):
         return DeferredPool()
-    if data is None:
-        held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
-        data = next((value for value in held if isinstance(value, ImageData)), None)
     if data is None:
         raise AttachError(
             "no proxies given, and no real data to train some on. Pass proxies= (trained networks, or the folder that "

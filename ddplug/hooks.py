@@ -10,6 +10,7 @@ import functools
 import inspect
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,8 @@ After = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 Undo = Callable[[], None]
 
 _MISSING = object()
-_MARK = "__ddplug_attached__"
+_HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that carry hooks of ours."""
 
 
 def resolve(owner: object, path: str) -> tuple[object, str]:
@@ -81,7 +83,8 @@ def intercept(
             f"got the class {owner.__name__}, expected an instance of it or a module: attach after making the trainer."
         )
     target = getattr(owner, name)
-    if getattr(target, _MARK, False) or getattr(getattr(target, "forward", None), _MARK, False):
+    replaced = target.__dict__.get("forward") if isinstance(target, nn.Module) else target
+    if isinstance(replaced, Intercepted) or (isinstance(target, nn.Module) and target in _HOOKED):
         raise AttachError(
             f"ddplug is already attached at {type(owner).__name__}.{name}; detach() that handle first, so that CMI is "
             "not counted twice."
@@ -94,43 +97,73 @@ def intercept(
     return _replace(target, "forward", before, instead, after)
 
 
+class Intercepted:
+    """A callable in the place of somebody's own, which it calls; switched off, it does nothing else.
+
+    Copies and pickles of the owner get the owner's own callable: what is attached to one trainer is not to its copy.
+    """
+
+    def __init__(
+        self, target: Callable[..., Any], before: Before | None, instead: Instead | None, after: After | None
+    ) -> None:
+        functools.update_wrapper(self, target)
+        self._target, self._before, self._instead, self._after = target, before, instead, after
+        self.active = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The call, intercepted."""
+        if not self.active:
+            return self._target(*args, **kwargs)
+        if self._before is not None:
+            args, kwargs = self._before(args, kwargs)
+        result = self._target(*args, **kwargs) if self._instead is None else self._instead(args, kwargs)
+        return result if self._after is None else self._after(args, kwargs, result)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _itself, (self._target,)
+
+
+class ModuleHook:
+    """A hook of one module, which on copies of that module, as `copy.deepcopy` and pickle make them, does nothing."""
+
+    def __init__(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._module, self._hook = weakref.ref(module), hook
+
+    def __call__(self, module: nn.Module, *given: Any) -> Any:
+        """What torch calls around the module's forward."""
+        return self._hook(*given) if module is self._module() else None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _itself, (_nothing,)
+
+
+def _itself(given: Any) -> Any:
+    return given
+
+
+def _nothing(*given: Any) -> None:
+    """A hook that leaves everything as it is."""
+
+
 def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo:
     handles = []
     if before is not None:
-        call_before = before
-        handles.append(
-            module.register_forward_pre_hook(lambda _, args, kwargs: call_before(args, kwargs), with_kwargs=True)
-        )
+        handles.append(module.register_forward_pre_hook(ModuleHook(module, before), with_kwargs=True))
     if after is not None:
-        call_after = after
-        handles.append(
-            module.register_forward_hook(
-                lambda _, args, kwargs, result: call_after(args, kwargs, result), with_kwargs=True
-            )
-        )
-    object.__setattr__(module, _MARK, True)
+        handles.append(module.register_forward_hook(ModuleHook(module, after), with_kwargs=True))
+    _HOOKED.add(module)
 
     def undo() -> None:
         for handle in handles:
             handle.remove()
-        module.__dict__.pop(_MARK, None)
+        _HOOKED.discard(module)
 
     return undo
 
 
 def _replace(owner: object, name: str, before: Before | None, instead: Instead | None, after: After | None) -> Undo:
-    target, active = getattr(owner, name), True
-
-    @functools.wraps(target)
-    def intercepted(*args: Any, **kwargs: Any) -> Any:
-        if not active:
-            return target(*args, **kwargs)
-        if before is not None:
-            args, kwargs = before(args, kwargs)
-        result = target(*args, **kwargs) if instead is None else instead(args, kwargs)
-        return result if after is None else after(args, kwargs, result)
-
-    setattr(intercepted, _MARK, True)
+    target = getattr(owner, name)
+    intercepted = Intercepted(target, before, instead, after)
     original = getattr(owner, "__dict__", {}).get(name, _MISSING)
     try:
         setattr(owner, name, intercepted)
@@ -141,17 +174,18 @@ def _replace(owner: object, name: str, before: Before | None, instead: Instead |
         ) from error
 
     def undo() -> None:
-        nonlocal active
-        if not active:
+        if not intercepted.active:
             return
-        active = False
-        if getattr(owner, "__dict__", {}).get(name) is not intercepted:
+        intercepted.active = False
+        if getattr(owner, name, None) is not intercepted:
             warnings.warn(
                 f"{type(owner).__name__}.{name} was replaced by somebody else after ddplug was attached; it was left "
                 "as it is, and ddplug's part of it does nothing any more.",
                 DDPlugWarning,
                 stacklevel=3,
             )
+        elif name not in getattr(owner, "__dict__", {}):
+            setattr(owner, name, target)  # a slot, or a property with a setter
         elif original is _MISSING:
             delattr(owner, name)
         else:

@@ -50,6 +50,14 @@ def find_place(
     augment: Callable[[Tensor], Tensor] | None = None,
 ) -> Place:
     """The place that `attach`'s arguments mean, by name and ready to install; `AttachError` if there is none."""
+    if isinstance(trainer, type):
+        raise AttachError(
+            f"got the class {trainer.__name__}, expected an instance of it or a module: attach once it is made."
+        )
+    if on is not None and on not in get_args(On):
+        raise AttachError(f"unknown on={on!r}, expected 'output' (an augmentation) or 'argument' (a loss).")
+    if not (labels is None or isinstance(labels, str) or callable(labels)):
+        labels = torch.as_tensor(labels)
     if views not in get_args(Views):
         raise AttachError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
     if isinstance(trainer, Optimizer):
@@ -213,6 +221,8 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
         raise AttachError("ddplug is already attached to this optimizer; detach() that handle first.")
 
     def before_step(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not regularizer.active:
+            return
         if any(callable(given) for given in (*args[1:], kwargs.get("closure"))):
             raise AttachError(
                 "this optimizer is stepped with a closure, inside which the gradient is made, so nothing can be added "
@@ -226,10 +236,13 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
         rows = leaf.grad.flatten(1).ne(0).any(1)
         if not rows.any():
             rows = torch.ones_like(rows)
-        extra = regularizer.added(leaf.detach()[rows], every.to(rows.device)[rows], leaf.grad[rows])
+        # Fused optimizers are given the scaled gradient, and undo the scaling themselves; maximising ones ascend.
+        scale = getattr(optimizer, "grad_scale", None)
+        factor = (1.0 if scale is None else float(scale)) * (-1.0 if _maximizes(optimizer, leaf) else 1.0)
+        extra = regularizer.added(leaf.detach()[rows], every.to(rows.device)[rows], leaf.grad[rows] / factor)
         if extra is not None:
             with torch.no_grad():
-                leaf.grad[rows] += extra
+                leaf.grad[rows] += extra * factor
 
     def install(regularizer: Regularizer) -> Undo:
         optimizer.__dict__["__ddplug_attached__"] = True
@@ -242,3 +255,7 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
         return undo
 
     return f"{type(optimizer).__name__} of images {tuple(leaf.shape)}", install
+
+
+def _maximizes(optimizer: Optimizer, leaf: Tensor) -> bool:
+    return any(group.get("maximize") for group in optimizer.param_groups if any(p is leaf for p in group["params"]))

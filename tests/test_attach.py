@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -254,7 +256,168 @@ def test_it_says_where_it_was_put(pool: ddplug.ProxyPool, batch: Batch) -> None:
     assert "Trainer.augment" in repr(handle)
 
 
+# Copies, and owners of other kinds
+
+
+def test_a_copy_of_an_attached_trainer_is_its_own(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """As people keep the best so far: the copy has nothing of the regulariser, and nothing of the original."""
+    trainer = Trainer(*batch)
+    with attach(trainer, pool) as handle:
+        trainer.gradient()
+        trainer.seen.clear()
+        twin = copy.deepcopy(trainer)
+        assert twin.augment.__self__ is twin  # type: ignore[attr-defined]
+        rounds = handle.regularizer.rounds
+        twin.gradient()
+        assert handle.regularizer.rounds == rounds
+        with attach(twin, pool) as other:
+            twin.gradient()
+        assert other.regularizer.rounds == 1
+
+
+class Doubling(nn.Module):
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return images * 1.5
+
+
+def test_a_copy_of_an_attached_module_is_its_own(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    module = Doubling()
+    trainer = types.SimpleNamespace(augment=module, labels=batch[1])
+    leaf = batch[0].clone().requires_grad_()
+    with attach(trainer, pool, labels=batch[1]) as handle:
+        twin, stored = copy.deepcopy(module), pickle.dumps(module)
+        trainer.augment(leaf).sum().backward()
+        for other in (twin, pickle.loads(stored)):
+            other(leaf).sum().backward()
+            with attach(types.SimpleNamespace(augment=other), pool, labels=batch[1]) as another:
+                other(leaf).sum().backward()
+            assert another.regularizer.rounds == 1
+        assert handle.regularizer.rounds == 1
+
+
+class Slotted:
+    __slots__ = ("__weakref__", "augment", "labels")
+
+
+class Settable:
+    labels: Tensor
+
+    @property
+    def augment(self) -> Callable[[Tensor], Tensor]:
+        return self._augment
+
+    @augment.setter
+    def augment(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._augment = function
+
+
+@pytest.mark.parametrize("kind", [Slotted, Settable])
+def test_slots_and_properties_are_restored(pool: ddplug.ProxyPool, batch: Batch, kind: type[Any]) -> None:
+    trainer = kind()
+    trainer.labels = batch[1]
+    own = trainer.augment = lambda images: images * 1.5
+    for _ in range(2):
+        with attach(trainer, pool) as handle:
+            trainer.augment(batch[0].clone().requires_grad_()).sum().backward()
+        assert len(handle.history) == 1
+        assert trainer.augment is own
+
+
+def test_weight_zero_asks_for_nothing_and_touches_nothing(batch: Batch) -> None:
+    """Not for proxies, not for labels at the calls, not for a result of some kind, and not about closures."""
+    trainer = Trainer(*batch)
+    before = dict(vars(trainer))
+    trainer.optimizer.step(lambda: torch.zeros(()))
+    for host, options in ((trainer, {}), (trainer.optimizer, {"labels": batch[1]})):
+        with ddplug.attach(host, 0, announce=lambda line: None, **options):  # type: ignore[arg-type]
+            assert vars(trainer) == before
+            assert torch.equal(trainer.augment(trainer.images), batch[0] * 1.5)
+            trainer.optimizer.step(lambda: torch.zeros(()))
+
+
+def test_a_maximising_optimizer_still_lowers_cmi(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    images, labels = batch
+    leaf = images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([leaf], lr=1.0, maximize=True)
+    cmi = ddplug.CMI(pool)
+    with attach(optimizer, pool, labels=labels):
+        for _ in range(20):
+            leaf.grad = torch.zeros_like(leaf)
+            optimizer.step()
+    assert cmi(leaf, labels) < 0.9 * cmi(images, labels)
+
+
+def test_an_optimizer_that_unscales_by_itself(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """As fused ones do under a GradScaler, which leaves the scale on them."""
+    moved = []
+    for scale in (None, torch.tensor(65536.0)):
+        leaf = batch[0].clone().requires_grad_()
+        optimizer = torch.optim.SGD([leaf], lr=1.0, fused=True)
+        if scale is not None:
+            optimizer.grad_scale, optimizer.found_inf = scale, torch.tensor(0.0)  # type: ignore[attr-defined]
+        with attach(optimizer, pool, labels=batch[1], weighting="relative", calibrate=1) as handle:
+            for _ in range(2):
+                leaf.grad = torch.ones_like(leaf) * (1.0 if scale is None else scale)
+                with torch.no_grad():
+                    leaf.copy_(batch[0])
+                optimizer.step()
+        moved.append((handle.lam, leaf.detach() - batch[0]))
+    assert moved[1][0] == pytest.approx(moved[0][0], rel=1e-6)
+    torch.testing.assert_close(moved[1][1], moved[0][1], rtol=1e-6, atol=0)
+
+
+# The data that the trainer holds
+
+
+def test_proxies_of_other_data_are_refused_and_the_space_is_the_datas(
+    network: Callable[..., nn.Module], batch: Batch
+) -> None:
+    images, labels = batch
+    space = ddplug.InputSpace.normalized((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    data = ddplug.datasets.ImageData("ours", ("a", "b", "c"), space, images, labels, images, labels)
+    trainer = Trainer(*batch)
+    trainer.data = data  # type: ignore[attr-defined]
+
+    def pool(**info: Any) -> ddplug.ProxyPool:
+        return ddplug.ProxyPool.from_modules([network(7)], info=ddplug.PoolInfo(**info))
+
+    with attach(trainer, pool(dataset="ours", fingerprint=data.fingerprint(), space=space)) as handle:
+        assert handle.regularizer.input_space == space
+        trainer.gradient()
+    for info, says in (
+        ({"dataset": "theirs"}, "trained on theirs, and the host distils ours"),
+        ({"dataset": "ours", "fingerprint": "0123"}, "another edition of it"),
+    ):
+        with pytest.raises(ddplug.PoolError, match=says):
+            attach(trainer, pool(**info))
+        with pytest.raises(ddplug.PoolError, match=says):
+            attach(Trainer(*batch), pool(**info), data=data)
+    assert "augment" not in vars(trainer)
+
+
 # Refusals
+
+
+def test_arguments_that_mean_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    with pytest.raises(ddplug.AttachError, match="unknown option wieght; known are weighting"):
+        ddplug.attach(trainer, proxies=pool, wieght=2.0)
+    with pytest.raises(ddplug.AttachError, match="unknown on='outptu'"):
+        attach(trainer, pool, at="augment", on="outptu")
+    with pytest.raises(ddplug.AttachError, match="got the class Trainer, expected an instance"):
+        attach(Trainer, pool)
+
+    def fails(line: str) -> None:
+        raise OSError("no such device")
+
+    with pytest.raises(OSError, match="no such device"):
+        attach(trainer, pool, announce=fails)
+    assert "augment" not in vars(trainer)
+
+
+def test_labels_as_a_list_or_an_array(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    for labels in (batch[1].tolist(), batch[1].numpy()):
+        check(Trainer(*batch), pool, batch, at="augment", labels=labels)
 
 
 def test_attaching_twice(pool: ddplug.ProxyPool, batch: Batch) -> None:
