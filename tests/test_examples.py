@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
     [
         (["own_loop.py", "--steps", "12", "--proxy-epochs", "1"], "step 10: matching loss"),
         (["attach_to_a_trainer.py", "--iterations", "12", "--proxies", "pool"], "CMI of the views"),
+        (["own_host.py", "--steps", "12"], "weight 0.5: CMI"),
     ],
 )
 def test_example(arguments: list[str], says: str, tmp_path: Path) -> None:
