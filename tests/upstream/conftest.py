@@ -73,6 +73,24 @@ def pools(cifar: ImageData, data_folder: Path) -> tuple[Path, ProxyPool]:
     return data_folder / f"pool-{cifar.fingerprint()}-0", made[1]
 
 
+@pytest.fixture
+def one_proxy(pools: tuple[Path, ProxyPool], tmp_path: Path) -> Path:
+    """A pool of one, so that whoever draws from it draws the same."""
+    pool = ProxyPool.load(pools[0])
+    ProxyPool(pool.proxies[:1], pool.info).save(tmp_path / "one")
+    return tmp_path / "one"
+
+
+@pytest.fixture(scope="session")
+def experts(data_folder: Path) -> Path:
+    """Two small experts of MTT and DATM, in the folder that their option buffer_path names; kept with the data."""
+    folder = data_folder / "experts"
+    if not (folder / "CIFAR10_NO_ZCA" / "ConvNetW32" / "replay_buffer_0.pt").is_file():
+        made = DRIVE.with_name("make_buffer.py")
+        subprocess.run([sys.executable, str(made), str(data_folder), str(folder)], check=True, capture_output=True)
+    return folder
+
+
 @dataclass(frozen=True)
 class Ran:
     """A program that has ended."""

@@ -9,17 +9,19 @@ With "stop": N, the program ends, successfully, where step N of the image optimi
 
 In that world torch, NumPy and Python are seeded; `time.time` counts the calls that come from files in the folder
 `clock`; torchvision does not look at md5 sums; with `cpu`, "cuda" means the CPU. With `spy`, the first steps of the
-image optimizer are written down: the images, the gradient that reached them, and CMI's own gradient on them, computed
-in the loss form on the very views that went through ddplug's layer; without `pool` the former only. With `options`, an object,
-the function is called on a namespace of them.
+image optimizer are written down: the images, the gradient that reached them, and, with `pool`, CMI's own gradient on
+them, computed in the loss form on the very views that went through ddplug's layer. With `options`, an object, the
+attached function is called on a namespace of them. With `time`, the layer's own time per round is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import random
 import runpy
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -65,7 +67,27 @@ def stop_after(steps: int) -> None:
                 raise SystemExit(0)
         return stepped(optimizer, *args, **kwargs)
 
-    torch.optim.SGD.step = step  # type: ignore[method-assign]
+    torch.optim.SGD.step = step
+
+
+def time_the_layer() -> None:
+    """Print, when the program ends, how long the layer took: the median over the rounds, forward and backward."""
+    from ddplug import Regularizer
+
+    spent: dict[int, float] = {}
+
+    def timed(original: Any) -> Any:
+        def run(regularizer: Any, *args: Any) -> Any:
+            number, begin = len(spent) if original is started else max(spent, default=0), time.perf_counter()
+            result = original(regularizer, *args)
+            spent[number] = spent.get(number, 0.0) + time.perf_counter() - begin
+            return result
+
+        return run
+
+    started = Regularizer._start_round
+    Regularizer._start_round, Regularizer._hand_out = timed(started), timed(Regularizer._hand_out)
+    atexit.register(lambda: print(f"regulariser: {1000 * statistics.median(spent.values()):.1f} ms per round"))
 
 
 class Spy:
@@ -127,6 +149,8 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
     no_md5()
+    if world.get("time"):
+        time_the_layer()
     if world.get("spy"):
         Spy(world["spy"], world.get("pool"), world.get("spy_steps", 2))
     if world.get("stop"):
@@ -159,7 +183,7 @@ def main() -> None:
         import ddplug
 
         folder, module, function, options, *arguments = rest
-        sys.path.insert(0, folder)
+        sys.path[:0] = [folder, *world.get("path", [])]
         sys.argv = [module, *arguments]
         host = importlib.import_module(module)
         code = getattr(host, function).__code__
