@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
@@ -191,11 +193,9 @@ def test_clean_views_are_taken_as_zero_to_one(
     """The images before the augmentation are not normalised yet; CMI of them is that of the normalised ones."""
     from ddplug.measure import measure
 
-    pool = ProxyPool.load(pools[0])
-    one = pools[0].parent / "one-of-the-pool"
-    if not one.exists():
-        ProxyPool(pool.proxies[:1], pool.info).save(one)
-    host = bench("idc")
+    host, pool = bench("idc"), ProxyPool.load(pools[0])
+    one = host.folder / "one"
+    ProxyPool(pool.proxies[:1], pool.info).save(one)
     host.ddplug(("--views", "clean", "--proxies", one), *arguments(data_folder), spy=str(host.folder / "spy.pt"),
                 pool=str(one), spy_steps=1, stop=2)  # fmt: skip
     images = torch.load(host.folder / "spy.pt")["steps"][0]["images"][:IPC]
@@ -225,6 +225,35 @@ def test_the_hosts_own_pretrained_networks_are_its_proxies(
         wrote = record(moved(host.folder, name))
         assert wrote["proxies"] == [f"{experiment}/checkpoint2" for experiment in names]
         assert wrote["rounds"] == 10 + 1
+
+
+def test_the_loop_over_a_part_of_the_classes_too(bench: Callable[[str], Any], data_folder: Path) -> None:
+    """condense_mp.py, which knows CIFAR-100 and ImageNet only: here, CIFAR-10's images under a hundred labels."""
+    host = bench("idc")
+    repo, data = host.copy(), host.folder / "cifar-100-python"
+    data.mkdir()
+    pixels = pickle.loads((data_folder / "cifar-10-batches-py" / "data_batch_1").read_bytes())["data"]
+    for name, count in (("train", 6600), ("test", 300)):
+        held = {"data": np.resize(pixels, (count, 3072)), "fine_labels": [n % 100 for n in range(count)]}
+        (data / name).write_bytes(pickle.dumps(held))
+    (data / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {n}" for n in range(100)]}))
+    common = ("-d", "cifar100", "--data_dir", host.folder, "--width", 0.125, "--workers", 0)
+    host.drive("direct", repo / "pretrain.py", *common, "--pt_from", 1, "--pt_num", 1)
+    host.drive("ddplug", "patch", "idc", repo)
+    part = (*common, "--ipc", 1, "--factor", FACTOR, "--niter", 1, "--inner_loop", 2, "--n_data", 16, "--test",
+            "--nclass_sub", 2, "--phase", 3)  # fmt: skip
+    runs = {}
+    for name, source, ours in (("direct", host.repo, ()), ("zero", repo, ()), ("on", repo, ("--cmi_weight", 0.1))):
+        host.drive("direct", source / "condense_mp.py", *part, *ours, stop=25, clock=str(source))
+        runs[name] = moved(host.folder, name)
+    images, labels = result(runs["direct"])
+    assert labels.tolist() == [6, 7]
+    assert torch.equal(images, result(runs["zero"])[0])
+    assert not torch.equal(images, result(runs["on"])[0])
+    wrote = record(runs["on"])
+    assert wrote["rounds"] == 25 + 1
+    assert wrote["dataset"] == "cifar100"
+    assert {round_["images"] for round_ in wrote["history"]} == {FACTOR**2}
 
 
 @pytest.mark.parametrize(("kind", "depth", "dataset", "norm"), [
