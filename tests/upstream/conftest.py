@@ -13,7 +13,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(hosts_folder: Path, tmp_path: Path) -> Callable[[str], Bench]:
+def bench(hosts_folder: Path, tmp_path: Path) -> Iterator[Callable[[str], Bench]]:
     """The bench of a host, by name; afterwards the checkout must be what it was."""
     used: list[tuple[Path, str]] = []
 
@@ -153,7 +153,7 @@ def bench(hosts_folder: Path, tmp_path: Path) -> Callable[[str], Bench]:
         used.append((repo, tree_hash(repo)))
         return Bench(spec, repo, tmp_path)
 
-    yield make  # type: ignore[misc]
+    yield make
     for repo, before in used:
         assert tree_hash(repo) == before, f"{repo} was changed"
 

@@ -36,4 +36,4 @@ def main(source: str, folder: str, per_class: int = 200) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:4]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:4]))
