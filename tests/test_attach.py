@@ -287,6 +287,7 @@ def test_a_copy_of_an_attached_module_is_its_own(pool: ddplug.ProxyPool, batch: 
     with attach(trainer, pool, labels=batch[1]) as handle:
         twin, stored = copy.deepcopy(module), pickle.dumps(module)
         trainer.augment(leaf).sum().backward()
+        copy.copy(module)(leaf).sum().backward()  # a shallow copy has the very same hooks
         for other in (twin, pickle.loads(stored)):
             other(leaf).sum().backward()
             with attach(types.SimpleNamespace(augment=other), pool, labels=batch[1]) as another:
