@@ -61,7 +61,8 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
         stack.enter_context(old_names(spec.numpy_aliases))
         for name, value in spec.environment.items():
             os.environ.setdefault(name, value)
-        if spec.redirect_cuda and not torch.cuda.is_available():
+        # Counted, as asking whether CUDA is available would start it, and hosts choose their devices before that.
+        if spec.redirect_cuda and torch.cuda.device_count() == 0:
             stack.enter_context(CudaOnCpu())
         try:
             exec(compile(source, str(script), "exec", dont_inherit=True), main.__dict__)
