@@ -228,6 +228,12 @@ MUTANTS = [
     Mutant("difference the other way", "demo.py", "(fmean(b.accuracies) - fmean(a.accuracies))", "(fmean(a.accuracies) - fmean(b.accuracies))", f"{COMMANDS} -k numbers_of_its_runs"),
     Mutant("judged by the proxies it used", "demo.py", "pool.proxies[-settings.held_out :]", "pool.proxies[: -settings.held_out]", f"{COMMANDS} -k numbers_of_its_runs"),
     Mutant("pools known by their records only", "demo.py", "proxy.digest() for proxy in pool", "proxy.record for proxy in pool", f"{COMMANDS} -k another_pool"),
+    # IDC's networks
+    Mutant("IDC: epochs as text", "idcpools.py", "return int(found[0]) if found else -1", "return 0", "tests/test_idc.py"),
+    Mutant("IDC: norms exchanged", "idcpools.py", '("bn1", "residual.1"), ("conv2", "residual.3"), ("bn2", "residual.4")', '("bn1", "residual.4"), ("conv2", "residual.3"), ("bn2", "residual.1")', "tests/test_idc.py"),
+    Mutant("IDC: code in a file of weights", "idcpools.py", "weights_only=True)", "weights_only=False)", "tests/test_idc.py"),
+    Mutant("IDC: grey images not padded", "idcpools.py", "size = 28 if channels == 1 else side", "size = side", "tests/test_idc.py"),
+    Mutant("IDC: the folder's data set not looked at", "idcpools.py", "next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])", "adapter.setting(args)[1]", "tests/test_idc.py"),
     # Packaging
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
     Mutant("adapters left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.patches"]', WHEEL),
