@@ -71,16 +71,16 @@ def stop_after(steps: int) -> None:
 
 
 def time_the_layer() -> None:
-    """Print, when the program ends, how long the layer took: the median over the rounds, forward and backward."""
+    """Print, when the program ends, how much processor time the layer took: the median over the rounds."""
     from ddplug import Regularizer
 
     spent: dict[int, float] = {}
 
     def timed(original: Any) -> Any:
         def run(regularizer: Any, *args: Any) -> Any:
-            number, begin = len(spent) if original is started else max(spent, default=0), time.perf_counter()
+            number, begin = len(spent) if original is started else max(spent, default=0), time.process_time()
             result = original(regularizer, *args)
-            spent[number] = spent.get(number, 0.0) + time.perf_counter() - begin
+            spent[number] = spent.get(number, 0.0) + time.process_time() - begin
             return result
 
         return run
