@@ -42,7 +42,7 @@ class Settings:
 
     ipc: int = 10
     weight: float = 1.0
-    iterations: int = 300
+    iterations: int = 250
     seeds: int = 3
     """Paired repetitions; the arms of one seed share start, networks, batches and augmentation."""
     batch_real: int = 64
@@ -56,7 +56,7 @@ class Settings:
     proxy_lr: float = 0.1
     runs: int = 5
     """Fresh networks that judge each distilled set."""
-    epochs: int = 300
+    epochs: int = 220
     lr: float = 0.03
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ DIGITS = Settings()
 # Natural images: mirrored views, and as much of everything as two CPU cores do in about half an hour.
 CIFAR10 = Settings(
     strategy="color_crop_cutout_flip_scale_rotate", iterations=150, seeds=1, proxies=2, held_out=1, proxy_epochs=4,
-    proxy_lr=0.05, runs=3,
+    proxy_lr=0.05, runs=3, epochs=300,
 )  # fmt: skip
 
 
