@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import HostError, InputError
+from ddplug.files import replacing
 from ddplug.hostproxies import DeferredPool, check_dataset, resolve
 from ddplug.regularizer import Regularizer
 from ddplug.weighting import Relative
@@ -193,11 +192,8 @@ class Layer:
             "temperature": reg.temperature, "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
             "skipped": sum(round_["skipped"] for round_ in history), "history": history,
         }  # fmt: skip
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{self.record.name}.", dir=self.record.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        os.replace(temporary, self.record)
+        with replacing(self.record) as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def start(host: str, args: Any, **known: Any) -> Layer:

@@ -208,7 +208,7 @@ class Regularizer:
         if call.round is None:
             live = [found for ref in self._pending if (found := ref()) is not None]
             reached = [found for found in live if found is call or found.reached()]
-            self._start_round(reached if call in reached else [call])
+            self._start_round(reached)
             self._pending = [weakref.ref(found) for found in live if found not in reached]
         return self._hand_out(call, grad)
 

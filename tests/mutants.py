@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant("loss scaling not added", "regularizer.py", "lam * round_.factor * scale", "lam * round_.factor", f"{LAYER} -k scaling"),
     Mutant("loss scaling not measured", "regularizer.py", "_squared_norm(grad) / scale**2", "_squared_norm(grad)", f"{LAYER} -k scaling"),
     Mutant("half a round kept", "weighting.py", "        self._open_host = self._open_cmi = 0.0\n\n    def observe", "        pass\n\n    def observe", f"{LAYER} -k never_finished"),
-    Mutant("a failed round is lost", "regularizer.py", "if found is call or found.reached()]\n            self._start_round(reached if call in reached else [call])", "if found.reached()]\n            self._pending = []\n            self._start_round(reached)", f"{LAYER} -k tried_again"),
+    Mutant("a failed round is lost", "regularizer.py", "if found is call or found.reached()]\n            self._start_round(reached)", "if found.reached()]\n            self._pending = []\n            self._start_round(reached)", f"{LAYER} -k tried_again"),
     Mutant("walked again in silence", "regularizer.py", "if call.acted:", "if False:", f"{LAYER} -k walked_twice"),
     Mutant("schedules unchecked", "regularizer.py", "and math.isfinite(factor) and factor >= 0", "", f"{LAYER} -k schedule"),
     Mutant("skips reported twice", "regularizer.py", "        self._reported = self.history.skipped\n\n    def _checked", "        pass\n\n    def _checked", f"{LAYER} -k reported_again"),
