@@ -107,6 +107,9 @@ def pretrain(
     width: Annotated[int | None, typer.Option(help="Channels; the architecture's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Network i has seed + i.")] = 0,
     flip: Annotated[bool | None, typer.Option(help="Mirror images; by default as the data set allows.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="exact (fp32), or bf16, several times faster on some devices.")
+    ] = "exact",
     zca: Annotated[
         bool, typer.Option("--zca", help="Train on ZCA-whitened images, fitted on the training split.")
     ] = False,
@@ -128,7 +131,7 @@ def pretrain(
         options["width"] = width
     pool = train_pool(
         real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
-        options=options, device=_device(device),
+        precision=precision, options=options, device=_device(device),  # type: ignore[arg-type]
     )  # fmt: skip
     table = Table("proxy", "seed", "epochs", "test accuracy", title=f"{real.name}: pool in {out}")
     for proxy in pool:

@@ -57,13 +57,19 @@ def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:
     """
     labels = torch.as_tensor(labels)
     check_labels(labels, rows)
-    classes, index, counts = torch.unique(labels.to(device, torch.int64), return_inverse=True, return_counts=True)
-    if classes[0] < 0:
+    # Where the labels are: on a GPU the number of classes is waited for, which labels on the CPU spare us.
+    classes, index, counts = torch.unique(labels.to(torch.int64), return_inverse=True, return_counts=True)
+    check_not_negative(classes[:1])
+    return Groups(*(part.to(device, non_blocking=True) for part in (classes, index, counts)))
+
+
+def check_not_negative(labels: Tensor) -> None:
+    """Raise `InputError` if one of `labels` is below 0; waits for the device they are on."""
+    if (labels < 0).any():
         raise InputError(
-            f"labels must be class numbers >= 0, got {int(classes[0])}. Images without a class (often marked -1) "
+            f"labels must be class numbers >= 0, got {int(labels.min())}. Images without a class (often marked -1) "
             "have no centroid: leave them out."
         )
-    return Groups(classes, index, counts)
 
 
 def check_labels(labels: Tensor, rows: int) -> None:

@@ -7,25 +7,28 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ddplug import pieces
 from ddplug.cmi import Groups, closed_form
 from ddplug.errors import InputError
+from ddplug.pieces import Chunk, Plan
+from ddplug.precision import Precision
 from ddplug.proxies import Proxy, Space
+
+Step = Callable[[Proxy, Tensor, Groups], tuple[Tensor, Tensor]]
+"""A proxy, views and their groups to CMI and its gradient on the views."""
 
 
 def cmi_gradient(
     proxies: Sequence[Proxy],
     views: Tensor,
     groups: Groups,
-    *,
-    space: Space,
-    temperature: float,
-    prepare: Callable[[Tensor], Tensor],
+    step: Step,
     augment: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """CMI under each proxy, averaged, in nats, and its gradient on `views` (n, c, h, w), in fp32 or better.
 
-    One forward and one backward pass through each proxy; `prepare` brings images into the proxies' input space, and
-    `augment`, if given, turns each view into the several that CMI is estimated on, `groups` being those of its result.
+    `step` is asked once per proxy; `augment`, if given, turns each view into the several that CMI is estimated on,
+    `groups` being those of its result.
     """
     # The host may be in autocast during its backward pass; neither direction of ours is.
     with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
@@ -38,14 +41,77 @@ def cmi_gradient(
                 f"the further views of {len(images)} images are {len(augmented)}, expected {len(groups.index)} that "
                 "depend differentiably on the images; look at view=."
             )
-        seen = augmented.detach().requires_grad_()
-        value, grad = torch.zeros((), device=seen.device), torch.zeros_like(seen)
-        for proxy in proxies:
-            features = proxy(prepare(seen), space)
-            sums, derivative = closed_form(features.detach(), groups, temperature)
-            share = len(seen) * len(proxies)
-            (part,) = torch.autograd.grad(features, seen, (derivative / share).to(features.dtype))
-            value, grad = value + sums.sum() / share, grad + part
+        seen = augmented.detach()
+        value, grad = step(proxies[0], seen, groups)
+        for proxy in proxies[1:]:
+            another, part = step(proxy, seen, groups)
+            value, grad = value + another, grad + part
+        if len(proxies) > 1:
+            value, grad = value / len(proxies), grad / len(proxies)
         if augment is not None:
             (grad,) = torch.autograd.grad(augmented, images, grad)
     return value, grad
+
+
+class PieceByPiece:
+    """The plain step: one or, where memory is short, two forward passes and one backward pass through a proxy.
+
+    Args:
+        space: "feature" or "logit".
+        temperature: T > 0.
+        prepare: brings images into the proxies' input space.
+        precision: of the network's layers; see `ddplug.precision`.
+        chunk: images per piece; see `ddplug.pieces`.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        temperature: float,
+        prepare: Callable[[Tensor], Tensor],
+        *,
+        precision: Precision = "exact",
+        chunk: Chunk = "auto",
+    ) -> None:
+        self.space, self.temperature, self.prepare = space, temperature, prepare
+        self.precision, self.chunk = precision, chunk
+
+    def __call__(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """CMI of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
+        plan = self.plan(proxy, views)
+        parts = torch.split(views, plan.piece)
+        features: list[Tensor] = []
+        graphs: list[tuple[Tensor, Tensor]] = []
+        for number, part in enumerate(parts):
+            if number < len(parts) - plan.kept:
+                with torch.no_grad():
+                    features.append(self.features(proxy, part))
+            else:
+                graphs.append(self._with_graph(proxy, part))
+                features.append(graphs[-1][1].detach())
+        sums, derivative = closed_form(torch.cat(features), groups, self.temperature)
+        directions = torch.split(derivative / len(views), plan.piece)
+        gradients: list[Tensor] = []
+        # From the last, so that the kept graphs are gone before others are made again.
+        for part, direction in zip(reversed(parts), reversed(directions), strict=True):
+            leaf, seen = graphs.pop() if graphs else self._with_graph(proxy, part)
+            gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
+            del leaf, seen
+        return sums.sum() / len(views), torch.cat(gradients[::-1])
+
+    def plan(self, proxy: Proxy, views: Tensor) -> Plan:
+        """How `views` are taken apart for `proxy`."""
+        if len(views) == 1:
+            return Plan(1, 1)
+        key = (views.shape[1:], views.dtype, views.device, self.space, self.precision)
+        if key not in proxy.costs:
+            proxy.costs[key] = pieces.measure(lambda images: self.features(proxy, images), views)
+        return pieces.plan(len(views), proxy.costs[key], self.chunk, views.device)
+
+    def features(self, proxy: Proxy, images: Tensor) -> Tensor:
+        """Features of `images`, (n, d), in the proxy's own dtype."""
+        return proxy(self.prepare(images), self.space, self.precision)
+
+    def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = part.detach().requires_grad_()
+        return leaf, self.features(proxy, leaf)

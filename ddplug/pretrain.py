@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,6 +37,7 @@ def pretrain(
     batch_size: int = 128,
     seed: int = 0,
     flip: bool | None = None,
+    precision: Literal["exact", "bf16"] = "exact",
     options: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -54,6 +55,7 @@ def pretrain(
         count: networks in the pool.
         epochs, lr, batch_size, seed: of the training.
         flip: mirror images at random; None decides by the data set.
+        precision: "bf16" trains with bf16 layers, which some devices are much faster at; weights are fp32 in any case.
         options: for the architecture, e.g. {"norm": "batch", "width": 64}.
         device: to train on.
         progress: show a progress bar.
@@ -70,7 +72,7 @@ def pretrain(
     resolved = {**fixed, **(options or {})}
     recipe = {
         "architecture": architecture, "options": resolved, "epochs": epochs, "lr": lr, "batch_size": batch_size,
-        "seed": seed, "flip": flip,
+        "seed": seed, "flip": flip, "precision": precision,
     }  # fmt: skip
     with seeded(seed):
         build(architecture, **resolved)  # an impossible network is refused before anything is on disk
@@ -89,8 +91,8 @@ def pretrain(
                 network = build(architecture, **resolved).to(device)
             fit(
                 network, images, labels, epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine",
-                augment=augment, seed=seed + index, checkpoint=folder / f".proxy_{index:03d}.checkpoint",
-                on_epoch=partial(epoch_done, index * epochs),
+                augment=augment, precision=precision, seed=seed + index,
+                checkpoint=folder / f".proxy_{index:03d}.checkpoint", on_epoch=partial(epoch_done, index * epochs),
             )  # fmt: skip
             reached = accuracy(network, data.test_images, data.test_labels)
             record = {"seed": seed + index, "epochs": epochs, "test_accuracy": reached}
@@ -136,6 +138,8 @@ def _open(folder: Path, wanted: Header) -> Header:
         write_header(folder, wanted)
         return wanted
     found = read_header(folder)
+    if found.recipe:
+        found.recipe.setdefault("precision", "exact")  # all there was when older pools were made
     if found.info != wanted.info or found.recipe != wanted.recipe:
         differing = {
             key: (found.recipe.get(key), wanted.recipe.get(key))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.precision import Precision, layers
 from ddplug.spaces import AnySpace
 
 Space = Literal["feature", "logit"]
@@ -50,6 +51,8 @@ class Proxy:
     head: str | None = None
     name: str = "proxy"
     record: dict[str, Any] = field(default_factory=dict)
+    costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What a pass over an image of some kind was seen to cost; see `ddplug.pieces`."""
 
     def __post_init__(self) -> None:
         self._named_by_user = bool(self.head)
@@ -79,8 +82,10 @@ class Proxy:
         """Floating dtype of the weights, to which images are cast."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
 
-    def __call__(self, images: Tensor, space: Space = "feature") -> Tensor:
+    def __call__(self, images: Tensor, space: Space = "feature", precision: Precision = "exact") -> Tensor:
         """(n, d) penultimate features, or logits, of `images`, (n, c, h, w); differentiable in the images.
+
+        `precision` is that of the layers, see `ddplug.precision`; the host's own autocast is not the proxy's.
 
         Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
         """
@@ -91,8 +96,7 @@ class Proxy:
             lambda _, args, kwargs, output: seen.append((*args, *kwargs.values(), output)), with_kwargs=True
         )
         try:
-            # The host's autocast is not the proxy's: CMI is the same with and without.
-            with torch.autocast(images.device.type, enabled=False):
+            with layers(images.device, precision):
                 output = self.network(images.to(self.dtype))
         except torch.OutOfMemoryError:
             raise

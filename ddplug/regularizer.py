@@ -13,15 +13,17 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddplug.cmi import ONE_IMAGE_PER_CLASS, check_labels, check_temperature, group
+from ddplug.cmi import ONE_IMAGE_PER_CLASS, check_labels, check_not_negative, check_temperature, group
 from ddplug.errors import DDPlugWarning, InputError, WeightError
-from ddplug.gradient import cmi_gradient
+from ddplug.gradient import PieceByPiece, cmi_gradient
 from ddplug.history import History
+from ddplug.pieces import Chunk, check_chunk
+from ddplug.precision import Precision, check_precision
 from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.rounds import Call, Identity, Round, gather
 from ddplug.spaces import AnySpace
@@ -41,6 +43,12 @@ class Regularizer:
             them only measures.
         every: act in every k-th round only, k times as strongly.
         draw: proxies drawn, and averaged over, per round.
+        classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
+            is CMI of all of them; None for all. Rounds that calibrate take all.
+        precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
+            "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.precision`. CMI itself is never reduced.
+        chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever
+            the number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
         schedule: a factor on lambda by round number, e.g. `ddplug.weighting.warmup(100)`.
         views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
             that it means something at one image per class and is less noisy elsewhere. 1: on what passes itself.
@@ -66,6 +74,9 @@ class Regularizer:
         calibrate: int = 10,
         every: int = 1,
         draw: int = 1,
+        classes: int | None = None,
+        precision: Precision = "auto",
+        chunk: Chunk = "auto",
         schedule: Schedule | None = None,
         views_per_image: int = 1,
         view: Callable[[Tensor], Tensor] | None = None,
@@ -94,7 +105,12 @@ class Regularizer:
         self.schedule, self.scale = schedule, scale
         self.input_space = input_space
         self.announce = announce
+        self.classes = None if classes is None else _count("classes", classes)
+        self._step = PieceByPiece(
+            self.space, self.temperature, self._prepare, precision=check_precision(precision), chunk=check_chunk(chunk)
+        )
         self.generator = torch.Generator().manual_seed(seed)
+        self.class_generator = torch.Generator().manual_seed(seed)
         self.history = History()
         self.enabled = True
         self.rounds = 0
@@ -159,6 +175,7 @@ class Regularizer:
         return {
             "weighting": self.weighting.state_dict(),
             "generator": self.generator.get_state(),
+            "class_generator": self.class_generator.get_state(),
             "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
             "rounds": self.rounds,
             "history": self.history.state_dict(),
@@ -169,11 +186,12 @@ class Regularizer:
 
         Raises `WeightError` if it is of another weight or weighting, `InputError` if it is no such state.
         """
-        missing = {"weighting", "generator", "view", "rounds", "history"} - set(state)
+        missing = {"weighting", "generator", "class_generator", "view", "rounds", "history"} - set(state)
         if missing:
             raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
         self.weighting.load_state_dict(state["weighting"])
         self.generator.set_state(state["generator"].cpu())
+        self.class_generator.set_state(state["class_generator"].cpu())
         if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
             self.view.load_state_dict(state["view"])
         self.rounds = state["rounds"]
@@ -185,7 +203,7 @@ class Regularizer:
         labels = torch.as_tensor(labels)
         check_labels(labels, len(views))
         if labels.device.type == "cpu":
-            group(labels, len(views), labels.device)  # a wrong label is best said where it was given
+            check_not_negative(labels)  # a wrong label is best said where it was given
         self.pool.check(views, self.input_space)
         if not self._probed:
             self.pool.probe(views, self.input_space, self.space)
@@ -222,25 +240,49 @@ class Regularizer:
             self.rounds += 1
             return
         views, labels = gather(calls)
-        groups = group(labels.repeat(self.views_per_image), len(views) * self.views_per_image, views.device)
-        if groups.one_image_per_class:
-            self._warn_once("one image per class", ONE_IMAGE_PER_CLASS)
-        cmi, grad = cmi_gradient(
-            self.pool.draw(self.proxies_per_round, self.generator),
-            views,
-            groups,
-            space=self.space,
-            temperature=self.temperature,
-            prepare=lambda images: self.pool.prepare(images, self.input_space),
-            augment=self._further_views if self.views_per_image > 1 else None,
-        )
+        some = None if self.classes is None or self.weighting.lam is None else self._some_classes(labels)
+        if some is None:
+            cmi, grad, images = self._estimate(views, labels)
+        else:
+            cmi, grad, images = self._estimate_from(some, views, labels)
         if isinstance(self.weighting, Relative):
             self.weighting.open_round()
         finite = torch.isfinite(grad).all() & torch.isfinite(cmi)
-        round_ = Round(number, factor, len(calls), len(groups.index), cmi, finite, self.weighting.lam is None)
+        round_ = Round(number, factor, len(calls), images, cmi, finite, self.weighting.lam is None)
         for call, part in zip(calls, torch.split(grad, [len(call.views) for call in calls]), strict=True):
             call.round, call.grad = round_, part
         self.rounds += 1
+
+    def _estimate(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+        """CMI of `views`, its gradient, and how many images it was estimated on."""
+        images = len(views) * self.views_per_image
+        groups = group(labels.repeat(self.views_per_image), images, views.device)
+        if groups.one_image_per_class:
+            self._warn_once("one image per class", ONE_IMAGE_PER_CLASS)
+        drawn = self.pool.draw(self.proxies_per_round, self.generator)
+        augment = self._further_views if self.views_per_image > 1 else None
+        return *cmi_gradient(drawn, views, groups, self._step, augment), images
+
+    def _estimate_from(self, some: _Some, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+        """The same from some of the classes' images: zero for the others, and right on average."""
+        rows = some.rows.to(views.device)
+        cmi, grad, images = self._estimate(views[rows], labels[some.rows])
+        scattered = torch.zeros_like(views, dtype=grad.dtype).index_copy(0, rows, grad * some.factor)
+        return cmi * some.factor, scattered, images
+
+    def _some_classes(self, labels: Tensor) -> _Some | None:
+        """Images of `self.classes` classes, drawn without replacement; None if that is all of them."""
+        assert self.classes is not None
+        present, of = torch.unique(labels, return_inverse=True)
+        if len(present) <= self.classes:
+            return None
+        drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
+        index = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
+        # A class's sum of divergences counts 1/n in CMI of all n images, but 1/m in CMI of the m drawn.
+        return _Some(index, len(present) / self.classes * len(index) / len(labels))
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        return self.pool.prepare(images, self.input_space)
 
     def _further_views(self, images: Tensor) -> Tensor:
         assert self.view is not None
@@ -296,6 +338,13 @@ class Regularizer:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(text, DDPlugWarning, stacklevel=2)
+
+
+class _Some(NamedTuple):
+    """Images that stand for all, and what their CMI is to be multiplied by for that."""
+
+    rows: Tensor
+    factor: float
 
 
 def _count(name: str, value: int) -> int:

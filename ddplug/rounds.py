@@ -104,7 +104,10 @@ class AddOnce(torch.autograd.Function):
 
 
 def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
-    """The views (n, c, h, w) and labels (n,) of all calls of a round, in the order of the calls."""
+    """The views (n, c, h, w) and int64 labels (n,) of all calls of a round, in the order of the calls.
+
+    Labels stay on their device, unless they come from several.
+    """
     shapes = {tuple(call.views.shape[1:]) for call in calls}
     if len(shapes) > 1:
         raise InputError(f"one backward pass reached views of different sizes, {sorted(shapes)}; expected one size.")
@@ -113,7 +116,9 @@ def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
             "the views were changed in place after they passed the regulariser, so CMI would be estimated on other "
             "images than the host's. Put the layer after the change, or make the change on a copy."
         )
-    labels = [call.labels.to(call.views.device, torch.int64) for call in calls]
+    devices = {call.labels.device for call in calls}
+    home = devices.pop() if len(devices) == 1 else calls[0].views.device
+    labels = [call.labels.to(home, torch.int64) for call in calls]
     if len(calls) == 1:
         return calls[0].views, labels[0]
     return torch.cat([call.views for call in calls]), torch.cat(labels)

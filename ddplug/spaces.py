@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ddplug.errors import SpaceError
@@ -127,4 +126,5 @@ class InputSpace:
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
     """`values` as a (c, 1, 1) tensor of the dtype and device of `like`."""
-    return rearrange(torch.tensor(values, dtype=like.dtype, device=like.device), "c -> c 1 1")
+    # Filled in on the device: a copy from the host would be a wait for it, and cannot be captured in a CUDA graph.
+    return torch.cat([torch.full((1, 1, 1), value, dtype=like.dtype, device=like.device) for value in values])

@@ -23,6 +23,7 @@ from ddplug.datasets import ImageData
 from ddplug.errors import InputError, PoolError, ProxyError
 from ddplug.files import replacing
 from ddplug.networks import build, seeded
+from ddplug.precision import layers
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["step", "cosine"]
@@ -40,6 +41,7 @@ def fit(
     batch_size: int = 256,
     schedule: Schedule = "step",
     augment: Augment | None = None,
+    precision: Literal["exact", "bf16"] = "exact",
     seed: int,
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, float], object] | None = None,
@@ -48,8 +50,8 @@ def fit(
 
     `images` are (n, c, h, w) floats, `labels` int64 (n,) or probabilities, float (n, classes), on any device.
     "step" is the field's schedule: `lr` for the first epochs // 2 + 1 epochs, a tenth of it for the others. "cosine"
-    goes from `lr` to zero, batch by batch. `on_epoch(done, loss)` is told after every epoch how many are done and the
-    mean loss of the last.
+    goes from `lr` to zero, batch by batch. With precision="bf16" the layers compute in bf16; weights stay fp32.
+    `on_epoch(done, loss)` is told after every epoch how many are done and the mean loss of the last.
 
     With `checkpoint`, the state is saved there after every epoch (before `on_epoch`), and a later call with the same
     arguments goes on from it and ends at exactly the weights of an uninterrupted run, bit for bit where the device's
@@ -58,13 +60,13 @@ def fit(
     Raises `InputError` for images, labels or settings that cannot be trained on, `ProxyError` if the loss stops being
     finite, and `PoolError` if the checkpoint cannot be read or belongs to other arguments.
     """
-    _check_training(net, images, labels, epochs, batch_size, schedule)
+    _check_training(net, images, labels, epochs, batch_size, schedule, precision)
     device = _device(net)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     done, identity = 0, ""
     if checkpoint is not None:
-        settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, _name(augment))
+        settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, _name(augment), precision)
         identity = _identity(settings, (images, labels, *net.state_dict().values()))
         done = _resume(checkpoint, identity, net, optimizer, generator)
 
@@ -83,7 +85,9 @@ def fit(
                 targets = labels[chosen.to(labels.device)].to(device)
                 if augment is not None:
                     batch = augment(batch, generator)
-                loss = F.cross_entropy(net(batch), targets)
+                with layers(device, precision):
+                    logits = net(batch)
+                loss = F.cross_entropy(logits if precision == "exact" else logits.float(), targets)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -236,7 +240,7 @@ def _rate(schedule: Schedule, lr: float, epoch: float, epochs: int) -> float:
 
 
 def _check_training(
-    net: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch_size: int, schedule: str
+    net: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch_size: int, schedule: str, precision: str
 ) -> None:
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise ProxyError("the network has no parameter that requires a gradient, so there is nothing to train")
@@ -253,6 +257,8 @@ def _check_training(
         raise InputError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
     if schedule not in ("step", "cosine"):
         raise InputError(f"unknown schedule {schedule!r}; expected 'step' or 'cosine'")
+    if precision not in ("exact", "bf16"):
+        raise InputError(f"unknown precision {precision!r}, expected 'exact' (fp32) or 'bf16'")
 
 
 def _name(augment: Augment | None) -> str:
