@@ -199,10 +199,14 @@ def closed_form(features: Tensor, groups: Groups, temperature: float) -> tuple[T
     """(c,) class sums of KL and the (n, d) derivative of their total with respect to `features`. Checks nothing."""
     log_p = _log_probabilities(features, temperature)
     p = log_p.exp()
-    log_ratio = log_p - _log_centroids(log_p, groups)[groups.index]
+    shifted, log_totals, _ = _log_totals(log_p, groups)
+    # log(P / Q), but for the log of the class's size, which is one number per image and cancels in the derivative.
+    log_ratio = shifted - log_totals.index_select(0, groups.index)
     kl = (p * log_ratio).sum(-1)
     sums = _sum_by_class(kl, groups)
-    return sums, p * (log_ratio - kl[:, None]) / temperature
+    sizes = groups.counts.to(kl)
+    derivative = p * (log_ratio - kl[:, None])
+    return sums + sizes * sizes.log(), derivative if temperature == 1 else derivative / temperature
 
 
 class _ClassSums(torch.autograd.Function):
@@ -251,21 +255,28 @@ def _checked(features: Tensor, labels: Tensor, temperature: float) -> Groups:
 def _log_probabilities(features: Tensor, temperature: float) -> Tensor:
     """Log softmax(features / T), (n, d), in fp32 or better whatever comes in."""
     wide = features if features.dtype == torch.float64 else features.float()
-    return torch.log_softmax(wide / temperature, -1)
+    return torch.log_softmax(wide if temperature == 1 else wide / temperature, -1)
 
 
 def _sum_by_class(values: Tensor, groups: Groups) -> Tensor:
     """Sum of the rows of `values`, (n, ...), over each class: (c, ...)."""
-    return values.new_zeros(len(groups.counts), *values.shape[1:]).index_add(0, groups.index, values)
+    return values.new_zeros(len(groups.counts), *values.shape[1:]).index_add_(0, groups.index, values)
+
+
+def _log_totals(log_p: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+    """A log-sum-exp over each class, in its parts: log P less its class's maximum (n, d), log of sums, maxima (c, d).
+
+    Shifting by the class's own maximum keeps the log of an underflowed sum finite. There are no more passes over the
+    tables by class than needed: with as many classes as images they are as large as the features.
+    """
+    rows = groups.index[:, None].expand_as(log_p)
+    top = log_p.new_full((len(groups.counts), log_p.shape[-1]), -torch.inf)
+    top = top.scatter_reduce_(0, rows, log_p.detach(), "amax")
+    shifted = log_p - top.index_select(0, groups.index)
+    return shifted, _sum_by_class(shifted.exp(), groups).log_(), top
 
 
 def _log_centroids(log_p: Tensor, groups: Groups) -> Tensor:
-    """Log of each class's mean probabilities, (c, d), by a log-sum-exp over each class.
-
-    Shifting by the class's own maximum keeps the log of an underflowed centroid finite.
-    """
-    rows = groups.index[:, None].expand_as(log_p)
-    start = log_p.new_full((len(groups.counts), log_p.shape[-1]), -torch.inf)
-    top = start.scatter_reduce(0, rows, log_p.detach(), "amax")
-    total = _sum_by_class((log_p - top[groups.index]).exp(), groups)
-    return total.log() + top - groups.counts.to(log_p).log()[:, None]
+    """Log of each class's mean probabilities, (c, d)."""
+    _, log_totals, top = _log_totals(log_p, groups)
+    return log_totals + top - groups.counts.to(log_p).log()[:, None]

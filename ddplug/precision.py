@@ -2,16 +2,19 @@
 
 "exact": fp32, forward and backward (as the host has set up torch: on a GPU, TF32 if that is switched on).
 "auto": forward like "exact", but the gradient goes back through convolutions and linear layers in bf16, where the
-    device is fast at it. What a bf16 forward pass loses, it loses at the ReLUs: an activation near zero changes sides,
-    and so does a whole path of the gradient (cosine with fp32 0.998 for trained networks, 0.9 for random ones). With
-    the forward pass intact, rounding in the backward pass averages out (cosine 0.9999 and more).
-"bf16": every layer in bf16, both ways, by torch.autocast: the fastest, and the least exact.
+    device is fast at it: a cosine of 0.9999 and more with the exact gradient.
+"bf16": all layers in bf16, both ways, by torch.autocast; the fastest and the least exact, cosine about 0.998 for a
+    trained ResNet-18. What a bf16 forward pass loses, it loses at the ReLUs: an activation near zero changes sides, and
+    with it a whole path of the gradient. Half of that comes from the rounding of the images themselves, so the first
+    convolution stays in fp32.
+
+Figures are measured by benchmarks/precision.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +26,9 @@ from torch.overrides import TorchFunctionMode
 from ddplug.errors import InputError
 
 Precision = Literal["auto", "exact", "bf16"]
+
+COLOURS = 4
+"""Channels that an image may have, for a convolution to be taken for the first."""
 
 
 def check_precision(precision: str) -> Precision:
@@ -51,12 +57,28 @@ def layers(device: torch.device | str, precision: Precision) -> Iterator[None]:
     Whatever autocast the host is in does not reach into it.
     """
     device = torch.device(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        if precision == "auto" and fast_bf16(device):
-            with _BackwardInBf16():
-                yield
-        else:
-            yield
+    mode: AbstractContextManager[Any] = nullcontext()
+    if precision == "bf16":
+        mode = _ImagesInFp32()
+    elif precision == "auto" and fast_bf16(device):
+        mode = _BackwardInBf16()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), mode:
+        yield
+
+
+class _ImagesInFp32(TorchFunctionMode):
+    """Within bf16 autocast, leaves the convolution that sees the images themselves in their own precision."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The function itself, outside autocast for few input channels."""
+        if func is torch.conv2d:
+            inputs, weight, bias, how = _conv2d_arguments(*args, **(kwargs or {}))
+            if weight.shape[1] * how[3] <= COLOURS and inputs.dtype == weight.dtype:
+                with torch.autocast(inputs.device.type, enabled=False):
+                    return torch.conv2d(inputs, weight, bias, *how).bfloat16()
+        return func(*args, **(kwargs or {}))
 
 
 class _BackwardInBf16(TorchFunctionMode):
