@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ddplug.errors import InputError
 from ddplug.pieces import Chunk, Plan
 from ddplug.precision import Precision
 from ddplug.proxies import Proxy, Space
+from ddplug.slots import CompiledSlot
 
 Step = Callable[[Proxy, Tensor, Groups], tuple[Tensor, Tensor]]
 """A proxy, views and their groups to CMI and its gradient on the views."""
@@ -62,6 +64,7 @@ class PieceByPiece:
         prepare: brings images into the proxies' input space.
         precision: of the network's layers; see `ddplug.precision`.
         chunk: images per piece; see `ddplug.pieces`.
+        compile: pass images through torch.compile's version of the network, made once per kind of proxy.
     """
 
     def __init__(
@@ -72,13 +75,17 @@ class PieceByPiece:
         *,
         precision: Precision = "exact",
         chunk: Chunk = "auto",
+        compile: bool = False,
     ) -> None:
         self.space, self.temperature, self.prepare = space, temperature, prepare
-        self.precision, self.chunk = precision, chunk
+        self.precision, self.chunk, self.compile = precision, chunk, compile
+        self._slots: dict[object, CompiledSlot] = {}
 
     def __call__(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         """CMI of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
         plan = self.plan(proxy, views)
+        if self.compile:
+            proxy = self._compiled(proxy, views)
         parts = torch.split(views, plan.piece)
         features: list[Tensor] = []
         graphs: list[tuple[Tensor, Tensor]] = []
@@ -111,6 +118,17 @@ class PieceByPiece:
     def features(self, proxy: Proxy, images: Tensor) -> Tensor:
         """Features of `images`, (n, d), in the proxy's own dtype."""
         return proxy(self.prepare(images), self.space, self.precision)
+
+    def _compiled(self, proxy: Proxy, views: Tensor) -> CompiledSlot:
+        if proxy.kind not in self._slots:
+            self._slots[proxy.kind] = CompiledSlot(proxy, self.space, self.prepare(views[:2]))
+        slot = self._slots[proxy.kind]
+        slot.take(proxy)
+        return slot
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy compiles for itself."""
+        return {**self.__dict__, "_slots": {}}
 
     def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
         leaf = part.detach().requires_grad_()

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,14 +148,7 @@ def read_network(
 
     from ddplug.networks import build, seeded
 
-    path = folder / record["file"]
-    if path.parent != folder or not path.is_file():
-        raise PoolError(f"the pool in '{folder}' lacks '{record['file']}', which its header names. {MAKE_ONE}")
-    if path.stat().st_size != record["bytes"] or _sha256(path) != record["sha256"]:
-        raise PoolError(
-            f"'{path}' is not the file that the pool's header describes (size or checksum differ): it was damaged or "
-            "half-copied. Copy the pool again, or delete the folder and make it anew."
-        )
+    path = _checked(folder, record)
     architecture, options = record["architecture"], record["options"]
     try:
         with seeded(0):  # initial weights are drawn, then overwritten; nobody else's generator may notice
@@ -170,10 +163,49 @@ def read_network(
     return Proxy(network, record["head"], record["name"], record["record"])
 
 
+def stream_networks(
+    folder: Path, records: Sequence[dict[str, Any]], builders: Mapping[str, Callable[..., nn.Module]], budget: int
+) -> list[Proxy]:
+    """Proxies whose weights stay in their files until they are needed, `budget` bytes of them at a time.
+
+    Every network is built and read once here, and refused as `read_network` would; later only weights are read.
+    """
+    from ddplug.streaming import Stream, StreamedProxy
+
+    largest = max(record["bytes"] for record in records)
+    stream = Stream([folder / record["file"] for record in records], resident=budget // largest)
+    modules: dict[str, nn.Module] = {}
+    proxies: list[Proxy] = []
+    for number, record in enumerate(records):
+        kind = json.dumps([record["architecture"], record["options"]], sort_keys=True)
+        # Every network is loaded once, to see that it can be; the module of its kind computes with any weights.
+        network = modules.setdefault(kind, read_network(folder, record, builders).network)
+        proxies.append(StreamedProxy(stream, number, network, record["head"], record["name"], record["record"]))
+    return proxies
+
+
+def _checked(folder: Path, record: dict[str, Any]) -> Path:
+    """The file of a header's `record`; raises `PoolError` unless it is there and as it was written."""
+    path: Path = folder / record["file"]
+    if path.parent != folder or not path.is_file():
+        raise PoolError(f"the pool in '{folder}' lacks '{record['file']}', which its header names. {MAKE_ONE}")
+    if path.stat().st_size != record["bytes"] or _sha256(path) != record["sha256"]:
+        raise PoolError(
+            f"'{path}' is not the file that the pool's header describes (size or checksum differ): it was damaged or "
+            "half-copied. Copy the pool again, or delete the folder and make it anew."
+        )
+    return path
+
+
 def read_pool(
-    folder: Path, *, dataset: str | None, builders: Mapping[str, Callable[..., nn.Module]], partial: bool
+    folder: Path,
+    *,
+    dataset: str | None,
+    builders: Mapping[str, Callable[..., nn.Module]],
+    partial: bool,
+    budget: int | None = None,
 ) -> ProxyPool:
-    """What `ProxyPool.load` does."""
+    """What `ProxyPool.load` does; without a budget, everything is kept."""
     header = read_header(folder)
     if dataset is not None and header.info.dataset != dataset:
         raise PoolError(
@@ -186,6 +218,8 @@ def read_pool(
             "`ddplug pretrain` again to continue it"
             + (", or load what there is with partial=True." if header.networks else ".")
         )
+    if budget is not None and sum(record["bytes"] for record in header.networks) > budget:
+        return ProxyPool(stream_networks(folder, header.networks, builders, budget), header.info)
     return ProxyPool([read_network(folder, record, builders) for record in header.networks], header.info)
 
 

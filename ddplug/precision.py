@@ -42,7 +42,7 @@ def fast_bf16(device: torch.device | str) -> bool:
     """Whether `device` multiplies bf16 matrices in hardware: a CPU with AMX or AVX512-BF16, a GPU from Ampere on."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         # There is no public way to ask in every version of torch that we support.
         asked = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
@@ -133,7 +133,9 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        low = conv2d_input(ctx.shape, weight.bfloat16(), grad.bfloat16(), *ctx.how)
+        low: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+            ctx.shape, weight.bfloat16(), grad.bfloat16(), *ctx.how
+        )
         return low.float(), None, None, None
 
 

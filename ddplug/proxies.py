@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,9 @@ class Proxy:
     costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What a pass over an image of some kind was seen to cost; see `ddplug.pieces`."""
 
+    streamed: ClassVar[bool] = False
+    """Whether the weights are somewhere else until they are needed."""
+
     def __post_init__(self) -> None:
         self._named_by_user = bool(self.head)
         if not self.head:
@@ -71,11 +75,25 @@ class Proxy:
     def digest(self) -> str:
         """A short hash of the weights, by which two networks are known to be one."""
         numbers = hashlib.sha256()
-        for key, value in self.network.state_dict().items():
+        for key, value in sorted(self.weights().items()):
             numbers.update(
                 key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             )
         return numbers.hexdigest()[:16]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that this proxy has and another of its architecture has differently, by name."""
+        return self.network.state_dict()
+
+    def ask_ahead(self) -> None:
+        """Told that the next round will use it."""
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for proxies that compute the same, but for their weights; for networks of unknown making, their own."""
+        spec = getattr(self.network, "spec", None)
+        made = json.dumps(spec, sort_keys=True) if isinstance(spec, Mapping) else id(self.network)
+        return type(self.network), made, self.head, self.dtype
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,16 +107,10 @@ class Proxy:
 
         Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
         """
-        seen: list[tuple[Tensor, ...]] = []
-        head = _submodule(self.network, self.head or "", self.name)
-        # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
-        hook = head.register_forward_hook(
-            lambda _, args, kwargs, output: seen.append((*args, *kwargs.values(), output)), with_kwargs=True
-        )
         try:
             with layers(images.device, precision):
-                output = self.network(images.to(self.dtype))
-        except torch.OutOfMemoryError:
+                features = self._read(images.to(self.dtype), space)
+        except (torch.OutOfMemoryError, ProxyError):
             raise
         except Exception as error:  # what a network raises for images it was not made for is its own affair
             raise ProxyError(
@@ -106,6 +118,23 @@ class Proxy:
                 f"{tuple(images.shape)} ({type(error).__name__}: {_first_line(error)}). Use proxies trained on images "
                 "of this size and number of channels."
             ) from error
+        if len(features) != len(images):
+            raise ProxyError(
+                f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
+                "expected one row per image. Name another head."
+            )
+        return features
+
+    def _read(self, images: Tensor, space: Space) -> Tensor:
+        """What goes into the head, or comes out of it, as rows."""
+        seen: list[tuple[Tensor, ...]] = []
+        head = _submodule(self.network, self.head or "", self.name)
+        # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
+        hook = head.register_forward_hook(
+            lambda _, args, kwargs, output: seen.append((*args, *kwargs.values(), output)), with_kwargs=True
+        )
+        try:
+            output = self._compute(images)
         finally:
             hook.remove()
         if not seen or not (self._named_by_user or _same(output, seen[-1][-1])):
@@ -114,13 +143,10 @@ class Proxy:
                 f"{'gives something else than the network does' if seen else 'was not reached'}, so it is not the "
                 f"head. Name the head (head='...'); candidates: {', '.join(_candidates(self.network)) or 'none'}."
             )
-        features = seen[-1][0 if space == "feature" else -1].flatten(1)
-        if len(features) != len(images):
-            raise ProxyError(
-                f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
-                "expected one row per image. Name another head."
-            )
-        return features
+        return seen[-1][0 if space == "feature" else -1].flatten(1)
+
+    def _compute(self, images: Tensor) -> Any:
+        return self.network(images)
 
 
 class ProxyPool:
@@ -170,6 +196,7 @@ class ProxyPool:
         dataset: str | None = None,
         builders: dict[str, Callable[..., nn.Module]] | None = None,
         partial: bool = False,
+        budget: int = 4 << 30,
     ) -> ProxyPool:
         """Read a pool that `save` or `ddplug pretrain` wrote.
 
@@ -178,13 +205,14 @@ class ProxyPool:
             dataset: refuse a pool of another data set than this one.
             builders: how to build architectures that are neither ddplug's nor torchvision's, by their recorded name.
             partial: take the complete networks of a pool whose training was interrupted.
+            budget: bytes of weights to keep on the device. A larger pool is streamed from its files ahead of use.
 
         Raises:
             PoolError: no pool there, half-written, damaged, of another data set or architecture not known.
         """
         from ddplug.poolfiles import read_pool
 
-        return read_pool(Path(folder), dataset=dataset, builders=builders or {}, partial=partial)
+        return read_pool(Path(folder), dataset=dataset, builders=builders or {}, partial=partial, budget=budget)
 
     def save(self, folder: str | Path) -> None:
         """Write the pool as safetensors files and a `pool.json`; all or nothing.
@@ -222,6 +250,12 @@ class ProxyPool:
             return list(self.proxies)
         order = torch.randperm(len(self), generator=generator)[:count]
         return [self.proxies[i] for i in order.tolist()]
+
+    def look_ahead(self, count: int, generator: torch.Generator) -> None:
+        """Have what `draw` with the same arguments would give next on its way, if it is not here; draws nothing."""
+        if any(proxy.streamed for proxy in self.proxies):
+            for proxy in self.draw(count, generator.clone_state()):
+                proxy.ask_ahead()
 
     def check(self, images: Tensor, space: AnySpace | None) -> None:
         """Raise unless these proxies can look at `images` of a host whose input space is `space`; reads no value.

@@ -21,6 +21,7 @@ from torch import Tensor
 from ddplug.cmi import ONE_IMAGE_PER_CLASS, check_labels, check_not_negative, check_temperature, group
 from ddplug.errors import DDPlugWarning, InputError, WeightError
 from ddplug.gradient import PieceByPiece, cmi_gradient
+from ddplug.graphs import Graphs
 from ddplug.history import History
 from ddplug.pieces import Chunk, check_chunk
 from ddplug.precision import Precision, check_precision
@@ -49,6 +50,8 @@ class Regularizer:
             "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.precision`. CMI itself is never reduced.
         chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever
             the number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
+        graphs: replay the step from a CUDA graph, on a GPU, where shapes repeat; falls back by itself.
+        compile: pass images through torch.compile's version of the proxies. Compiling takes a minute, once.
         schedule: a factor on lambda by round number, e.g. `ddplug.weighting.warmup(100)`.
         views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
             that it means something at one image per class and is less noisy elsewhere. 1: on what passes itself.
@@ -77,6 +80,8 @@ class Regularizer:
         classes: int | None = None,
         precision: Precision = "auto",
         chunk: Chunk = "auto",
+        graphs: bool = True,
+        compile: bool = False,
         schedule: Schedule | None = None,
         views_per_image: int = 1,
         view: Callable[[Tensor], Tensor] | None = None,
@@ -106,9 +111,12 @@ class Regularizer:
         self.input_space = input_space
         self.announce = announce
         self.classes = None if classes is None else _count("classes", classes)
-        self._step = PieceByPiece(
-            self.space, self.temperature, self._prepare, precision=check_precision(precision), chunk=check_chunk(chunk)
-        )
+        self._step: PieceByPiece | Graphs = PieceByPiece(
+            self.space, self.temperature, self._prepare, precision=check_precision(precision),
+            chunk=check_chunk(chunk), compile=compile,
+        )  # fmt: skip
+        if graphs and not compile:
+            self._step = Graphs(self._step)
         self.generator = torch.Generator().manual_seed(seed)
         self.class_generator = torch.Generator().manual_seed(seed)
         self.history = History()
@@ -142,6 +150,7 @@ class Regularizer:
         if not self.active or not (torch.is_grad_enabled() and views.requires_grad):
             return views
         call = self._checked(views, labels)
+        self._make_graphs()
         self._pending = [ref for ref in self._pending if ref() is not None]
         self._pending.append(weakref.ref(call))
         identity: Tensor = Identity.apply(views, call, self._on_backward)
@@ -155,6 +164,7 @@ class Regularizer:
         if not self.active:
             return None
         call = self._checked(images, labels)
+        self._make_graphs()
         self._start_round([call])
         return self._hand_out(call, grad)
 
@@ -261,6 +271,7 @@ class Regularizer:
             self._warn_once("one image per class", ONE_IMAGE_PER_CLASS)
         drawn = self.pool.draw(self.proxies_per_round, self.generator)
         augment = self._further_views if self.views_per_image > 1 else None
+        self.pool.look_ahead(self.proxies_per_round, self.generator)
         return *cmi_gradient(drawn, views, groups, self._step, augment), images
 
     def _estimate_from(self, some: _Some, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -280,6 +291,10 @@ class Regularizer:
         index = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
         # A class's sum of divergences counts 1/n in CMI of all n images, but 1/m in CMI of the m drawn.
         return _Some(index, len(present) / self.classes * len(index) / len(labels))
+
+    def _make_graphs(self) -> None:
+        if isinstance(self._step, Graphs):
+            self._step.make_wanted()
 
     def _prepare(self, images: Tensor) -> Tensor:
         return self.pool.prepare(images, self.input_space)

@@ -1,0 +1,123 @@
+"""CUDA graphs for the regulariser's step: at shapes that keep coming, its hundreds of kernels start as one.
+
+A step is captured for a slot, so that one graph serves every proxy of a kind. Capturing happens between rounds, on the
+host's own thread and never within its backward pass. Whatever cannot be captured runs as it would without.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.cmi import Groups
+from ddplug.errors import DDPlugWarning
+from ddplug.gradient import Step
+from ddplug.proxies import Proxy
+from ddplug.slots import Slot
+
+AFTER = 3
+"""Rounds of a shape before it is captured."""
+AT_MOST = 8
+"""Graphs alive at a time; each holds on to the memory of a step."""
+
+Result = tuple[Tensor, Tensor]
+Capture = Callable[[Callable[[], Result]], tuple[Callable[[], object], Result]]
+"""Takes a function of no arguments, and returns what repeats it and the tensors that it leaves its results in."""
+
+
+def on_cuda(function: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
+    """Capture `function` as a CUDA graph, after two runs to warm up."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as the host's data loaders, may do on the device what they like meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = function()
+    return graph.replay, result
+
+
+class Graphs:
+    """A step that is replayed from a graph where it can be.
+
+    Args:
+        step: the plain one.
+        capture: what makes a graph of it.
+    """
+
+    def __init__(self, step: Step, capture: Capture = on_cuda) -> None:
+        self.step, self.capture = step, capture
+        self._seen: Counter[Hashable] = Counter()
+        self._wanted: dict[Hashable, tuple[Proxy, Tensor, Groups]] = {}
+        self._made: dict[Hashable, _Captured | None] = {}
+
+    def __call__(self, proxy: Proxy, views: Tensor, groups: Groups) -> Result:
+        """CMI of `views` and its gradient, as the plain step has them."""
+        if not self.possible(views):
+            return self.step(proxy, views, groups)
+        key = (proxy.kind, views.shape, views.dtype, views.device, len(groups.counts))
+        made = self._made.get(key)
+        if made is not None:
+            return made.replay(proxy, views, groups)
+        self._seen[key] += 1
+        if self._seen[key] >= AFTER and key not in self._made and len(self._made) < AT_MOST:
+            self._wanted[key] = (proxy, torch.empty_like(views), groups)
+        return self.step(proxy, views, groups)
+
+    def possible(self, views: Tensor) -> bool:
+        """Whether there are graphs where `views` are."""
+        return views.is_cuda
+
+    def make_wanted(self) -> None:
+        """Capture what rounds have asked for; to be called outside of any backward pass."""
+        if not self._wanted or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return
+        wanted, self._wanted = self._wanted, {}
+        for key, (proxy, views, groups) in wanted.items():
+            try:
+                self._made[key] = _Captured(self.step, self.capture, proxy, views, groups)
+            except Exception as error:  # a network may do anything; without a graph all is as it was
+                self._made[key] = None
+                warnings.warn(
+                    f"the regulariser's step could not be captured as a CUDA graph ({type(error).__name__}: "
+                    f"{str(error).partition(chr(10))[0]}); it goes on without, with the same numbers. graphs=False "
+                    "does not try.",
+                    DDPlugWarning,
+                    stacklevel=2,
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy captures for itself."""
+        return {"step": self.step, "capture": self.capture}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["step"], state["capture"])  # type: ignore[misc]
+
+
+class _Captured:
+    """A graph and the tensors that it reads and writes."""
+
+    def __init__(self, step: Step, capture: Capture, proxy: Proxy, views: Tensor, groups: Groups) -> None:
+        self._slot = Slot(proxy)
+        self._slot.costs.update(proxy.costs)  # measuring would wait for the device, which a graph cannot
+        self._views = torch.zeros_like(views)
+        self._groups = Groups(groups.classes.clone(), groups.index.clone(), groups.counts.clone())
+        with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
+            self._repeat, self._result = capture(lambda: step(self._slot, self._views, self._groups))
+
+    def replay(self, proxy: Proxy, views: Tensor, groups: Groups) -> Result:
+        self._slot.take(proxy)
+        self._views.copy_(views)
+        self._groups.index.copy_(groups.index)
+        self._groups.counts.copy_(groups.counts)
+        self._repeat()
+        value, grad = self._result
+        return value.clone(), grad.clone()  # the next replay writes over them
