@@ -137,7 +137,14 @@ def convnet(
     Raises `ProxyError` where the blocks pool the image away: each side needs 2 ** depth pixels.
     """
     _require_positive(num_classes=num_classes, channels=channels, width=width, depth=depth)
-    return _ConvNet(num_classes, channels, _pair(size), width, depth, norm)
+    height, breadth, padded = _extent(channels, _pair(size))
+    _require_size(f"convnet of depth {depth}", (height, breadth), depth, "a smaller depth")
+    layers: list[nn.Module] = []
+    for block in range(depth):
+        padding = 3 if padded and block == 0 else 1
+        layers += _convolution(channels if block == 0 else width, width, 3, padding, norm)
+        layers.append(nn.AvgPool2d(2))
+    return _Flattened(layers, width * (height // 2**depth) * (breadth // 2**depth), num_classes)
 
 
 @register
@@ -169,30 +176,74 @@ def resnet18(
     return _ResNet18(num_classes, channels, norm, width)
 
 
-class _ConvNet(Network):
-    def __init__(
-        self, num_classes: int, channels: int, size: tuple[int, int], width: int, depth: int, norm: Norm
-    ) -> None:
+@register
+def vgg11(
+    num_classes: int = 10,
+    *,
+    channels: int = 3,
+    size: Sequence[int] = (32, 32),
+    norm: Norm = "instance",
+    width: int = 64,
+) -> Network:
+    """VGG-11 for small images: eight 3x3 convolutions of 1 to 8 times `width`, five 2x2 max pools, a linear head.
+
+    `size` is (height, width) in pixels; features are the flattened last maps, 8 * width (512) of them at 32x32. As in
+    the literature, images of one channel and 28x28 are padded to 32x32 by the first convolution.
+
+    Raises `ProxyError` where the pools leave nothing of the image: each side needs 32 pixels.
+    """
+    _require_positive(num_classes=num_classes, channels=channels, width=width)
+    height, breadth, padded = _extent(channels, _pair(size))
+    _require_size("vgg11", (height, breadth), 5, "another network")
+    layers: list[nn.Module] = []
+    coming = channels
+    for times, pool in ((1, True), (2, True), (4, False), (4, True), (8, False), (8, True), (8, False), (8, True)):
+        padding = 3 if padded and not layers else 1
+        layers += _convolution(coming, times * width, 3, padding, norm)
+        layers += [nn.MaxPool2d(2)] if pool else []
+        coming = times * width
+    return _Flattened(layers, coming * (height // 32) * (breadth // 32), num_classes)
+
+
+@register
+def alexnet(
+    num_classes: int = 10,
+    *,
+    channels: int = 3,
+    size: Sequence[int] = (32, 32),
+    norm: Norm = "none",
+    width: int = 64,
+) -> Network:
+    """AlexNet for small images: five convolutions of 2 to 4 times `width`, three 2x2 max pools, a linear head.
+
+    `size` is (height, width) in pixels; features are the flattened last maps, 48 * width (3072) of them at 32x32. As
+    in the literature it has no norm, and images of one channel and 28x28 are padded to 32x32 by the first convolution.
+
+    Raises `ProxyError` where the pools leave nothing of the image: each side needs 8 pixels.
+    """
+    _require_positive(num_classes=num_classes, channels=channels, width=width)
+    height, breadth, padded = _extent(channels, _pair(size))
+    _require_size("alexnet", (height, breadth), 3, "another network")
+    layers = [
+        *_convolution(channels, 2 * width, 5, 4 if padded else 2, norm),
+        nn.MaxPool2d(2),
+        *_convolution(2 * width, 3 * width, 5, 2, norm),
+        nn.MaxPool2d(2),
+        *_convolution(3 * width, 4 * width, 3, 1, norm),
+        *_convolution(4 * width, 3 * width, 3, 1, norm),
+        *_convolution(3 * width, 3 * width, 3, 1, norm),
+        nn.MaxPool2d(2),
+    ]
+    return _Flattened(layers, 3 * width * (height // 8) * (breadth // 8), num_classes)
+
+
+class _Flattened(Network):
+    """Layers whose flattened maps are the features."""
+
+    def __init__(self, layers: list[nn.Module], features: int, num_classes: int) -> None:
         super().__init__()
-        padded = channels == 1 and size == (28, 28)
-        height, breadth = (32, 32) if padded else size
-        smallest = 2**depth
-        if min(height, breadth) < smallest:
-            raise ProxyError(
-                f"convnet of depth {depth} halves the image {depth} times and cannot take {size[0]}x{size[1]}. The "
-                f"smallest size that works is {smallest}x{smallest}: enlarge the images or use a smaller depth."
-            )
-        blocks: list[nn.Module] = []
-        for block in range(depth):
-            padding = 3 if padded and block == 0 else 1
-            blocks += [
-                nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding),
-                _norm(norm, width),
-                nn.ReLU(),
-                nn.AvgPool2d(2),
-            ]
-        self.features = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(width * (height // smallest) * (breadth // smallest), num_classes)
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(features, num_classes)
 
     def embed(self, images: Tensor) -> Tensor:
         maps: Tensor = self.features(images)
@@ -243,6 +294,10 @@ class _ResidualBlock(nn.Module):
         return torch.relu(self.residual(maps) + self.shortcut(maps))
 
 
+def _convolution(coming: int, going: int, kernel: int, padding: int, norm: str) -> list[nn.Module]:
+    return [nn.Conv2d(coming, going, kernel, padding=padding), _norm(norm, going), nn.ReLU()]
+
+
 def _norm(norm: str, width: int) -> nn.Module:
     if norm == "instance":
         return nn.GroupNorm(width, width, affine=True)
@@ -257,6 +312,21 @@ def _pair(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1:
         raise ProxyError(f"size is (height, width) in pixels, got {size!r}")
     return int(size[0]), int(size[1])
+
+
+def _extent(channels: int, size: tuple[int, int]) -> tuple[int, int, bool]:
+    """Height and width that the first convolution makes of images, and whether it pads them to that (28x28, grey)."""
+    padded = channels == 1 and size == (28, 28)
+    return (32, 32, True) if padded else (*size, False)
+
+
+def _require_size(name: str, size: tuple[int, int], halvings: int, instead: str) -> None:
+    smallest = 2**halvings
+    if min(size) < smallest:
+        raise ProxyError(
+            f"{name} halves the image {halvings} times and cannot take {size[0]}x{size[1]}. The smallest size that "
+            f"works is {smallest}x{smallest}: enlarge the images or use {instead}."
+        )
 
 
 def _require_positive(**options: int) -> None:

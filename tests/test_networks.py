@@ -18,6 +18,12 @@ BUILDS = [
     ("resnet18", {"width": 8}),
     ("resnet18", {"width": 8, "norm": "batch", "size": (8, 8), "channels": 1, "num_classes": 4}),
     ("resnet18", {"width": 8, "size": (9, 9)}),
+    ("vgg11", {"width": 8}),
+    ("vgg11", {"width": 8, "norm": "batch", "channels": 1, "size": (28, 28), "num_classes": 4}),
+    ("vgg11", {"width": 8, "norm": "none", "size": (64, 40)}),
+    ("alexnet", {"width": 8}),
+    ("alexnet", {"width": 8, "norm": "batch", "channels": 1, "size": (28, 28), "num_classes": 4}),
+    ("alexnet", {"width": 8, "norm": "instance", "size": (8, 17)}),
 ]
 
 
@@ -40,6 +46,13 @@ def parameter_count(net):
         ("convnet", {"channels": 1, "size": (28, 28)}, 320_010 - 2 * 9 * 128, 2048),
         # without norms, three pairs of affine maps are gone
         ("convnet", {"norm": "none"}, 320_010 - 3 * 2 * 128, 2048),
+        ("vgg11", {}, 9_231_114, 512),
+        ("vgg11", {"norm": "batch"}, 9_231_114, 512),
+        ("vgg11", {"channels": 1, "size": (28, 28)}, 9_231_114 - 2 * 9 * 64, 512),
+        ("alexnet", {}, 1_872_202, 3072),
+        # batch norm brings an affine map for each of the 128 + 192 + 256 + 192 + 192 channels
+        ("alexnet", {"norm": "batch"}, 1_872_202 + 2 * 960, 3072),
+        ("alexnet", {"channels": 1, "size": (28, 28)}, 1_872_202 - 2 * 25 * 128, 3072),
     ],
 )
 def test_sizes_are_those_of_the_literature(name, options, parameters, features):
@@ -150,6 +163,15 @@ def test_convnet_names_the_smallest_size_that_works(depth, norm):
     assert net.embed(images_for({"size": (smallest, smallest)})).std() > 0.01
 
 
+@pytest.mark.parametrize(("name", "smallest"), [("vgg11", 32), ("alexnet", 8)])
+def test_networks_that_pool_name_the_smallest_size_that_works(name, smallest):
+    with pytest.raises(ProxyError, match=f"smallest size that works is {smallest}x{smallest}"):
+        build(name, width=4, size=(smallest - 1, smallest))
+    with seeded(0):
+        net = build(name, width=4, size=(smallest, smallest))
+    assert net(images_for({"size": (smallest, smallest)})).shape == (4, 10)
+
+
 def test_resnet_refuses_a_last_stage_of_one_normalised_pixel():
     with pytest.raises(ProxyError, match=r"cannot take 8x8 images.*smallest size that works is 9x9"):
         build("resnet18", width=4, size=(8, 8))
@@ -181,7 +203,7 @@ def test_resnet_without_a_norm_is_refused():
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(ProxyError, match=r"'alexnot'; known are convnet, resnet18.*torchvision/NAME"):
+    with pytest.raises(ProxyError, match=r"'alexnot'; known are alexnet, convnet, resnet18, vgg11 and torchvision"):
         build("alexnot")
     with pytest.raises(ProxyError, match=r"no classifier 'resnet19'; it has .*resnet18"):
         build("torchvision/resnet19")
@@ -202,7 +224,7 @@ def test_registered_networks_are_built_by_name(monkeypatch):
 
         return Pixels()
 
-    assert networks.architectures() == ["convnet", "pixels", "resnet18"]
+    assert networks.architectures() == ["alexnet", "convnet", "pixels", "resnet18", "vgg11"]
     net = build("pixels", channels=1)
     assert net(torch.zeros(2, 1, 4, 4)).shape == (2, 10)
     assert net.spec == {"architecture": "pixels", "options": {"num_classes": 10, "channels": 1, "size": [4, 4]}}
