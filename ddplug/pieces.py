@@ -100,7 +100,7 @@ def _saved(features: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes.setdefault(storage.data_ptr(), storage.nbytes())
-        return tensor
+        return tensor.detach()  # with the graph behind it, a node that saves its output would hold itself alive
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = features(images.clone().requires_grad_())

@@ -126,7 +126,7 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
             "spec = {'architecture': NAME, 'options': {...}} and load with builders={NAME: function}."
         )
     name = f"proxy_{index:03d}.safetensors"
-    _save_tensors(proxy.network.state_dict(), folder / name)
+    _save_tensors(proxy.weights(), folder / name)
     return {
         "file": name,
         "bytes": (folder / name).stat().st_size,

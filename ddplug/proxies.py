@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.errors import DDPlugError, InputError, PoolError, ProxyError, SpaceError
 from ddplug.precision import Precision, layers
 from ddplug.spaces import AnySpace
 
@@ -110,7 +110,7 @@ class Proxy:
         try:
             with layers(images.device, precision):
                 features = self._read(images.to(self.dtype), space)
-        except (torch.OutOfMemoryError, ProxyError):
+        except (torch.OutOfMemoryError, DDPlugError):
             raise
         except Exception as error:  # what a network raises for images it was not made for is its own affair
             raise ProxyError(

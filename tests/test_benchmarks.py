@@ -1,0 +1,60 @@
+"""Every benchmark runs, prints its table and writes its figures; how large those are is not a test's affair."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ddplug.cmi import group
+from ddplug.gradient import PieceByPiece
+
+HERE = Path(__file__).parents[1] / "benchmarks"
+FEW = ["--repeats", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    monkeypatch.syspath_prepend(str(HERE))
+    return importlib.import_module(request.param)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "figures"),
+    [
+        ("step", ["--images", "20"], {"seconds", "ratios"}),
+        ("step", ["--images", "20", "--classes", "2"], {"seconds", "ratios", "classes"}),
+        ("estimator", ["--images", "1000", "--features", "16"], {"seconds", "ratios"}),
+        ("precision", [], {"rows"}),
+        ("memory", ["--images", "40", "--recipe-images", "20"], {"bytes", "ratios"}),
+        ("dm", ["--ipc", "2", "--batch-real", "2", "--architecture", "convnet"], {"seconds", "ratios"}),
+    ],
+    indirect=["script"],
+)
+def test_a_benchmark_runs(
+    script: ModuleType, options: list[str], figures: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if script.__name__ == "memory" and not Path("/proc/self/clear_refs").exists():
+        pytest.skip("resident memory is read from /proc")
+    script.main([*FEW, *options, "--out", str(tmp_path / "figures.json")])
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["machine"]["torch"] == torch.__version__
+    assert set(written) >= figures
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+@pytest.mark.parametrize("script", ["recipe"], indirect=True)
+def test_the_recipe_is_the_same_regulariser(script: ModuleType, tmp_path: Path) -> None:
+    """What is compared in time must be the same thing."""
+    measuring = importlib.import_module("measuring")
+    pool = measuring.random_pool(1)
+    images, labels = measuring.random_images(20, torch.device("cpu"))
+    script.Recipe.save([pool.proxies[0].network], tmp_path)
+    expected = script.Recipe(tmp_path, torch.device("cpu")).step(images)
+    step = PieceByPiece("feature", 1.0, lambda views: views)
+    got = step(pool.proxies[0], images, group(labels, 20, "cpu"))[1]
+    assert ((got - expected).norm() / expected.norm()).item() < 1e-3

@@ -1,0 +1,155 @@
+"""Pools larger than their budget: the same numbers as a pool that is all there, and no more memory than allowed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ddplug
+from ddplug import PoolError, ProxyPool
+from ddplug.measure import measure
+from ddplug.networks import build, seeded
+from ddplug.streaming import Stream, StreamedProxy
+
+COUNT = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five networks, one of them of another architecture."""
+    networks = []
+    for seed in range(COUNT):
+        with seeded(seed):
+            width = 6 if seed == 3 else 4
+            networks.append(build("convnet", num_classes=3, channels=3, size=(8, 8), width=width, depth=2))
+    where = tmp_path_factory.mktemp("pools") / "pool"
+    ProxyPool.from_modules(networks).save(where)
+    return where
+
+
+def stream_of(pool: ProxyPool) -> Stream:
+    assert all(isinstance(proxy, StreamedProxy) for proxy in pool)
+    found: Any = pool.proxies[0]
+    stream: Stream = found._stream
+    return stream
+
+
+def views(count: int = 9, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(pool: ProxyPool, rounds: int = 12, **options: Any) -> list[Tensor]:
+    regularizer = ddplug.Regularizer(pool, 1.0, weighting="absolute", announce=lambda line: None, **options)
+    found = []
+    for number in range(rounds):
+        leaf = views(seed=number).requires_grad_()
+        regularizer(leaf, torch.arange(9) % 3).sum().backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"draw": 3}, {"chunk": 2}, {"every": 2}])
+def test_streamed_is_resident(folder: Path, options: dict[str, Any]) -> None:
+    streamed, resident = ProxyPool.load(folder, budget=1), ProxyPool.load(folder)
+    assert not any(isinstance(proxy, StreamedProxy) for proxy in resident)
+    stream_of(streamed)
+    for got, expected in zip(gradients(streamed, **options), gradients(resident, **options), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_no_more_than_the_budget_stays(folder: Path) -> None:
+    largest = max(file.stat().st_size for file in folder.glob("*.safetensors"))
+    for budget, resident in ((1, 2), (3 * largest, 3)):
+        pool = ProxyPool.load(folder, budget=budget)
+        gradients(pool)
+        stream = stream_of(pool)
+        assert len(stream._here) == resident
+        assert len(stream._coming) <= resident
+
+
+def test_what_comes_next_is_read_ahead_and_nothing_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ProxyPool.load(folder, budget=1)
+    gradients(pool, 1)  # the first round probes every proxy
+    stream, readers, main = stream_of(pool), [], threading.main_thread()
+    make = stream._reader
+
+    def noted(number: int, device: torch.device) -> Any:
+        read = make(number, device)
+
+        def reading() -> Any:
+            readers.append((number, threading.current_thread() is main))
+            return read()
+
+        return reading
+
+    monkeypatch.setattr(stream, "_reader", noted)
+    monkeypatch.setattr("ddplug.networks.build", lambda *_, **__: pytest.fail("a network was built"))
+    generator, asked = torch.Generator().manual_seed(4), []
+    for _ in range(8):
+        pool.look_ahead(1, generator)
+        asked = list(stream._coming)
+        (drawn,) = pool.draw(1, generator)
+        assert isinstance(drawn, StreamedProxy)
+        assert not asked or drawn._number in asked or drawn._number in stream._here
+        drawn(views())
+    assert readers
+    assert not any(on_main for _, on_main in readers)
+
+
+def test_looking_ahead_draws_nothing(folder: Path, untouched: None) -> None:
+    pool, generator = ProxyPool.load(folder, budget=1), torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    pool.look_ahead(2, generator)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_the_loss_form_sees_several_networks_in_one_graph(folder: Path) -> None:
+    """Their weights change places between the forward and the backward pass."""
+    found = []
+    for budget in (1, 1 << 30):
+        cmi, leaf = ddplug.CMI(ProxyPool.load(folder, budget=budget), draw="all"), views().requires_grad_()
+        labels = torch.arange(9) % 3
+        loss = cmi(leaf, labels) + 2 * cmi(leaf.sin(), labels)
+        loss.backward()
+        found.append(leaf.grad)
+    assert found[0] is not None
+    assert found[1] is not None
+    assert torch.equal(found[0], found[1])
+
+
+def test_everything_else_is_as_with_a_resident_pool(folder: Path, tmp_path: Path) -> None:
+    streamed, resident = ProxyPool.load(folder, budget=1), ProxyPool.load(folder)
+    assert [proxy.digest() for proxy in streamed] == [proxy.digest() for proxy in resident]
+    assert [(p.name, p.head, p.record) for p in streamed] == [(p.name, p.head, p.record) for p in resident]
+    assert [p.kind == streamed.proxies[0].kind for p in streamed] == [True, True, True, False, True]
+    streamed.save(tmp_path / "copy")
+    for copied in (ProxyPool.load(tmp_path / "copy"), copy.deepcopy(streamed), pickle.loads(pickle.dumps(streamed))):
+        for proxy, expected in zip(copied, resident, strict=True):
+            assert torch.equal(proxy(views(), "logit"), expected(views(), "logit"))
+    labels = torch.arange(9) % 3
+    assert measure(streamed, views(), labels) == measure(resident, views(), labels)
+
+
+def test_a_damaged_file_is_refused_when_the_pool_is_opened(folder: Path, tmp_path: Path) -> None:
+    pool = ProxyPool.load(folder)
+    pool.save(tmp_path / "pool")
+    last = tmp_path / "pool" / f"proxy_{COUNT - 1:03d}.safetensors"
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    with pytest.raises(PoolError, match="not the file that the pool's header describes"):
+        ProxyPool.load(tmp_path / "pool", budget=1)
+
+
+def test_a_file_that_goes_missing_in_use_is_said(folder: Path, tmp_path: Path) -> None:
+    ProxyPool.load(folder).save(tmp_path / "pool")
+    pool = ProxyPool.load(tmp_path / "pool", budget=1)
+    (tmp_path / "pool" / "proxy_002.safetensors").unlink()
+    with pytest.raises(PoolError, match="could not be read.*Did the pool's folder"):
+        pool.proxies[2](views())
