@@ -27,6 +27,7 @@ from torch import Tensor
 from ddplug.errors import HostError, InputError
 from ddplug.files import replacing
 from ddplug.hostproxies import DeferredPool, check_dataset, resolve
+from ddplug.precision import Precision
 from ddplug.regularizer import Regularizer
 from ddplug.weighting import Relative
 
@@ -64,6 +65,9 @@ OPTIONS = (
     Option("temperature", float, 1.0, "T in softmax(f / T)"),
     Option("calibrate", int, 10, "steps over which a share is turned into a lambda"),
     Option("draw", int, 1, "proxies drawn per step"),
+    Option("classes", int, 0, "random classes per step that CMI is estimated on, scaled; 0 for all"),
+    Option("precision", str, "auto", "auto: bf16 backward where fast; exact: fp32; bf16: both ways", get_args(Precision)),
+    Option("chunk", int, 0, "images that go through a proxy together; 0 for as many as memory allows"),
     Option("views", str, "host", "the host's augmented views, or the clean images", get_args(Views)),
     Option("views_per_image", int, 1, "further views of each image, made by kornia; for one image per class"),
     Option("seed", int, 0, "of the regulariser's own generator"),
@@ -214,8 +218,9 @@ def start(host: str, args: Any, **known: Any) -> Layer:
     pool = resolve(options["proxies"], adapter, args, known)
     regularizer = Regularizer(
         pool, options["weight"], setting=setting, input_space=adapter.space(args, known),
+        classes=options["classes"] or None, chunk=options["chunk"] or "auto",
         **{name: options[name] for name in
-           ("weighting", "space", "temperature", "calibrate", "every", "draw", "views_per_image", "seed")},
+           ("weighting", "space", "temperature", "calibrate", "every", "draw", "precision", "views_per_image", "seed")},
     )  # fmt: skip
     print(f"ddplug: {host}, weight {options['weight']}, {pool}", flush=True)
     return _started(_layer(adapter, regularizer, args, known, options["views"], options["inner"]))
