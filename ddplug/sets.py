@@ -1,27 +1,43 @@
-"""Synthetic sets as files: images, labels and what the numbers mean, in one `.pt` that holds nothing but tensors."""
+"""Synthetic sets as files: images, labels and what the numbers mean, in one `.pt` that holds nothing but tensors.
+
+Ours, and the files that hosts leave; the files that belong together there are found beside each other.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ddplug import hostfiles
 from ddplug.errors import DataError, SpaceError
 from ddplug.files import replacing
-from ddplug.spaces import AnySpace, space_from_json
+from ddplug.spaces import AnySpace, InputSpace, space_from_json
+
+Meaning = Literal["normalized", "zca"]
 
 
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
-    """Images (n, c, h, w) floats and labels (n,) int64 in an input space, which is None if the file does not say."""
+    """Images (n, c, h, w) floats and their labels, int64 (n,) or probabilities, float (n, classes)."""
 
     images: Tensor
     labels: Tensor
     space: AnySpace | None = None
+    """What the numbers in the images mean; None if the file does not say."""
     dataset: str | None = None
+    meaning: Meaning | None = None
+    """Where `space` is None, what is known of it all the same: the data set's own normalisation, or its ZCA."""
+    lr: float | None = None
+    """The learning rate that was learned with the images, if one was."""
+
+    @property
+    def classes(self) -> Tensor:
+        """The class of every image, int64 (n,): its label or, of probabilities, the largest."""
+        return self.labels.argmax(1) if self.labels.ndim == 2 else self.labels
 
 
 def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
@@ -32,42 +48,70 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
         "space": synthetic.space.to_json() if synthetic.space else None,
         "space_tensors": getattr(synthetic.space, "tensors", dict)(),  # a whitening has matrices
         "dataset": synthetic.dataset,
+        "meaning": synthetic.meaning,
+        "lr": synthetic.lr,
     }
     with replacing(path) as temporary:
         torch.save(record, temporary)
 
 
-def load_set(path: str | Path) -> SyntheticSet:
-    """Read a set: ours, a dictionary with images and labels, a pair of them, or DM's results file (its last set).
+def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
+    """Read a set: ours, a dictionary with images and labels, a pair of them, or what a host leaves.
 
-    Read with `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else.
+    - DM, DC, DSA: `res_*.pt`, of which the last set is taken.
+    - MTT, DATM: `images_N.pt`, with `labels_N.pt` beside it and, from DATM, `lr_N.pt`. Learned labels are logits
+      there, and become probabilities here.
+    - IDC: `data.pt`, whose images hold `factor` x `factor` smaller ones each; these are taken apart and enlarged, and
+      clamped to [0, 1], as the host does. Without `factor` it is read from the host's own `args.txt` beside the file.
+
+    Labels of a dictionary or a pair may be soft, (n, classes), but only as probabilities. Read with
+    `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"there is no synthetic set at '{path}'; expected a .pt file with images and labels.")
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's readers raise whatever a damaged file makes them stumble over
-        # Torch's own text advises to load such a file without its safeguard; it is left out on purpose.
-        raise DataError(
-            f"'{path}' cannot be read as tensors ({type(error).__name__}): it is no .pt file of images and labels, is "
-            "damaged, or holds Python objects, which are not executed."
-        ) from error
+    record = hostfiles.read(path, "synthetic set", "a .pt file with images and labels")
     images, labels, extra = _unpack(record)
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4 and labels.ndim == 1):
+    if isinstance(record, Tensor) and hostfiles.is_images(path):
+        learned = hostfiles.beside(path)
+        images, labels, extra = record, learned.labels, {"lr": learned.lr}
+        extra["meaning"] = "zca" if learned.whitened else None
+    _check(path, record, images, labels)
+    if isinstance(record, dict) and "accs_all_exps" in record:
+        extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
+    space = _space(path, extra)
+    images = images.float()
+    if factor is not None or hostfiles.is_formed(path, record):
+        if isinstance(record, dict | Tensor):
+            raise DataError(
+                f"'{path}' is no file of IDC's, a pair of images and labels, and has no factor; leave it out."
+            )
+        space = InputSpace.unit(images.shape[1])
+        images, labels = hostfiles.unform(images, labels, hostfiles.factor(path) if factor is None else factor)
+    labels = labels.float() if labels.ndim == 2 else labels.long()
+    return SyntheticSet(images, labels, space, extra.get("dataset"), extra.get("meaning"), extra.get("lr"))
+
+
+def _check(path: Path, record: object, images: Any, labels: Any) -> None:
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4 and labels.ndim in (1, 2)):
         keys = f"a dictionary with {', '.join(sorted(map(str, record))[:6])}" if isinstance(record, dict) else None
         held = keys or f"{type(record).__name__} of {_shape(images)} and {_shape(labels)}"
         raise DataError(
-            f"'{path}' holds {held}, expected images (n, c, h, w) and hard labels (n,): a dictionary with the keys "
-            "images and labels, a pair, or DM's results."
+            f"'{path}' holds {held}, expected images (n, c, h, w) and labels (n,) or (n, classes): a dictionary with "
+            "the keys images and labels, a pair, DM's results, or images_N.pt with labels_N.pt beside it."
         )
     if len(images) != len(labels):
         raise DataError(f"'{path}' holds {len(images)} images but {len(labels)} labels; it is damaged.")
+    if labels.ndim == 2 and not hostfiles.are_probabilities(labels):
+        raise DataError(
+            f"'{path}' holds labels of shape {tuple(labels.shape)} that are no probabilities (rows of numbers >= 0 "
+            "with sum 1). If the images' labels are logits, store their softmax."
+        )
+
+
+def _space(path: Path, extra: dict[str, Any]) -> AnySpace | None:
     try:
-        space = space_from_json(extra["space"], extra.get("space_tensors")) if extra.get("space") else None
+        return space_from_json(extra["space"], extra.get("space_tensors")) if extra.get("space") else None
     except SpaceError as error:
         raise DataError(f"'{path}' does not say what its images mean: {error}") from error
-    return SyntheticSet(images.float(), labels.long(), space, extra.get("dataset"))
 
 
 def _shape(found: object) -> str:

@@ -118,15 +118,31 @@ def test_sets_of_other_people_are_understood(record: object, tmp_path: Path) -> 
         (Y, X),
         {"images": X.flatten(1), "labels": Y},
         {"images": X, "labels": torch.tensor(1)},
-        {"images": X, "labels": torch.tensor([[0.9, 0.1], [0.2, 0.8]])},
+        {"images": X, "labels": torch.tensor([[0.9, 0.3], [0.2, 0.8]])},
+        {"images": X, "labels": torch.tensor([[1.9, -0.9], [0.2, 0.8]])},
+        {"images": X, "labels": torch.tensor([[1, 0], [0, 1]])},
     ],
     ids=["images only", "no labels", "labels are a list", "another dictionary", "no runs", "three things", "empty",
-         "swapped", "flat images", "one label", "soft labels"],
+         "swapped", "flat images", "one label", "sums of more than 1", "negative", "integers"],
 )  # fmt: skip
 def test_other_content_is_refused_with_what_was_expected(record: object, tmp_path: Path) -> None:
     torch.save(record, tmp_path / "set.pt")
     with pytest.raises(DataError, match=r"set\.pt.*images.*labels"):
         load_set(tmp_path / "set.pt")
+
+
+def test_probabilities_are_labels_too(tmp_path: Path) -> None:
+    soft = torch.tensor([[0.3, 0.7], [1.0, 0.0]])
+    torch.save({"images": X, "labels": soft.double()}, tmp_path / "set.pt")
+    loaded = load_set(tmp_path / "set.pt")
+    assert torch.equal(loaded.labels, soft)
+    assert loaded.classes.tolist() == [1, 0]
+    assert load_set_again(loaded, tmp_path).labels.tolist() == soft.tolist()
+
+
+def load_set_again(synthetic: SyntheticSet, folder: Path) -> SyntheticSet:
+    save_set(synthetic, folder / "again.pt")
+    return load_set(folder / "again.pt")
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (2, 3)])

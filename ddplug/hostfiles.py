@@ -1,0 +1,141 @@
+"""What hosts leave on disk besides one file of images and labels: files that belong together, and formed images."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddplug.errors import DataError
+
+_IMAGES = "images_"
+
+
+class Beside(NamedTuple):
+    """What MTT and DATM write next to a file of images."""
+
+    labels: Tensor
+    """int64 (n,), or probabilities, float (n, classes)."""
+    lr: float | None
+    """The learning rate that was learned; MTT keeps it elsewhere."""
+    whitened: bool
+    """Whether the host undid a whitening to show the images, so that the images themselves are whitened."""
+
+
+def read(path: Path, what: str, expected: str) -> Any:
+    """What a `.pt` file of tensors and numbers holds; `DataError` if it is not there or holds anything else."""
+    if not path.is_file():
+        raise DataError(f"there is no {what} at '{path}'; expected {expected}.")
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's readers raise whatever a damaged file makes them stumble over
+        # Torch's own text advises to load such a file without its safeguard; it is left out on purpose.
+        raise DataError(
+            f"'{path}' cannot be read as tensors ({type(error).__name__}): it is no .pt file of images and labels, is "
+            "damaged, or holds Python objects, which are not executed."
+        ) from error
+
+
+def _numbers() -> list[Any]:
+    """What NumPy's numbers are read with: DM keeps its accuracies as such, under a name that NumPy 2 has changed."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [*((scalar, name) for name in names), np.dtype, *kinds]
+
+
+def is_images(path: Path) -> bool:
+    """Whether a file has the name of MTT's and DATM's images (and not of a picture of whitened ones)."""
+    return path.name.startswith(_IMAGES) and not path.name.startswith(f"{_IMAGES}zca_")
+
+
+def beside(path: Path) -> Beside:
+    """The labels, learning rate and whitening that belong to `images_N.pt`; `DataError` if there are no labels."""
+    name = path.name.removeprefix(_IMAGES)
+    labels = read(
+        path.with_name(f"labels_{name}"), f"file of labels for '{path}'", "the labels_N.pt that the host wrote with it"
+    )
+    if isinstance(labels, Tensor) and labels.ndim == 2 and not are_probabilities(labels):
+        labels = labels.detach().float().softmax(1)
+    rate = path.with_name(f"lr_{name}")
+    # The picture of the best images has the number of their iteration, so any picture tells.
+    whitened = any(path.parent.glob(f"{_IMAGES}zca_*.pt"))
+    return Beside(labels, _rate(rate) if rate.is_file() else None, whitened)
+
+
+def are_probabilities(labels: Tensor) -> bool:
+    """Whether the rows of (n, classes) are distributions."""
+    if not labels.is_floating_point():
+        return False
+    sums = labels.detach().double().sum(1)
+    return bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3, rtol=0)
+
+
+def is_formed(path: Path, record: object) -> bool:
+    """Whether this is a `data.pt` of IDC: a bare pair of images and labels."""
+    return path.name == "data.pt" and isinstance(record, list | tuple) and len(record) == 2
+
+
+def factor(path: Path) -> int:
+    """The factor of IDC's `data.pt`, from the host's own `args.txt` beside it; `DataError` if that is not there."""
+    arguments = path.with_name("args.txt")
+    try:
+        record = json.loads(arguments.read_text(encoding="utf-8"))
+        found, kind = int(record["factor"]), str(record.get("decode_type", "single"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"'{path}' is IDC's by its name, and does not say how many images are in each of its images: the host's "
+            f"args.txt is not beside it, or cannot be read ({type(error).__name__}). Give the factor that it was "
+            "distilled with: 2 (IDC) or 1 (IDC-I)."
+        ) from error
+    if kind != "single" and found > 1:
+        raise DataError(f"{arguments} says decode_type {kind!r}; only 'single' can be taken apart here.")
+    return found
+
+
+def unform(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Take IDC's formed images apart: (n, c, h, w) intensities as (n * factor ** 2, c, h, w), and their labels.
+
+    Each image is a grid of `factor` x `factor` smaller ones, which are enlarged bilinearly to its size; what the grid
+    lacks at the lower and right edge is grey. The parts of an image come one after another. Values are clamped to
+    [0, 1], as the host does before each use. Raises `DataError` for a factor that cannot be, images that are not
+    square, and values far from [0, 1].
+    """
+    height, width = images.shape[2:]
+    if height != width or not 1 <= factor <= height:
+        raise DataError(
+            f"a factor is the number of images along the side of a square image, 1 to its pixels, got {factor} for "
+            f"images of {height}x{width}."
+        )
+    low, high = (float(bound) for bound in images.aminmax())
+    if not -0.5 <= low <= high <= 1.5:  # the host saves them as they are after a step, so a little outside
+        raise DataError(
+            f"IDC's images are intensities, about [0, 1], got values from {low:.3g} to {high:.3g}. Is this a set of "
+            "another host? Store it as a dictionary of images and labels under another name than data.pt."
+        )
+    images = images.clamp(0, 1)
+    if factor == 1:
+        return images, labels
+    images = F.pad(images, [0, -width % factor] * 2, value=0.5)
+    parts = rearrange(images, "n c (i h) (j w) -> (n i j) c h w", i=factor, j=factor)
+    enlarged = F.interpolate(parts, size=(height, width), mode="bilinear", align_corners=False)
+    return enlarged, labels.repeat_interleave(factor**2, dim=0)
+
+
+def _rate(path: Path) -> float:
+    value = read(path, "learning rate", "a number")
+    try:
+        rate = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"'{path}' holds {type(value).__name__}, expected one learning rate.") from error
+    if not 0 < rate < math.inf:
+        raise DataError(f"'{path}' holds the learning rate {rate}, expected a positive number.")
+    return rate
