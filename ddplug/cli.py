@@ -1,4 +1,4 @@
-"""The command line: `ddplug demo`, `pretrain`, `measure`, and from `cli_hosts`, `run` and `patch`."""
+"""The command line: `ddplug demo`, `pretrain`, `measure`, and from other files, `compare`, `run` and `patch`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddplug import cli_hosts
+from ddplug import cli_compare, cli_hosts
 from ddplug.errors import DDPlugError, InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-for _command in (cli_hosts.run, cli_hosts.patch):
+for _command in (cli_compare.compare, cli_hosts.run, cli_hosts.patch):
     app.command()(_command)
 
 

@@ -7,6 +7,7 @@ It knows nothing of CMI: `ddplug.attach(trainer)` finds `augment` and its labels
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ddplug.augment import DSA
 from ddplug.datasets import ImageData, random_real
 from ddplug.dsa_params import Params
+from ddplug.errors import InputError
 from ddplug.networks import Network, build, seeded
 
 
@@ -77,17 +79,50 @@ class DistributionMatching:
 
     def step(self) -> Tensor:
         """One iteration; returns the loss."""
-        embed = self._random_network()
-        real, real_labels = self._real_batch()
-        params = self.dsa.draw(self.images)
-        with torch.no_grad():
-            real_views = self.augment(real, real_labels, params)
-        loss = self.loss(embed, real_views, self.augment(self.images, self.labels, params))
+        _, loss = self._match()
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.iteration += 1
         return loss.detach()
+
+    def peek(self, *, clean: bool = False) -> tuple[Tensor, Tensor]:
+        """What the next iteration would match, and the loss's gradient on it, both (n, c, h, w); nothing is moved.
+
+        That is the views, or with `clean` the images themselves. It draws as an iteration does: put the trainer back
+        with `state_dict` and `load_state_dict` if the run is to go on as if nobody had looked.
+        """
+        views, loss = self._match()
+        seen = self.images if clean else views
+        (gradient,) = torch.autograd.grad(loss, seen)
+        return seen.detach(), gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a continued run needs: the images, their optimizer, both generators, the iteration."""
+        return {
+            "images": self.images.detach().clone(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "generator": self.generator.get_state(),
+            "dsa": self.dsa.state_dict(),
+            "iteration": self.iteration,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict` of a trainer of the same arguments, bit for bit; `InputError` for another's."""
+        missing = {"images", "optimizer", "generator", "dsa", "iteration"} - set(state)
+        if missing:
+            raise InputError(f"this is no state of a DistributionMatching: it lacks {', '.join(sorted(missing))}.")
+        if state["images"].shape != self.images.shape:
+            raise InputError(
+                f"this state is of {tuple(state['images'].shape)} images, expected {tuple(self.images.shape)}; load it "
+                "into a trainer of the same data and images per class."
+            )
+        with torch.no_grad():
+            self.images.copy_(state["images"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.generator.set_state(state["generator"].cpu())
+        self.dsa.load_state_dict(state["dsa"])
+        self.iteration = state["iteration"]
 
     def run(self, iterations: int, on_iteration: Callable[[int, Tensor], object] | None = None) -> Tensor:
         """`iterations` more steps; `on_iteration(done, loss)` is told after each. Returns the synthetic images."""
@@ -96,6 +131,16 @@ class DistributionMatching:
             if on_iteration is not None:
                 on_iteration(self.iteration, loss)
         return self.images.detach()
+
+    def _match(self) -> tuple[Tensor, Tensor]:
+        """The synthetic views of one newly drawn network, batch and augmentation, and the loss on them."""
+        embed = self._random_network()
+        real, real_labels = self._real_batch()
+        params = self.dsa.draw(self.images)
+        with torch.no_grad():
+            real_views = self.augment(real, real_labels, params)
+        views = self.augment(self.images, self.labels, params)
+        return views, self.loss(embed, real_views, views)
 
     def _random_network(self) -> Callable[[Tensor], Tensor]:
         channels, height, width = self.data.shape

@@ -1,0 +1,115 @@
+"""The command `ddplug compare`: paired runs with and without CMI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddplug.errors import InputError
+
+if TYPE_CHECKING:
+    from ddplug.datasets import ImageData
+    from ddplug.proxies import ProxyPool
+
+
+def compare(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or an upstream host: dm.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100 or folder.")] = "digits",
+    data_path: Annotated[Path | None, typer.Option(help="Where the data lies; digits need none.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; what is there is gone on with.")] = Path(
+        "ddplug-compare"
+    ),
+    proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
+    heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
+    weights: Annotated[str, typer.Option(help="Numbers or paper, by commas; 0 is always run.")] = "0,0.1",
+    views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
+    seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
+    ipc: Annotated[int, typer.Option(help="Images per class.")] = 10,
+    iterations: Annotated[int, typer.Option(help="Distillation steps of a run.")] = 300,
+    batch_real: Annotated[int, typer.Option(help="Real images per class and step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate of the synthetic images.")] = 1.0,
+    strategy: Annotated[str | None, typer.Option(help="DSA's operations; by default as the data set allows.")] = None,
+    arch: Annotated[str, typer.Option(help="Network that matches and judges.")] = "convnet",
+    width: Annotated[int | None, typer.Option(help="Its channels; the architecture's own by default.")] = None,
+    checkpoints: Annotated[int, typer.Option(help="Times a run's set is kept and judged, the end included.")] = 5,
+    runs: Annotated[int, typer.Option(help="Fresh networks per judgement.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 300,
+    judge_lr: Annotated[float, typer.Option(help="Their learning rate.")] = 0.03,
+    weighting: Annotated[str, typer.Option(help="What a weight is: relative or absolute.")] = "relative",
+    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
+    temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
+    calibrate: Annotated[int, typer.Option(help="Steps over which a share becomes a lambda.")] = 10,
+    every: Annotated[int, typer.Option(help="Act in every k-th step only, k times as strongly.")] = 1,
+    draw: Annotated[int, typer.Option(help="Proxies drawn per step.")] = 1,
+    views_per_image: Annotated[int, typer.Option(help="Further views of each image.")] = 1,
+    classes: Annotated[int | None, typer.Option(help="Classes that a step's CMI is estimated on.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, exact or bf16: of the proxies' layers.")] = "auto",
+    chunk: Annotated[str, typer.Option(help="Images that go through a proxy together, or auto.")] = "auto",
+    graphs: Annotated[bool, typer.Option(help="Replay steps from CUDA graphs.")] = True,
+    compile: Annotated[bool, typer.Option("--compile", help="Put the proxies through torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
+) -> None:
+    """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
+
+    Interrupt it whenever you like: the same command goes on, and more seeds, weights or views add to what is there.
+    """
+    from rich.console import Console
+
+    from ddplug import datasets
+    from ddplug.cli import _device
+    from ddplug.compare import compare as run_compare
+    from ddplug.compare_entry import Own
+    from ddplug.compare_judge import Judge
+    from ddplug.compare_plan import Settings, arms, read_weights
+    from ddplug.pretrain import MIRRORED
+    from ddplug.progress import Bars
+
+    options: dict[str, Any] = {
+        "weighting": weighting, "space": space, "temperature": temperature, "calibrate": calibrate, "every": every,
+        "draw": draw, "views_per_image": views_per_image, "classes": classes, "precision": precision,
+        "chunk": _chunk(chunk), "graphs": graphs, "compile": compile,
+    }  # fmt: skip
+    chosen = arms(read_weights(weights), [part.strip() for part in views.split(",")])
+    where = _device(device)
+    if proxies is None:
+        raise InputError("compare needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
+    real = datasets.load(data, data_path)
+    if strategy is None:
+        strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
+    settings = Settings(
+        ipc=ipc, iterations=iterations, batch_real=batch_real, lr=lr, strategy=strategy, arch=arch, width=width,
+        checkpoints=checkpoints, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=options,
+    )  # fmt: skip
+    pool = _pool(proxies, real)
+    judge = Judge(real.to(where), settings, pool, _pool(heldout, real) if heldout else None, where)
+    if host != "own":
+        raise InputError(f"unknown host {host!r}; expected own.")
+    with Bars() as progress:
+        run_compare(Own(real, settings, pool, where), chosen, seeds, out, judge, host=host, on_progress=progress)
+    Console().print(f"wrote {out / 'compare.json'}", soft_wrap=True)
+
+
+def _pool(folder: Path, data: ImageData) -> ProxyPool:
+    """The pool in `folder`, which must be of this very data."""
+    from ddplug.errors import PoolError
+    from ddplug.proxies import ProxyPool
+
+    pool = ProxyPool.load(folder, dataset=data.name)
+    if pool.info.fingerprint not in (None, data.fingerprint()):
+        raise PoolError(
+            f"the proxies in '{folder}' were trained on another edition of {data.name}; train some on this one with "
+            "`ddplug pretrain`."
+        )
+    return pool
+
+
+def _chunk(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError as error:
+        raise InputError(f"chunk must be auto or a number of images, got {text!r}.") from error

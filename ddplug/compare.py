@@ -1,0 +1,158 @@
+"""`ddplug compare`: the same distillation with and without CMI, from the same starts and seeds, and what came out.
+
+Everything that is finished is a file, so that the same call goes on where it was interrupted and ends with the same
+results; with more seeds, weights or views it adds what is missing. Times are kept apart from results.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ddplug.compare_entry import DONE, set_name
+from ddplug.compare_judge import Judge, read_json, write_json
+from ddplug.compare_plan import Arm, Entry
+from ddplug.errors import DataError, InputError
+from ddplug.proxies import ProxyPool
+
+SETTINGS, RESULT, ENTRIES = "settings.json", "compare.json", "entries"
+
+
+class Distiller(Protocol):
+    """What makes an entry's sets: our own trainer, or an upstream host."""
+
+    @property
+    def length(self) -> int:
+        """Steps of an entry, for the progress bar."""
+
+    def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
+        """Leave in `folder` the sets and `distilled.json`, or do nothing if that is there; `tell(steps done)`."""
+
+
+def compare(
+    distil: Distiller,
+    arms: Sequence[Arm],
+    seeds: int,
+    out: str | Path,
+    judge: Judge,
+    *,
+    host: str = "own",
+    on_progress: Callable[[str, int, int, str], object] | None = None,
+) -> dict[str, Any]:
+    """Distil and judge every arm of every seed, or what is left to do, and write `compare.json` into `out`.
+
+    Args:
+        distil: makes an entry's sets.
+        arms: of `ddplug.compare_plan.arms`: the baseline first.
+        seeds: 0 to `seeds` - 1.
+        out: folder of the comparison.
+        judge: what sets are judged by.
+        host: "own" or the host's name.
+        on_progress: told (what, steps done, steps in all, a note).
+
+    Returns the content of `compare.json`; see docs/compare.md.
+
+    Raises:
+        InputError: no seeds, or `out` holds a comparison with other settings; it says which differ.
+        DataError: a file of the comparison is damaged, or `out` holds something else.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds must be at least 1, got {seeds}.")
+    out = Path(out)
+    _claim(out, _made_with(host, judge))
+    entries = [Entry(arm, seed) for seed in range(seeds) for arm in arms]
+    tell = on_progress or (lambda what, done, total, note: None)
+    total = len(entries) * distil.length
+    what, records = f"compare {host} on {judge.data.name}", []
+    for number, entry in enumerate(entries):
+        before, done_so_far = number * distil.length, f"{number} of {len(entries)} entries done; {entry.name}"
+        folder = out / ENTRIES / entry.name
+
+        def distilling(step: int, before: int = before, note: str = done_so_far) -> None:
+            tell(what, before + step, total, f"{note}: iteration {step} of {distil.length}")
+
+        def judging(line: str, before: int = before, note: str = done_so_far) -> None:
+            tell(what, before + distil.length, total, f"{note}: {line}")
+
+        distil(entry, folder, distilling)
+        records.append(_judged(entry, folder, judge, judging))
+    result = _result(host, judge, arms, seeds, records)
+    write_json(result, out / RESULT)
+    tell(what, total, total, f"{len(entries)} entries done")
+    return result
+
+
+def _judged(entry: Entry, folder: Path, judge: Judge, tell: Callable[[str], object]) -> dict[str, Any]:
+    """Everything about a distilled entry, its sets judged."""
+    distilled = read_json(folder / DONE)
+    checkpoints, times = [], []
+    for made in distilled["sets"]:
+        iteration = made["iteration"]
+
+        def networks(done: int, iteration: int = iteration) -> None:
+            tell(f"judging iteration {iteration}, {done} of {judge.settings.runs} networks")
+
+        networks(0)
+        judgement = judge(folder / set_name(iteration), entry.seed, networks)
+        checkpoints.append({"iteration": iteration, **judgement, "lambda": made["lambda"], "share": made["share"]})
+        times.append({"iteration": iteration, **made["times"]})
+    return {
+        "name": entry.name, "arm": entry.arm.name, "weight": entry.arm.weight,
+        "views": None if entry.arm.baseline else entry.arm.views, "seed": entry.seed, "skipped": distilled["skipped"],
+        "checkpoints": checkpoints, "times": times,
+    }  # fmt: skip
+
+
+def _result(host: str, judge: Judge, arms: Sequence[Arm], seeds: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": "ddplug-compare", "version": 1, "ddplug": importlib.metadata.version("ddplug"),
+        **_made_with(host, judge), "arms": [arm.name for arm in arms], "seeds": seeds,
+        "entries": [{key: value for key, value in record.items() if key != "times"} for record in records],
+        "times": {record["name"]: record["times"] for record in records},
+    }  # fmt: skip
+
+
+def _made_with(host: str, judge: Judge) -> dict[str, Any]:
+    """Everything that decides an entry's outcome and is the same for all, as it is read back from JSON."""
+    return {
+        "host": host, "data": {"name": judge.data.name, "fingerprint": judge.data.fingerprint()},
+        "proxies": _digests(judge.pool), "heldout": _digests(judge.heldout), "device": judge.device.type,
+        "settings": judge.settings.to_json(),
+    }  # fmt: skip
+
+
+def _digests(pool: ProxyPool | None) -> list[str] | None:
+    return None if pool is None else [proxy.digest() for proxy in pool]
+
+
+def _claim(out: Path, wanted: dict[str, Any]) -> None:
+    """Note in `out` what its entries are made with, or raise if that is something else than `wanted`."""
+    path = out / SETTINGS
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir())):
+            raise DataError(f"'{out}' exists and is no folder of a comparison; choose another --out.")
+        write_json(wanted, path)
+    found, asked = _flat(read_json(path)), _flat(wanted)
+    differing = [
+        f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"
+        for key in dict.fromkeys([*found, *asked])
+        if found.get(key) != asked.get(key)
+    ]
+    if differing:
+        raise InputError(
+            f"'{out}' holds a comparison with other settings: {'; '.join(differing)}. Choose another --out, or the "
+            "settings it has; seeds, weights and views can be added to it."
+        )
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, but for the first level's."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, "" if key in ("settings", "regularizer") else f"{key} ")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,99 @@
+"""Judging a set: CMI under the proxies, and the accuracy of fresh networks trained on it, one file per judgement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ddplug.augment import DSA
+from ddplug.compare_plan import Settings
+from ddplug.datasets import ImageData
+from ddplug.errors import DataError
+from ddplug.files import replacing
+from ddplug.measure import measure
+from ddplug.networks import build
+from ddplug.proxies import ProxyPool
+from ddplug.sets import SyntheticSet, load_set
+from ddplug.training import evaluate_set
+
+
+class Judge(NamedTuple):
+    """What a set is judged by. Networks of one seed are the same whichever arm the set is of."""
+
+    data: ImageData
+    settings: Settings
+    pool: ProxyPool
+    heldout: ProxyPool | None
+    device: torch.device
+
+    def __call__(self, file: Path, seed: int, tell: Callable[[int], object]) -> dict[str, Any]:
+        """The judgement of the set in `file`, from the file beside it, or made and kept there network by network.
+
+        Returns accuracies in [0, 1], and CMI in nats under the training and the held-out proxies (None without).
+        `tell(done)` after each network.
+        """
+        path = file.with_suffix(".json")
+        record = read_json(path) if path.is_file() else {}
+        if "accuracies" in record and len(record["accuracies"]) >= self.settings.runs:
+            return record
+        synthetic = load_set(file)
+        images, labels = synthetic.images.to(self.device), synthetic.labels.to(self.device)
+        if not record:
+            record = {"accuracies": [], **self._cmi(synthetic, images, labels)}
+            write_json(record, path)
+        if synthetic.space is not None:
+            images = synthetic.space.convert(images, self.data.space)
+        for run in range(len(record["accuracies"]), self.settings.runs):
+            record["accuracies"].append(self._train(images, labels, judge_seed(seed, run)))
+            write_json(record, path)
+            tell(run + 1)
+        return record
+
+    def _cmi(self, synthetic: SyntheticSet, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float | None]:
+        space, how = synthetic.space or self.data.space, self.settings.measuring
+        pools = {"cmi": self.pool, "cmi_heldout": self.heldout}
+        return {
+            name: None if pool is None else measure(pool, images, labels, input_space=space, **how).cmi
+            for name, pool in pools.items()
+        }
+
+    def _train(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
+        settings = self.settings
+        channels, height, width = self.data.shape
+        # Every image has its own draw, as where the field trains networks on a set; distilling shares one.
+        dsa = DSA(settings.strategy, siamese=False, seed=seed)
+        (accuracy,) = evaluate_set(
+            images, labels, self.data, runs=1, epochs=settings.epochs, lr=settings.judge_lr, seed=seed,
+            augment=lambda batch, generator: dsa(batch),
+            architecture=lambda: build(
+                settings.arch, num_classes=self.data.num_classes, channels=channels, size=(height, width),
+                **settings.network,
+            ),
+        )  # fmt: skip
+        return accuracy
+
+
+def judge_seed(seed: int, run: int) -> int:
+    """The seed of a judge: far from those that distil, and the same in every arm and at every checkpoint."""
+    return 1000 * (seed + 1) + run
+
+
+def write_json(content: object, path: Path) -> None:
+    """Write `content`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; `DataError` for what it did not."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"'{path}' is damaged ({error}); delete it, and the same command makes it again.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"'{path}' is not of a comparison; delete it, and the same command makes it again.")
+    return content
