@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddplug import cli_compare, cli_hosts
+from ddplug import cli_compare, cli_evidence, cli_hosts
 from ddplug.errors import DDPlugError, InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-for _command in (cli_compare.compare, cli_hosts.run, cli_hosts.patch):
+for _command in (cli_compare.compare, cli_evidence.evaluate, cli_hosts.run, cli_hosts.patch):
     app.command()(_command)
 
 
@@ -98,7 +98,7 @@ def pretrain(
     out: Annotated[Path, typer.Argument(help="The pool's folder; an unfinished pool there is continued.")],
     data: DataName = "digits",
     data_path: DataPath = None,
-    arch: Annotated[str, typer.Option(help="convnet, resnet18 or torchvision/NAME.")] = "convnet",
+    arch: Annotated[str, typer.Option(help="convnet, resnet18, vgg11, alexnet or torchvision/NAME.")] = "convnet",
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
     epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
     lr: Annotated[float, typer.Option(help="Initial learning rate, cosine to zero.")] = 0.05,
@@ -155,6 +155,7 @@ def measure(
     unit: Annotated[
         bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")
     ] = False,
+    factor: Annotated[int | None, typer.Option(help="IDC: images along the side of one; else from args.txt.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     device: DeviceName = "auto",
 ) -> None:
@@ -178,7 +179,7 @@ def measure(
         chosen, title = SyntheticSet(images, labels, real.space), f"{real.name}, {split} images"
     else:
         assert synthetic is not None
-        chosen, title = load_set(synthetic), str(synthetic)
+        chosen, title = load_set(synthetic, factor=factor), str(synthetic)
         pool = ProxyPool.load(proxies)
         if chosen.dataset is not None and pool.info.dataset not in (None, chosen.dataset):
             raise PoolError(
@@ -188,7 +189,7 @@ def measure(
     where = _device(device)
     input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
     result = measure_set(
-        pool.to(where), chosen.images.to(where), chosen.labels.to(where), space=space, temperature=temperature,  # type: ignore[arg-type]
+        pool.to(where), chosen.images.to(where), chosen.classes.to(where), space=space, temperature=temperature,  # type: ignore[arg-type]
         separation=separation, input_space=input_space,  # type: ignore[arg-type]
     )  # fmt: skip
     if as_json:

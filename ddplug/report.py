@@ -18,6 +18,8 @@ from ddplug.spaces import AnySpace
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ddplug.evaluate import Evaluation
+
 
 def measurement_table(measurement: Measurement, title: str, class_names: Sequence[str] | None = None) -> Table:
     """A table of a measurement: the whole set, then class by class."""
@@ -31,6 +33,27 @@ def measurement_table(measurement: Measurement, title: str, class_names: Sequenc
     if measurement.ncmi is not None:
         table.add_row(f"separation ({measurement.separation_name})", f"{measurement.separation:.6f}")
         table.add_row("NCMI = CMI / separation", f"{measurement.ncmi:.6f}")
+    return table
+
+
+def evaluation_table(evaluation: Evaluation, title: str) -> Table:
+    """A row per architecture: mean, standard deviation and every run; CMI below."""
+    from rich.table import Table
+
+    settings = evaluation.settings
+    table = Table(
+        "architecture", "test accuracy", "runs", title=title,
+        caption=(
+            f"{settings['dataset']}, {settings['space']}; {settings['epochs']} epochs, lr {settings['lr']:g}, batch "
+            f"{settings['batch_size']}, seed {settings['seed']}, augmentation {settings['augment']}"
+        ),
+    )  # fmt: skip
+    for name, runs in evaluation.accuracies.items():
+        row = f"{evaluation.mean(name):.2%} ± {evaluation.std(name):.2%}"
+        table.add_row(name, row, "  ".join(f"{value:.2%}" for value in runs))
+    if evaluation.cmi is not None:
+        table.add_section()
+        table.add_row("CMI (nats)", f"{evaluation.cmi.cmi:.6f}", f"under {evaluation.cmi.proxies} proxies")
     return table
 
 

@@ -1,0 +1,59 @@
+"""Finished runs of an evaluation in a small JSON file, so that it goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddplug.errors import InputError
+from ddplug.files import replacing
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Finished runs, by architecture and number, and the file they are kept in."""
+
+    path: Path | None
+    settings: dict[str, Any]
+    runs: dict[str, dict[str, float]]
+
+    @classmethod
+    def open(cls, path: str | Path | None, settings: dict[str, Any]) -> Finished:
+        """What is in the file, if there is one; `InputError` if it is of other settings, or cannot be read.
+
+        `path` is None to keep nothing; `settings` are everything that decides how a run ends, in JSON's own types.
+        """
+        ours = json.loads(json.dumps(settings))
+        if path is None or not Path(path).exists():
+            return cls(Path(path) if path is not None else None, ours, {})
+        path = Path(path)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            theirs = dict(record["settings"])
+            runs = {str(name): {str(run): float(v) for run, v in of.items()} for name, of in record["runs"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"'{path}' cannot be read as the runs of an evaluation ({type(error).__name__}); delete it to "
+                "begin anew."
+            ) from error
+        differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+        if differing:
+            said = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)
+            raise InputError(
+                f"'{path}' keeps runs of an evaluation with other settings: {said}. Use the same ones to go on, keep "
+                "these runs in another file, or delete it to begin anew."
+            )
+        return cls(path, ours, runs)
+
+    def get(self, name: str, run: int) -> float | None:
+        """The accuracy of a run, or None if it is not finished."""
+        return self.runs.get(name, {}).get(str(run))
+
+    def put(self, name: str, run: int, value: float) -> None:
+        """Keep the accuracy of a run that has just finished."""
+        self.runs.setdefault(name, {})[str(run)] = value
+        if self.path is not None:
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1), "utf-8")
