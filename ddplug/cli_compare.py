@@ -62,10 +62,13 @@ def compare(
 
     from ddplug import datasets
     from ddplug.cli import _device
+    from ddplug.compare import ENTRIES, RESULT
     from ddplug.compare import compare as run_compare
     from ddplug.compare_entry import Own
+    from ddplug.compare_html import lacking, write_page
     from ddplug.compare_judge import Judge
     from ddplug.compare_plan import Settings, arms, read_weights
+    from ddplug.compare_report import tables
     from ddplug.pretrain import MIRRORED
     from ddplug.progress import Bars
 
@@ -89,9 +92,16 @@ def compare(
     judge = Judge(real.to(where), settings, pool, _pool(heldout, real) if heldout else None, where)
     if host != "own":
         raise InputError(f"unknown host {host!r}; expected own.")
+    console = Console()
+    if without := lacking():  # said at once, and again at the end: the runs may take hours
+        console.print(without, soft_wrap=True, markup=False)
+    distil = Own(real, settings, pool, where)
     with Bars() as progress:
-        run_compare(Own(real, settings, pool, where), chosen, seeds, out, judge, host=host, on_progress=progress)
-    Console().print(f"wrote {out / 'compare.json'}", soft_wrap=True)
+        result = run_compare(distil, chosen, seeds, out, judge, host=host, on_progress=progress)
+    for table in tables(result):
+        console.print(table)
+    console.print(f"wrote {out / RESULT}", soft_wrap=True)
+    console.print(without or f"wrote {write_page(result, out, out / ENTRIES, judge)}", soft_wrap=True, markup=False)
 
 
 def _pool(folder: Path, data: ImageData) -> ProxyPool:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ddplug.compare_entry import DONE, set_name
 from ddplug.compare_judge import Judge, read_json, write_json
 from ddplug.compare_plan import Arm, Entry
+from ddplug.compare_report import summary
 from ddplug.errors import DataError, InputError
 from ddplug.proxies import ProxyPool
 
@@ -26,6 +27,9 @@ class Distiller(Protocol):
     @property
     def length(self) -> int:
         """Steps of an entry, for the progress bar."""
+
+    def check(self, arms: Sequence[Arm]) -> None:
+        """Raise for what would otherwise fail in the middle of a comparison, with nothing done yet."""
 
     def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
         """Leave in `folder` the sets and `distilled.json`, or do nothing if that is there; `tell(steps done)`."""
@@ -60,6 +64,7 @@ def compare(
     """
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}.")
+    distil.check(arms)
     out = Path(out)
     _claim(out, _made_with(host, judge))
     entries = [Entry(arm, seed) for seed in range(seeds) for arm in arms]
@@ -106,10 +111,11 @@ def _judged(entry: Entry, folder: Path, judge: Judge, tell: Callable[[str], obje
 
 
 def _result(host: str, judge: Judge, arms: Sequence[Arm], seeds: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+    results = [{key: value for key, value in record.items() if key != "times"} for record in records]
     return {
         "format": "ddplug-compare", "version": 1, "ddplug": importlib.metadata.version("ddplug"),
         **_made_with(host, judge), "arms": [arm.name for arm in arms], "seeds": seeds,
-        "entries": [{key: value for key, value in record.items() if key != "times"} for record in records],
+        "summary": summary(results), "entries": results,
         "times": {record["name"]: record["times"] for record in records},
     }  # fmt: skip
 

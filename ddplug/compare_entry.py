@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from ddplug.attach import Handle, attach
-from ddplug.compare_plan import Entry, Settings
+from ddplug.compare_plan import Arm, Entry, Settings
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
 from ddplug.errors import DataError
 from ddplug.files import replacing
 from ddplug.meter import Meter
+from ddplug.networks import build, seeded
 from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
 from ddplug.sets import SyntheticSet, save_set
@@ -48,6 +49,19 @@ class Own(NamedTuple):
     def length(self) -> int:
         """Iterations of an entry."""
         return self.settings.iterations
+
+    def check(self, arms: Sequence[Arm]) -> None:
+        """Raise for a network, a set or a regulariser that cannot be made, before anything is done."""
+        settings, (channels, height, width) = self.settings, self.data.shape
+        trainer = self.trainer(0)
+        with seeded(0):
+            build(
+                settings.arch, num_classes=self.data.num_classes, channels=channels, size=(height, width),
+                **settings.network,
+            )  # fmt: skip
+        for arm in arms:
+            regularizer = Regularizer(self.pool, arm.weight, **self._options())
+            regularizer.pool.check(trainer.images, self.data.space)
 
     def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
         """Distil `entry` into `folder`, or what is left of it; `tell(iteration)` after each iteration."""
@@ -79,9 +93,13 @@ class Own(NamedTuple):
 
     def _attached(self, trainer: DistributionMatching, entry: Entry) -> Handle:
         return attach(
-            trainer, entry.arm.weight, proxies=self.pool, views=entry.arm.views, seed=entry.seed,
-            setting=("dm", self.data.name, self.settings.ipc), announce=_silent, **self.settings.regularizer,
-        )  # fmt: skip
+            trainer, entry.arm.weight, proxies=self.pool, views=entry.arm.views, seed=entry.seed, **self._options()
+        )
+
+    def _options(self) -> dict[str, Any]:
+        """For the regulariser of an entry."""
+        setting = ("dm", self.data.name, self.settings.ipc)
+        return {"setting": setting, "announce": _silent, **self.settings.regularizer}
 
     def _stretch(self, trainer: DistributionMatching, meter: Meter, goal: int, tell: Callable[[int], object]) -> None:
         """Iterations up to `goal`, or as many as fit between two saves; at least one."""

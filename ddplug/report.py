@@ -66,7 +66,7 @@ def _caption(measurement: Measurement) -> str:
 
 def picture_grid(sets: Mapping[str, Tensor], space: AnySpace, path: str | Path, *, columns: int) -> None:
     """Draw sets of images (n, c, h, w) below each other, `columns` to a row (images per class: a class is a row)."""
-    figure = _figure(4.2 * len(sets), 4.6)
+    figure = figure_of(4.2 * len(sets), 4.6)
     axes = figure.subplots(1, len(sets), squeeze=False)
     for axis, (title, images) in zip(axes[0], sets.items(), strict=True):
         missing = -len(images) % columns
@@ -87,7 +87,7 @@ def curves(
 
     The part of a name before its first comma says what a curve is of; several of one kind share a colour.
     """
-    figure = _figure(6.4, 4.2)
+    figure = figure_of(6.4, 4.2)
     axis = figure.subplots()
     colours: dict[str, str] = {}
     for name, (xs, ys) in series.items():
@@ -102,7 +102,7 @@ def curves(
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
     """An empty figure, in inches; without pyplot, so that the host's own backend and figures stay as they are."""
     try:
         from matplotlib.figure import Figure

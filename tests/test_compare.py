@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,15 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool, cli, datasets
 from ddplug.compare import compare
 from ddplug.compare_entry import Own
 from ddplug.compare_judge import Judge
 from ddplug.compare_plan import Arm, Entry, Settings, arms, read_weights
+from ddplug.compare_report import curve, summary, t_quantile
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
-from ddplug.errors import DataError, InputError, WeightError
+from ddplug.errors import DataError, DDPlugError, InputError, WeightError
 from ddplug.pretrain import pretrain
 from ddplug.sets import load_set
 
@@ -185,6 +189,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     import torch
+    import torch._dynamo  # every child would import it for itself
     torch.set_num_threads(1)
     from ddplug import ProxyPool, datasets
     from ddplug.compare import compare
@@ -244,9 +249,18 @@ def test_more_seeds_weights_and_views_use_what_is_there(
 ) -> None:
     run(tmp_path, (0.0, 1.0), 1)
     distilled, judged = [], []
-    trainer, train = Own.trainer, Judge._train
-    monkeypatch.setattr(Own, "trainer", lambda own, seed: distilled.append(seed) or trainer(own, seed))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(Judge, "_train", lambda judge, *args: judged.append(args[2]) or train(judge, *args))  # type: ignore[func-returns-value]
+    attached, train = Own._attached, Judge._train
+
+    def note_entry(own: Own, trainer: DistributionMatching, entry: Entry) -> Any:
+        distilled.append(entry.seed)
+        return attached(own, trainer, entry)
+
+    def note_network(judge: Judge, *arguments: Any) -> float:
+        judged.append(arguments)
+        return train(judge, *arguments)
+
+    monkeypatch.setattr(Own, "_attached", note_entry)
+    monkeypatch.setattr(Judge, "_train", note_network)
     run(tmp_path, (0.0, 1.0), 1)
     assert not distilled
     assert not judged
@@ -315,4 +329,129 @@ def test_no_seeds_and_no_views(tmp_path: Path, run: Any) -> None:
         run(tmp_path / "out", seeds=0)
     with pytest.raises(InputError, match="views must be host, clean or both, got dirty"):
         run(tmp_path / "out", views=("dirty",))
+    assert not (tmp_path / "out").exists()
+
+
+# --- what it says
+
+
+def entry(arm: str, seed: int, *checkpoints: tuple[int, list[float], float]) -> dict[str, Any]:
+    """An entry of `compare.json`: iteration, accuracies, CMI."""
+    weight = float(arm.split("-")[1])
+    return {
+        "name": f"{arm}-seed{seed}", "arm": arm, "weight": weight, "views": "host" if weight else None, "seed": seed,
+        "skipped": 0,
+        "checkpoints": [
+            {"iteration": iteration, "accuracies": scores, "cmi": cmi, "cmi_heldout": None,
+             "lambda": 5.0 if weight else None, "share": None}
+            for iteration, scores, cmi in checkpoints
+        ],
+    }  # fmt: skip
+
+
+def test_statistics_by_hand() -> None:
+    """Baseline ends with 0.50, 0.52, 0.54 and the arm with 0.51, 0.55, 0.56: differences 0.01, 0.03, 0.02.
+
+    Their mean is 0.02 and their standard deviation 0.01; t of 2 degrees of freedom is 4.3027, over sqrt(3).
+    """
+    entries = []
+    for seed, (without, with_) in enumerate([(0.50, 0.51), (0.52, 0.55), (0.54, 0.56)]):
+        entries.append(entry("weight-0", seed, (5, [0.3, 0.3], 4.0), (10, [without - 0.01, without + 0.01], 2.0)))
+        entries.append(entry("weight-1-host", seed, (5, [0.52, 0.53], 1.5), (10, [with_, with_], 0.5)))
+    baseline, arm = summary(entries)
+    assert (baseline["accuracy"], baseline["accuracy_std"]) == (pytest.approx(0.52), pytest.approx(0.02))
+    assert (baseline["difference"], baseline["interval"]) == (0.0, 0.0)
+    assert baseline["reaches"] == 10
+    assert arm["difference"] == pytest.approx(0.02)
+    assert arm["interval"] == pytest.approx(4.302653 * 0.01 / 3**0.5, rel=1e-6)
+    assert (arm["cmi"], arm["cmi_ratio"], arm["cmi_heldout"], arm["cmi_heldout_ratio"]) == (0.5, 0.25, None, None)
+    assert (arm["lambda"], arm["share"]) == (5.0, None)
+    assert arm["reaches"] == 5, "0.525 on average at 5, and the baseline ends with 0.52"
+    assert curve(entries, "weight-1-host", "accuracies") == ([5, 10], [[0.525] * 3, [0.51, 0.55, 0.56]])
+    assert curve(entries, "weight-0", "cmi_heldout") == ([], [])
+
+
+def test_one_seed_has_no_interval_and_a_worse_arm_reaches_nothing() -> None:
+    _, arm = summary([entry("weight-0", 0, (10, [0.5], 2.0)), entry("weight-1-host", 0, (10, [0.4], 2.0))])
+    assert (arm["accuracy_std"], arm["interval"], arm["reaches"]) == (None, None, None)
+    assert arm["difference"] == pytest.approx(-0.1)
+
+
+def test_t_quantiles_are_those_of_scipy() -> None:
+    t = pytest.importorskip("scipy.stats").t
+    for freedom in range(1, 200):
+        assert t_quantile(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=1e-4)
+    with pytest.raises(InputError, match="two seeds"):
+        t_quantile(0)
+
+
+def command(*arguments: object) -> str:
+    """What `ddplug compare own` with tiny settings printed."""
+    given = (
+        "compare", "own", "--ipc", 2, "--iterations", 4, "--batch-real", 4, "--width", 8, "--checkpoints", 2, "--runs",
+        1, "--epochs", 1, "--calibrate", 2, "--device", "cpu", *arguments,
+    )  # fmt: skip
+    result = CliRunner(env={"COLUMNS": "250", "TERM": "dumb"}).invoke(cli.app, [str(argument) for argument in given])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_prints_tables_and_writes_one_page(
+    tmp_path: Path, pools: tuple[Path, Path], untouched: None
+) -> None:
+    pytest.importorskip("matplotlib")
+    given = ("--proxies", pools[0], "--heldout", pools[1], "--weights", "0,0.5", "--views", "host,clean", "--seeds", 2)
+    output = command("--out", tmp_path / "out", *given)
+    assert "own on digits, host views: 2 seeds x 1 networks" in output
+    assert "own on digits, clean views" in output
+    result = json.loads((tmp_path / "out/compare.json").read_text())
+    for row in result["summary"]:
+        assert f"{100 * row['accuracy']:.2f}" in output
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 + 3 + 1, "curves of both views, images of three arms, t-SNE"
+    assert not re.search(r"""(src|href)=(?!"data:)|https?://|@import|url\(""", page), "nothing from outside"
+    assert "own on digits" in page
+    for row in result["summary"]:
+        assert f"{100 * row['accuracy']:.2f}" in page
+    assert str(tmp_path) not in page + json.dumps(result)
+    again = command("--out", tmp_path / "out", *given)
+    assert again[again.index("own on digits, host") :] == output[output.index("own on digits, host") :]
+    assert (tmp_path / "out/report.html").read_text() == page
+
+
+def test_without_the_packages_the_page_alone_is_left_out(
+    tmp_path: Path, pools: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    output = command("--out", tmp_path / "out", "--proxies", pools[0], "--weights", "0", "--seeds", 1)
+    assert output.count("report.html is left out: it needs matplotlib.") == 2
+    assert "pip install 'ddplug[demo]'" in output
+    assert (tmp_path / "out/compare.json").is_file()
+    assert not (tmp_path / "out/report.html").exists()
+
+
+def test_the_papers_weight_is_looked_up(tmp_path: Path, pools: tuple[Path, Path]) -> None:
+    with pytest.raises(WeightError, match="the paper gives no weight for dm, digits, 2 images per class"):
+        command("--out", tmp_path / "out", "--proxies", pools[0], "--weights", "paper")
+    assert not (tmp_path / "out").exists(), "refused before anything is done"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "compare needs --proxies"),
+        (("--proxies", "POOL", "--weights", "0,x"), "weights are numbers"),
+        (("--proxies", "POOL", "--chunk", "few"), "chunk must be auto or a number"),
+        (("--proxies", "POOL", "--draw", 9), "draw must be between 1 and the pool's size, 2"),
+        (("--proxies", "POOL", "--arch", "convmet"), "unknown architecture 'convmet'"),
+        (("--proxies", "POOL", "--ipc", 500), "fewer than ipc=500"),
+        (("--proxies", "POOL", "--heldout", "nowhere"), "no pool at 'nowhere'"),
+    ],
+)
+def test_bad_options(tmp_path: Path, pools: tuple[Path, Path], given: tuple[object, ...], said: str) -> None:
+    with pytest.raises(DDPlugError, match=said):
+        command("--out", tmp_path / "out", *(pools[0] if option == "POOL" else option for option in given))
     assert not (tmp_path / "out").exists()

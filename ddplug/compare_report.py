@@ -1,0 +1,172 @@
+"""What a comparison says: means over seeds, paired differences with their interval, and a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from ddplug.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
+_T = (
+    12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139,
+    2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024, 2.085963,
+    2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272,
+)  # fmt: skip
+_NORMAL = 1.959964
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, to 1e-4; `InputError` below one degree of freedom."""
+    if freedom < 1:
+        raise InputError(f"a t-interval needs at least 1 degree of freedom (two seeds), got {freedom}.")
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z, n = _NORMAL, freedom  # beyond, the first terms of the expansion around the normal quantile are good to 1e-4
+    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % t-interval of the mean of `values`; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    return t_quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
+
+
+def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per arm, the baseline first, of the entries of `compare.json`.
+
+    Accuracies are in [0, 1], the mean of a judgement's networks counting once; CMI in nats. All but `reaches` is of the
+    last checkpoint. `difference` is to the baseline, paired by seed, and `interval` half its 95 % t-interval.
+    `cmi_ratio` is mean CMI over the baseline's. `reaches` is the first checkpoint at which the arm's mean accuracy is
+    at least the baseline's last one, None if there is none. What cannot be had (one seed, no held-out pool) is None.
+    """
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        by_arm.setdefault(entry["arm"], []).append(entry)
+    baseline = next(iter(by_arm.values()))
+    without, aim = _last_accuracies(baseline), fmean(_last_accuracies(baseline))
+    rows = []
+    for arm, runs in by_arm.items():
+        scores = _last_accuracies(runs)
+        gains = [score - other for score, other in zip(scores, without, strict=True)]
+        cmi, heldout, lam, share = (_mean(runs, key) for key in ("cmi", "cmi_heldout", "lambda", "share"))
+        rows.append(
+            {
+                "arm": arm, "weight": runs[0]["weight"], "views": runs[0]["views"], "seeds": len(runs),
+                "accuracy": fmean(scores), "accuracy_std": stdev(scores) if len(scores) > 1 else None,
+                "difference": fmean(gains), "interval": interval(gains),
+                "cmi": cmi, "cmi_ratio": _ratio(cmi, _mean(baseline, "cmi")),
+                "cmi_heldout": heldout, "cmi_heldout_ratio": _ratio(heldout, _mean(baseline, "cmi_heldout")),
+                "lambda": lam, "share": share, "reaches": _reaches(runs, aim),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[int], list[list[float]]]:
+    """Iterations of the checkpoints of `arm`, and for each the values of `key` by seed ("accuracies": their mean)."""
+    runs = [entry["checkpoints"] for entry in entries if entry["arm"] == arm]
+    values = [[_value(point, key) for point in points] for points in zip(*runs, strict=True)]
+    kept = [
+        (points["iteration"], [value for value in row if value is not None])
+        for points, row in zip(runs[0], values, strict=True)
+        if None not in row
+    ]
+    return [iteration for iteration, _ in kept], [row for _, row in kept]
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """For people: a table for each kind of views, the baseline in each."""
+    from rich.table import Table
+
+    host, data, seeds = result["host"], result["data"]["name"], result["seeds"]
+    made = []
+    for views, rows in by_views(result).items():
+        table = Table(
+            title=f"{host} on {data}, {views} views: {seeds} seeds x {result['settings']['runs']} networks",
+            caption="± after an accuracy: std over seeds; after a difference: 95 % t-interval. CMI in nats. "
+            "Reaches: the first checkpoint at least as accurate as the end of weight 0.",
+        )
+        for name in COLUMNS:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(*cells(result, row))
+        made.append(table)
+    return made
+
+
+COLUMNS = (
+    "weight", "accuracy %", "difference", "CMI", "ratio", "CMI held out", "ratio", "lambda", "share", "reaches",
+    "s/iteration", "memory",
+)  # fmt: skip
+
+
+def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The summary's rows by kind of views, the baseline first in each."""
+    baseline, *others = result["summary"]
+    kinds = list(dict.fromkeys(row["views"] for row in others)) or ["host"]
+    return {kind: [baseline, *(row for row in others if row["views"] == kind)] for kind in kinds}
+
+
+def cells(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """A row of the summary, and what it cost, in words."""
+    seconds, memory = cost(result, row["arm"])
+    baseline = row["views"] is None
+    return [
+        row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}",
+        _plus_minus(row["accuracy"], row["accuracy_std"]),
+        "" if baseline else _plus_minus(row["difference"], row["interval"], sign=True),
+        _shown(row["cmi"], ".3e"), "" if baseline else _shown(row["cmi_ratio"], ".2f"),
+        _shown(row["cmi_heldout"], ".3e"), "" if baseline else _shown(row["cmi_heldout_ratio"], ".2f"),
+        "" if baseline else _shown(row["lambda"], ".4g"), "" if baseline else _shown(row["share"], ".3f"),
+        _shown(row["reaches"], "d"), _shown(seconds, ".3g"),
+        "-" if memory is None else f"{memory / 2**20:.0f} MiB",
+    ]  # fmt: skip
+
+
+def cost(result: dict[str, Any], arm: str) -> tuple[float | None, int | None]:
+    """Mean seconds per iteration of an arm's distillation, and its peak memory in bytes; None where not known."""
+    last = [result["times"][entry["name"]][-1] for entry in result["entries"] if entry["arm"] == arm]
+    rates = [time["seconds"] / time["iteration"] for time in last if time["iteration"]]
+    peaks = [time["memory"] for time in last if time["memory"] is not None]
+    return fmean(rates) if rates else None, max(peaks, default=None)
+
+
+def _last_accuracies(runs: Sequence[dict[str, Any]]) -> list[float]:
+    return [fmean(run["checkpoints"][-1]["accuracies"]) for run in runs]
+
+
+def _value(point: dict[str, Any], key: str) -> float | None:
+    value = point[key]
+    return fmean(value) if isinstance(value, list) else value
+
+
+def _mean(runs: Sequence[dict[str, Any]], key: str) -> float | None:
+    values = [run["checkpoints"][-1][key] for run in runs]
+    return None if any(value is None for value in values) else fmean(values)
+
+
+def _ratio(value: float | None, other: float | None) -> float | None:
+    return value / other if value is not None and other else None
+
+
+def _reaches(runs: Sequence[dict[str, Any]], aim: float) -> int | None:
+    for points in zip(*(run["checkpoints"] for run in runs), strict=True):
+        if fmean(fmean(point["accuracies"]) for point in points) >= aim:
+            return int(points[0]["iteration"])
+    return None
+
+
+def _plus_minus(value: float, spread: float | None, sign: bool = False) -> str:
+    shown = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
+    return shown if spread is None else f"{shown} ± {100 * spread:.2f}"
+
+
+def _shown(value: float | None, how: str) -> str:
+    return "-" if value is None else format(value, how)
