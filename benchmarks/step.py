@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import measuring
@@ -25,6 +26,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Print the table, and write it as JSON if asked to."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--compile", action="store_true", help="with torch.compile too")
     parser.add_argument("--classes", type=int, help="estimate on this many random classes of the ten")
     options = parser.parse_args(given)
     device = measuring.start(options)
@@ -34,9 +36,9 @@ def main(given: Sequence[str] | None = None) -> None:
         Recipe.save([proxy.network for proxy in pool], Path(folder))
         recipe = Recipe(Path(folder), device)
         sides: dict[str, Callable[[], object]] = {"recipe": lambda: recipe.step(images)}
-        for precision in PRECISIONS:
+        for precision, compiled in product(PRECISIONS, (False, True) if options.compile else (False,)):
             regularizer = ddplug.Regularizer(
-                pool, 1.0, weighting="absolute", precision=precision, classes=options.classes, announce=lambda _: None
+                pool, 1.0, weighting="absolute", precision=precision, classes=options.classes, compile=compiled
             )
 
             def ours(regularizer: ddplug.Regularizer = regularizer) -> None:
@@ -46,17 +48,18 @@ def main(given: Sequence[str] | None = None) -> None:
             def bare(precision: Precision = precision) -> None:
                 floor(pool.proxies[0].network, images, precision)
 
-            sides[f"ddplug {precision}"] = ours
             sides[f"floor {precision}"] = bare
+            sides[f"{precision}, compiled" if compiled else precision] = ours
         seconds = measuring.alternate(sides, options.repeats, device)
     rows = {}
     print(f"{options.images} images{f', {options.classes} classes of 10' if options.classes else ''}")
     print(f"{'':16}{'ms':>9}{'x recipe':>10}{'x floor':>9}")
     print(f"{'recipe':16}{1e3 * seconds['recipe']:9.1f}{1:10.2f}")
-    for precision in PRECISIONS:
-        ours_, bare_ = seconds[f"ddplug {precision}"], seconds[f"floor {precision}"]
-        rows[precision] = {"to recipe": ours_ / seconds["recipe"], "to floor": ours_ / bare_}
-        print(f"{'ddplug ' + precision:16}{1e3 * ours_:9.1f}{ours_ / seconds['recipe']:10.2f}{ours_ / bare_:9.2f}")
+    for name, took in seconds.items():
+        if name != "recipe" and not name.startswith("floor"):
+            bare_ = seconds[f"floor {name.partition(',')[0]}"]
+            rows[name] = {"to recipe": took / seconds["recipe"], "to floor": took / bare_}
+            print(f"{name:16}{1e3 * took:9.1f}{took / seconds['recipe']:10.2f}{took / bare_:9.2f}")
     measuring.write(options.out, device, images=options.images, classes=options.classes, seconds=seconds, ratios=rows)
 
 

@@ -288,9 +288,9 @@ class Regularizer:
         if len(present) <= self.classes:
             return None
         drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
-        index = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
+        some = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
         # A class's sum of divergences counts 1/n in CMI of all n images, but 1/m in CMI of the m drawn.
-        return _Some(index, len(present) / self.classes * len(index) / len(labels))
+        return _Some(some, len(present) / self.classes * len(some) / len(labels))
 
     def _make_graphs(self) -> None:
         if isinstance(self._step, Graphs):
