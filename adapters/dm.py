@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.adapters import register
+from ddplug.sets import SyntheticSet, load_set
 from ddplug.upstream import UpstreamAdapter, check_data, option
 
 
@@ -15,6 +16,8 @@ class DM(UpstreamAdapter):
     """Images are stored normalised; labels are the class whose turn it is; there are no experts."""
 
     name = "dm"
+    iterations = "20000"
+    """Of the host, by default."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """As the options say."""
@@ -24,6 +27,16 @@ class DM(UpstreamAdapter):
         """One file per experiment, named as the host names its results."""
         name = f"cmi_{args.method}_{args.dataset}_{args.model}_{args.ipc}ipc_exp{known['exp']}.json"
         return Path(args.save_path) / name
+
+    def saving(self, folder: Path) -> list[str]:
+        """One experiment, and no evaluations, which take longer than distilling."""
+        return ["--save_path", str(folder), "--num_exp", "1", "--num_eval", "0"]
+
+    def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
+        """The final set, which is all that is saved; the host takes one step more than `--Iteration` says."""
+        steps = int(option(arguments, "Iteration", self.iterations)) + 1
+        found = sorted(folder.glob("res_*.pt"))
+        return {steps: load_set(found[-1])} if found else {}
 
     def preflight(self, arguments: Sequence[str]) -> None:
         """Is the data set there?"""

@@ -11,3 +11,4 @@ class DSA(DM):
     """Which of the two methods it is, the host's own option says; DC augments nothing."""
 
     name = "dsa"
+    iterations = "1000"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or an upstream host: dm.")],
+    host: Annotated[str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
     ] = None,
@@ -29,14 +30,16 @@ def compare(
     weights: Annotated[str, typer.Option(help="Numbers or paper, by commas; 0 is always run.")] = "0,0.1",
     views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
-    ipc: Annotated[int, typer.Option(help="Images per class.")] = 10,
-    iterations: Annotated[int, typer.Option(help="Distillation steps of a run.")] = 300,
-    batch_real: Annotated[int, typer.Option(help="Real images per class and step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate of the synthetic images.")] = 1.0,
+    ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next four: own only.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300.")] = None,
+    batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the synthetic images; 1.")] = None,
+    checkpoints: Annotated[
+        int | None, typer.Option(help="Times a run's set is kept and judged, the end included; 5.")
+    ] = None,
     strategy: Annotated[str | None, typer.Option(help="DSA's operations; by default as the data set allows.")] = None,
     arch: Annotated[str, typer.Option(help="Network that matches and judges.")] = "convnet",
     width: Annotated[int | None, typer.Option(help="Its channels; the architecture's own by default.")] = None,
-    checkpoints: Annotated[int, typer.Option(help="Times a run's set is kept and judged, the end included.")] = 5,
     runs: Annotated[int, typer.Option(help="Fresh networks per judgement.")] = 3,
     epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 300,
     judge_lr: Annotated[float, typer.Option(help="Their learning rate.")] = 0.03,
@@ -52,6 +55,10 @@ def compare(
     chunk: Annotated[str, typer.Option(help="Images that go through a proxy together, or auto.")] = "auto",
     graphs: Annotated[bool, typer.Option(help="Replay steps from CUDA graphs.")] = True,
     compile: Annotated[bool, typer.Option("--compile", help="Put the proxies through torch.compile.")] = False,
+    repo: Annotated[Path | None, typer.Option(help="A host's checkout; else DDPLUG_HOSTS, else here.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
 ) -> None:
     """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
@@ -62,7 +69,7 @@ def compare(
 
     from ddplug import datasets
     from ddplug.cli import _device
-    from ddplug.compare import ENTRIES, RESULT
+    from ddplug.compare import ENTRIES, RESULT, Distiller
     from ddplug.compare import compare as run_compare
     from ddplug.compare_entry import Own
     from ddplug.compare_html import lacking, write_page
@@ -84,24 +91,46 @@ def compare(
     real = datasets.load(data, data_path)
     if strategy is None:
         strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
+    ours: dict[str, Any] = {
+        "ipc": ipc, "iterations": iterations, "batch_real": batch_real, "lr": lr, "checkpoints": checkpoints,
+    }  # fmt: skip
+    ours = {name: value for name, value in ours.items() if value is not None}
     settings = Settings(
-        ipc=ipc, iterations=iterations, batch_real=batch_real, lr=lr, strategy=strategy, arch=arch, width=width,
-        checkpoints=checkpoints, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=options,
+        strategy=strategy, arch=arch, width=width, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=options,
+        arguments=_arguments(host, arguments, ours), **ours,
     )  # fmt: skip
     pool = _pool(proxies, real)
     judge = Judge(real.to(where), settings, pool, _pool(heldout, real) if heldout else None, where)
-    if host != "own":
-        raise InputError(f"unknown host {host!r}; expected own.")
     console = Console()
     if without := lacking():  # said at once, and again at the end: the runs may take hours
         console.print(without, soft_wrap=True, markup=False)
-    distil = Own(real, settings, pool, where)
+    distil: Distiller = Own(real, settings, pool, where)
+    if host != "own":
+        from ddplug import hosts
+        from ddplug.compare_host import Upstream
+
+        spec = hosts.load(host)
+        distil = Upstream(spec, hosts.find_repo(spec, repo), proxies, settings, download)
     with Bars() as progress:
         result = run_compare(distil, chosen, seeds, out, judge, host=host, on_progress=progress)
     for table in tables(result):
         console.print(table)
     console.print(f"wrote {out / RESULT}", soft_wrap=True)
     console.print(without or f"wrote {write_page(result, out, out / ENTRIES, judge)}", soft_wrap=True, markup=False)
+
+
+def _arguments(host: str, given: list[str] | None, ours: Iterable[str]) -> tuple[str, ...] | None:
+    """The host's own arguments, None for our trainer; `InputError` for what is said to the wrong one of the two."""
+    if host == "own":
+        if given:
+            raise InputError(f"own has no script to pass {' '.join(given)} to; leave it out.")
+        return None
+    foreign = [f"--{name.replace('_', '-')}" for name in ours]
+    if foreign:
+        raise InputError(
+            f"{', '.join(foreign)} is for own; tell {host} among its own arguments, after --, in its own words."
+        )
+    return tuple(given or ())
 
 
 def _pool(folder: Path, data: ImageData) -> ProxyPool:

@@ -76,7 +76,8 @@ def compare(
         folder = out / ENTRIES / entry.name
 
         def distilling(step: int, before: int = before, note: str = done_so_far) -> None:
-            tell(what, before + step, total, f"{note}: iteration {step} of {distil.length}")
+            at = f"iteration {step} of {distil.length}" if distil.length > 1 else "the host's run"
+            tell(what, before + step, total, f"{note}: {at}")
 
         def judging(line: str, before: int = before, note: str = done_so_far) -> None:
             tell(what, before + distil.length, total, f"{note}: {line}")

@@ -38,6 +38,9 @@ class Arm:
         return f"weight-{shown}-{self.views}"
 
 
+OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "checkpoints")
+"""Settings that an upstream host has itself."""
+
 BASELINE = Arm(0.0)
 
 
@@ -101,6 +104,8 @@ class Settings:
     judge_lr: float = 0.03
     regularizer: Mapping[str, Any] = field(default_factory=dict)
     """Options for `ddplug.Regularizer`; see `ddplug.attach`."""
+    arguments: tuple[str, ...] | None = None
+    """An upstream host's own, which then say what the settings of our trainer would."""
 
     def __post_init__(self) -> None:
         for name in ("ipc", "iterations", "batch_real", "checkpoints", "runs", "epochs"):
@@ -133,5 +138,6 @@ class Settings:
         return {} if self.width is None else {"width": self.width}
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
+        """A plain dictionary of the settings that mean something."""
+        unused = ("arguments",) if self.arguments is None else OF_OUR_TRAINER
+        return {name: value for name, value in asdict(self).items() if name not in unused}

@@ -23,6 +23,7 @@ from ddplug.hosting import NAME, Attached, Inner, Views
 from ddplug.hosts import HostSpec, load
 from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
+from ddplug.sets import SyntheticSet
 from ddplug.spaces import AnySpace, InputSpace
 
 
@@ -76,6 +77,22 @@ class UpstreamAdapter:
 
         For what only the host can judge (misspelt options, say) its own error is the clear one.
         """
+
+    # What `ddplug compare` wants to know -------------------------------------------------------------------------
+
+    def saving(self, folder: Path) -> list[str]:
+        """Arguments with which the host makes one set, saves it in `folder`, and leaves judging it to us."""
+        raise HostError(
+            f"`ddplug compare` does not know how to find the sets of {self.name}: its adapter has no `saving` and "
+            "`saved`. Run it with `ddplug run`, once per weight, and judge its sets."
+        )
+
+    def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
+        """The sets that a run with `arguments` and those of `saving` left, by the iterations they were made in.
+
+        Their space is None if it is the data set's own, as `ddplug.datasets.load` has it.
+        """
+        raise NotImplementedError
 
     # How it is put in --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,147 @@
+"""Entries of a comparison that an upstream host distils: its own unedited script, by `ddplug run`, once per entry.
+
+Each entry runs in a process of its own (`ddplug.repeatable`), in which the same seed means the same draws. A host's run
+cannot be taken up in its middle: one that was interrupted begins anew, and gives the same. What a host has to be asked
+for its set to be found is its adapter's to say: `saving` and `saved`, see `ddplug.upstream.UpstreamAdapter`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ddplug import adapters
+from ddplug.compare_entry import DONE, set_name, write_done
+from ddplug.compare_judge import read_json
+from ddplug.compare_plan import Arm, Entry, Settings
+from ddplug.errors import HostError, InputError
+from ddplug.hosting import OPTIONS
+from ddplug.hosts import HostSpec
+from ddplug.regularizer import Regularizer
+from ddplug.repeatable import TIMES
+from ddplug.sets import save_set
+
+LOG, RUN = "host.log", "host"
+_TOLD = 12
+"""Lines of a failed host's log that its error repeats."""
+
+
+class Upstream(NamedTuple):
+    """Distils entries by an upstream host.
+
+    `repo` is its checkout, `proxies` the regulariser's pool; the host's own arguments are `settings.arguments`.
+    `runner` is how a process that takes the JSON of `ddplug.repeatable` is started.
+    """
+
+    spec: HostSpec
+    repo: Path
+    proxies: Path
+    settings: Settings
+    download: bool = False
+    runner: tuple[str, ...] = (sys.executable, "-m", "ddplug.repeatable")
+
+    @property
+    def length(self) -> int:
+        """A host's run is one step."""
+        return 1
+
+    def check(self, arms: Sequence[Arm]) -> None:
+        """Raise for a checkout, options or arguments that the host cannot be run with, before anything is done."""
+        adapter, arguments = adapters.upstream(self.spec.name), self.arguments
+        ours = [word for word in adapter.saving(Path("x")) if word.startswith("--")]
+        taken = [name for name in ours for word in arguments if word == name or word.startswith(f"{name}=")]
+        if taken:
+            raise InputError(
+                f"{', '.join(taken)} is set by `ddplug compare`, which runs the host once per seed and judges its sets "
+                "itself; leave it out."
+            )
+        self._options()
+        self.spec.patched(self.repo)
+        if not self.download:
+            adapter.preflight(arguments)
+
+    def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
+        """Have the host distil `entry`, unless it has, and keep its sets in `folder`; `tell(1)` when it is done."""
+        if (folder / DONE).is_file():
+            return
+        tell(0)
+        if not (folder / RUN).is_dir():
+            self._run(entry, folder)
+        notes, facts = [], self._record(folder / RUN)
+        times = read_json(folder / RUN / TIMES)
+        for iteration, made in sorted(adapters.upstream(self.spec.name).saved(folder / RUN, self.arguments).items()):
+            save_set(made, folder / set_name(iteration))
+            lam = facts["lambda"] if facts else None
+            notes.append({"iteration": iteration, "lambda": lam, "share": None, "times": times})
+        if not notes:
+            raise HostError(f"{self.spec.name} left no set in '{folder / RUN}'; look at {LOG} there for why.")
+        write_done(folder, notes, facts["skipped"] if facts else 0)
+        tell(1)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The host's own."""
+        return self.settings.arguments or ()
+
+    def _run(self, entry: Entry, folder: Path) -> None:
+        """One run of the host, whose folder gets its name when it has ended well."""
+        for left in folder.glob(f".{RUN}-*"):  # of a run that was killed
+            shutil.rmtree(left)
+        attempt = folder / f".{RUN}-{os.getpid()}"
+        attempt.mkdir(parents=True)
+        given = {
+            "host": self.spec.name, "repo": str(self.repo), "seed": entry.seed, "must": not entry.arm.baseline,
+            "arguments": [*self.arguments, *adapters.upstream(self.spec.name).saving(attempt), *self._ours(entry)],
+            "times": str(attempt / TIMES),
+        }  # fmt: skip
+        status = self._wait_for([*self.runner, json.dumps(given)], attempt / LOG)
+        if status != 0:
+            lines = (attempt / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD:]
+            raise HostError(
+                f"{self.spec.name} ended with status {status} in entry {entry.name}; its output is in "
+                f"'{attempt / LOG}' and ends with:\n" + "\n".join(lines)
+            )
+        os.replace(attempt, folder / RUN)
+
+    def _wait_for(self, command: Sequence[str], log: Path) -> int:
+        """Run a process to its end; its stdin is open for as long as we live, and by that it knows when to end."""
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as process,
+        ):
+            try:
+                return process.wait()
+            except BaseException:
+                process.kill()
+                raise
+
+    def _ours(self, entry: Entry) -> list[str]:
+        """Our options on the host's command line; at weight 0 that is the weight alone."""
+        ours: dict[str, Any] = {"weight": entry.arm.weight}
+        if not entry.arm.baseline:
+            ours |= {
+                "views": entry.arm.views, "seed": entry.seed, "proxies": self.proxies.expanduser().resolve(),
+                **self._options(),
+            }  # fmt: skip
+        return [f"--cmi_{name}={value}" for name, value in ours.items()]
+
+    def _options(self) -> dict[str, Any]:
+        """The regulariser's options that hosts have; `InputError` for another that is not left as it is."""
+        known = {option.name for option in OPTIONS}
+        defaults = {name: found.default for name, found in inspect.signature(Regularizer).parameters.items()}
+        given = {name: value for name, value in self.settings.regularizer.items() if value != defaults[name]}
+        if odd := sorted(set(given) - known):
+            raise InputError(f"{', '.join(odd)} cannot be set in a host; leave it out, or compare own.")
+        return given
+
+    def _record(self, run: Path) -> dict[str, Any] | None:
+        """What the layer wrote beside the host's results; None if there is nothing, as at weight 0."""
+        found = sorted(run.rglob("cmi_*.json"))
+        return read_json(found[-1]) if found else None

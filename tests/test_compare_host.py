@@ -1,0 +1,183 @@
+"""`ddplug compare` with an upstream host: what its process is told, what is kept, and the world without chance."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddplug import ProxyPool, datasets, hosts
+from ddplug.compare import compare
+from ddplug.compare_host import Upstream
+from ddplug.compare_judge import Judge
+from ddplug.compare_plan import Arm, Settings, arms
+from ddplug.datasets import ImageData
+from ddplug.errors import HostError, InputError
+from ddplug.pretrain import pretrain
+from ddplug.repeatable import clock, seed_everything
+
+pytest.importorskip("sklearn")
+
+TINY = Settings(
+    width=8, runs=1, epochs=1, strategy="color_crop", arguments=("--Iteration", "4"), regularizer={"calibrate": 2}
+)
+
+HOST = """
+    import json, sys, time, pathlib, torch
+    given = json.loads(sys.argv[1])
+    arguments = given["arguments"]
+    folder = pathlib.Path(arguments[arguments.index("--save_path") + 1])
+    ours = dict(word.removeprefix("--cmi_").split("=", 1) for word in arguments if word.startswith("--cmi_"))
+    with open(pathlib.Path(sys.argv[0]).with_name("calls.txt"), "a") as calls:
+        calls.write(json.dumps({"seed": given["seed"], "must": given["must"], **ours}) + "\\n")
+    print("the host at work")
+    if pathlib.Path(sys.argv[0]).with_name("broken").exists():
+        sys.exit("no such luck")
+    generator = torch.Generator().manual_seed(given["seed"])
+    images = torch.randn(20, 1, 8, 8, generator=generator) * (1 - 0.1 * float(ours["weight"]))
+    torch.save({"data": [[images, torch.arange(10).repeat_interleave(2)]], "accs_all_exps": {}}, folder / "res_x.pt")
+    if float(ours["weight"]):
+        (folder / "cmi_x.json").write_text(json.dumps({"lambda": 7.0, "skipped": 1, "rounds": 5}))
+    pathlib.Path(given["times"]).write_text(json.dumps({"seconds": 2.5, "memory": None}))
+"""
+
+
+class Told(Upstream):
+    """A host that is not there, so its checkout is not looked at."""
+
+    def check(self, arms: Any) -> None:
+        self._options()
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def pool(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("host") / "pool"
+    pretrain(digits, folder, count=1, epochs=1, options={"width": 8}, progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(digits: ImageData, pool: Path, tmp_path: Path) -> Any:
+    """A comparison with a script in the place of the host's process."""
+    script = tmp_path / "host.py"
+    script.write_text(textwrap.dedent(HOST))
+
+    def call(weights: tuple[float, ...] = (0.5,), seeds: int = 2, settings: Settings = TINY) -> dict[str, Any]:
+        distil = Told(hosts.load("dm"), tmp_path, pool, settings, runner=(sys.executable, str(script)))
+        judge = Judge(digits, settings, ProxyPool.load(pool), None, torch.device("cpu"))
+        return compare(distil, arms(weights), seeds, tmp_path / "out", judge, host="dm")
+
+    return call
+
+
+def calls(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "calls.txt").read_text().splitlines()]
+
+
+def test_a_host_is_run_once_per_entry_and_judged_like_our_own(run: Any, tmp_path: Path, pool: Path) -> None:
+    result = run()
+    assert [(call["seed"], call["weight"], call["must"]) for call in calls(tmp_path)] == [
+        (0, "0.0", False), ("0", "0.5", True), (1, "0.0", False), ("1", "0.5", True),
+    ]  # fmt: skip
+    baseline, arm = calls(tmp_path)[2:]
+    assert baseline.keys() == {"seed", "must", "weight"}, "the baseline is the host alone"
+    assert arm == {
+        "seed": "1", "must": True, "weight": "0.5", "views": "host", "proxies": str(pool.resolve()), "calibrate": "2",
+    }  # fmt: skip
+    first, second = result["entries"][:2]
+    assert [point["iteration"] for point in second["checkpoints"]] == [5], "the host takes one step more than it says"
+    assert (first["checkpoints"][0]["lambda"], first["skipped"]) == (None, 0)
+    assert (second["checkpoints"][0]["lambda"], second["skipped"]) == (7.0, 1)
+    assert result["times"]["weight-0-seed1"] == [{"iteration": 5, "seconds": 2.5, "memory": None}]
+    assert result["settings"]["arguments"] == ("--Iteration", "4")
+    assert "iterations" not in result["settings"], "those of our own trainer say nothing here"
+    kept = tmp_path / "out/entries/weight-0.5-host-seed1/host"
+    assert (kept / "host.log").read_text() == "the host at work\n"
+    before = (tmp_path / "out/compare.json").read_text()
+    run()
+    assert len(calls(tmp_path)) == 4
+    assert (tmp_path / "out/compare.json").read_text() == before
+    run(seeds=3)
+    assert [(call["seed"], call["weight"]) for call in calls(tmp_path)[4:]] == [(2, "0.0"), ("2", "0.5")]
+
+
+def test_a_host_that_fails_is_named_and_can_be_run_again(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    with pytest.raises(HostError, match=r"(?s)dm ended with status 1 in entry weight-0-seed0.*no such luck"):
+        run()
+    (tmp_path / "broken").unlink()
+    assert len(run()["entries"]) == 4
+    assert not list((tmp_path / "out").rglob(".host-*")), "what the failed run left is gone"
+
+
+def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path) -> None:
+    settings = Settings(arguments=(), regularizer={"compile": True})
+    with pytest.raises(InputError, match="compile cannot be set in a host"):
+        run(settings=settings)
+    taken = Settings(arguments=("--save_path=here", "--num_eval", "3"))
+    with pytest.raises(InputError, match="--save_path, --num_eval is set by `ddplug compare`"):
+        Upstream(hosts.load("dm"), tmp_path, tmp_path, taken).check([Arm(0.0)])
+    with pytest.raises(HostError, match="does not know how to find the sets of mtt"):
+        Upstream(hosts.load("mtt"), tmp_path, tmp_path, Settings(arguments=())).check([Arm(0.0)])
+
+
+# --- the world without chance
+
+
+def asks(folder: Path, times: int) -> list[float]:
+    """What a file in `folder` is told when it asks for the time."""
+    scope: dict[str, Any] = {"time": time, "times": times}
+    exec(compile("told = [time.time() for _ in range(times)]", str(folder / "host.py"), "exec"), scope)
+    return list(scope["told"])
+
+
+def test_the_clock_depends_on_the_seed_and_the_calls_only(tmp_path: Path, untouched: None) -> None:
+    real = time.time
+    told = []
+    for seed in (0, 0, 1):
+        with clock(tmp_path, seed):
+            first = asks(tmp_path, 3)
+            assert abs(time.time() - real()) < 60, "others are told the time"
+            told.append(first + asks(tmp_path, 2))
+    assert told[0] == told[1] != told[2]
+    assert all(0.5 <= later - earlier < 1.5 for earlier, later in zip(told[0], told[0][1:], strict=False))
+    assert time.time is real
+
+
+def test_the_seed_is_everybodys() -> None:
+    drawn = []
+    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    for seed in (3, 3, 4):
+        seed_everything(seed)
+        drawn.append((torch.rand(()).item(), np.random.rand(), random.random()))
+    torch.set_rng_state(state[0])
+    np.random.set_state(state[1])
+    random.setstate(state[2])
+    assert drawn[0] == drawn[1]
+    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_the_hosts_process_ends_with_the_one_that_started_it() -> None:
+    code = "import threading, time; from ddplug.repeatable import _end_with_parent as end; \
+            threading.Thread(target=end, daemon=True).start(); print('up', flush=True); time.sleep(120)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"up\n"
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(timeout=20) == 1

@@ -1,0 +1,66 @@
+"""`ddplug compare dm`: the unedited upstream script, run once per weight and seed, in pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddplug import ProxyPool
+from ddplug.compare import compare
+from ddplug.compare_host import Upstream
+from ddplug.compare_judge import Judge
+from ddplug.compare_plan import Settings, arms
+from ddplug.datasets import ImageData
+from ddplug.sets import load_set
+
+pytestmark = [pytest.mark.upstream, pytest.mark.slow]
+
+NO_MD5 = """
+import pathlib
+import torchvision.datasets.cifar as cifar
+cifar.check_integrity = lambda path, md5=None: pathlib.Path(path).is_file()
+"""
+
+
+def test_pairs_of_an_upstream_host(
+    bench: Callable[[str], Any],
+    data_folder: Path,
+    cifar: ImageData,
+    pools: tuple[Path, ProxyPool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Draws are the same in all arms of a seed, others in another; CMI falls; a second run gives the same."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(NO_MD5)  # the copy at hand has other bytes than the release
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    host = bench("dm")
+    arguments = ("--model", "ConvNetW32", "--ipc", "10", "--batch_real", "16", "--Iteration", "5")
+    settings = Settings(
+        width=8, runs=1, epochs=2, arguments=(*arguments, "--data_path", str(data_folder)), regularizer={"calibrate": 2}
+    )
+    cpu = torch.device("cpu")
+
+    def run(out: str, weights: tuple[float, ...], seeds: int) -> dict[str, Any]:
+        judge = Judge(cifar, settings, ProxyPool.load(pools[0]), pools[1], cpu)
+        compare(Upstream(host.spec, host.repo, pools[0], settings), arms(weights), seeds, tmp_path / out, judge)
+        result: dict[str, Any] = json.loads((tmp_path / out / "compare.json").read_text())
+        return result
+
+    def images(out: str, entry: str) -> torch.Tensor:
+        return load_set(tmp_path / out / "entries" / entry / "set-000006.pt").images
+
+    result = run("out", (1e-12, 1.0), 1)
+    assert torch.allclose(images("out", "weight-0-seed0"), images("out", "weight-1e-12-host-seed0"), atol=1e-4)
+    baseline, _, arm = result["summary"]
+    assert arm["cmi_heldout"] < baseline["cmi_heldout"]
+    assert arm["lambda"] > 0
+    run("again", (), 2)
+    assert torch.equal(images("again", "weight-0-seed0"), images("out", "weight-0-seed0"))
+    assert not torch.allclose(images("again", "weight-0-seed1"), images("out", "weight-0-seed0"), atol=0.1)
