@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -110,7 +111,8 @@ class _Captured:
         self._slot.costs.update(proxy.costs)  # measuring would wait for the device, which a graph cannot
         self._views = torch.zeros_like(views)
         self._groups = Groups(groups.classes.clone(), groups.index.clone(), groups.counts.clone())
-        with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
+        here: AbstractContextManager[object] = torch.cuda.device(views.device) if views.is_cuda else nullcontext()
+        with here, torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
             self._repeat, self._result = capture(lambda: step(self._slot, self._views, self._groups))
 
     def replay(self, proxy: Proxy, views: Tensor, groups: Groups) -> Result:

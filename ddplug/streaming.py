@@ -142,8 +142,8 @@ class _Coming:
             ) from found
         weights, event = found
         if event is not None:
-            stream = torch.cuda.current_stream()
+            stream = torch.cuda.current_stream(next(iter(weights.values())).device)
             stream.wait_event(event)
             for tensor in weights.values():
-                tensor.record_stream(stream)
+                tensor.record_stream(stream)  # else their memory might be given away while it is still read
         return weights
