@@ -33,6 +33,8 @@ PROXIES, FILES, SETS = "tests/test_proxies.py", "tests/test_pool_files.py", "tes
 ENGINE, STREAMING = "tests/test_engine.py", "tests/test_streaming.py"
 COMMANDS, WHEEL = "tests/test_cli.py", "tests/test_packaging.py"
 
+COMPARE, COMPARE_HOST = "tests/test_compare.py", "tests/test_compare_host.py"
+
 MUTANTS = [
     # The estimator
     Mutant("log base 2", "cmi.py", "kl = (p * log_ratio).sum(-1)", "kl = (p * log_ratio).sum(-1) / 0.6931", CMI),
@@ -296,6 +298,29 @@ MUTANTS = [
     Mutant("IDC: code in a file of weights", "idcpools.py", "weights_only=True)", "weights_only=False)", "tests/test_idc.py"),
     Mutant("IDC: grey images not padded", "idcpools.py", "size = 28 if channels == 1 else side", "size = side", "tests/test_idc.py"),
     Mutant("IDC: the folder's data set not looked at", "idcpools.py", "next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])", "adapter.setting(args)[1]", "tests/test_idc.py"),
+    # Comparisons
+    Mutant("arms of other starts", "compare_entry.py", "trainer = self.trainer(entry.seed)", "trainer = self.trainer(entry.seed + (not entry.arm.baseline))", f"{COMPARE} -k differ_by_cmi"),
+    Mutant("resumed without the regulariser", "compare_entry.py", 'handle.load_state_dict(state["regularizer"])', "pass", f"{COMPARE} -k killed"),
+    Mutant("resumed without the trainer", "compare_entry.py", 'trainer.load_state_dict(state["trainer"])', "pass", f"{COMPARE} -k killed"),
+    Mutant("resumed without the notes", "compare_entry.py", 'return state["notes"], Meter', "return [], Meter", f"{COMPARE} -k killed"),
+    Mutant("resumed without the augmentation", "distill.py", 'self.dsa.load_state_dict(state["dsa"])', "pass", f"{COMPARE} -k goes_on"),
+    Mutant("resumed without momentum", "distill.py", 'self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))', "pass", f"{COMPARE} -k goes_on"),
+    Mutant("a look moves the run", "compare_entry.py", "            trainer.load_state_dict(before)", "            pass", f"{COMPARE} -k looking"),
+    Mutant("share of a gradient with CMI in it", "compare_entry.py", "handle.regularizer.enabled = False", "handle.regularizer.enabled = True", f"{COMPARE} -k two_gradients"),
+    Mutant("entries distilled again", "compare_entry.py", "if (folder / DONE).is_file():", "if False:", f"{COMPARE} -k use_what_is_there"),
+    Mutant("judged again", "compare_judge.py", "record = read_json(path) if path.is_file() else {}", "record = {}", f"{COMPARE} -k use_what_is_there"),
+    Mutant("judges of one seed", "compare_judge.py", "1000 * (seed + 1) + run", "1000 * (seed + 1)", f"{COMPARE} -k differ_by_cmi"),
+    Mutant("other settings gone on with", "compare.py", "    if differing:", "    if False:", f"{COMPARE} -k refused_and_named"),
+    Mutant("pools by any other name", "compare.py", "[proxy.digest() for proxy in pool]", "[]", f"{COMPARE} -k refused_and_named"),
+    Mutant("a baseline for each kind of views", "compare_plan.py", "for weight in checked if weight != 0]", "for weight in checked]", f"{COMPARE} -k baseline_is_one"),
+    Mutant("one seed too many for t", "compare_report.py", "t_quantile(len(values) - 1)", "t_quantile(len(values))", f"{COMPARE} -k by_hand"),
+    Mutant("differences not in pairs", "compare_report.py", "zip(scores, without, strict=True)]", "zip(scores, without[::-1], strict=True)]", f"{COMPARE} -k by_hand"),
+    Mutant("reaching is being above", "compare_report.py", ">= aim:", "> aim:", f"{COMPARE} -k by_hand"),
+    Mutant("a page that needs the network", "compare_html.py", "<meta charset=utf-8>", '<meta charset=utf-8><link rel=stylesheet href="https://x">', f"{COMPARE} -k one_page"),
+    Mutant("one clock for all seeds", "repeatable.py", "random.Random(seed)", "random.Random(0)", f"{COMPARE_HOST} -k clock"),
+    Mutant("the host's clock for everybody", "repeatable.py", "if not sys._getframe(1).f_code.co_filename.startswith(within):", "if False:", f"{COMPARE_HOST} -k clock"),
+    Mutant("an orphan works on", "repeatable.py", "    os._exit(1)", "    return", f"{COMPARE_HOST} -k ends_with"),
+    Mutant("a failed host passes", "compare_host.py", "if status != 0:", "if False:", f"{COMPARE_HOST} -k fails"),
     # Packaging
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
     Mutant("adapters left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.patches"]', WHEEL),
