@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -21,7 +22,7 @@ from ddplug.datasets import ImageData, load, random_real
 from ddplug.evaluate import DSAViews, evaluate
 from ddplug.hostfiles import unform
 from ddplug.networks import build, seeded
-from ddplug.sets import SyntheticSet
+from ddplug.sets import SyntheticSet, load_set
 
 pytestmark = pytest.mark.upstream
 
@@ -115,3 +116,25 @@ def test_formed_images_are_taken_apart_as_the_host_does(hosts_folder: Path, size
     order = their_labels.argsort(stable=True)  # theirs: all first parts, then all second ones
     torch.testing.assert_close(ours, theirs[order])
     assert torch.equal(our_labels, their_labels[order])
+
+
+def test_what_dm_leaves_can_be_judged(bench: Callable[[str], Any], data_folder: Path, cifar: ImageData) -> None:
+    host = bench("dm")
+    host.direct("--model", "ConvNetW32", "--ipc", 10, "--batch_real", 8, "--num_exp", 1, "--num_eval", 1,
+                "--epoch_eval_train", 1, "--Iteration", 0, "--data_path", data_folder,
+                "--save_path", "out")  # fmt: skip
+    (file,) = (host.folder / "out").glob("res_*.pt")
+    record = torch.load(file, weights_only=False)
+    assert type(record["accs_all_exps"]["ConvNetW32"][0]).__module__ == "numpy"
+    result = evaluate(load_set(file), cifar, runs=1, epochs=1, options={"width": 8})
+    assert result.settings["space"] == str(cifar.space)
+
+
+def test_what_idc_leaves_can_be_judged(bench: Callable[[str], Any], data_folder: Path, cifar: ImageData) -> None:
+    host = bench("idc")
+    host.direct("-d", "cifar10", "--data_dir", data_folder, "--test", "--width", 0.125, "--ipc", 2, "-f", 2, "--niter",
+                1, "--inner_loop", 2, "--n_data", 16, "--batch_real", 8, "--workers", 0)  # fmt: skip
+    (file,) = host.folder.glob("results/**/data.pt")
+    synthetic = load_set(file)
+    assert synthetic.images.shape == (80, 3, 32, 32)
+    assert evaluate(synthetic, cifar, runs=1, epochs=1, options={"width": 8}).settings["space"] == str(cifar.space)
