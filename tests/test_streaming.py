@@ -92,13 +92,13 @@ def test_what_comes_next_is_read_ahead_and_nothing_is_built(folder: Path, monkey
 
     monkeypatch.setattr(stream, "_reader", noted)
     monkeypatch.setattr("ddplug.networks.build", lambda *_, **__: pytest.fail("a network was built"))
-    generator, asked = torch.Generator().manual_seed(4), []
+    generator = torch.Generator().manual_seed(4)
     for _ in range(8):
         pool.look_ahead(1, generator)
-        asked = list(stream._coming)
+        asked, before = list(stream._coming), list(stream._here)
         (drawn,) = pool.draw(1, generator)
         assert isinstance(drawn, StreamedProxy)
-        assert not asked or drawn._number in asked or drawn._number in stream._here
+        assert drawn._number in {*asked, *before}
         drawn(views())
     assert readers
     assert not any(on_main for _, on_main in readers)
