@@ -94,7 +94,7 @@ class Upstream(NamedTuple):
         """One run of the host, whose folder gets its name when it has ended well."""
         for left in folder.glob(f".{RUN}-*"):  # of a run that was killed
             shutil.rmtree(left)
-        attempt = folder / f".{RUN}-{os.getpid()}"
+        attempt = folder.resolve() / f".{RUN}-{os.getpid()}"  # hosts may change the working directory
         attempt.mkdir(parents=True)
         given = {
             "host": self.spec.name, "repo": str(self.repo), "seed": entry.seed, "must": not entry.arm.baseline,

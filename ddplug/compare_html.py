@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddplug.compare_entry import set_name
 from ddplug.compare_judge import Judge
-from ddplug.compare_report import COLUMNS, by_views, cells, curve
+from ddplug.compare_report import COSTS, RESULTS, by_views, costs, curve, results
 from ddplug.errors import DataError
 from ddplug.files import replacing
 from ddplug.report import figure_of
@@ -97,8 +97,11 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(result: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}" for name in COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells(dict(result), row)) for row in rows)
+    head = "".join(f"<th>{html.escape(name)}" for name in (*RESULTS, *COSTS))
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in (*results(row), *costs(dict(result), row)))
+        for row in rows
+    )
     return f"<table><tr>{head}{body}</table>"
 
 

@@ -82,29 +82,34 @@ def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[i
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """For people: a table for each kind of views, the baseline in each."""
-    from rich.table import Table
-
-    host, data, seeds = result["host"], result["data"]["name"], result["seeds"]
+    """For people: for each kind of views a table of results and one of costs, the baseline in each; 80 columns wide."""
     made = []
     for views, rows in by_views(result).items():
-        table = Table(
-            title=f"{host} on {data}, {views} views: {seeds} seeds x {result['settings']['runs']} networks",
-            caption="± after an accuracy: std over seeds; after a difference: 95 % t-interval. CMI in nats. "
-            "Reaches: the first checkpoint at least as accurate as the end of weight 0.",
+        title = f"{result['host']} on {result['data']['name']}, {views} views: "
+        title += f"{result['seeds']} seeds x {result['settings']['runs']} networks"
+        caption = (
+            "± after an accuracy: std over seeds; after a difference: 95 % t-interval. CMI in nats, and over that of "
+            "weight 0. Reaches: the first checkpoint at least as accurate as the end of weight 0."
         )
-        for name in COLUMNS:
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(*cells(result, row))
-        made.append(table)
+        made.append(_table(title, RESULTS, [results(row) for row in rows], caption))
+        made.append(_table("", ("weight", *COSTS), [[_weight(row), *costs(result, row)] for row in rows], None))
     return made
 
 
-COLUMNS = (
-    "weight", "accuracy %", "difference", "CMI", "ratio", "CMI held out", "ratio", "lambda", "share", "reaches",
-    "s/iteration", "memory",
-)  # fmt: skip
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")  # a digit that is cut off would be another number
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+RESULTS = ("weight", "accuracy %", "difference", "reaches", "CMI", "CMI held out")
+COSTS = ("lambda", "share", "s/iteration", "memory")
 
 
 def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -114,20 +119,21 @@ def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {kind: [baseline, *(row for row in others if row["views"] == kind)] for kind in kinds}
 
 
-def cells(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    """A row of the summary, and what it cost, in words."""
-    seconds, memory = cost(result, row["arm"])
+def results(row: dict[str, Any]) -> list[str]:
+    """A row of the summary in words, by `RESULTS`."""
     baseline = row["views"] is None
     return [
-        row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}",
-        _plus_minus(row["accuracy"], row["accuracy_std"]),
+        _weight(row), _plus_minus(row["accuracy"], row["accuracy_std"]),
         "" if baseline else _plus_minus(row["difference"], row["interval"], sign=True),
-        _shown(row["cmi"], ".3e"), "" if baseline else _shown(row["cmi_ratio"], ".2f"),
-        _shown(row["cmi_heldout"], ".3e"), "" if baseline else _shown(row["cmi_heldout_ratio"], ".2f"),
-        "" if baseline else _shown(row["lambda"], ".4g"), "" if baseline else _shown(row["share"], ".3f"),
-        _shown(row["reaches"], "d"), _shown(seconds, ".3g"),
-        "-" if memory is None else f"{memory / 2**20:.0f} MiB",
+        _shown(row["reaches"], "d"), *(_cmi(row, key, baseline) for key in ("cmi", "cmi_heldout")),
     ]  # fmt: skip
+
+
+def costs(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """What an arm's weight came to, and what it cost, by `COSTS`."""
+    seconds, memory = cost(result, row["arm"])
+    of_cmi = ["", ""] if row["views"] is None else [_shown(row["lambda"], ".4g"), _shown(row["share"], ".3f")]
+    return [*of_cmi, _shown(seconds, ".3g"), "-" if memory is None else f"{memory / 2**20:.0f} MiB"]
 
 
 def cost(result: dict[str, Any], arm: str) -> tuple[float | None, int | None]:
@@ -161,6 +167,15 @@ def _reaches(runs: Sequence[dict[str, Any]], aim: float) -> int | None:
         if fmean(fmean(point["accuracies"]) for point in points) >= aim:
             return int(points[0]["iteration"])
     return None
+
+
+def _weight(row: dict[str, Any]) -> str:
+    return row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
+
+
+def _cmi(row: dict[str, Any], key: str, baseline: bool) -> str:
+    ratio = row[f"{key}_ratio"]
+    return _shown(row[key], ".2e") + ("" if baseline or ratio is None else f" x{ratio:.2f}")
 
 
 def _plus_minus(value: float, spread: float | None, sign: bool = False) -> str:

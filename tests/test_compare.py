@@ -415,7 +415,7 @@ def command(*arguments: object) -> str:
         "compare", "own", "--ipc", 2, "--iterations", 4, "--batch-real", 4, "--width", 8, "--checkpoints", 2, "--runs",
         1, "--epochs", 1, "--calibrate", 2, "--device", "cpu", *arguments,
     )  # fmt: skip
-    result = CliRunner(env={"COLUMNS": "250", "TERM": "dumb"}).invoke(cli.app, [str(argument) for argument in given])
+    result = CliRunner(env={"COLUMNS": "80", "TERM": "dumb"}).invoke(cli.app, [str(argument) for argument in given])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -430,6 +430,7 @@ def test_the_command_prints_tables_and_writes_one_page(
     output = command("--out", tmp_path / "out", *given)
     assert "own on digits, host views: 2 seeds x 1 networks" in output
     assert "own on digits, clean views" in output
+    assert "…" not in output, "no number is cut off, even on a narrow terminal"
     result = json.loads((tmp_path / "out/compare.json").read_text())
     for row in result["summary"]:
         assert f"{100 * row['accuracy']:.2f}" in output
