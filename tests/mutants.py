@@ -320,6 +320,7 @@ MUTANTS = [
     Mutant("one clock for all seeds", "repeatable.py", "random.Random(seed)", "random.Random(0)", f"{COMPARE_HOST} -k clock"),
     Mutant("the host's clock for everybody", "repeatable.py", "if not sys._getframe(1).f_code.co_filename.startswith(within):", "if False:", f"{COMPARE_HOST} -k clock"),
     Mutant("an orphan works on", "repeatable.py", "    os._exit(1)", "    return", f"{COMPARE_HOST} -k ends_with"),
+    Mutant("a host's run redone", "compare_host.py", "if not (folder / RUN).is_dir():", "if True:", f"{COMPARE_HOST} -k killed_after"),
     Mutant("a failed host passes", "compare_host.py", "if status != 0:", "if False:", f"{COMPARE_HOST} -k fails"),
     # Packaging
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),

@@ -124,6 +124,17 @@ def test_a_host_that_fails_is_named_and_can_be_run_again(run: Any, tmp_path: Pat
     assert not list((tmp_path / "out").rglob(".host-*")), "what the failed run left is gone"
 
 
+def test_a_run_that_ended_well_is_not_repeated_if_we_were_killed_after_it(run: Any, tmp_path: Path) -> None:
+    run()
+    before = (tmp_path / "out/compare.json").read_text()
+    entry = tmp_path / "out/entries/weight-0.5-host-seed0"
+    for made in ("distilled.json", "set-000005.pt", "set-000005.json"):
+        (entry / made).unlink()
+    run()
+    assert len(calls(tmp_path)) == 4
+    assert (tmp_path / "out/compare.json").read_text() == before
+
+
 def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path) -> None:
     settings = Settings(arguments=(), regularizer={"compile": True})
     with pytest.raises(InputError, match="compile cannot be set in a host"):
@@ -173,7 +184,7 @@ def test_the_seed_is_everybodys() -> None:
 
 def test_the_hosts_process_ends_with_the_one_that_started_it() -> None:
     code = "import threading, time; from ddplug.repeatable import _end_with_parent as end; \
-            threading.Thread(target=end, daemon=True).start(); print('up', flush=True); time.sleep(120)"
+            threading.Thread(target=end, daemon=True).start(); print('up', flush=True); time.sleep(40)"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdin is not None
