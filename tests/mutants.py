@@ -309,7 +309,7 @@ MUTANTS = [
     Mutant("share of a gradient with CMI in it", "compare_entry.py", "handle.regularizer.enabled = False", "handle.regularizer.enabled = True", f"{COMPARE} -k two_gradients"),
     Mutant("entries distilled again", "compare_entry.py", "if (folder / DONE).is_file():", "if False:", f"{COMPARE} -k use_what_is_there"),
     Mutant("judged again", "compare_judge.py", "record = read_json(path) if path.is_file() else {}", "record = {}", f"{COMPARE} -k use_what_is_there"),
-    Mutant("judges of one seed", "compare_judge.py", "1000 * (seed + 1) + run", "1000 * (seed + 1)", f"{COMPARE} -k differ_by_cmi"),
+    Mutant("judges of one seed", "compare_judge.py", "1000 * (seed + 1) + run", "1000 * (seed + 1)", f"{COMPARE} -k own_judges"),
     Mutant("other settings gone on with", "compare.py", "    if differing:", "    if False:", f"{COMPARE} -k refused_and_named"),
     Mutant("pools by any other name", "compare.py", "[proxy.digest() for proxy in pool]", "[]", f"{COMPARE} -k refused_and_named"),
     Mutant("a baseline for each kind of views", "compare_plan.py", "for weight in checked if weight != 0]", "for weight in checked]", f"{COMPARE} -k baseline_is_one"),

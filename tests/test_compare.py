@@ -21,7 +21,7 @@ import ddplug
 from ddplug import ProxyPool, cli, datasets
 from ddplug.compare import compare
 from ddplug.compare_entry import PEEKS, Own
-from ddplug.compare_judge import Judge
+from ddplug.compare_judge import Judge, judge_seed
 from ddplug.compare_plan import Arm, Entry, Settings, arms, read_weights
 from ddplug.compare_report import curve, summary, t_quantile
 from ddplug.datasets import ImageData
@@ -64,9 +64,10 @@ def run(digits: ImageData, pools: tuple[Path, Path]) -> Any:
         settings: Settings = TINY,
         views: tuple[str, ...] = ("host",),
         heldout: bool = True,
+        proxies: Path = pools[0],
         **more: Any,
     ) -> dict[str, Any]:
-        pool = ProxyPool.load(pools[0])
+        pool = ProxyPool.load(proxies)
         judge = Judge(digits, settings, pool, ProxyPool.load(pools[1]) if heldout else None, CPU)
         return compare(Own(digits, settings, pool, CPU), arms(weights, views), seeds, out, judge, **more)
 
@@ -129,6 +130,10 @@ def test_arms_of_one_seed_differ_by_cmi_only(tmp_path: Path, run: Any, untouched
     at_start = [by_name[f"{arm}-seed0"][0]["accuracies"] for arm in result["arms"]]
     assert all(scores == at_start[0] for scores in at_start), "equal sets are judged by equal networks"
     assert by_name["weight-0-seed0"][0]["accuracies"] != by_name["weight-0-seed1"][0]["accuracies"]
+
+
+def test_every_seed_has_its_own_judges() -> None:
+    assert len({judge_seed(seed, run) for seed in range(20) for run in range(100)}) == 2000
 
 
 def test_the_same_call_elsewhere_gives_the_same_results(tmp_path: Path, run: Any) -> None:
@@ -217,7 +222,7 @@ KILLED = """
     from ddplug import ProxyPool, datasets
     from ddplug.compare import compare
     from ddplug.compare_entry import Own
-    from ddplug.compare_judge import Judge
+    from ddplug.compare_judge import Judge, judge_seed
     from ddplug.compare_plan import Settings, arms
 
     out, pool, heldout, settings = sys.argv[1:]
@@ -302,7 +307,7 @@ def test_more_seeds_weights_and_views_use_what_is_there(
 # --- refusals
 
 
-def test_other_settings_are_refused_and_named(tmp_path: Path, run: Any) -> None:
+def test_other_settings_are_refused_and_named(tmp_path: Path, run: Any, pools: tuple[Path, Path]) -> None:
     run(tmp_path, (), 1)
     before = (tmp_path / "compare.json").read_text()
     other = replace(TINY, epochs=3, regularizer={"calibrate": 4})
@@ -310,6 +315,8 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, run: Any) -> None:
         run(tmp_path, (), 1, other)
     with pytest.raises(InputError, match="heldout"):
         run(tmp_path, (), 1, heldout=False)
+    with pytest.raises(InputError, match=r"proxies \(.* there, .* asked for\)\."):
+        run(tmp_path, (), 1, proxies=pools[1])
     with pytest.raises(InputError, match=r"host \(own there, dm asked for\)"):
         run(tmp_path, (), 1, host="dm")
     assert (tmp_path / "compare.json").read_text() == before
