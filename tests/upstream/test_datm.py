@@ -112,7 +112,10 @@ def test_learned_labels_get_no_gradient_of_cmi(datm: Any, data_folder: Path, exp
     """After one step at a large lambda the images differ from those without CMI, the labels and the rate do not."""
     given = config(datm, options(data_folder, experts, 1, eval_it=1))
     saved = []
-    for ours in (("--weight", 0), ("--weight", 50, "--weighting", "absolute", "--proxies", one_proxy)):
+    for ours in (
+        ("--weight", 0),
+        ("--weight", 50, "--weighting", "absolute", "--precision", "exact", "--proxies", one_proxy),
+    ):
         datm.ddplug(ours, *given)
         saved.append({file.name: torch.load(file) for file in datm.folder.glob("logged_files/**/*_1.pt")})
         shutil.rmtree(datm.folder / "logged_files")
@@ -158,7 +161,7 @@ def test_the_gradient_is_the_hosts_plus_lambda_times_cmis(
     """(d): at the first step, where both runs are at the same images."""
     given, lam = config(datm, options(data_folder, experts, 0)), 5.0
     datm.ddplug(("--weight", 0), *given, **seen(datm, "off"))
-    absolute = ("--weight", lam, "--weighting", "absolute", "--proxies", one_proxy)
+    absolute = ("--weight", lam, "--weighting", "absolute", "--precision", "exact", "--proxies", one_proxy)
     datm.ddplug((*absolute, "--inner", inner), *given, **seen(datm, "on", pool=str(one_proxy)))
     off, on = (read(datm, run)["steps"][0] for run in ("off", "on"))
     assert torch.equal(off["images"], on["images"])
@@ -199,7 +202,7 @@ def test_whitened_images_reach_the_proxies_in_their_own_space(
     whitened = datm.folder / "experts" / "CIFAR10"
     shutil.copytree(experts / "CIFAR10_NO_ZCA", whitened)  # not trained on whitened images, but that is not asked here
     given = config(datm, options(data_folder, whitened.parent, 0, zca=True))
-    absolute = ("--weight", 5, "--weighting", "absolute", "--inner", "last")
+    absolute = ("--weight", 5, "--weighting", "absolute", "--precision", "exact", "--inner", "last")
     for proxies in (one_proxy, f"buffer:{experts / 'CIFAR10_NO_ZCA' / 'ConvNetW32'}#3"):
         datm.ddplug((*absolute, "--proxies", proxies), *given)
     datm.ddplug(absolute, *given)

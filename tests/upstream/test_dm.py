@@ -126,7 +126,7 @@ def test_the_gradient_is_the_hosts_plus_lambda_times_cmis(
     host, lam = bench(CASES[method][0]), 500.0
     common = arguments(method, data_folder, "out", 0)
     host.ddplug(("--weight", 0), *common, spy=str(tmp_path / "off.pt"), pool=str(one), spy_steps=1)
-    host.ddplug(("--weight", lam, "--weighting", "absolute", "--proxies", one), *common,
+    host.ddplug(("--weight", lam, "--weighting", "absolute", "--precision", "exact", "--proxies", one), *common,
                 spy=str(tmp_path / "on.pt"), pool=str(one), spy_steps=1)  # fmt: skip
     off, on = (torch.load(tmp_path / f"{run}.pt")["steps"][0] for run in ("off", "on"))
     assert torch.equal(off["images"], on["images"])

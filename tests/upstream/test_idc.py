@@ -144,8 +144,8 @@ def test_the_gradient_is_the_hosts_plus_lambda_times_cmis(
     ProxyPool(pool.proxies[:1], pool.info).save(one)
     host, lam = bench("idc"), 500.0
     seen = {}
-    for name, options in (("off", ("--weight", 0)),
-                          ("on", ("--weight", lam, "--weighting", "absolute", "--proxies", one))):  # fmt: skip
+    exact = ("--weight", lam, "--weighting", "absolute", "--precision", "exact", "--proxies", one)
+    for name, options in (("off", ("--weight", 0)), ("on", exact)):
         host.ddplug(options, *arguments(data_folder), spy=str(tmp_path / f"{name}.pt"), pool=str(one),
                     spy_steps=CLASSES, stop=CLASSES + 1)  # fmt: skip
         moved(host.folder, name)

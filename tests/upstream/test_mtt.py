@@ -128,7 +128,7 @@ def test_the_gradient_is_the_hosts_plus_lambda_times_cmis(
     given, lam = line(options(data_folder, experts, 0)), 5.0
     more = seen(mtt, "on", pool=str(one_proxy))
     mtt.ddplug(("--weight", 0), *given, **seen(mtt, "off"))
-    absolute = ("--weight", lam, "--weighting", "absolute", "--proxies", one_proxy)
+    absolute = ("--weight", lam, "--weighting", "absolute", "--precision", "exact", "--proxies", one_proxy)
     mtt.ddplug((*absolute, "--inner", inner), *given, **more)
     off, on = (read(mtt, run)["steps"][0] for run in ("off", "on"))
     assert torch.equal(off["images"], on["images"])
