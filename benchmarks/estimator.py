@@ -1,4 +1,4 @@
-"""Does CMI and its gradient, from features, cost more for many classes than for few?
+"""Does CMI and its gradient, from features (float64, as in a round), cost more for many classes than for few?
 
 python benchmarks/estimator.py --out estimator.json [--images 2000] [--features 512] [--device cuda]
 """
@@ -24,7 +24,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     device = measuring.start(options)
     random = torch.Generator().manual_seed(0)
-    features = torch.randn(options.images, options.features, generator=random).to(device)
+    features = torch.randn(options.images, options.features, generator=random, dtype=torch.float64).to(device)
     shuffled = torch.randperm(options.images, generator=random)
     groups = {classes: group(shuffled % classes, options.images, device) for classes in CLASSES}
     sides = {str(classes): partial(closed_form, features, found, 1.0) for classes, found in groups.items()}

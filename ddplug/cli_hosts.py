@@ -34,6 +34,7 @@ def run(
     classes: Annotated[int, typer.Option(help="Random classes per step to estimate CMI on; 0 for all.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, exact or bf16; see docs/guide.md.")] = "auto",
     chunk: Annotated[int, typer.Option(help="Images that go through a proxy together; 0 decides by itself.")] = 0,
+    graphs: Annotated[bool, typer.Option(help="On a GPU, replay the step from a CUDA graph.")] = True,
     inner: Annotated[str | None, typer.Option(help="one, last or all inner steps' views, for MTT and DATM.")] = None,
     seed: Annotated[int, typer.Option(help="Of the regulariser's own generator.")] = 0,
     download: Annotated[
@@ -60,7 +61,7 @@ def run(
     ours = {
         "weight": share, "weighting": weighting, "proxies": proxies, "every": every, "space": space,
         "temperature": temperature, "views": views, "views_per_image": views_per_image, "calibrate": calibrate,
-        "draw": draw, "classes": classes, "precision": precision, "chunk": chunk, "seed": seed,
+        "draw": draw, "classes": classes, "precision": precision, "chunk": chunk, "graphs": int(graphs), "seed": seed,
     }  # fmt: skip
     if inner is not None:
         ours["inner"] = inner

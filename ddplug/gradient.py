@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddplug import pieces
 from ddplug.cmi import Groups, closed_form
-from ddplug.errors import InputError
+from ddplug.errors import InputError, ProxyError
 from ddplug.pieces import Chunk, Plan
 from ddplug.precision import Precision
 from ddplug.proxies import Proxy, Space
@@ -96,7 +96,8 @@ class PieceByPiece:
             else:
                 graphs.append(self._with_graph(proxy, part))
                 features.append(graphs[-1][1].detach())
-        sums, derivative = closed_form(torch.cat(features), groups, self.temperature)
+        # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
+        sums, derivative = closed_form(torch.cat(features).double(), groups, self.temperature)
         directions = torch.split(derivative / len(views), plan.piece)
         gradients: list[Tensor] = []
         # From the last, so that the kept graphs are gone before others are made again.
@@ -104,7 +105,7 @@ class PieceByPiece:
             leaf, seen = graphs.pop() if graphs else self._with_graph(proxy, part)
             gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
             del leaf, seen
-        return sums.sum() / len(views), torch.cat(gradients[::-1])
+        return (sums.sum() / len(views)).to(views.dtype), torch.cat(gradients[::-1])
 
     def plan(self, proxy: Proxy, views: Tensor) -> Plan:
         """How `views` are taken apart for `proxy`."""
@@ -121,10 +122,15 @@ class PieceByPiece:
 
     def _compiled(self, proxy: Proxy, views: Tensor) -> CompiledSlot:
         if proxy.kind not in self._slots:
-            self._slots[proxy.kind] = CompiledSlot(proxy, self.space, self.prepare(views[:2]))
+            self._slots[proxy.kind] = CompiledSlot(proxy, self.space)
         slot = self._slots[proxy.kind]
         slot.take(proxy)
+        slot.check(proxy, self.prepare(views[:2]))
         return slot
+
+    def forget(self) -> None:
+        """Let go of compiled networks."""
+        self._slots.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles for itself."""
@@ -132,4 +138,11 @@ class PieceByPiece:
 
     def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
         leaf = part.detach().requires_grad_()
-        return leaf, self.features(proxy, leaf)
+        seen = self.features(proxy, leaf)
+        if not seen.requires_grad:
+            raise ProxyError(
+                f"the {self.space}s of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not depend "
+                "differentiably on the images: something in its forward pass is detached or under no_grad. CMI has no "
+                "gradient through it; use another network or head."
+            )
+        return leaf, seen

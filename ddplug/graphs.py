@@ -31,19 +31,34 @@ Capture = Callable[[Callable[[], Result]], tuple[Callable[[], object], Result]]
 """Takes a function of no arguments, and returns what repeats it and the tensors that it leaves its results in."""
 
 
-def on_cuda(function: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
-    """Capture `function` as a CUDA graph, after two runs to warm up."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as the host's data loaders, may do on the device what they like meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = function()
-    return graph.replay, result
+class OnCuda:
+    """Captures functions as CUDA graphs that share one pool of memory, as they are never replayed at the same time."""
+
+    def __init__(self) -> None:
+        self._memory: Any = None
+
+    def __call__(self, function: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
+        """Capture `function`, after two runs to warm up; raises whatever stands in the way of it."""
+        before, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        strict = torch.cuda.get_sync_debug_mode()
+        self._memory = self._memory or torch.cuda.graph_pool_handle()
+        try:
+            side.wait_stream(before)
+            with torch.cuda.stream(side):
+                function()
+                # What waits for the device cannot be captured, and had better fail before the capture than within.
+                torch.cuda.set_sync_debug_mode("error")
+                function()
+            torch.cuda.set_sync_debug_mode(strict)
+            before.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, such as the host's data loaders, may do on the device what they like meanwhile.
+            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+                result = function()
+        finally:
+            torch.cuda.set_sync_debug_mode(strict)
+            torch.cuda.set_stream(before)  # where a failed capture leaves older versions of torch on its own stream
+        return graph.replay, result
 
 
 class Graphs:
@@ -54,8 +69,8 @@ class Graphs:
         capture: what makes a graph of it.
     """
 
-    def __init__(self, step: Step, capture: Capture = on_cuda) -> None:
-        self.step, self.capture = step, capture
+    def __init__(self, step: Step, capture: Capture | None = None) -> None:
+        self.step, self.capture = step, capture or OnCuda()
         self._seen: Counter[Hashable] = Counter()
         self._wanted: dict[Hashable, tuple[Proxy, Tensor, Groups]] = {}
         self._made: dict[Hashable, _Captured | None] = {}
@@ -67,11 +82,25 @@ class Graphs:
         key = (proxy.kind, views.shape, views.dtype, views.device, len(groups.counts))
         made = self._made.get(key)
         if made is not None:
-            return made.replay(proxy, views, groups)
+            if made.serves(proxy) is None:
+                return self._tried(made, proxy, views, groups)
+            return made.replay(proxy, views, groups) if made.serves(proxy) else self.step(proxy, views, groups)
         self._seen[key] += 1
-        if self._seen[key] >= AFTER and key not in self._made and len(self._made) < AT_MOST:
+        if self._seen[key] >= AFTER and key not in self._made and len(self._made | self._wanted) < AT_MOST:
             self._wanted[key] = (proxy, torch.empty_like(views), groups)
         return self.step(proxy, views, groups)
+
+    def _tried(self, made: _Captured, proxy: Proxy, views: Tensor, groups: Groups) -> Result:
+        """The plain step, at a proxy's first turn, and a look whether the graph says the same."""
+        value, grad = self.step(proxy, views, groups)
+        _, replayed = made.replay(proxy, views, groups)
+        # A broken round says nothing; the next one will.
+        if torch.isfinite(grad).all():
+            same = bool((replayed - grad).norm() <= 0.05 * grad.norm())
+            made.note(proxy, same)
+            if not same:
+                self._warn(f"a graph of proxies like '{proxy.name}' gives something else for it than the network does")
+        return value, grad
 
     def possible(self, views: Tensor) -> bool:
         """Whether there are graphs where `views` are."""
@@ -87,26 +116,35 @@ class Graphs:
                 self._made[key] = _Captured(self.step, self.capture, proxy, views, groups)
             except Exception as error:  # a network may do anything; without a graph all is as it was
                 self._made[key] = None
-                warnings.warn(
-                    f"the regulariser's step could not be captured as a CUDA graph ({type(error).__name__}: "
-                    f"{str(error).partition(chr(10))[0]}); it goes on without, with the same numbers. graphs=False "
-                    "does not try.",
-                    DDPlugWarning,
-                    stacklevel=2,
-                )
+                self._warn(f"it could not be captured: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+    def forget(self) -> None:
+        """Let go of all graphs and their memory."""
+        self._made.clear()
+        self._wanted.clear()
+
+    @staticmethod
+    def _warn(why: str) -> None:
+        warnings.warn(
+            f"the regulariser's step goes on without a CUDA graph, with the same numbers ({why}). graphs=False does "
+            "not try.",
+            DDPlugWarning,
+            stacklevel=3,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy captures for itself."""
-        return {"step": self.step, "capture": self.capture}
+        return {"step": self.step}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["step"], state["capture"])  # type: ignore[misc]
+        self.__init__(state["step"])  # type: ignore[misc]
 
 
 class _Captured:
     """A graph and the tensors that it reads and writes."""
 
     def __init__(self, step: Step, capture: Capture, proxy: Proxy, views: Tensor, groups: Groups) -> None:
+        self._tried: dict[int, bool] = {}
         self._slot = Slot(proxy)
         self._slot.costs.update(proxy.costs)  # measuring would wait for the device, which a graph cannot
         self._views = torch.zeros_like(views)
@@ -114,6 +152,14 @@ class _Captured:
         here: AbstractContextManager[object] = torch.cuda.device(views.device) if views.is_cuda else nullcontext()
         with here, torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
             self._repeat, self._result = capture(lambda: step(self._slot, self._views, self._groups))
+
+    def serves(self, proxy: Proxy) -> bool | None:
+        """Whether it gives what `proxy` does; None if that was not tried yet."""
+        return self._tried.get(id(proxy))
+
+    def note(self, proxy: Proxy, serves: bool) -> None:
+        """Remember that."""
+        self._tried[id(proxy)] = serves
 
     def replay(self, proxy: Proxy, views: Tensor, groups: Groups) -> Result:
         self._slot.take(proxy)

@@ -66,7 +66,10 @@ OPTIONS = (
     Option("calibrate", int, 10, "steps over which a share is turned into a lambda"),
     Option("draw", int, 1, "proxies drawn per step"),
     Option("classes", int, 0, "random classes per step that CMI is estimated on, scaled; 0 for all"),
-    Option("precision", str, "auto", "auto: bf16 backward where fast; exact: fp32; bf16: both ways", get_args(Precision)),
+    Option(
+        "precision", str, "auto", "auto: bf16 backward where fast; exact: fp32; bf16: both ways", get_args(Precision)
+    ),
+    Option("graphs", int, 1, "on a GPU, replay the step from a CUDA graph; 0 does not try"),
     Option("chunk", int, 0, "images that go through a proxy together; 0 for as many as memory allows"),
     Option("views", str, "host", "the host's augmented views, or the clean images", get_args(Views)),
     Option("views_per_image", int, 1, "further views of each image, made by kornia; for one image per class"),
@@ -219,6 +222,7 @@ def start(host: str, args: Any, **known: Any) -> Layer:
     regularizer = Regularizer(
         pool, options["weight"], setting=setting, input_space=adapter.space(args, known),
         classes=options["classes"] or None, chunk=options["chunk"] or "auto",
+        graphs=bool(options["graphs"]),
         **{name: options[name] for name in
            ("weighting", "space", "temperature", "calibrate", "every", "draw", "precision", "views_per_image", "seed")},
     )  # fmt: skip

@@ -173,7 +173,8 @@ def stream_networks(
     from ddplug.streaming import Stream, StreamedProxy
 
     largest = max(record["bytes"] for record in records)
-    stream = Stream([folder / record["file"] for record in records], resident=budget // largest)
+    files = [folder.resolve() / record["file"] for record in records]  # wherever the host goes from here
+    stream = Stream(files, resident=budget // largest)
     modules: dict[str, nn.Module] = {}
     proxies: list[Proxy] = []
     for number, record in enumerate(records):

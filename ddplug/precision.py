@@ -101,8 +101,16 @@ class _BackwardInBf16(TorchFunctionMode):
 
 def _can(inputs: Tensor, weight: Tensor) -> bool:
     """Whether there is a gradient to be passed back, to the inputs only, in fp32."""
+    if (hooks := _saving()) is not None and not getattr(hooks[0], "only_looks", False):
+        return False  # somebody, say torch.utils.checkpoint, computes the layer again later, where we are not
     frozen = torch.is_grad_enabled() and inputs.requires_grad and not weight.requires_grad
     return frozen and inputs.dtype == weight.dtype == torch.float32
+
+
+def _saving() -> Any:
+    """The hooks that saved tensors pass through just now, or None; torch has no public way to ask."""
+    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if ask is None else ask(True)
 
 
 def _conv2d_arguments(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -60,6 +59,7 @@ class Proxy:
 
     def __post_init__(self) -> None:
         self._named_by_user = bool(self.head)
+        self._kind: tuple[object, ...] | None = None
         if not self.head:
             self.head = _find_head(self.network, self.name)
         else:
@@ -74,26 +74,27 @@ class Proxy:
 
     def digest(self) -> str:
         """A short hash of the weights, by which two networks are known to be one."""
-        numbers = hashlib.sha256()
-        for key, value in sorted(self.weights().items()):
-            numbers.update(
-                key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-        return numbers.hexdigest()[:16]
+        return _digest(sorted(self.weights().items()))
 
     def weights(self) -> dict[str, Tensor]:
         """Everything that this proxy has and another of its architecture has differently, by name."""
         return self.network.state_dict()
 
-    def ask_ahead(self) -> None:
-        """Told that the next round will use it."""
+    def ask_ahead(self, together: int) -> None:
+        """Told that the next round will use it and `together` - 1 others."""
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Equal for proxies that compute the same, but for their weights; for networks of unknown making, their own."""
-        spec = getattr(self.network, "spec", None)
-        made = json.dumps(spec, sort_keys=True) if isinstance(spec, Mapping) else id(self.network)
-        return type(self.network), made, self.head, self.dtype
+        if self._kind is None:
+            made: object = id(self.network)
+            if isinstance(spec := getattr(self.network, "spec", None), Mapping):
+                saved = self.network.state_dict()
+                unsaved = [(key, value) for key, value in self.network.named_buffers() if key not in saved]
+                # What was changed after building shows in the printed network and in what is saved with no weights.
+                made = (repr(sorted(spec.items())), repr(self.network), _digest(unsaved))
+            self._kind = type(self.network), made, self.head, self.dtype
+        return self._kind
 
     @property
     def dtype(self) -> torch.dtype:
@@ -205,7 +206,8 @@ class ProxyPool:
             dataset: refuse a pool of another data set than this one.
             builders: how to build architectures that are neither ddplug's nor torchvision's, by their recorded name.
             partial: take the complete networks of a pool whose training was interrupted.
-            budget: bytes of weights to keep on the device. A larger pool is streamed from its files ahead of use.
+            budget: bytes of weights. A larger pool is streamed from its files ahead of use, and as many of its
+                networks' weights as fit stay on the device; those on their way come on top.
 
         Raises:
             PoolError: no pool there, half-written, damaged, of another data set or architecture not known.
@@ -255,7 +257,7 @@ class ProxyPool:
         """Have what `draw` with the same arguments would give next on its way, if it is not here; draws nothing."""
         if any(proxy.streamed for proxy in self.proxies):
             for proxy in self.draw(count, generator.clone_state()):
-                proxy.ask_ahead()
+                proxy.ask_ahead(count)
 
     def check(self, images: Tensor, space: AnySpace | None) -> None:
         """Raise unless these proxies can look at `images` of a host whose input space is `space`; reads no value.
@@ -291,7 +293,11 @@ class ProxyPool:
         """
         with torch.no_grad():
             image = self.prepare(images.detach()[:1], input_space)
+            seen: set[object] = set()
             for proxy in self.proxies:
+                if proxy.streamed and proxy.kind in seen:
+                    continue  # its weights were looked at when the pool was opened, and are far away
+                seen.add(proxy.kind)
                 before = _random_state(image.device)
                 features = proxy(image, space)
                 if not torch.equal(before, _random_state(image.device)):
@@ -340,6 +346,13 @@ def check_space(space: str) -> Space:
     if space not in get_args(Space):
         raise InputError(f"unknown space {space!r}, expected 'feature' (penultimate features) or 'logit'.")
     return space  # type: ignore[return-value]
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    numbers = hashlib.sha256()
+    for key, value in tensors:
+        numbers.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return numbers.hexdigest()[:16]
 
 
 def _find_head(network: nn.Module, name: str) -> str:

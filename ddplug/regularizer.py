@@ -13,6 +13,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -108,17 +109,18 @@ class Regularizer:
 
             self.view = DSA(seed=seed)
         self.schedule, self.scale = schedule, scale
-        self.input_space = input_space
+        self._to_pool = _ToPool(self.pool, input_space)
         self.announce = announce
         self.classes = None if classes is None else _count("classes", classes)
         self._step: PieceByPiece | Graphs = PieceByPiece(
-            self.space, self.temperature, self._prepare, precision=check_precision(precision),
+            self.space, self.temperature, self._to_pool, precision=check_precision(precision),
             chunk=check_chunk(chunk), compile=compile,
         )  # fmt: skip
         if graphs and not compile:
             self._step = Graphs(self._step)
         self.generator = torch.Generator().manual_seed(seed)
-        self.class_generator = torch.Generator().manual_seed(seed)
+        # Of another seed: of one, the classes would go with the proxy that is drawn in the same round.
+        self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
         self.history = History()
         self.enabled = True
         self.rounds = 0
@@ -126,6 +128,15 @@ class Regularizer:
         self._probed = False
         self._reported = 0
         self._warned: set[str] = set()
+
+    @property
+    def input_space(self) -> AnySpace | None:
+        """The views' normalisation; None if it is the pool's. May be set before the first call."""
+        return self._to_pool.space
+
+    @input_space.setter
+    def input_space(self, space: AnySpace | None) -> None:
+        self._to_pool.space = space
 
     @property
     def lam(self) -> float | None:
@@ -179,6 +190,7 @@ class Regularizer:
         """Switch off for good: calls become no-ops, also those whose backward pass is still to come. Idempotent."""
         self.enabled = False
         self._pending.clear()
+        self._step.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs: what was measured, the generator, the history."""
@@ -296,9 +308,6 @@ class Regularizer:
         if isinstance(self._step, Graphs):
             self._step.make_wanted()
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        return self.pool.prepare(images, self.input_space)
-
     def _further_views(self, images: Tensor) -> Tensor:
         assert self.view is not None
         return torch.cat([self.view(images) for _ in range(self.views_per_image)])
@@ -353,6 +362,17 @@ class Regularizer:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(text, DDPlugWarning, stacklevel=2)
+
+
+@dataclass
+class _ToPool:
+    """Brings images into the pool's space; apart from the regulariser, which would else be kept alive by its step."""
+
+    pool: ProxyPool
+    space: AnySpace | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.pool.prepare(images, self.space)
 
 
 class _Some(NamedTuple):

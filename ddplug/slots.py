@@ -32,27 +32,43 @@ class Slot(Proxy):
 
 
 class CompiledSlot(Slot):
-    """A slot whose network went through torch.compile, up to its head or all of it.
+    """A slot whose network went through torch.compile, up to its head or all of it."""
 
-    Raises `ProxyError` if the network does something else with its features than hand them to its head.
-    """
-
-    def __init__(self, of: Proxy, space: Space, images: Tensor) -> None:
-        super().__init__(of)
+    def __init__(self, of: Proxy, space: Space) -> None:
+        try:
+            super().__init__(of)
+        except RuntimeError as error:
+            raise ProxyError(
+                f"proxy '{of.name}' ({type(of.network).__name__}) cannot be copied, which compile=True needs "
+                f"({error}). Leave out compile=True."
+            ) from error
+        self._space, self._checked = space, set[int]()
         if space == "feature":
             parent, _, name = (self.head or "").rpartition(".")
             setattr(self.network.get_submodule(parent), name, nn.Identity())
-        with torch.no_grad():
-            expected, got = of(images, space), self._first(self.network(images.to(self.dtype)))
-        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
+        self._compiled: Any = torch.compile(self.network)
+
+    @torch.no_grad()
+    def check(self, of: Proxy, images: Tensor) -> None:
+        """Raise `ProxyError` unless it gives for `images` what `of` does; looked at once per proxy."""
+        if id(of) in self._checked:
+            return
+        expected, got = of(images, self._space), self._first(self.network(images.to(self.dtype)))
+        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ProxyError(
                 f"proxy '{of.name}' ({type(of.network).__name__}) cannot be compiled: without its head '{of.head}' it "
                 "gives something else than its features. Leave out compile=True, or use space='logit'."
             )
-        self._compiled: Any = torch.compile(self.network)
+        self._checked.add(id(of))
 
     def _compute(self, images: Tensor) -> Any:
-        return self._compiled(images)
+        try:
+            return self._compiled(images)
+        except Exception as error:  # torch.compile's own troubles have many names
+            raise ProxyError(
+                f"proxy '{self.name}' ({type(self.network).__name__}) could not be compiled ({type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0]}). Leave out compile=True."
+            ) from error
 
     def _read(self, images: Tensor, space: Space) -> Tensor:
         return self._first(self._compute(images))

@@ -33,6 +33,8 @@ class Stream:
 
     def __init__(self, files: Sequence[Path], resident: int) -> None:
         self.files, self.resident = list(files), max(resident, 2)
+        self.dtypes: dict[int, dict[str, torch.dtype]] = {}
+        """By network, what its module computes with, whatever the file has."""
         self._here: OrderedDict[int, Weights] = OrderedDict()
         self._coming: dict[int, _Coming] = {}
         self._device: torch.device | None = None
@@ -47,11 +49,17 @@ class Stream:
             while len(self._here) > self.resident:
                 self._here.popitem(last=False)
         self._here.move_to_end(number)
-        return self._here[number]
+        weights = self._here[number]
+        if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            for tensor in weights.values():
+                tensor.record_stream(stream)  # else their memory might be given away while it is still read
+        return weights
 
-    def ask_for(self, number: int, device: torch.device) -> None:
-        """Start bringing the weights of network `number` to `device`."""
+    def ask_for(self, number: int, device: torch.device, together: int = 1) -> None:
+        """Start bringing the weights of network `number` to `device`, to be used with `together` - 1 others."""
         self._move(device)
+        self.resident = max(self.resident, together)
         if number not in self._here and number not in self._coming:
             self._coming[number] = _Coming(self._reader(number, device))
             if len(self._coming) > self.resident:  # asked for and never used
@@ -65,12 +73,12 @@ class Stream:
             self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def _reader(self, number: int, device: torch.device) -> Callable[[], tuple[Weights, torch.cuda.Event | None]]:
-        file, side = self.files[number], self._side
+        file, side, dtypes = self.files[number], self._side, self.dtypes[number]
 
         def read() -> tuple[Weights, torch.cuda.Event | None]:
             from safetensors.torch import load_file
 
-            mapped = load_file(file)
+            mapped = {key: value.to(dtypes[key]) for key, value in load_file(file).items()}
             if side is None:
                 return {key: value.to(device, copy=True) for key, value in mapped.items()}, None
             with torch.cuda.stream(side):
@@ -83,10 +91,11 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts with nothing on the device and nothing under way."""
-        return {"files": self.files, "resident": self.resident}
+        return {"files": self.files, "resident": self.resident, "dtypes": self.dtypes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["files"], state["resident"])  # type: ignore[misc]
+        self.dtypes = state["dtypes"]
 
 
 class StreamedProxy(Proxy):
@@ -99,14 +108,15 @@ class StreamedProxy(Proxy):
     ) -> None:
         super().__init__(network, head, name, record)
         self._stream, self._number = stream, number
+        stream.dtypes[number] = {key: value.dtype for key, value in network.state_dict().items()}
 
     def weights(self) -> Weights:
         """Of this network, on the device that the module is on."""
         return self._stream.weights(self._number, self._device)
 
-    def ask_ahead(self) -> None:
+    def ask_ahead(self, together: int) -> None:
         """Have the weights on their way."""
-        self._stream.ask_for(self._number, self._device)
+        self._stream.ask_for(self._number, self._device, together)
 
     @property
     def _device(self) -> torch.device:
@@ -114,7 +124,7 @@ class StreamedProxy(Proxy):
 
     def _compute(self, images: Tensor) -> Any:
         # The graph holds these very tensors, so that another network's turn changes nothing in it.
-        return functional_call(self.network, self.weights(), (images,))
+        return functional_call(self.network, self.weights(), (images,), tie_weights=False)
 
 
 class _Coming:
@@ -122,7 +132,7 @@ class _Coming:
 
     def __init__(self, read: Callable[[], tuple[Weights, torch.cuda.Event | None]]) -> None:
         self._found: tuple[Weights, torch.cuda.Event | None] | BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(read,), name="ddplug-weights", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(read,), name="ddplug-weights")
         self._thread.start()
 
     def _run(self, read: Callable[[], tuple[Weights, torch.cuda.Event | None]]) -> None:
@@ -142,8 +152,5 @@ class _Coming:
             ) from found
         weights, event = found
         if event is not None:
-            stream = torch.cuda.current_stream(next(iter(weights.values())).device)
-            stream.wait_event(event)
-            for tensor in weights.values():
-                tensor.record_stream(stream)  # else their memory might be given away while it is still read
+            torch.cuda.current_stream(next(iter(weights.values())).device).wait_event(event)
         return weights

@@ -75,6 +75,7 @@ MUTANTS = [
     Mutant("captured without end", "graphs.py", "key not in self._made and", "", ENGINE),
     Mutant("never captured", "regularizer.py", "self._step.make_wanted()", "pass", ENGINE),
     Mutant("slot is the proxy", "slots.py", "copy.deepcopy(of.network)", "of.network", ENGINE),
+    Mutant("classes go with proxies", "regularizer.py", "manual_seed(seed + 0xC1A55E5)", "manual_seed(seed)", ENGINE),
     Mutant("classes unscaled", "regularizer.py", "grad * some.factor", "grad", ENGINE),
     Mutant("CMI of classes unscaled", "regularizer.py", "return cmi * some.factor", "return cmi", ENGINE),
     Mutant("class sizes ignored", "regularizer.py", "len(present) / self.classes * len(some) / len(labels)", "1.0", ENGINE),

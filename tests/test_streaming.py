@@ -6,11 +6,11 @@ import copy
 import pickle
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ddplug
 from ddplug import PoolError, ProxyPool
@@ -136,6 +136,45 @@ def test_everything_else_is_as_with_a_resident_pool(folder: Path, tmp_path: Path
             assert torch.equal(proxy(views(), "logit"), expected(views(), "logit"))
     labels = torch.arange(9) % 3
     assert measure(streamed, views(), labels) == measure(resident, views(), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_weights_of_any_dtype_are_taken_as_a_resident_pool_takes_them(dtype: torch.dtype, tmp_path: Path) -> None:
+    networks = [build("convnet", num_classes=3, channels=3, size=(8, 8), width=4, depth=2).to(dtype) for _ in range(3)]
+    ProxyPool.from_modules(networks).save(tmp_path / "pool")
+    streamed, resident = ProxyPool.load(tmp_path / "pool", budget=1), ProxyPool.load(tmp_path / "pool")
+    for got, expected in zip(streamed, resident, strict=True):
+        assert torch.equal(got(views()), expected(views()))
+
+
+class Tied(nn.Module):
+    spec: ClassVar[dict[str, Any]] = {"architecture": "tied", "options": {}}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(192, 192)
+        self.second = self.first
+        self.head = nn.Linear(192, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second(self.first(images.flatten(1)).tanh()))
+        return logits
+
+
+def test_a_layer_used_twice_and_a_host_that_goes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ProxyPool.from_modules([Tied() for _ in range(3)]).save(tmp_path / "pool")
+    monkeypatch.chdir(tmp_path)
+    streamed, resident = (ProxyPool.load("pool", budget=b, builders={"tied": Tied}) for b in (1, 1 << 30))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for got, expected in zip(streamed, resident, strict=True):
+        assert torch.equal(got(views()), expected(views()))
+
+
+def test_more_networks_in_a_round_than_the_budget_holds(folder: Path) -> None:
+    pool, generator = ProxyPool.load(folder, budget=1), torch.Generator().manual_seed(0)
+    pool.look_ahead(4, generator)
+    assert len(stream_of(pool)._coming) == 4
 
 
 def test_a_damaged_file_is_refused_when_the_pool_is_opened(folder: Path, tmp_path: Path) -> None:
