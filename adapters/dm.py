@@ -8,7 +8,7 @@ from typing import Any
 
 from ddplug.adapters import register
 from ddplug.sets import SyntheticSet, load_set
-from ddplug.upstream import UpstreamAdapter, check_data, option
+from ddplug.upstream import UpstreamAdapter, check_data, option, whole
 
 
 @register("dm")
@@ -17,6 +17,7 @@ class DM(UpstreamAdapter):
 
     name = "dm"
     iterations = "20000"
+    method, ipc = "DM", "50"
     """Of the host, by default."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
@@ -37,6 +38,11 @@ class DM(UpstreamAdapter):
         steps = int(option(arguments, "Iteration", self.iterations)) + 1
         found = sorted(folder.glob("res_*.pt"))
         return {steps: load_set(found[-1])} if found else {}
+
+    def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
+        """As the options say; main_DM.py has no --method."""
+        method = self.method if self.name == "dm" else option(arguments, "method", self.method)
+        return method.lower(), option(arguments, "dataset", "CIFAR10").lower(), whole(arguments, "ipc", self.ipc)
 
     def preflight(self, arguments: Sequence[str]) -> None:
         """Is the data set there?"""

@@ -12,3 +12,4 @@ class DSA(DM):
 
     name = "dsa"
     iterations = "1000"
+    method, ipc = "DC", "1"

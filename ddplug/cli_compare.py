@@ -27,7 +27,9 @@ def compare(
     ),
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
-    weights: Annotated[str, typer.Option(help="Numbers or paper, by commas; 0 is always run.")] = "0,0.1",
+    weights: Annotated[
+        str, typer.Option(help="Numbers or paper, by commas; 0 is always run. When adding some, repeat the old.")
+    ] = "0,0.1",
     views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
     ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next four: own only.")] = None,
@@ -41,8 +43,8 @@ def compare(
     arch: Annotated[str, typer.Option(help="Network that matches and judges.")] = "convnet",
     width: Annotated[int | None, typer.Option(help="Its channels; the architecture's own by default.")] = None,
     runs: Annotated[int, typer.Option(help="Fresh networks per judgement.")] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 300,
-    judge_lr: Annotated[float, typer.Option(help="Their learning rate.")] = 0.03,
+    epochs: Annotated[int, typer.Option(help="Epochs for each; the field's are 1000.")] = 300,
+    judge_lr: Annotated[float, typer.Option(help="Their learning rate; the field's is 0.01.")] = 0.03,
     weighting: Annotated[str, typer.Option(help="What a weight is: relative or absolute.")] = "relative",
     space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
@@ -63,7 +65,8 @@ def compare(
 ) -> None:
     """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
 
-    Interrupt it whenever you like: the same command goes on, and more seeds, weights or views add to what is there.
+    Interrupt it whenever you like: the same command goes on, and more seeds, weights or views add to what is there. The
+    report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
     """
     from rich.console import Console
 
@@ -75,7 +78,7 @@ def compare(
     from ddplug.compare_html import lacking, write_page
     from ddplug.compare_judge import Judge
     from ddplug.compare_plan import Settings, arms, read_weights
-    from ddplug.compare_report import tables
+    from ddplug.compare_report import left_out, tables
     from ddplug.pretrain import MIRRORED
     from ddplug.progress import Bars
 
@@ -115,6 +118,8 @@ def compare(
         result = run_compare(distil, chosen, seeds, out, judge, host=host, on_progress=progress)
     for table in tables(result):
         console.print(table)
+    if missing := left_out(result):
+        console.print(missing, soft_wrap=True, markup=False)
     console.print(f"wrote {out / RESULT}", soft_wrap=True)
     console.print(without or f"wrote {write_page(result, out, out / ENTRIES, judge)}", soft_wrap=True, markup=False)
 

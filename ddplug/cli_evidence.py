@@ -46,7 +46,7 @@ def evaluate(
     from ddplug.cli import _device
     from ddplug.evaluate import DSAViews, with_space
     from ddplug.evaluate import evaluate as evaluate_set
-    from ddplug.export import export_ddranking
+    from ddplug.export import check_export, export_ddranking
     from ddplug.files import replacing
     from ddplug.progress import Bars
     from ddplug.proxies import ProxyPool
@@ -67,6 +67,8 @@ def evaluate(
     options: dict[str, Any] = {"width": width, "norm": norm}
     keep = json_file.with_name(f"{json_file.name}.runs") if json_file else synthetic.with_name(f"{synthetic.name}.runs")
     recipe: dict[str, Any] = {"runs": runs, "epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment}
+    if export is not None and names:
+        check_export(chosen, real, export[1], architecture=names[0], augment=augment)
     with Bars() as progress:
         result = evaluate_set(
             chosen, real, architectures=names, **recipe, seed=seed, pool=pool, device=where, keep=keep,
@@ -80,10 +82,10 @@ def evaluate(
         console.print(
             f"wrote {json_file}, and {keep}, by which more runs or architectures can be added", soft_wrap=True
         )
-    else:
-        keep.unlink(missing_ok=True)  # it was for going on, and all is done
     if export is not None:
         for file in export_ddranking(
             chosen, real, export[1], architecture=names[0], **recipe, settings=result.to_json()
         ):  # fmt: skip
             console.print(f"wrote {file}", soft_wrap=True)
+    if json_file is None:
+        keep.unlink(missing_ok=True)  # it was for going on, and all is done

@@ -11,14 +11,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from ddplug.compare_entry import DONE, set_name
 from ddplug.compare_judge import Judge, read_json, write_json
 from ddplug.compare_plan import Arm, Entry
 from ddplug.compare_report import summary
 from ddplug.errors import DataError, InputError
+from ddplug.locking import alone
 from ddplug.proxies import ProxyPool
 
-SETTINGS, RESULT, ENTRIES = "settings.json", "compare.json", "entries"
+SETTINGS, RESULT, ENTRIES, LOCK = "settings.json", "compare.json", "entries", ".lock"
+NOTED = ("ddplug", "torch", "checkout")
+"""Settings that comparisons of older versions lack."""
 
 
 class Distiller(Protocol):
@@ -28,7 +33,11 @@ class Distiller(Protocol):
     def length(self) -> int:
         """Steps of an entry, for the progress bar."""
 
-    def check(self, arms: Sequence[Arm]) -> None:
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What else decides an entry's outcome, for the comparison's settings."""
+
+    def check(self, arms: Sequence[Arm], judge: Judge) -> None:
         """Raise for what would otherwise fail in the middle of a comparison, with nothing done yet."""
 
     def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
@@ -59,14 +68,33 @@ def compare(
     Returns the content of `compare.json`; see docs/compare.md.
 
     Raises:
-        InputError: no seeds, or `out` holds a comparison with other settings; it says which differ.
+        InputError: no seeds, another process is at work in `out`, or `out` holds a comparison with other settings; it
+            says which differ.
         DataError: a file of the comparison is damaged, or `out` holds something else.
     """
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}.")
-    distil.check(arms)
+    judge.check()
+    distil.check(arms, judge)
     out = Path(out)
-    _claim(out, _made_with(host, judge))
+    _check_folder(out)
+    made_with = {**_made_with(host, judge), **distil.made_with}
+    with alone(out / LOCK, out):
+        _claim(out, made_with)
+        return _compare(distil, arms, seeds, out, judge, host, made_with, on_progress)
+
+
+def _compare(
+    distil: Distiller,
+    arms: Sequence[Arm],
+    seeds: int,
+    out: Path,
+    judge: Judge,
+    host: str,
+    made_with: dict[str, Any],
+    on_progress: Callable[[str, int, int, str], object] | None,
+) -> dict[str, Any]:
+    """The same in a folder that is ours."""
     entries = [Entry(arm, seed) for seed in range(seeds) for arm in arms]
     tell = on_progress or (lambda what, done, total, note: None)
     total = len(entries) * distil.length
@@ -84,7 +112,7 @@ def compare(
 
         distil(entry, folder, distilling)
         records.append(_judged(entry, folder, judge, judging))
-    result = _result(host, judge, arms, seeds, records)
+    result = _result(made_with, arms, seeds, records, _others(out, entries))
     write_json(result, out / RESULT)
     tell(what, total, total, f"{len(entries)} entries done")
     return result
@@ -111,12 +139,19 @@ def _judged(entry: Entry, folder: Path, judge: Judge, tell: Callable[[str], obje
     }  # fmt: skip
 
 
-def _result(host: str, judge: Judge, arms: Sequence[Arm], seeds: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _others(out: Path, entries: Sequence[Entry]) -> list[str]:
+    """Names of the entries that are distilled in `out` and not among `entries`."""
+    ours = {entry.name for entry in entries}
+    return sorted({file.parent.name for file in (out / ENTRIES).glob(f"*/{DONE}")} - ours)
+
+
+def _result(
+    made_with: dict[str, Any], arms: Sequence[Arm], seeds: int, records: list[dict[str, Any]], left_out: list[str]
+) -> dict[str, Any]:
     results = [{key: value for key, value in record.items() if key != "times"} for record in records]
     return {
-        "format": "ddplug-compare", "version": 1, "ddplug": importlib.metadata.version("ddplug"),
-        **_made_with(host, judge), "arms": [arm.name for arm in arms], "seeds": seeds,
-        "summary": summary(results), "entries": results,
+        "format": "ddplug-compare", "version": 1, **made_with, "arms": [arm.name for arm in arms], "seeds": seeds,
+        "summary": summary(results), "entries": results, "left_out": left_out,
         "times": {record["name"]: record["times"] for record in records},
     }  # fmt: skip
 
@@ -126,7 +161,8 @@ def _made_with(host: str, judge: Judge) -> dict[str, Any]:
     return {
         "host": host, "data": {"name": judge.data.name, "fingerprint": judge.data.fingerprint()},
         "proxies": _digests(judge.pool), "heldout": _digests(judge.heldout), "device": judge.device.type,
-        "settings": judge.settings.to_json(),
+        "settings": judge.settings.to_json(), "ddplug": importlib.metadata.version("ddplug"),
+        "torch": torch.__version__,
     }  # fmt: skip
 
 
@@ -134,14 +170,25 @@ def _digests(pool: ProxyPool | None) -> list[str] | None:
     return None if pool is None else [proxy.digest() for proxy in pool]
 
 
+def _check_folder(out: Path) -> None:
+    """Raise if `out` holds something else than a comparison."""
+    if (out / SETTINGS).is_file() or not out.exists():
+        return
+    if not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir()):
+        raise DataError(f"'{out}' exists and is no folder of a comparison; choose another --out.")
+
+
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Note in `out` what its entries are made with, or raise if that is something else than `wanted`."""
+    """Note in `out` what its entries are made with, or raise if that is something else than `wanted`.
+
+    What older versions did not note is not known, and not taken for a difference.
+    """
     path = out / SETTINGS
     if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir())):
-            raise DataError(f"'{out}' exists and is no folder of a comparison; choose another --out.")
         write_json(wanted, path)
-    found, asked = _flat(read_json(path)), _flat(wanted)
+    there = read_json(path)
+    known = {key: value for key, value in wanted.items() if key in there or key not in NOTED}
+    found, asked = _flat(there), _flat(known)
     differing = [
         f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"
         for key in dict.fromkeys([*found, *asked])

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ddplug.attach import Handle, attach
+from ddplug.compare_judge import Judge
 from ddplug.compare_plan import Arm, Entry, Settings
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
 from ddplug.errors import DataError
 from ddplug.files import replacing
 from ddplug.meter import Meter
-from ddplug.networks import build, seeded
 from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
 from ddplug.sets import SyntheticSet, save_set
@@ -50,27 +50,30 @@ class Own(NamedTuple):
         """Iterations of an entry."""
         return self.settings.iterations
 
-    def check(self, arms: Sequence[Arm]) -> None:
-        """Raise for a network, a set or a regulariser that cannot be made, before anything is done."""
-        settings, (channels, height, width) = self.settings, self.data.shape
-        trainer = self.trainer(0)
-        with seeded(0):
-            build(
-                settings.arch, num_classes=self.data.num_classes, channels=channels, size=(height, width),
-                **settings.network,
-            )  # fmt: skip
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Nothing that the settings do not say."""
+        return {}
+
+    def check(self, arms: Sequence[Arm], judge: Judge) -> None:
+        """Raise for a set or a regulariser that cannot be made, before anything is done."""
+        settings, trainer = self.settings, self.trainer(0)
         for arm in arms:
             regularizer = Regularizer(self.pool, arm.weight, **self._options())
             regularizer.pool.check(trainer.images, self.data.space)
+        settings.check_arms(arms, settings.ipc, -(-settings.iterations // settings.option("every")))
 
     def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
         """Distil `entry` into `folder`, or what is left of it; `tell(iteration)` after each iteration."""
         if (folder / DONE).is_file():
             (folder / RUNNING).unlink(missing_ok=True)
             return
+        if not entry.arm.baseline:
+            self.pool.to(self.device)  # beside what the meter counts, as it is when an entry before has used it
+        meter = Meter(self.device)
         trainer = self.trainer(entry.seed)
         with self._attached(trainer, entry) as handle:
-            notes, meter = self._resume(folder / RUNNING, trainer, handle)
+            notes = self._resume(folder / RUNNING, trainer, handle, meter)
             while trainer.iteration < self.length:
                 goal = next(point for point in self.settings.points if point > trainer.iteration)
                 self._stretch(trainer, meter, goal, tell)
@@ -149,15 +152,16 @@ class Own(NamedTuple):
         with replacing(path) as temporary:
             torch.save(state, temporary)
 
-    def _resume(self, path: Path, trainer: DistributionMatching, handle: Handle) -> tuple[list[dict[str, Any]], Meter]:
-        """Bring everything to the state at `path`, if there is one."""
+    def _resume(self, path: Path, trainer: DistributionMatching, handle: Handle, meter: Meter) -> list[dict[str, Any]]:
+        """Bring everything to the state at `path`, if there is one; returns what was noted of its checkpoints."""
         if not path.is_file():
-            return [], Meter(self.device)
+            return []
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             trainer.load_state_dict(state["trainer"])
             handle.load_state_dict(state["regularizer"])
-            return state["notes"], Meter(self.device, state["meter"])
+            meter.go_on(state["meter"])
+            return list(state["notes"])
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise DataError(
                 f"'{path}' cannot be read as the state of a distillation ({type(error).__name__}): it is damaged, or "

@@ -7,6 +7,7 @@ for its set to be found is its adapter's to say: `saving` and `saved`, see `ddpl
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ddplug import adapters
 from ddplug.compare_entry import DONE, set_name, write_done
-from ddplug.compare_judge import read_json
+from ddplug.compare_judge import Judge, read_json
 from ddplug.compare_plan import Arm, Entry, Settings
 from ddplug.errors import HostError, InputError
 from ddplug.hosting import OPTIONS
@@ -52,7 +53,12 @@ class Upstream(NamedTuple):
         """A host's run is one step."""
         return 1
 
-    def check(self, arms: Sequence[Arm]) -> None:
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """A hash over the checkout's Python files."""
+        return {"checkout": _digest_of(self.repo)}
+
+    def check(self, arms: Sequence[Arm], judge: Judge) -> None:
         """Raise for a checkout, options or arguments that the host cannot be run with, before anything is done."""
         adapter, arguments = adapters.upstream(self.spec.name), self.arguments
         ours = [word for word in adapter.saving(Path("x")) if word.startswith("--")]
@@ -62,8 +68,18 @@ class Upstream(NamedTuple):
                 f"{', '.join(taken)} is set by `ddplug compare`, which runs the host once per seed and judges its sets "
                 "itself; leave it out."
             )
-        self._options()
+        options = self._options()
         self.spec.patched(self.repo)
+        setting = adapter.told(arguments)
+        if setting[1] != judge.data.name:
+            raise InputError(
+                f"{self.spec.name} would distil {setting[1]} (its --dataset), and its sets would be judged on "
+                f"{judge.data.name} (--data); name the same data set in both."
+            )
+        for arm in arms:
+            if not arm.baseline:
+                Regularizer(judge.pool, arm.weight, setting=setting, **options)
+        self.settings.check_arms(arms, setting[2])
         if not self.download:
             adapter.preflight(arguments)
 
@@ -145,3 +161,15 @@ class Upstream(NamedTuple):
         """What the layer wrote beside the host's results; None if there is nothing, as at weight 0."""
         found = sorted(run.rglob("cmi_*.json"))
         return read_json(found[-1]) if found else None
+
+
+def _digest_of(repo: Path) -> str:
+    """Sixteen hex digits of the Python files of a checkout and their names; hidden folders are nobody's code."""
+    digest = hashlib.sha256()
+    for folder, inner, files in os.walk(repo):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(file for file in files if file.endswith(".py")):
+            path = Path(folder, name)
+            digest.update(f"{path.relative_to(repo).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]

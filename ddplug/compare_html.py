@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddplug.compare_entry import set_name
 from ddplug.compare_judge import Judge
-from ddplug.compare_report import COSTS, RESULTS, by_views, costs, curve, results
+from ddplug.compare_report import COSTS, RESULTS, by_views, costs, curve, judging, left_out, results
 from ddplug.errors import DataError
 from ddplug.files import replacing
 from ddplug.report import figure_of
@@ -83,17 +83,17 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
 
 
 def _intro(result: Mapping[str, Any]) -> str:
-    settings = result["settings"]
+    missing = left_out(result)
     return (
         f"<p>{result['seeds']} seeds, in each of which all arms share start, networks, batches and augmentation; every "
-        f"set judged by {settings['runs']} fresh networks ({settings['epochs']} epochs). After an accuracy stands the "
+        f"set judged by {result['settings']['runs']} fresh networks ({judging(result)}). After an accuracy stands the "
         "standard deviation over seeds; after a difference, which is paired by seed, its 95 % t-interval. CMI in nats."
-        "</p>"
+        "</p>" + (f"<p class=note>{html.escape(missing)}</p>" if missing else "")
     )
 
 
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("ddplug", "host", "data", "device", "settings", "proxies", "heldout")}
+    return {key: result[key] for key in ("ddplug", "torch", "host", "data", "device", "settings", "proxies", "heldout")}
 
 
 def _table(result: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> str:

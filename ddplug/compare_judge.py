@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ddplug.augment import DSA
 from ddplug.compare_plan import Settings
@@ -15,7 +16,7 @@ from ddplug.datasets import ImageData
 from ddplug.errors import DataError
 from ddplug.files import replacing
 from ddplug.measure import measure
-from ddplug.networks import build
+from ddplug.networks import build, seeded
 from ddplug.proxies import ProxyPool
 from ddplug.sets import SyntheticSet, load_set
 from ddplug.training import evaluate_set
@@ -29,6 +30,12 @@ class Judge(NamedTuple):
     pool: ProxyPool
     heldout: ProxyPool | None
     device: torch.device
+
+    def check(self) -> None:
+        """Raise for a network or an augmentation that cannot be made, before anything is done."""
+        DSA(self.settings.strategy)
+        with seeded(0):
+            self._network()
 
     def __call__(self, file: Path, seed: int, tell: Callable[[int], object]) -> dict[str, Any]:
         """The judgement of the set in `file`, from the file beside it, or made and kept there network by network.
@@ -61,18 +68,21 @@ class Judge(NamedTuple):
             for name, pool in pools.items()
         }
 
+    def _network(self) -> nn.Module:
+        channels, height, width = self.data.shape
+        return build(
+            self.settings.arch, num_classes=self.data.num_classes, channels=channels, size=(height, width),
+            **self.settings.network,
+        )  # fmt: skip
+
     def _train(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
         settings = self.settings
-        channels, height, width = self.data.shape
         # Every image has its own draw, as where the field trains networks on a set; distilling shares one.
         dsa = DSA(settings.strategy, siamese=False, seed=seed)
         (accuracy,) = evaluate_set(
             images, labels, self.data, runs=1, epochs=settings.epochs, lr=settings.judge_lr, seed=seed,
             augment=lambda batch, generator: dsa(batch),
-            architecture=lambda: build(
-                settings.arch, num_classes=self.data.num_classes, channels=channels, size=(height, width),
-                **settings.network,
-            ),
+            architecture=self._network,
         )  # fmt: skip
         return accuracy
 

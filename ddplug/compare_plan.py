@@ -67,7 +67,10 @@ def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",)) -> li
         raise InputError(f"views must be host, clean or both, got {', '.join(unknown) or 'none'}.")
     checked = [weight if weight == "paper" else check_weight(weight) for weight in weights]  # type: ignore[arg-type]
     others = [Arm(weight, kind) for kind in views for weight in checked if weight != 0]  # type: ignore[arg-type]
-    return [BASELINE, *dict.fromkeys(others)]
+    by_name: dict[str, Arm] = {}
+    for arm in others:
+        by_name.setdefault(arm.name, arm)  # weights that differ in the 13th digit would share their files
+    return [BASELINE, *by_name.values()]
 
 
 def read_weights(text: str) -> list[float | str]:
@@ -112,8 +115,8 @@ class Settings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("lr", "judge_lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be more than 0, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be more than 0 and finite, got {getattr(self, name)}.")
         if self.checkpoints > self.iterations:
             raise InputError(
                 f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
@@ -121,6 +124,29 @@ class Settings:
         known = set(inspect.signature(Regularizer).parameters) - _NOT_OPTIONS
         if unknown := sorted(set(self.regularizer) - known):
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(known)}.")
+
+    def option(self, name: str) -> Any:
+        """An option of the regulariser: as given, else its default."""
+        return self.regularizer.get(name, inspect.signature(Regularizer).parameters[name].default)
+
+    def check_arms(self, arms: Sequence[Arm], ipc: int, rounds: int | None = None) -> None:
+        """Raise `InputError` for weights with which nothing would be compared: no CMI, or no lambda, to speak of.
+
+        `rounds` are those in which a run's layer acts, None if that is not known.
+        """
+        weighted = [arm for arm in arms if not arm.baseline]
+        if weighted and ipc == 1 and self.option("views_per_image") == 1:
+            raise InputError(
+                f"with one image per class and one view of it, CMI is 0 and {weighted[0].name} would be the baseline "
+                "again; ask for views_per_image 2 or more, or for more images per class."
+            )
+        shares = [arm for arm in weighted if arm.weight != "paper" and self.option("weighting") == "relative"]
+        if shares and rounds is not None and rounds <= self.option("calibrate"):
+            raise InputError(
+                f"{shares[0].name} is a share of the host's gradient, which becomes a lambda in the first "
+                f"{self.option('calibrate')} rounds (calibrate), and these runs have {rounds}; ask for more "
+                "iterations, a smaller calibrate, or weighting absolute."
+            )
 
     @property
     def points(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ _T = (
     2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272,
 )  # fmt: skip
 _NORMAL = 1.959964
+FIELDS_RECIPE = "1000 at 0.01"
+"""Epochs and learning rate with which the field judges sets."""
 
 
 def t_quantile(freedom: int) -> float:
@@ -86,7 +88,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     made = []
     for views, rows in by_views(result).items():
         title = f"{result['host']} on {result['data']['name']}, {views} views: "
-        title += f"{result['seeds']} seeds x {result['settings']['runs']} networks"
+        title += f"{result['seeds']} seeds x {result['settings']['runs']} networks\n{judging(result)}"
         caption = (
             "± after an accuracy: std over seeds; after a difference: 95 % t-interval. CMI in nats, and over that of "
             "weight 0. Reaches: the first checkpoint at least as accurate as the end of weight 0."
@@ -94,6 +96,23 @@ def tables(result: dict[str, Any]) -> list[Table]:
         made.append(_table(title, RESULTS, [results(row) for row in rows], caption))
         made.append(_table("", ("weight", *COSTS), [[_weight(row), *costs(result, row)] for row in rows], None))
     return made
+
+
+def judging(result: Mapping[str, Any]) -> str:
+    """What the judges' training was, and what the field's is, as their accuracies cannot be compared."""
+    settings = result["settings"]
+    return f"{settings['epochs']} epochs at rate {settings['judge_lr']:g} each; the field's is {FIELDS_RECIPE}"
+
+
+def left_out(result: Mapping[str, Any]) -> str | None:
+    """What the folder holds and the report does not, as a sentence; None if that is nothing."""
+    names = result.get("left_out")
+    if not names:
+        return None
+    return (
+        f"Left out of this report, but in the folder: {', '.join(names)}. Name their weights, views and seeds, too, to "
+        "have them in it."
+    )
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None) -> Table:
@@ -137,10 +156,10 @@ def costs(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def cost(result: dict[str, Any], arm: str) -> tuple[float | None, int | None]:
-    """Mean seconds per iteration of an arm's distillation, and its peak memory in bytes; None where not known."""
+    """Mean seconds per iteration of an arm, and bytes it took beside what was there before; None where not known."""
     last = [result["times"][entry["name"]][-1] for entry in result["entries"] if entry["arm"] == arm]
     rates = [time["seconds"] / time["iteration"] for time in last if time["iteration"]]
-    peaks = [time["memory"] for time in last if time["memory"] is not None]
+    peaks = [time["extra_memory"] for time in last if time.get("extra_memory") is not None]
     return fmean(rates) if rates else None, max(peaks, default=None)
 
 

@@ -126,6 +126,8 @@ def evaluate(
     """
     names = [resolve(name) for name in architectures]
     _check(synthetic, data, names, runs, pool)
+    if lr is not None and not 0 < lr < float("inf"):
+        raise InputError(f"lr must be more than 0 and finite, got {lr}")
     space, judge = judged(synthetic, data)
     rate = lr if lr is not None else synthetic.lr if synthetic.lr is not None else FIELDS_LR
     images = space.convert(synthetic.images, judge.space).to(device)
@@ -138,7 +140,7 @@ def evaluate(
         "epochs": epochs,
         "lr": rate,
         "batch_size": batch_size,
-        "augment": repr(augment),
+        "augment": named(augment),
         "seed": seed,
         "options": options or {},
     }
@@ -146,23 +148,23 @@ def evaluate(
     for maker in makers.values():  # so that the last of them is not refused after days
         with seeded(0):
             maker()
-    finished = Finished.open(keep, settings)
     test_images, test_labels = judge.test_images.to(device), judge.test_labels.to(device)
     tell: Progress = on_progress or (lambda what, done, total, note: None)
-    for name in names:
-        note = ""
-        for run in range(runs):
-            if finished.get(name, run) is None:
-                with seeded(seed + run):
-                    net = makers[name]().to(device)
-                tell_epoch = partial(_tell_epoch, tell, name, run * epochs, runs * epochs, note)
-                fit(
-                    net, images, labels, epochs=epochs, lr=rate, batch_size=batch_size, augment=augment,
-                    seed=seed + run, on_epoch=tell_epoch,
-                )  # fmt: skip
-                finished.put(name, run, accuracy(net, test_images, test_labels))
-            note = f"{finished.get(name, run):.2%}"
-            tell(name, (run + 1) * epochs, runs * epochs, note)
+    with Finished.open(keep, settings) as finished:
+        for name in names:
+            note = ""
+            for run in range(runs):
+                if finished.get(name, run) is None:
+                    with seeded(seed + run):
+                        net = makers[name]().to(device)
+                    tell_epoch = partial(_tell_epoch, tell, name, run * epochs, runs * epochs, note)
+                    fit(
+                        net, images, labels, epochs=epochs, lr=rate, batch_size=batch_size, augment=augment,
+                        seed=seed + run, on_epoch=tell_epoch,
+                    )  # fmt: skip
+                    finished.put(name, run, accuracy(net, test_images, test_labels))
+                note = f"{finished.get(name, run):.2%}"
+                tell(name, (run + 1) * epochs, runs * epochs, note)
     measured = None
     if pool is not None:
         unconverted = synthetic.images.to(device)
@@ -178,6 +180,15 @@ def _tell_epoch(tell: Progress, what: str, before: int, total: int, note: str, d
 def resolve(name: str) -> str:
     """The name that `build` knows an architecture by: ConvNet is convnet."""
     return name if name.startswith("torchvision/") else name.strip().lower()
+
+
+def named(augment: Augment | None) -> str:
+    """What can be said of an augmentation in every process alike: its repr, or its name if that holds an address."""
+    said = repr(augment)
+    if " at 0x" not in said:
+        return said
+    kind: Any = augment if hasattr(augment, "__qualname__") else type(augment)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> SyntheticSet:

@@ -45,18 +45,11 @@ def export_ddranking(
     are, all others normalised with CIFAR-10's constants, which it uses for CIFAR-100 too. Soft labels are stored as
     logarithms, because it takes a softmax of them. `settings` go into config.json under "ddplug".
 
-    Raises `InputError` for other data than CIFAR-10 and CIFAR-100, networks and augmentations that DD-Ranking does not
-    have, and classes of unequal size, and `SpaceError` if it is not known what the images mean.
+    Raises what `check_export` raises, and `SpaceError` if it is not known what the images mean.
     """
     folder = Path(folder)
-    name, network = _DATASETS.get(data.name), _NETWORKS.get(resolve(architecture))
-    if name is None or network is None:
-        raise InputError(
-            f"DD-Ranking's export is for {', '.join(_DATASETS)} and the networks {', '.join(_NETWORKS)}, got "
-            f"{data.name} and {architecture}; leave --export out."
-        )
-    if augment not in (None, FIELDS_VIEWS):
-        raise InputError(f"DD-Ranking has DSA with the field's strategy, or none; {augment} cannot be exported.")
+    check_export(synthetic, data, folder, architecture=architecture, augment=augment)
+    name, network = _DATASETS[data.name], _NETWORKS[resolve(architecture)]
     per_class = _per_class(synthetic.classes, data.num_classes)
     space = with_space(synthetic, None, data).space
     assert space is not None  # with_space sees to it
@@ -120,6 +113,31 @@ def export_ddranking(
     with replacing(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")
     return [folder / file for file in (*tensors, "config.json")]
+
+
+def check_export(
+    synthetic: SyntheticSet,
+    data: ImageData,
+    folder: str | Path,
+    *,
+    architecture: str = "convnet",
+    augment: Augment | None = FIELDS_VIEWS,
+) -> None:
+    """Raise for what `export_ddranking` would refuse, which is better known before networks are trained.
+
+    `InputError` for other data than CIFAR-10 and CIFAR-100, networks and augmentations that DD-Ranking does not have,
+    classes of unequal size, and a folder that is none.
+    """
+    if data.name not in _DATASETS or resolve(architecture) not in _NETWORKS:
+        raise InputError(
+            f"DD-Ranking's export is for {', '.join(_DATASETS)} and the networks {', '.join(_NETWORKS)}, got "
+            f"{data.name} and {architecture}; leave --export out."
+        )
+    if augment not in (None, FIELDS_VIEWS):
+        raise InputError(f"DD-Ranking has DSA with the field's strategy, or none; {augment} cannot be exported.")
+    _per_class(synthetic.classes, data.num_classes)
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"'{folder}' is a file, expected a folder to export to; name another with --export.")
 
 
 def _per_class(classes: Tensor, num_classes: int) -> int:

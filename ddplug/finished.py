@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddplug.errors import InputError
 from ddplug.files import replacing
+from ddplug.locking import alone
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,27 @@ class Finished:
     runs: dict[str, dict[str, float]]
 
     @classmethod
-    def open(cls, path: str | Path | None, settings: dict[str, Any]) -> Finished:
-        """What is in the file, if there is one; `InputError` if it is of other settings, or cannot be read.
+    @contextmanager
+    def open(cls, path: str | Path | None, settings: dict[str, Any]) -> Iterator[Finished]:
+        """What is in the file, if there is one. Until the end it is ours alone; it is written at once.
 
         `path` is None to keep nothing; `settings` are everything that decides how a run ends, in JSON's own types.
+
+        Raises `InputError` if the file keeps runs of other settings, cannot be read or written, or if another process
+        is at work in it.
         """
         ours = json.loads(json.dumps(settings))
-        if path is None or not Path(path).exists():
-            return cls(Path(path) if path is not None else None, ours, {})
+        if path is None:
+            yield cls(None, ours, {})
+            return
         path = Path(path)
+        with alone(path.with_name(f".{path.name}.lock"), path):
+            finished = cls._read(path, ours) if path.exists() else cls(path, ours, {})
+            finished._write()  # what cannot be written is not to be found out after the first run
+            yield finished
+
+    @classmethod
+    def _read(cls, path: Path, ours: dict[str, Any]) -> Finished:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             theirs = dict(record["settings"])
@@ -39,7 +54,7 @@ class Finished:
                 "begin anew."
             ) from error
         differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
-        if differing:
+        if differing and any(runs.values()):
             said = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)
             raise InputError(
                 f"'{path}' keeps runs of an evaluation with other settings: {said}. Use the same ones to go on, keep "
@@ -54,6 +69,9 @@ class Finished:
     def put(self, name: str, run: int, value: float) -> None:
         """Keep the accuracy of a run that has just finished."""
         self.runs.setdefault(name, {})[str(run)] = value
+        self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
             with replacing(self.path) as temporary:
                 temporary.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1), "utf-8")

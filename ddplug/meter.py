@@ -1,4 +1,4 @@
-"""Seconds and peak memory of work that is done in stretches, and may go on in another process."""
+"""Seconds of work that is done in stretches, and what it took of memory beside what was there before."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ import torch
 
 
 class Meter:
-    """`with meter:` around each stretch; `read()` in between.
+    """`with meter:` around each stretch; `read()` in between. What is in memory when it is made does not count.
 
-    Memory is what torch had allocated on a CUDA device at its fullest, in bytes; on the CPU it is what the whole
-    process had in memory, where the system tells (Linux), else None.
+    Memory, in bytes, is what torch had allocated on a CUDA device at its fullest, less what it had when the meter was
+    made; on the CPU the same of all that the process had in memory, where the system tells (Linux), else None. What the
+    process has freed but keeps for later is in memory too, so on the CPU it is rather less than was really used.
     """
 
-    def __init__(self, device: torch.device | str, record: dict[str, Any] | None = None) -> None:
-        """Go on from what `read` gave, or from nothing."""
+    def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.seconds: float = record["seconds"] if record else 0.0
-        self.memory: int | None = record["memory"] if record else None
+        self.seconds = 0.0
+        self.memory: int | None = None
+        self._stood = self._standing()
+        self._counts = False
         self._began = 0.0
+
+    def go_on(self, record: dict[str, Any]) -> None:
+        """Go on from what `read` gave, perhaps in another process."""
+        self.seconds, self.memory = record["seconds"], record.get("extra_memory")
 
     def __enter__(self) -> Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            _forget_peak()
+            self._counts = _forget_peak()
         self._began = time.perf_counter()
         return self
 
@@ -38,26 +44,34 @@ class Meter:
             torch.cuda.synchronize(self.device)
             peak: int | None = torch.cuda.max_memory_allocated(self.device)
         else:
-            peak = _peak()
+            peak = _of_process("VmHWM") if self._counts else None
         self.seconds += time.perf_counter() - self._began
-        self.memory = max(peak, self.memory or 0) if peak is not None else self.memory
+        if peak is not None and self._stood is not None:
+            self.memory = max(peak - self._stood, self.memory or 0)
 
     def read(self) -> dict[str, Any]:
-        """{"seconds": so far, "memory": bytes at the fullest, or None}."""
-        return {"seconds": self.seconds, "memory": self.memory}
+        """{"seconds": so far, "extra_memory": bytes at the fullest beside what was there before, or None}."""
+        return {"seconds": self.seconds, "extra_memory": self.memory}
+
+    def _standing(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return _of_process("VmRSS")
 
 
-def _forget_peak() -> None:
-    """Have Linux count the peak from here; where it cannot be asked to, the peak is that of the whole process."""
+def _forget_peak() -> bool:
+    """Have Linux count the peak from here; whether it does."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
-def _peak() -> int | None:
+def _of_process(field: str) -> int | None:
+    """Bytes that the system has of this process under `field`; None where it does not tell."""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None

@@ -70,7 +70,9 @@ def main() -> None:
         run(spec, repo, given["arguments"], must=given["must"])
     times = meter.read()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        times["memory"] = max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+        times["extra_memory"] = max(
+            torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())
+        )
     Path(given["times"]).write_text(json.dumps(times), encoding="utf-8")
 
 

@@ -94,6 +94,10 @@ class UpstreamAdapter:
         """
         raise NotImplementedError
 
+    def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
+        """What `setting` will say in a run with `arguments`."""
+        raise NotImplementedError
+
     # How it is put in --------------------------------------------------------------------------------------------
 
     def recognises(self, host: object) -> bool:
@@ -176,6 +180,15 @@ def option(arguments: Sequence[str], name: str, default: str) -> str:
         elif argument.startswith(f"--{name}="):
             value = argument.split("=", 1)[1]
     return value
+
+
+def whole(arguments: Sequence[str], name: str, default: str) -> int:
+    """The value of `--name`, a whole number; `HostError` for another."""
+    given = option(arguments, name, default)
+    try:
+        return int(given)
+    except ValueError as error:
+        raise HostError(f"the host's --{name} is a whole number, got {given!r}.") from error
 
 
 TORCHVISION_FILES = {

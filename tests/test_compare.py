@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from ddplug.compare import compare
 from ddplug.compare_entry import PEEKS, Own
 from ddplug.compare_judge import Judge, judge_seed
 from ddplug.compare_plan import Arm, Entry, Settings, arms, read_weights
-from ddplug.compare_report import curve, summary, t_quantile
+from ddplug.compare_report import cost, curve, left_out, summary, t_quantile
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
 from ddplug.errors import DataError, DDPlugError, InputError, WeightError
+from ddplug.meter import Meter
 from ddplug.pretrain import pretrain
 from ddplug.sets import load_set
 
@@ -94,6 +96,7 @@ def test_the_baseline_is_one_arm_whatever_the_views() -> None:
         "weight-0", "weight-0.1-host", "weight-paper-host", "weight-0.1-clean", "weight-paper-clean",
     ]  # fmt: skip
     assert arms([0.5])[0].baseline, "the baseline is run whether it is asked for or not"
+    assert [arm.weight for arm in arms([0.1, 0.1 + 1e-15])] == [0.0, 0.1], "of one name there is one arm"
     assert Entry(Arm(1e-7, "clean"), 3).name == "weight-1e-07-clean-seed3"
 
 
@@ -113,7 +116,7 @@ def test_points_end_at_the_end() -> None:
 
 
 def test_arms_of_one_seed_differ_by_cmi_only(tmp_path: Path, run: Any, untouched: None) -> None:
-    settings = replace(TINY, iterations=2, checkpoints=2)
+    settings = replace(TINY, iterations=2, checkpoints=2, regularizer={"calibrate": 1})
     result = run(tmp_path, (0.0, 1e-12, 1.0), 2, settings, ("host", "clean"))
     for seed in (0, 1):
         first = images(tmp_path, f"weight-0-seed{seed}", 1)
@@ -259,7 +262,7 @@ def test_killed_again_and_again_it_ends_with_the_same_results(
     tmp_path: Path, run: Any, pools: tuple[Path, Path]
 ) -> None:
     """Every child is killed at its second, third or fourth file, before or after the file is in place."""
-    settings = replace(TINY, epochs=1, regularizer={"calibrate": 3, "draw": 2, "every": 2})
+    settings = replace(TINY, epochs=1, regularizer={"calibrate": 2, "draw": 2, "every": 2})
     run(tmp_path / "whole", (1.0,), 2, settings, ("host", "clean"))
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "killed"), *map(str, pools), repr(settings)],
@@ -322,11 +325,93 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, run: Any, pools: t
     assert (tmp_path / "compare.json").read_text() == before
 
 
+@pytest.mark.parametrize("key", ["ddplug", "torch"])
+def test_entries_of_another_version_are_refused_but_not_of_an_unknown_one(key: str, tmp_path: Path, run: Any) -> None:
+    run(tmp_path, (), 1)
+    path = tmp_path / "settings.json"
+    noted = json.loads(path.read_text())
+    assert results(tmp_path)[key] == noted[key] != ""
+    path.write_text(json.dumps({**noted, key: "0.0.1"}))
+    with pytest.raises(InputError, match=rf"other settings: {key} \(0\.0\.1 there, .* asked for\)\."):
+        run(tmp_path, (), 1)
+    path.write_text(json.dumps({name: value for name, value in noted.items() if name != key}))
+    run(tmp_path, (), 1)
+    del noted["settings"]["epochs"]
+    path.write_text(json.dumps(noted))
+    with pytest.raises(InputError, match=r"epochs \(None there, 2 asked for\)"):
+        run(tmp_path, (), 1)
+
+
+HOLDS = """
+    import sys
+    from pathlib import Path
+    from ddplug.locking import alone
+
+    with alone(Path(sys.argv[1]), Path("it")):
+        print("held", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_one_process_at_a_time(tmp_path: Path, run: Any) -> None:
+    """Held by another process; by none after it was killed, though its file is still there."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", textwrap.dedent(HOLDS), str(out / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"another process is at work in '{re.escape(str(out))}'"):
+            run(out, (), 1)
+        assert [path.name for path in out.iterdir()] == [".lock"]
+        other.kill()
+    assert (out / ".lock").is_file()
+    run(out, (), 1)
+    assert not (out / ".lock").exists()
+
+
+def test_what_is_there_and_not_in_the_report_is_named(tmp_path: Path, run: Any) -> None:
+    assert run(tmp_path, (1.0,), 2)["left_out"] == []
+    (tmp_path / "entries/weight-5-host-seed0").mkdir()
+    result = run(tmp_path, (2.0,), 1)
+    names = ["weight-0-seed1", "weight-1-host-seed0", "weight-1-host-seed1"]
+    assert results(tmp_path)["left_out"] == names, "not the one that was never finished"
+    assert (said := left_out(result)) is not None
+    assert ", ".join(names) in said
+    assert left_out({**result, "left_out": []}) is None
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, run: Any) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match="no folder of a comparison"):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
+def test_memory_is_what_came_on_top() -> None:
+    megabyte, before = 2**20, torch.ones(64 * 2**18)
+    meter = Meter("cpu")
+    with meter:
+        during = torch.ones(48 * 2**18)
+        del during
+    used = meter.read()["extra_memory"]
+    assert 40 * megabyte < used < 60 * megabyte, "not the 64 MiB of before, nor the process"
+    went_on = Meter("cpu")
+    went_on.go_on(meter.read())
+    with went_on:
+        pass
+    assert went_on.read()["extra_memory"] == used
+    assert len(before)
+
+
+def test_memory_of_older_comparisons_is_not_known(tmp_path: Path, run: Any) -> None:
+    result = run(tmp_path, (), 1)
+    assert cost(result, "weight-0")[1] is not None or not Path("/proc/self/clear_refs").exists()
+    for times in result["times"].values():
+        for time in times:
+            time["memory"] = time.pop("extra_memory")
+    assert cost(result, "weight-0")[1] is None
 
 
 def test_damaged_files_are_named(tmp_path: Path, run: Any) -> None:
@@ -342,11 +427,36 @@ def test_damaged_files_are_named(tmp_path: Path, run: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "weight", "said"),
+    [
+        ({"ipc": 1}, 1.0, "with one image per class .* weight-1-host would be the baseline"),
+        ({"ipc": 1, "regularizer": {"calibrate": 2, "views_per_image": 2}}, 1.0, None),
+        ({"ipc": 1}, 0.0, None),
+        ({"regularizer": {"calibrate": 6}}, 1.0, r"first 6 rounds \(calibrate\), and these runs have 6"),
+        ({"regularizer": {"calibrate": 5}}, 1.0, None),
+        ({"regularizer": {"calibrate": 2, "every": 3}}, 1.0, "and these runs have 2"),
+        ({"iterations": 7, "regularizer": {"calibrate": 2, "every": 3}}, 1.0, None),
+        ({"regularizer": {}}, 1.0, r"first 10 rounds"),
+        ({"regularizer": {}}, 0.0, None),
+        ({"regularizer": {"weighting": "absolute"}}, 1.0, None),
+    ],
+)
+def test_weights_that_would_compare_nothing(
+    changed: dict[str, Any], weight: float, said: str | None, digits: ImageData, pools: tuple[Path, Path]
+) -> None:
+    settings, pool = replace(TINY, **changed), ProxyPool.load(pools[0])
+    judge = Judge(digits, settings, pool, None, CPU)
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        Own(digits, settings, pool, CPU).check(arms([weight]), judge)
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"checkpoints": 7}, "7 checkpoints do not fit into 6 iterations"),
         ({"judge_lr": 0.0}, "judge_lr must be more than 0"),
+        ({"lr": float("inf")}, "lr must be more than 0 and finite, got inf"),
         ({"regularizer": {"wait": 1}}, "unknown options of the regulariser, wait"),
     ],
 )
@@ -437,6 +547,8 @@ def test_the_command_prints_tables_and_writes_one_page(
     output = command("--out", tmp_path / "out", *given)
     assert "own on digits, host views: 2 seeds x 1 networks" in output
     assert "own on digits, clean views" in output
+    assert "1 epochs at rate 0.03 each; the field's is 1000 at 0.01" in output
+    assert "Left out" not in output
     assert "…" not in output, "no number is cut off, even on a narrow terminal"
     result = json.loads((tmp_path / "out/compare.json").read_text())
     for row in result["summary"]:
@@ -451,6 +563,9 @@ def test_the_command_prints_tables_and_writes_one_page(
     again = command("--out", tmp_path / "out", *given)
     assert again[again.index("own on digits, host") :] == output[output.index("own on digits, host") :]
     assert (tmp_path / "out/report.html").read_text() == page
+    fewer = command("--out", tmp_path / "out", *given[:-2], "--seeds", 1)
+    assert "Left out of this report, but in the folder: weight-0-seed1, weight-0.5-clean-seed1" in fewer
+    assert "weight-0.5-clean-seed1" in (tmp_path / "out/report.html").read_text()
 
 
 def test_without_the_packages_the_page_alone_is_left_out(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from ddplug.compare_host import Upstream
 from ddplug.compare_judge import Judge
 from ddplug.compare_plan import Arm, Settings, arms
 from ddplug.datasets import ImageData
-from ddplug.errors import HostError, InputError
+from ddplug.errors import DDPlugError, HostError, InputError
+from ddplug.hosts import HostSpec
 from ddplug.pretrain import pretrain
 from ddplug.repeatable import clock, seed_everything
 
@@ -47,14 +50,14 @@ HOST = """
     torch.save({"data": [[images, torch.arange(10).repeat_interleave(2)]], "accs_all_exps": {}}, folder / "res_x.pt")
     if float(ours["weight"]):
         (folder / "cmi_x.json").write_text(json.dumps({"lambda": 7.0, "skipped": 1, "rounds": 5}))
-    pathlib.Path(given["times"]).write_text(json.dumps({"seconds": 2.5, "memory": None}))
+    pathlib.Path(given["times"]).write_text(json.dumps({"seconds": 2.5, "extra_memory": None}))
 """
 
 
 class Told(Upstream):
     """A host that is not there, so its checkout is not looked at."""
 
-    def check(self, arms: Any) -> None:
+    def check(self, arms: Any, judge: Judge) -> None:
         self._options()
 
 
@@ -102,7 +105,7 @@ def test_a_host_is_run_once_per_entry_and_judged_like_our_own(run: Any, tmp_path
     assert [point["iteration"] for point in second["checkpoints"]] == [5], "the host takes one step more than it says"
     assert (first["checkpoints"][0]["lambda"], first["skipped"]) == (None, 0)
     assert (second["checkpoints"][0]["lambda"], second["skipped"]) == (7.0, 1)
-    assert result["times"]["weight-0-seed1"] == [{"iteration": 5, "seconds": 2.5, "memory": None}]
+    assert result["times"]["weight-0-seed1"] == [{"iteration": 5, "seconds": 2.5, "extra_memory": None}]
     assert result["settings"]["arguments"] == ("--Iteration", "4")
     assert "iterations" not in result["settings"], "those of our own trainer say nothing here"
     kept = tmp_path / "out/entries/weight-0.5-host-seed1/host"
@@ -135,15 +138,80 @@ def test_a_run_that_ended_well_is_not_repeated_if_we_were_killed_after_it(run: A
     assert (tmp_path / "out/compare.json").read_text() == before
 
 
-def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path) -> None:
+class Patched(HostSpec):
+    """A host whose checkout is the right one, whatever it is."""
+
+    def patched(self, repo: Path) -> dict[str, bytes]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("host", "arguments", "weights", "changed", "said"),
+    [
+        ("dm", "", (0.0,), {}, r"dm would distil cifar10 \(its --dataset\), .* judged on digits"),
+        ("dm", "--dataset MNIST", (0.0,), {}, "dm would distil mnist"),
+        ("dm", "--dataset=Digits", (0.5,), {}, None),
+        ("dm", "--dataset Digits", ("paper",), {}, "no weight for dm, digits, 50 images per class"),
+        ("dsa", "--dataset Digits --method DSA --ipc 10", ("paper",), {}, "no weight for dsa, digits, 10 images"),
+        ("dsa", "--dataset Digits", (0.5,), {}, "with one image per class"),
+        ("dsa", "--dataset Digits", (0.0,), {}, None),
+        ("dm", "--dataset Digits --ipc=1", (0.5,), {}, "with one image per class"),
+        ("dm", "--dataset Digits --ipc many", (0.5,), {}, "--ipc is a whole number, got 'many'"),
+        ("dm", "--dataset Digits", (0.5,), {"draw": 2}, "draw must be between 1 and the pool's size, 1"),
+        ("dm", "--dataset Digits", (0.5,), {"space": "pixels"}, "unknown space 'pixels'"),
+        ("dm", "--dataset Digits", (0.5,), {"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_what_would_fail_after_a_hosts_run_fails_before_it(
+    host: str,
+    arguments: str,
+    weights: tuple[float | str, ...],
+    changed: dict[str, Any],
+    said: str | None,
+    digits: ImageData,
+    pool: Path,
+    tmp_path: Path,
+) -> None:
+    spec = hosts.load(host)
+    known = Patched(**{name: getattr(spec, name) for name in HostSpec.__dataclass_fields__})
+    settings = replace(TINY, arguments=tuple(arguments.split()), regularizer=changed)
+    judge = Judge(digits, settings, ProxyPool.load(pool), None, torch.device("cpu"))
+    with pytest.raises(DDPlugError, match=said) if said else nullcontext():
+        Upstream(known, tmp_path, pool, settings, download=True).check(arms(weights), judge)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"arch": "convmet"}, "unknown architecture 'convmet'"), ({"strategy": "swirl"}, "swirl")]
+)
+def test_no_host_is_run_for_judges_that_cannot_be(changed: dict[str, Any], said: str, run: Any, tmp_path: Path) -> None:
+    with pytest.raises(DDPlugError, match=said):
+        run(settings=replace(TINY, **changed))
+    assert not (tmp_path / "calls.txt").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_entries_of_another_checkout_are_refused(run: Any, tmp_path: Path) -> None:
+    run()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/hook.py").write_text("pass")
+    (tmp_path / "notes.txt").write_text("nobody's code")
+    run()
+    (tmp_path / "host.py").write_text((tmp_path / "host.py").read_text() + "# edited\n")
+    with pytest.raises(InputError, match=r"other settings: checkout \(\w{16} there, \w{16} asked for\)"):
+        run()
+    assert len(calls(tmp_path)) == 4
+
+
+def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path, digits: ImageData, pool: Path) -> None:
     settings = Settings(arguments=(), regularizer={"compile": True})
     with pytest.raises(InputError, match="compile cannot be set in a host"):
         run(settings=settings)
+    judge = Judge(digits, TINY, ProxyPool.load(pool), None, torch.device("cpu"))
     taken = Settings(arguments=("--save_path=here", "--num_eval", "3"))
     with pytest.raises(InputError, match="--save_path, --num_eval is set by `ddplug compare`"):
-        Upstream(hosts.load("dm"), tmp_path, tmp_path, taken).check([Arm(0.0)])
+        Upstream(hosts.load("dm"), tmp_path, tmp_path, taken).check([Arm(0.0)], judge)
     with pytest.raises(HostError, match="does not know how to find the sets of mtt"):
-        Upstream(hosts.load("mtt"), tmp_path, tmp_path, Settings(arguments=())).check([Arm(0.0)])
+        Upstream(hosts.load("mtt"), tmp_path, tmp_path, Settings(arguments=())).check([Arm(0.0)], judge)
 
 
 # --- the world without chance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -27,11 +28,12 @@ from ddplug import (
     SpaceError,
     cli,
     datasets,
+    export,
 )
 from ddplug import evaluate as module
 from ddplug.augment import DSA
 from ddplug.datasets import ImageData, random_real
-from ddplug.evaluate import DSAViews, Evaluation, evaluate, resolve, with_space
+from ddplug.evaluate import DSAViews, Evaluation, evaluate, named, resolve, with_space
 from ddplug.export import export_ddranking
 from ddplug.measure import measure
 from ddplug.networks import build, seeded
@@ -313,6 +315,59 @@ def test_runs_of_another_set_or_data_are_refused(digits: ImageData, few: Synthet
         evaluate(few, replace(digits, test_labels=digits.test_labels.flip(0)), keep=keep, **settings)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_two_evaluations_do_not_share_a_file(
+    digits: ImageData, few: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = tmp_path / "runs.json"
+    said = []
+
+    def fit_beside_another(*args: Any, **settings: Any) -> Any:
+        assert json.loads(keep.read_text())["runs"] == {}, "written at once"
+        with pytest.raises(InputError, match="another process is at work in") as refused:
+            evaluate(few, digits, keep=keep, **TINY)  # locks are of the open file, so we are another as well
+        said.append(str(refused.value))
+        monkeypatch.setattr(module, "fit", fit)
+        return fit(*args, **settings)
+
+    monkeypatch.setattr(module, "fit", fit_beside_another)
+    evaluate(few, digits, keep=keep, **TINY)
+    assert str(keep) in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.json"]
+
+
+def test_a_file_without_runs_binds_nobody(digits: ImageData, few: SyntheticSet, tmp_path: Path) -> None:
+    keep = tmp_path / "runs.json"
+    evaluate(few, digits, keep=keep, **TINY)
+    empty = {**json.loads(keep.read_text()), "runs": {}}
+    keep.write_text(json.dumps(empty))
+    evaluate(few, digits, keep=keep, **{**TINY, "epochs": 1})
+    assert json.loads(keep.read_text())["settings"]["epochs"] == 1
+
+
+def test_a_file_that_cannot_be_is_refused_before_training(
+    digits: ImageData, few: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match="nothing can be kept in .*choose another place"):
+        evaluate(few, digits, keep=tmp_path / "file" / "runs.json", **TINY)
+
+
+def test_augmentations_are_named_alike_in_every_process() -> None:
+    assert named(None) == "None"
+    assert named(DSAViews("flip")) == "DSAViews(strategy='flip')"
+    assert named(enumerate_text).endswith("test_evaluate.enumerate_text")  # type: ignore[arg-type]
+
+    class Mirrored:
+        def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+            return images.flip(-1)
+
+    assert named(Mirrored()) == named(Mirrored())
+    assert named(Mirrored()).endswith("Mirrored")
+    assert " at 0x" not in named(lambda images, generator: images)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}}', '{"settings": {}, "runs": {"a": {"0": "x"}}}'])
 def test_a_damaged_file_of_runs_is_refused(text: str, digits: ImageData, few: SyntheticSet, tmp_path: Path) -> None:
     (tmp_path / "runs.json").write_text(text)
@@ -449,6 +504,24 @@ def test_a_hosts_formed_images(digits: ImageData, few: SyntheticSet, tmp_path: P
     assert len(chosen.images) == 80
 
 
+def test_an_export_that_cannot_be_is_refused_before_training(set_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match="cifar10, cifar100"):
+        run(set_file, *QUICK, "--export", "ddranking", set_file.parent / "out")
+    assert [path.name for path in set_file.parent.iterdir()] == ["set.pt"]
+
+
+def test_runs_outlive_an_export_that_fails(set_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(export, "check_export", lambda *_, **__: None)
+    monkeypatch.setattr(export, "export_ddranking", full)
+    with pytest.raises(OSError, match="disk is full"):
+        run(set_file, *QUICK, "--export", "ddranking", set_file.parent / "out")
+    assert len(json.loads((set_file.parent / "set.pt.runs").read_text())["runs"]["convnet"]) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -456,6 +529,10 @@ def test_a_hosts_formed_images(digits: ImageData, few: SyntheticSet, tmp_path: P
         (("--arch", "LeNet"), "unknown architecture 'lenet'"),
         (("--dsa", "swirl"), "swirl"),
         (("--unit",), "leave it out"),
+        (("--lr", 0), "lr must be more than 0 and finite, got 0.0"),
+        (("--lr", -0.1), "lr must be more than 0"),
+        (("--lr", "inf"), "finite, got inf"),
+        (("--lr", "nan"), "finite, got nan"),
         (("--unit", "--input-space", "zca"), "contradict"),
         (("--export", "zip", "out"), "unknown format 'zip'"),
         (("--export", "ddranking", "out"), "cifar10, cifar100"),
@@ -532,6 +609,10 @@ def test_what_ddranking_cannot_take(cifar: ImageData, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="networks convnet"):
         export_ddranking(synthetic, cifar, tmp_path, architecture="torchvision/vgg11")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    even = replace(synthetic, images=cifar.train_images[:20], labels=cifar.train_labels[:20])
+    with pytest.raises(InputError, match="file' is a file, expected a folder"):
+        export_ddranking(even, cifar, tmp_path / "file")
 
 
 class Labelled(list[tuple[Tensor, int]]):
