@@ -346,7 +346,6 @@ MUTANTS = [
     Mutant("a host's regulariser not tried", "compare_host.py", "if not arm.baseline:\n                Regularizer", "if False:\n                Regularizer", f"{COMPARE_HOST} -k fails_before_it"),
     Mutant("judged on other data", "compare_host.py", "if setting[1] != judge.data.name:", "if False:", f"{COMPARE_HOST} -k fails_before_it"),
     Mutant("a host's one image per class", "compare_host.py", "self.settings.check_arms(arms, setting[2])", "pass", f"{COMPARE_HOST} -k fails_before_it"),
-    Mutant("another host's images per class", "../adapters/dsa.py", '"DC", "1"', '"DC", "50"', f"{COMPARE_HOST} -k fails_before_it"),
     Mutant("another checkout gone on with", "compare_host.py", "hashlib.sha256(path.read_bytes()).digest()", 'b""', f"{COMPARE_HOST} -k another_checkout"),
     Mutant("hidden folders are code", "compare_host.py", 'if not name.startswith(".")', "", f"{COMPARE_HOST} -k another_checkout"),
     Mutant("no CMI to compare", "compare_plan.py", "if weighted and ipc == 1 and", "if False and", f"{COMPARE} -k compare_nothing"),
