@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +46,7 @@ def evaluate(
     from ddplug.evaluate import DSAViews, with_space
     from ddplug.evaluate import evaluate as evaluate_set
     from ddplug.export import check_export, export_ddranking
-    from ddplug.files import replacing
+    from ddplug.files import write_json
     from ddplug.progress import Bars
     from ddplug.proxies import ProxyPool
     from ddplug.report import evaluation_table
@@ -77,8 +76,7 @@ def evaluate(
     console = Console()
     console.print(evaluation_table(result, str(synthetic)))
     if json_file is not None:
-        with replacing(json_file) as temporary:
-            temporary.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
+        write_json(result.to_json(), json_file)
         console.print(
             f"wrote {json_file}, and {keep}, by which more runs or architectures can be added", soft_wrap=True
         )

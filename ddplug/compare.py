@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import torch
 
 from ddplug.compare_entry import DONE, set_name
-from ddplug.compare_judge import Judge, read_json, write_json
+from ddplug.compare_judge import Judge, read_json
 from ddplug.compare_plan import Arm, Entry
 from ddplug.compare_report import summary
 from ddplug.errors import DataError, InputError
+from ddplug.files import write_json
 from ddplug.locking import alone
 from ddplug.proxies import ProxyPool
 

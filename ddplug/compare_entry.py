@@ -7,7 +7,6 @@ which the folder holds half of something, and what is made a second time is the 
 
 from __future__ import annotations
 
-import json
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from ddplug.compare_plan import Arm, Entry, Settings
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
 from ddplug.errors import DataError
-from ddplug.files import replacing
+from ddplug.files import replacing, write_json
 from ddplug.meter import Meter
 from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
@@ -176,8 +175,7 @@ def set_name(iteration: int) -> str:
 
 def write_done(folder: Path, notes: list[dict[str, Any]], skipped: int) -> None:
     """Say that the entry is distilled: for each set its iteration, lambda, share and times; rounds left out."""
-    with replacing(folder / DONE) as temporary:
-        temporary.write_text(json.dumps({"sets": notes, "skipped": skipped}, indent=1), encoding="utf-8")
+    write_json({"sets": notes, "skipped": skipped}, folder / DONE)
 
 
 def _silent(line: str) -> None:

@@ -14,7 +14,7 @@ from ddplug.augment import DSA
 from ddplug.compare_plan import Settings
 from ddplug.datasets import ImageData
 from ddplug.errors import DataError
-from ddplug.files import replacing
+from ddplug.files import write_json
 from ddplug.measure import measure
 from ddplug.networks import build, seeded
 from ddplug.proxies import ProxyPool
@@ -90,12 +90,6 @@ class Judge(NamedTuple):
 def judge_seed(seed: int, run: int) -> int:
     """The seed of a judge: far from those that distil, and the same in every arm and at every checkpoint."""
     return 1000 * (seed + 1) + run
-
-
-def write_json(content: object, path: Path) -> None:
-    """Write `content`, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

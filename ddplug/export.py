@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from ddplug.datasets import ImageData
 from ddplug.errors import InputError
 from ddplug.evaluate import FIELDS_LR, FIELDS_VIEWS, is_whitened, resolve, with_space
-from ddplug.files import replacing
+from ddplug.files import replacing, write_json
 from ddplug.sets import SyntheticSet
 from ddplug.spaces import InputSpace
 from ddplug.training import Augment
@@ -110,8 +109,7 @@ def export_ddranking(
     for file, tensor in tensors.items():
         with replacing(folder / file) as temporary:
             torch.save(tensor, temporary)
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    write_json(config, folder / "config.json")
     return [folder / file for file in (*tensors, "config.json")]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.errors import InputError
-from ddplug.files import replacing
+from ddplug.files import write_json
 from ddplug.locking import alone
 
 
@@ -73,5 +73,4 @@ class Finished:
 
     def _write(self) -> None:
         if self.path is not None:
-            with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1), "utf-8")
+            write_json({"settings": self.settings, "runs": self.runs}, self.path)
