@@ -32,6 +32,11 @@ def compare(
     ] = "0,0.1",
     views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Take weight 0 from this comparison, of other proxies or options of the regulariser."),
+    ] = None,
     ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next four: own only.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300.")] = None,
     batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64.")] = None,
@@ -115,7 +120,9 @@ def compare(
         spec = hosts.load(host)
         distil = Upstream(spec, hosts.find_repo(spec, repo), proxies, settings, download)
     with Bars() as progress:
-        result = run_compare(distil, chosen, seeds, out, judge, host=host, on_progress=progress)
+        result = run_compare(
+            distil, chosen, seeds, out, judge, host=host, first_seed=first_seed, baseline=baseline, on_progress=progress
+        )
     for table in tables(result):
         console.print(table)
     if missing := left_out(result):

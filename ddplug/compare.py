@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ddplug.compare_baseline import take, taken_from, to_take
 from ddplug.compare_entry import DONE, set_name
 from ddplug.compare_judge import Judge, read_json
 from ddplug.compare_plan import Arm, Entry
@@ -25,6 +26,8 @@ from ddplug.proxies import ProxyPool
 SETTINGS, RESULT, ENTRIES, LOCK = "settings.json", "compare.json", "entries", ".lock"
 NOTED = ("ddplug", "torch", "checkout")
 """Settings that comparisons of older versions lack."""
+REGULARIZERS = ("proxies", "heldout", "regularizer")
+"""Settings that a baseline does not depend on."""
 
 
 class Distiller(Protocol):
@@ -53,6 +56,8 @@ def compare(
     judge: Judge,
     *,
     host: str = "own",
+    first_seed: int = 0,
+    baseline: str | Path | None = None,
     on_progress: Callable[[str, int, int, str], object] | None = None,
 ) -> dict[str, Any]:
     """Distil and judge every arm of every seed, or what is left to do, and write `compare.json` into `out`.
@@ -60,34 +65,45 @@ def compare(
     Args:
         distil: makes an entry's sets.
         arms: of `ddplug.compare_plan.arms`: the baseline first.
-        seeds: 0 to `seeds` - 1.
+        seeds: how many, from `first_seed` on.
         out: folder of the comparison.
         judge: what sets are judged by.
         host: "own" or the host's name.
+        baseline: another comparison's folder, which differs by proxies and the regulariser's options only: its runs at
+            weight 0 are taken over instead of being made again.
         on_progress: told (what, steps done, steps in all, a note).
 
     Returns the content of `compare.json`; see docs/compare.md.
 
     Raises:
-        InputError: no seeds, another process is at work in `out`, or `out` holds a comparison with other settings; it
-            says which differ.
+        InputError: no seeds, another process is at work in `out`, or `out` holds a comparison with other settings, or
+            `baseline` one with another baseline; it says what differs.
         DataError: a file of the comparison is damaged, or `out` holds something else.
     """
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}.")
+    if first_seed < 0:
+        raise InputError(f"first_seed must be at least 0, got {first_seed}.")
     judge.check()
     distil.check(arms, judge)
     out = Path(out)
     _check_folder(out)
     made_with = {**_made_with(host, judge), **distil.made_with}
+    entries = [Entry(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
+    source, taken = Path(baseline or out), []
+    if baseline is not None:
+        differing = _differing(source, made_with, ignored=REGULARIZERS)
+        taken = to_take(source / ENTRIES, out / ENTRIES, entries, differing)
     with alone(out / LOCK, out):
         _claim(out, made_with)
-        return _compare(distil, arms, seeds, out, judge, host, made_with, on_progress)
+        for entry in taken:
+            take(source / ENTRIES / entry.name, out / ENTRIES / entry.name)
+        return _compare(distil, entries, seeds, out, judge, host, made_with, on_progress)
 
 
 def _compare(
     distil: Distiller,
-    arms: Sequence[Arm],
+    entries: Sequence[Entry],
     seeds: int,
     out: Path,
     judge: Judge,
@@ -96,7 +112,6 @@ def _compare(
     on_progress: Callable[[str, int, int, str], object] | None,
 ) -> dict[str, Any]:
     """The same in a folder that is ours."""
-    entries = [Entry(arm, seed) for seed in range(seeds) for arm in arms]
     tell = on_progress or (lambda what, done, total, note: None)
     total = len(entries) * distil.length
     what, records = f"compare {host} on {judge.data.name}", []
@@ -113,7 +128,7 @@ def _compare(
 
         distil(entry, folder, distilling)
         records.append(_judged(entry, folder, judge, judging))
-    result = _result(made_with, arms, seeds, records, _others(out, entries))
+    result = _result(made_with, seeds, records, _others(out, entries))
     write_json(result, out / RESULT)
     tell(what, total, total, f"{len(entries)} entries done")
     return result
@@ -136,6 +151,7 @@ def _judged(entry: Entry, folder: Path, judge: Judge, tell: Callable[[str], obje
     return {
         "name": entry.name, "arm": entry.arm.name, "weight": entry.arm.weight,
         "views": None if entry.arm.baseline else entry.arm.views, "seed": entry.seed, "skipped": distilled["skipped"],
+        "taken_from": taken_from(distilled),
         "checkpoints": checkpoints, "times": times,
     }  # fmt: skip
 
@@ -147,12 +163,13 @@ def _others(out: Path, entries: Sequence[Entry]) -> list[str]:
 
 
 def _result(
-    made_with: dict[str, Any], arms: Sequence[Arm], seeds: int, records: list[dict[str, Any]], left_out: list[str]
+    made_with: dict[str, Any], seeds: int, records: list[dict[str, Any]], left_out: list[str]
 ) -> dict[str, Any]:
+    arms = list(dict.fromkeys(record["arm"] for record in records))
     results = [{key: value for key, value in record.items() if key != "times"} for record in records]
     return {
-        "format": "ddplug-compare", "version": 1, **made_with, "arms": [arm.name for arm in arms], "seeds": seeds,
-        "summary": summary(results), "entries": results, "left_out": left_out,
+        "format": "ddplug-compare", "version": 1, **made_with, "arms": arms, "seeds": seeds,
+        "first_seed": records[0]["seed"], "summary": summary(results), "entries": results, "left_out": left_out,
         "times": {record["name"]: record["times"] for record in records},
     }  # fmt: skip
 
@@ -180,34 +197,44 @@ def _check_folder(out: Path) -> None:
 
 
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Note in `out` what its entries are made with, or raise if that is something else than `wanted`.
-
-    What older versions did not note is not known, and not taken for a difference.
-    """
+    """Note in `out` what its entries are made with, or raise if that is something else than `wanted`."""
     path = out / SETTINGS
     if not path.is_file():
         write_json(wanted, path)
-    there = read_json(path)
-    known = {key: value for key, value in wanted.items() if key in there or key not in NOTED}
-    found, asked = _flat(there), _flat(known)
-    differing = [
-        f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"
-        for key in dict.fromkeys([*found, *asked])
-        if found.get(key) != asked.get(key)
-    ]
-    if differing:
+    if differing := _differing(out, wanted):
         raise InputError(
             f"'{out}' holds a comparison with other settings: {'; '.join(differing)}. Choose another --out, or the "
             "settings it has; seeds, weights and views can be added to it."
         )
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """In what the entries of the comparison in `folder` are made otherwise than `wanted`, a phrase each.
+
+    What older versions did not note is not known, and not taken for a difference. Raises `DataError` where there is no
+    comparison.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise DataError(f"'{folder}' is no folder of a comparison: it has no {SETTINGS}.")
+    there = read_json(path)
+    known = {key: value for key, value in wanted.items() if key in there or key not in NOTED}
+    found, asked = _flat(there, ignored), _flat(known, ignored)
+    return [
+        f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"
+        for key in dict.fromkeys([*found, *asked])
+        if found.get(key) != asked.get(key)
+    ]
+
+
+def _flat(record: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names, but for the first level's."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
+        if key in ignored:
+            continue
         if isinstance(value, dict):
-            flat |= _flat(value, "" if key in ("settings", "regularizer") else f"{key} ")
+            flat |= _flat(value, ignored, "" if key in ("settings", "regularizer") else f"{key} ")
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -56,7 +56,8 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
     `result` is the content of `compare.json`, `entries` the folder of its entries. Raises `DataError`, which says what
     to install, without matplotlib or scikit-learn.
     """
-    first = [entry for entry in result["entries"] if entry["seed"] == 0]
+    shown = min(entry["seed"] for entry in result["entries"])
+    first = [entry for entry in result["entries"] if entry["seed"] == shown]
     sets = {
         entry["arm"]: load_set(entries / entry["name"] / set_name(entry["checkpoints"][-1]["iteration"]))
         for entry in first
@@ -69,7 +70,7 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
     parts = [f"<h1>{host} on {data}, with and without CMI</h1>", _intro(result)]
     for views, rows in by_views(dict(result)).items():
         parts += [f"<h2>On {views} views</h2>", _table(result, rows), _curves(result, [row["arm"] for row in rows])]
-    parts += ["<h2>Images</h2>", "<p class=note>Seed 0, at the end; a class is a row.</p><div class=row>"]
+    parts += ["<h2>Images</h2>", f"<p class=note>Seed {shown}, at the end; a class is a row.</p><div class=row>"]
     parts += [f"<figure>{_images(arm, *given, judge)}</figure>" for arm, given in kept.items()]
     parts += ["</div><h2>Where they lie</h2>", _embedding_note(judge), _embedding(kept, judge)]
     parts += ["<h2>Settings</h2>", f"<pre>{html.escape(json.dumps(_settings(result), indent=1))}</pre>"]
@@ -150,8 +151,8 @@ def _embedding_note(judge: Judge) -> str:
     kind = "held-out" if judge.heldout else "training"
     return (
         f"<p class=note>t-SNE of the penultimate features under {html.escape(pool.proxies[0].name)} of the {kind} "
-        "pool: real test images (dots) and seed 0's synthetic images (stars), coloured by class. One embedding for all "
-        "panels, so that the real images are where they are in each.</p>"
+        "pool: real test images (dots) and the same seed's synthetic images (stars), coloured by class. One embedding "
+        "for all panels, so that the real images are where they are in each.</p>"
     )
 
 

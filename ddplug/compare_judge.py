@@ -45,12 +45,12 @@ class Judge(NamedTuple):
         """
         path = file.with_suffix(".json")
         record = read_json(path) if path.is_file() else {}
-        if "accuracies" in record and len(record["accuracies"]) >= self.settings.runs:
+        if "cmi" in record and len(record["accuracies"]) >= self.settings.runs:
             return record
         synthetic = load_set(file)
         images, labels = synthetic.images.to(self.device), synthetic.labels.to(self.device)
-        if not record:
-            record = {"accuracies": [], **self._cmi(synthetic, images, labels)}
+        if "cmi" not in record:  # accuracies may be there, taken from another comparison
+            record = {"accuracies": record.get("accuracies", []), **self._cmi(synthetic, images, labels)}
             write_json(record, path)
         if synthetic.space is not None:
             images = synthetic.space.convert(images, self.data.space)

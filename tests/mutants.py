@@ -34,6 +34,7 @@ ENGINE, STREAMING = "tests/test_engine.py", "tests/test_streaming.py"
 COMMANDS, WHEEL = "tests/test_cli.py", "tests/test_packaging.py"
 
 COMPARE, COMPARE_HOST = "tests/test_compare.py", "tests/test_compare_host.py"
+BASELINE = "tests/test_compare_baseline.py"
 
 MUTANTS = [
     # The estimator
@@ -332,6 +333,11 @@ MUTANTS = [
     Mutant("other settings gone on with", "compare.py", "    if differing:", "    if False:", f"{COMPARE} -k refused_and_named"),
     Mutant("pools by any other name", "compare.py", "[proxy.digest() for proxy in pool]", "[]", f"{COMPARE} -k refused_and_named"),
     Mutant("a baseline for each kind of views", "compare_plan.py", "for weight in checked if weight != 0]", "for weight in checked]", f"{COMPARE} -k baseline_is_one"),
+    Mutant("another baseline taken", "compare_baseline.py", "    if differing:", "    if False:", f"{BASELINE} -k refused"),
+    Mutant("CMI of another comparison", "compare_baseline.py", '{"accuracies": read_json(source / judgement.name)["accuracies"]}', "read_json(source / judgement.name)", f"{BASELINE} -k would_have_been"),
+    Mutant("half an entry taken for one", "compare_baseline.py", "not (out / entry.name / DONE).is_file()", "not (out / entry.name).exists()", f"{BASELINE} -k broken_off"),
+    Mutant("the regulariser's options kept from the baseline", "compare.py", "ignored=REGULARIZERS", "ignored=()", f"{BASELINE} -k would_have_been"),
+    Mutant("always from seed 0", "compare.py", "range(first_seed, first_seed + seeds)", "range(seeds)", f"{BASELINE} -k another_one_on"),
     Mutant("one seed too many for t", "compare_report.py", "t_quantile(len(values) - 1)", "t_quantile(len(values))", f"{COMPARE} -k by_hand"),
     Mutant("differences not in pairs", "compare_report.py", "zip(scores, without, strict=True)]", "zip(scores, without[::-1], strict=True)]", f"{COMPARE} -k by_hand"),
     Mutant("reaching is being above", "compare_report.py", ">= aim:", "> aim:", f"{COMPARE} -k by_hand"),

@@ -1,0 +1,79 @@
+"""Weight 0 taken over from another comparison, as the baseline is the same whatever regulariser it is held against.
+
+A sweep over spaces, temperatures or pools would otherwise distil and judge the same sets again for each of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddplug.compare_entry import DONE, set_name
+from ddplug.compare_judge import read_json
+from ddplug.compare_plan import Entry
+from ddplug.errors import DataError, InputError
+from ddplug.files import replacing, write_json
+
+TAKEN_FROM = "taken_from"
+"""In an entry's `distilled.json`: the folder that it was taken from."""
+
+
+def to_take(source: Path, out: Path, entries: Sequence[Entry], differing: Sequence[str]) -> list[Entry]:
+    """The baseline's entries that `source` has finished and `out` has not; folders of entries both.
+
+    Args:
+        differing: in what the two comparisons differ that the baseline depends on.
+
+    Raises:
+        InputError: they differ, or `source` has finished none of the entries that `out` lacks.
+        DataError: a file of `source` is damaged.
+    """
+    if differing:
+        raise InputError(
+            f"the baseline of '{source.parent}' is of other settings: {'; '.join(differing)}. It can be taken over "
+            "where only proxies, held-out proxies and the regulariser's options differ."
+        )
+    lacking = [entry for entry in entries if entry.arm.baseline and not (out / entry.name / DONE).is_file()]
+    found = [entry for entry in lacking if _judged(source / entry.name)]
+    if lacking and not found:
+        raise InputError(
+            f"'{source.parent}' has finished none of {', '.join(entry.name for entry in lacking)}; leave --baseline "
+            "out, or name a comparison that has."
+        )
+    return found
+
+
+def take(source: Path, target: Path) -> None:
+    """Copy a finished entry from folder to folder; what says that it is there comes last.
+
+    Sets and accuracies are taken. CMI is not: it is measured anew, under the pools and in the space of the new
+    comparison. Seconds and memory stay those of the run that they were measured in.
+    """
+    for made in _sets(source):
+        name = set_name(made["iteration"])
+        with replacing(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+        judgement = (target / name).with_suffix(".json")
+        write_json({"accuracies": read_json(source / judgement.name)["accuracies"]}, judgement)
+    write_json({**read_json(source / DONE), TAKEN_FROM: source.parent.parent.resolve().name}, target / DONE)
+
+
+def taken_from(distilled: dict[str, Any]) -> str | None:
+    """The name of the folder that an entry was taken from, None for one that was made where it is."""
+    return distilled.get(TAKEN_FROM)
+
+
+def _judged(folder: Path) -> bool:
+    """Whether an entry is finished: distilled, and every set judged at least once."""
+    if not (folder / DONE).is_file():
+        return False
+    return all((folder / set_name(made["iteration"])).with_suffix(".json").is_file() for made in _sets(folder))
+
+
+def _sets(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return list(read_json(folder / DONE)["sets"])
+    except KeyError as error:
+        raise DataError(f"'{folder / DONE}' is not of a comparison; name another --baseline.") from error

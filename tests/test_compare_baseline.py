@@ -1,0 +1,138 @@
+"""A baseline taken over from another comparison, and seeds that do not start at 0."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddplug import ProxyPool, datasets
+from ddplug.compare import compare
+from ddplug.compare_entry import Own
+from ddplug.compare_judge import Judge
+from ddplug.compare_plan import Settings, arms
+from ddplug.distill import DistributionMatching
+from ddplug.errors import DataError, InputError
+from ddplug.pretrain import pretrain
+
+FEATURES = Settings(
+    ipc=2, iterations=4, batch_real=4, strategy="color_crop", width=8, checkpoints=2, runs=2, epochs=2,
+    regularizer={"calibrate": 2},
+)  # fmt: skip
+LOGITS = replace(FEATURES, regularizer={"calibrate": 2, "space": "logit", "temperature": 2.0})
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of two pools of one network."""
+    folders = [tmp_path_factory.mktemp("baseline") / name for name in ("one", "other")]
+    for seed, folder in enumerate(folders):
+        pretrain(datasets.load("digits"), folder, count=1, epochs=1, seed=seed, options={"width": 8}, progress=False)
+    return folders
+
+
+@pytest.fixture
+def run(pools: list[Path]) -> Any:
+    """`compare` under the first pool, or the one asked for."""
+
+    def call(out: Path, settings: Settings = FEATURES, pool: int = 0, **more: Any) -> dict[str, Any]:
+        digits, proxies, device = datasets.load("digits"), ProxyPool.load(pools[pool]), torch.device("cpu")
+        judge = Judge(digits, settings, proxies, None, device)
+        distil, more = Own(digits, settings, proxies, device), {"seeds": 2, **more}
+        return compare(distil, arms([1.0]), out=out, judge=judge, **more)
+
+    return call
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What was distilled (its seed) and judged (its network's)."""
+    notes: list[tuple[str, int]] = []
+    attached, train = Own._attached, Judge._train
+
+    def note_entry(own: Own, trainer: DistributionMatching, entry: Any) -> Any:
+        notes.append((entry.arm.name, entry.seed))
+        return attached(own, trainer, entry)
+
+    def note_network(judge: Judge, images: Any, labels: Any, seed: int) -> float:
+        notes.append(("judge", seed))
+        return train(judge, images, labels, seed)
+
+    monkeypatch.setattr(Own, "_attached", note_entry)
+    monkeypatch.setattr(Judge, "_train", note_network)
+    return notes
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    entries = [{**entry, "taken_from": None} for entry in result["entries"]]
+    return {**result, "entries": entries, "times": None}
+
+
+@pytest.mark.parametrize(("settings", "pool"), [(LOGITS, 0), (FEATURES, 1)], ids=["another space", "another pool"])
+def test_a_baseline_taken_over_is_the_one_that_would_have_been_made(
+    settings: Settings, pool: int, tmp_path: Path, run: Any, made: list[tuple[str, int]]
+) -> None:
+    old = run(tmp_path / "old")
+    anew = run(tmp_path / "anew", settings, pool)
+    made.clear()
+    taken = run(tmp_path / "taken", settings, pool, baseline=tmp_path / "old")
+    assert [note for note in made if note[0] == "weight-0"] == []
+    assert len([note for note in made if note[0] == "judge"]) == 2 * 2 * 2, "judges of weight 1 alone"
+    assert without_times(taken) == without_times(anew)
+    assert [entry["taken_from"] for entry in taken["entries"]] == ["old", None, "old", None]
+    assert taken["times"]["weight-0-seed0"] == old["times"]["weight-0-seed0"]
+    before, after = (result["summary"][0]["cmi"] for result in (old, taken))
+    assert before != after, "CMI is that of the new comparison"
+    made.clear()
+    assert run(tmp_path / "taken", settings, pool, baseline=tmp_path / "old") == taken
+    assert not made
+
+
+def test_what_the_source_lacks_is_made(tmp_path: Path, run: Any, made: list[tuple[str, int]]) -> None:
+    run(tmp_path / "old", seeds=1)
+    made.clear()
+    run(tmp_path / "taken", LOGITS, baseline=tmp_path / "old")
+    assert [note for note in made if note[0] == "weight-0"] == [("weight-0", 1)]
+
+
+def test_a_copy_that_was_broken_off_is_made_good(
+    tmp_path: Path, run: Any, made: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = run(tmp_path / "old")
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddplug.compare_baseline.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "taken", baseline=tmp_path / "old")
+    made.clear()
+    taken = run(tmp_path / "taken", baseline=tmp_path / "old")
+    assert "weight-0" not in dict(made)
+    assert without_times(taken) == without_times(old)
+
+
+def test_another_baseline_is_refused_and_nothing_is_begun(tmp_path: Path, run: Any) -> None:
+    run(tmp_path / "old", seeds=1)
+    with pytest.raises(InputError, match=r"the baseline of .*old' is of other settings: epochs \(2 there, 3 asked"):
+        run(tmp_path / "new", replace(FEATURES, epochs=3), baseline=tmp_path / "old")
+    with pytest.raises(InputError, match="has finished none of weight-0-seed5; leave --baseline out"):
+        run(tmp_path / "new", seeds=1, first_seed=5, baseline=tmp_path / "old")
+    with pytest.raises(DataError, match="nowhere' is no folder of a comparison"):
+        run(tmp_path / "new", baseline=tmp_path / "nowhere")
+    assert not (tmp_path / "new").exists()
+
+
+def test_seeds_from_another_one_on_are_the_same_seeds(tmp_path: Path, run: Any) -> None:
+    both = run(tmp_path / "both", seeds=2)
+    second = run(tmp_path / "second", seeds=1, first_seed=1)
+    assert second["entries"] == [entry for entry in both["entries"] if entry["seed"] == 1]
+    assert run(tmp_path / "second", seeds=1, first_seed=0)["left_out"] == ["weight-0-seed1", "weight-1-host-seed1"]
+    with pytest.raises(InputError, match="first_seed must be at least 0, got -1"):
+        run(tmp_path / "second", first_seed=-1)
+    assert json.loads((tmp_path / "second/compare.json").read_text())["first_seed"] == 0
