@@ -1,4 +1,4 @@
-"""The command line: `ddplug demo`, `pretrain`, `measure`, and from other files, `compare`, `run` and `patch`."""
+"""The command line: `demo`, `pretrain` and `measure`, and from other files all the other commands of `ddplug`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-for _command in (cli_compare.compare, cli_evidence.evaluate, cli_hosts.run, cli_hosts.patch):
+for _command in (cli_compare.compare, cli_evidence.evaluate, cli_evidence.plot, cli_hosts.run, cli_hosts.patch):
     app.command()(_command)
 
 

@@ -1,4 +1,4 @@
-"""The command that says what a synthetic set is worth: `ddplug evaluate`."""
+"""The commands that say what a synthetic set is worth, and draw what came out: `ddplug evaluate`, `ddplug plot`."""
 
 from __future__ import annotations
 
@@ -87,3 +87,17 @@ def evaluate(
             console.print(f"wrote {file}", soft_wrap=True)
     if json_file is None:
         keep.unlink(missing_ok=True)  # it was for going on, and all is done
+
+
+def plot(
+    results: Annotated[
+        list[str],
+        typer.Argument(metavar="RESULT...", help="A comparison's folder, or the cmi_*.json of a run; or LABEL=RESULT."),
+    ],
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("ddplug-plot.png"),
+) -> None:
+    """Draw comparisons (differences, CMI, accuracy over the iterations) or runs (CMI and lambda over the rounds)."""
+    from ddplug.plot import labelled
+    from ddplug.plot import plot as draw
+
+    print(f"wrote {draw(labelled(results), out)}")

@@ -94,7 +94,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             "weight 0. Reaches: the first checkpoint at least as accurate as the end of weight 0."
         )
         made.append(_table(title, RESULTS, [results(row) for row in rows], caption))
-        made.append(_table("", ("weight", *COSTS), [[_weight(row), *costs(result, row)] for row in rows], None))
+        made.append(_table("", ("weight", *COSTS), [[weight_name(row), *costs(result, row)] for row in rows], None))
     return made
 
 
@@ -142,7 +142,7 @@ def results(row: dict[str, Any]) -> list[str]:
     """A row of the summary in words, by `RESULTS`."""
     baseline = row["views"] is None
     return [
-        _weight(row), _plus_minus(row["accuracy"], row["accuracy_std"]),
+        weight_name(row), _plus_minus(row["accuracy"], row["accuracy_std"]),
         "" if baseline else _plus_minus(row["difference"], row["interval"], sign=True),
         _shown(row["reaches"], "d"), *(_cmi(row, key, baseline) for key in ("cmi", "cmi_heldout")),
     ]  # fmt: skip
@@ -188,7 +188,8 @@ def _reaches(runs: Sequence[dict[str, Any]], aim: float) -> int | None:
     return None
 
 
-def _weight(row: dict[str, Any]) -> str:
+def weight_name(row: dict[str, Any]) -> str:
+    """A row's weight in words."""
     return row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
 
 

@@ -77,7 +77,7 @@ def picture_grid(sets: Mapping[str, Tensor], space: AnySpace, path: str | Path, 
         axis.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
         axis.axis("off")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def curves(
@@ -99,7 +99,7 @@ def curves(
     axis.set(title=title, xlabel=x, ylabel=y)
     axis.grid(alpha=0.3)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def figure_of(width: float, height: float) -> Any:
@@ -111,6 +111,7 @@ def figure_of(width: float, height: float) -> Any:
     return Figure(figsize=(width, height))
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure whole or not at all, in the format that the file's ending names."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, bbox_inches="tight")

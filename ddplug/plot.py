@@ -1,0 +1,146 @@
+"""`ddplug plot`: what comparisons and runs left behind, drawn.
+
+Comparisons (`compare.json`): what each weight changed, in accuracy and in CMI, one line per comparison and kind of
+views, and accuracy over the iterations where sets were judged more than once. Runs (the `cmi_*.json` that the layer
+writes beside a host's results): CMI of the views and lambda, round by round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ddplug.compare_judge import read_json
+from ddplug.compare_report import by_views, curve, weight_name
+from ddplug.errors import DataError, InputError
+from ddplug.report import figure_of, save_figure
+
+COMPARISON, RUN = "ddplug-compare", "ddplug-run"
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def labelled(given: Sequence[str]) -> dict[str, Path]:
+    """Paths by the names that they are drawn under: "LABEL=PATH", or a path alone, called by its name.
+
+    Raises `InputError` for none, and for two of one name.
+    """
+    if not given:
+        raise InputError("plot needs the result of a comparison, or of a run, to draw.")
+    paths: dict[str, Path] = {}
+    for text in given:
+        label, equals, rest = text.partition("=")
+        path = Path(rest) if equals and not Path(text).exists() else Path(text)
+        name = label if equals and not Path(text).exists() else _called(path)
+        if name in paths:
+            raise InputError(f"two of the results are called {name!r}; name them: LABEL=PATH.")
+        paths[name] = path
+    return paths
+
+
+def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
+    """Draw what is at `paths`, comparisons or runs, into `out` (.png, .svg or .pdf); returns it.
+
+    Args:
+        paths: by label; a comparison's folder or its compare.json, or a run's cmi_*.json.
+
+    Raises:
+        InputError: comparisons and runs are mixed, or the picture is of another kind.
+        DataError: nothing is there, or it is something else; matplotlib is missing.
+    """
+    if Path(out).suffix not in PICTURES:
+        raise InputError(f"cannot draw '{out}'; a picture's name ends in {', '.join(PICTURES)}.")
+    results = {label: _read(path) for label, path in paths.items()}
+    kinds = {result["format"] for result in results.values()}
+    if len(kinds) > 1:
+        raise InputError("comparisons and runs cannot be drawn into one figure; plot one kind at a time.")
+    figure = _comparisons(results) if kinds == {COMPARISON} else _runs(results)
+    save_figure(figure, out)
+    return Path(out)
+
+
+def _called(path: Path) -> str:
+    """The folder's name, unless the file says more."""
+    return path.resolve().parent.name if path.name == "compare.json" else path.resolve().stem
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / "compare.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi_*.json of a run.")
+    content = read_json(file)
+    if content.get("format") not in (COMPARISON, RUN):
+        raise DataError(f"'{file}' is neither the result of `ddplug compare` nor of a run.")
+    return content
+
+
+def _comparisons(results: Mapping[str, dict[str, Any]]) -> Any:
+    series = [
+        (label if len(by_views(result)) == 1 else f"{label}, {views} views", rows)
+        for label, result in results.items()
+        for views, rows in by_views(result).items()
+    ]
+    over_time = [label for label, result in results.items() if len(result["entries"][0]["checkpoints"]) > 1]
+    figure = figure_of(5.2 * (2 + len(over_time)), 4.0)
+    figure.set_layout_engine("constrained")
+    gains, cmi, *others = figure.subplots(1, 2 + len(over_time))
+    ticks = _places([row for _, rows in series for row in rows if row["views"] is not None])
+    for number, (label, rows) in enumerate(series):
+        weighted = [row for row in rows if row["views"] is not None]
+        shift = 0.06 * (number - (len(series) - 1) / 2)  # so that intervals stand side by side
+        x = [ticks[weight_name(row)] + shift for row in weighted]
+        known = [row["interval"] or 0.0 for row in weighted]
+        gains.errorbar(
+            x, [100 * row["difference"] for row in weighted], yerr=[100 * half for half in known], marker="o",
+            capsize=3, label=label,
+        )  # fmt: skip
+        ratios = [row["cmi_heldout_ratio"] or row["cmi_ratio"] for row in weighted]
+        cmi.plot(x, ratios, marker="o", label=label)
+    gains.axhline(0, color="black", linewidth=0.8)
+    cmi.axhline(1, color="black", linewidth=0.8)
+    gains.set(ylabel="accuracy, difference to weight 0 (points)", title="95 % intervals of paired differences")
+    cmi.set(ylabel="CMI / CMI at weight 0", title="under held-out proxies, where there are", ylim=(0, None))
+    for axis in (gains, cmi):
+        axis.set_xticks(list(ticks.values()), list(ticks))
+        axis.set(xlabel="weight")
+        axis.grid(alpha=0.3)
+    gains.legend(fontsize="small")
+    for axis, label in zip(others, over_time, strict=True):
+        _over_time(axis, label, results[label])
+    return figure
+
+
+def _places(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Where each weight stands along the axis: evenly, rising, "paper" at the end."""
+    weights = {weight_name(row): row["weight"] for row in rows}
+    rising = sorted(weights, key=lambda name: float("inf") if weights[name] == "paper" else weights[name])
+    return {name: float(place) for place, name in enumerate(rising)}
+
+
+def _over_time(axis: Any, label: str, result: dict[str, Any]) -> None:
+    """Mean accuracy of every arm at its checkpoints, and the level that the baseline ends at."""
+    for arm in result["arms"]:
+        iterations, values = curve(result["entries"], arm, "accuracies")
+        axis.plot(iterations, [100 * fmean(row) for row in values], marker="o", label=arm)
+    axis.axhline(100 * result["summary"][0]["accuracy"], color="black", linewidth=0.8, linestyle="--")
+    axis.set(xlabel="iteration", ylabel="test accuracy (%)", title=label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def _runs(results: Mapping[str, dict[str, Any]]) -> Any:
+    figure = figure_of(10.4, 4.0)
+    figure.set_layout_engine("constrained")
+    cmi, lam = figure.subplots(1, 2)
+    for label, result in results.items():
+        history = [round_ for round_ in result["history"] if not round_["skipped"]]
+        numbers = [round_["number"] for round_ in history]
+        cmi.plot(numbers, [round_["cmi"] for round_ in history], label=label)
+        lam.plot(numbers, [round_["lam"] for round_ in history], label=label)
+    cmi.set(xlabel="round", ylabel="CMI of the views (nats)")
+    lam.set(xlabel="round", ylabel="lambda")
+    for axis in (cmi, lam):
+        axis.grid(alpha=0.3)
+    cmi.legend(fontsize="small")
+    return figure

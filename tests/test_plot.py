@@ -1,0 +1,135 @@
+"""`ddplug plot`: what is drawn, from which files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ddplug import cli
+from ddplug import plot as plotting
+from ddplug.errors import DataError, DDPlugError, InputError
+from ddplug.plot import labelled, plot
+
+pytest.importorskip("matplotlib")
+
+
+def row(weight: float | str, views: str | None, difference: float, interval: float | None) -> dict[str, Any]:
+    return {
+        "arm": f"weight-{weight}" + (f"-{views}" if views else ""), "weight": weight, "views": views, "accuracy": 0.4,
+        "difference": difference, "interval": interval, "cmi_ratio": 0.5, "cmi_heldout_ratio": 0.25 if views else None,
+    }  # fmt: skip
+
+
+def comparison(folder: Path, points: int = 1, rows: Any = None) -> Path:
+    """A comparison's folder with a `compare.json` of `points` checkpoints."""
+    rows = rows or [row(0, None, 0.0, None), row("paper", "host", 0.01, None), row(0.3, "host", 0.03, 0.02)]
+    checkpoints = [{"iteration": 10 * (n + 1), "accuracies": [0.3 + 0.01 * n]} for n in range(points)]
+    content = {
+        "format": "ddplug-compare", "arms": [each["arm"] for each in rows], "summary": rows,
+        "entries": [{"arm": each["arm"], "checkpoints": checkpoints} for each in rows],
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "compare.json").write_text(json.dumps(content))
+    return folder
+
+
+def history(path: Path) -> Path:
+    rounds = [{"number": n, "cmi": 0.1 / (n + 1), "lam": 2.0, "images": 4, "skipped": n == 2} for n in range(5)]
+    path.write_text(json.dumps({"format": "ddplug-run", "history": rounds}))
+    return path
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were saved."""
+    figures: list[Any] = []
+    save = plotting.save_figure
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, out: (figures.append(figure), save(figure, out)))
+    return figures
+
+
+def lines(axis: Any) -> dict[str, list[list[float]]]:
+    """The labelled lines of an axis: [x, y] each."""
+    return {
+        line.get_label(): [list(line.get_xdata()), list(line.get_ydata())]
+        for line in axis.get_lines()
+        if not line.get_label().startswith("_")
+    }
+
+
+def test_differences_and_their_intervals_by_weight(tmp_path: Path, drawn: list[Any]) -> None:
+    plot({"mine": comparison(tmp_path / "a")}, tmp_path / "p.png")
+    gains, cmi = drawn[0].axes
+    assert [text.get_text() for text in gains.get_xticklabels()] == ["0.3", "paper"], "rising, paper last"
+    (bars,) = gains.containers
+    x, y = bars[0].get_data()
+    assert sorted(zip(x, y, strict=True)) == [(0.0, 3.0), (1.0, 1.0)]
+    spans = {round(float(s[0][0])): (float(s[0][1]), float(s[1][1])) for s in bars[2][0].get_segments()}
+    assert spans[0] == pytest.approx((1.0, 5.0))
+    assert spans[1] == pytest.approx((1.0, 1.0)), "one seed has no interval"
+    assert lines(cmi)["mine"][1] == [0.25, 0.25], "the held-out pool's"
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_kinds_of_views_are_lines_of_their_own(tmp_path: Path, drawn: list[Any]) -> None:
+    rows = [row(0, None, 0.0, None), row(1, "host", 0.01, None), row(1, "clean", 0.02, None)]
+    plot({"a": comparison(tmp_path / "a", rows=rows), "b": comparison(tmp_path / "b")}, tmp_path / "p.svg")
+    gains = drawn[0].axes[0]
+    assert [bars.get_label() for bars in gains.containers] == ["a, host views", "a, clean views", "b"]
+    places = [bars[0].get_xdata()[0] for bars in gains.containers[:2]]
+    assert places[0] != places[1], "side by side"
+
+
+def test_accuracy_over_the_iterations_where_there_are_several(tmp_path: Path, drawn: list[Any]) -> None:
+    plot({"once": comparison(tmp_path / "a"), "often": comparison(tmp_path / "b", 3)}, tmp_path / "p.png")
+    assert len(drawn[0].axes) == 3
+    assert drawn[0].axes[2].get_title() == "often"
+    assert lines(drawn[0].axes[2])["weight-0"] == [[10, 20, 30], pytest.approx([30.0, 31.0, 32.0])]
+
+
+def test_runs_round_by_round_without_what_was_skipped(tmp_path: Path, drawn: list[Any]) -> None:
+    plot({"run": history(tmp_path / "cmi_x.json")}, tmp_path / "p.png")
+    cmi, lam = drawn[0].axes
+    assert lines(cmi)["run"] == [[0, 1, 3, 4], pytest.approx([0.1, 0.05, 0.025, 0.02])]
+    assert lines(lam)["run"][1] == [2.0] * 4
+
+
+def test_names(tmp_path: Path) -> None:
+    folder, odd = tmp_path / "a", tmp_path / "x=y"
+    odd.mkdir()
+    assert labelled([str(folder), f"Mine=at={folder}", str(odd)]) == {
+        "a": folder, "Mine": Path(f"at={folder}"), "x=y": odd,
+    }  # fmt: skip
+    assert list(labelled([str(folder / "compare.json"), str(tmp_path / "cmi_1.json")])) == ["a", "cmi_1"]
+    with pytest.raises(InputError, match=r"two of the results are called 'a'; name them: LABEL=PATH"):
+        labelled([str(folder), str(folder)])
+    with pytest.raises(InputError, match="plot needs the result"):
+        labelled([])
+
+
+def test_what_cannot_be_drawn(tmp_path: Path) -> None:
+    made, run = comparison(tmp_path / "a"), history(tmp_path / "cmi_x.json")
+    (tmp_path / "other.json").write_text("{}")
+    refusals: list[tuple[dict[str, Path], type[DDPlugError], str]] = [
+        ({"a": made, "b": run}, InputError, "comparisons and runs cannot be drawn into one figure"),
+        ({"a": tmp_path}, DataError, "there is no"),
+        ({"a": tmp_path / "other.json"}, DataError, "neither the result of `ddplug compare` nor of a run"),
+    ]
+    for paths, kind, said in refusals:
+        with pytest.raises(kind, match=said):
+            plot(paths, tmp_path / "p.png")
+    with pytest.raises(InputError, match=r"p\.docx"):
+        plot({"a": made}, tmp_path / "p.docx")
+    assert not list(tmp_path.glob("*p.*"))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    given = ["plot", f"a={comparison(tmp_path / 'x')}", "--out", str(tmp_path / "p.pdf")]
+    result = CliRunner().invoke(cli.app, given)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"wrote {tmp_path / 'p.pdf'}\n"
+    assert (tmp_path / "p.pdf").read_bytes()[:4] == b"%PDF"
