@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.adapters.mtt import MTT, check_buffer
+from ddplug.adapters.mtt import MTT, SAVES, check_buffer, check_saves, sets_in
 from ddplug.errors import HostError
+from ddplug.files import replacing
+from ddplug.sets import SyntheticSet
 from ddplug.upstream import check_data, option
 
 DEFAULTS: dict[str, Any] = {
-    "dataset": "CIFAR10", "model": "ConvNet", "zca": True, "data_path": "../dataset/",
+    "dataset": "CIFAR10", "model": "ConvNet", "ipc": 1, "Iteration": 5000, "zca": True, "data_path": "../dataset/",
     "buffer_path": "../buffer_storage/",
 }  # fmt: skip
 """What the host takes where its configuration file says nothing."""
@@ -32,25 +34,62 @@ class DATM(MTT):
         """Beside the folder where the host saves its images."""
         return Path("logged_files", args.dataset, str(args.ipc), args.model, str(known["run"]), "cmi.json")
 
+    def comparable(self, arguments: Sequence[str]) -> None:
+        """Saved is every thousandth iteration."""
+        check_saves(self.name, int(_settings(self.name, arguments)["Iteration"]))
+
+    def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
+        """The configuration with its folders made absolute and no networks to evaluate, in a file of its own.
+
+        The host takes nothing but the file's name on its command line.
+        """
+        given = _settings(self.name, arguments)
+        places = {name: str(Path(given[name]).expanduser().resolve()) for name in ("data_path", "buffer_path")}
+        config = folder / "config.yaml"
+        ours = {**places, "num_eval": 0, "eval_it": SAVES, "skip_first_eva": True}
+        with replacing(config) as temporary:
+            temporary.write_text(_yaml(self.name).safe_dump({**given, **ours}), encoding="utf-8")
+        return ["--cfg", str(config)]
+
+    def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
+        """The sets of every thousandth iteration, with the labels and the rate learned so far."""
+        return sets_in(folder, "zca" if _settings(self.name, arguments)["zca"] else "normalized")
+
+    def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
+        """As the configuration says."""
+        settings = _settings(self.name, arguments)
+        return self.name, str(settings["dataset"]).lower(), int(settings["ipc"])
+
     def preflight(self, arguments: Sequence[str]) -> None:
         """Are the configuration, the data set and the experts there?"""
-        config = Path(option(arguments, "cfg", ""))
-        if not config.is_file():
-            raise HostError(
-                f"{self.name} takes its options from a file, and '{config}' is none. Name one: -- --cfg FILE.yaml; "
-                "samples are in the checkout's folder configs. Nothing was changed."
-            )
-        try:
-            import yaml  # type: ignore[import-untyped]
-        except ImportError:
-            return  # the host needs it too, and whoever runs the host says so
-        try:
-            read = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-            settings = {**DEFAULTS, **read}
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-            raise HostError(f"'{config}' is no configuration file: {error}. Nothing was changed.") from error
+        settings = _settings(self.name, arguments)
         check_data(self.name, settings["dataset"], settings["data_path"])
         if settings["dataset"] in ("CIFAR10", "CIFAR100", "Tiny"):
             check_buffer(
                 self.name, Path(settings["buffer_path"]), settings["dataset"], settings["model"], bool(settings["zca"])
             )
+
+
+def _settings(host: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What the configuration file says, and the host's defaults for the rest; `HostError` if there is none."""
+    config = Path(option(arguments, "cfg", ""))
+    if not config.is_file():
+        raise HostError(
+            f"{host} takes its options from a file, and '{config}' is none. Name one: -- --cfg FILE.yaml; samples are "
+            "in the checkout's folder configs. Nothing was changed."
+        )
+    yaml = _yaml(host)
+    try:
+        read = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        return {**DEFAULTS, **read}
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise HostError(f"'{config}' is no configuration file: {error}. Nothing was changed.") from error
+
+
+def _yaml(host: str) -> Any:
+    """The module that the host reads its configuration with."""
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise HostError(f"{host} needs yaml; install with: pip install pyyaml") from error
+    return yaml

@@ -8,7 +8,7 @@ from typing import Any
 
 from ddplug.adapters import register
 from ddplug.sets import SyntheticSet, load_set
-from ddplug.upstream import UpstreamAdapter, check_data, option, whole
+from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, whole
 
 
 @register("dm")
@@ -29,9 +29,14 @@ class DM(UpstreamAdapter):
         name = f"cmi_{args.method}_{args.dataset}_{args.model}_{args.ipc}ipc_exp{known['exp']}.json"
         return Path(args.save_path) / name
 
-    def saving(self, folder: Path) -> list[str]:
+    def comparable(self, arguments: Sequence[str]) -> None:
+        """Folder, experiments and evaluations are ours to say."""
+        refuse(arguments, ("save_path", "num_exp", "num_eval"))
+
+    def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
         """One experiment, and no evaluations, which take longer than distilling."""
-        return ["--save_path", str(folder), "--num_exp", "1", "--num_eval", "0"]
+        places = absolute(arguments, {"data_path": "data"})
+        return [*arguments, *places, "--save_path", str(folder), "--num_exp", "1", "--num_eval", "0"]
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
         """The final set, which is all that is saved; the host takes one step more than `--Iteration` says."""

@@ -20,8 +20,9 @@ from ddplug.datasets import ImageData
 from ddplug.errors import HostError
 from ddplug.idcpools import PRETRAINED, read
 from ddplug.proxies import ProxyPool
+from ddplug.sets import SyntheticSet, load_set
 from ddplug.spaces import InputSpace
-from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, stacked
+from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, option, stacked
 
 FILES = {
     "cifar10": TORCHVISION_FILES["CIFAR10"],
@@ -78,6 +79,26 @@ class IDC(UpstreamAdapter):
             args.dataset, tuple(map(str, names)), space, space.from_unit(train), train_labels, test, test_labels
         )
 
+    def comparable(self, arguments: Sequence[str]) -> None:
+        """Only sets of which we know how to take an image apart can be judged."""
+        kind = option(arguments, "decode_type", "single")
+        if kind != "single":
+            raise HostError(f"sets of --decode_type {kind} cannot be judged here, only those of single.")
+
+    def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
+        """With --test, which leaves out evaluations and nothing else, and saves in one folder whatever the options."""
+        return [*arguments, "--data_dir", str(Path(_arguments(arguments).data_dir).expanduser().resolve()), "--test"]
+
+    def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
+        """The last set, its images taken apart; iterations are outer ones."""
+        found = folder / "results/test/data.pt"
+        return {_iterations(_arguments(arguments)) or 0: load_set(found)} if found.is_file() else {}
+
+    def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
+        """As the options say."""
+        given = _arguments(arguments)
+        return self.name, given.dataset.lower(), _number(given.ipc) or 0
+
     def preflight(self, arguments: Sequence[str]) -> None:
         """Is the data set there, are there images to make, and enough iterations for the host to divide by?"""
         given = _arguments(arguments)
@@ -87,17 +108,16 @@ class IDC(UpstreamAdapter):
                 f"{self.name} would look for {given.dataset} in '{given.data_dir}', where there is no {wanted}, and "
                 "it does not fetch any data. Name the folder that has it: -- --data_dir FOLDER. Nothing was changed."
             )
-        ipc, niter, inner = (_number(text) for text in (given.ipc, given.niter, given.inner_loop))
+        ipc, iterations = _number(given.ipc), _iterations(given)
         if ipc is not None and ipc <= 0:
             raise HostError(
                 f"{self.name} needs the number of images per class, got {ipc}: -- --ipc 10. Nothing was changed."
             )
-        iterations = niter * 100 // inner if niter is not None and inner else LEAST
-        if iterations < LEAST and not given.reproduce:
+        if iterations is not None and iterations < LEAST and not given.reproduce:
             raise HostError(
-                f"--niter {niter} and --inner_loop {inner} make {iterations} outer iterations (niter * 100 // "
-                f"inner_loop); below {LEAST}, {self.name} divides by zero at its first log line. Give a larger --niter "
-                "or a smaller --inner_loop. Nothing was changed."
+                f"--niter {given.niter} and --inner_loop {given.inner_loop} make {iterations} outer "
+                f"iterations (niter * 100 // inner_loop); below {LEAST}, {self.name} divides by zero at its first log "
+                "line. Give a larger --niter or a smaller --inner_loop. Nothing was changed."
             )
 
     def network(self, args: Any, known: Mapping[str, Any]) -> nn.Module:
@@ -116,6 +136,12 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--inner_loop", default="100")
     parser.add_argument("--reproduce", action="store_true")
     return parser.parse_known_args(list(arguments))[0]
+
+
+def _iterations(given: argparse.Namespace) -> int | None:
+    """Outer iterations; None for what the host will refuse by itself."""
+    niter, inner = _number(given.niter), _number(given.inner_loop)
+    return niter * 100 // inner if niter is not None and inner else None
 
 
 def _number(text: str) -> int | None:

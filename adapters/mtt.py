@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ddplug import buffers
@@ -11,9 +14,14 @@ from ddplug.adapters import register
 from ddplug.datasets import ImageData
 from ddplug.errors import HostError
 from ddplug.proxies import ProxyPool
+from ddplug.sets import Meaning, SyntheticSet, load_set
 from ddplug.spaces import AnySpace, InputSpace
-from ddplug.upstream import UpstreamAdapter, check_data, option
+from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, whole
 from ddplug.zca import ZCASpace
+
+SAVES = 1000
+"""Iterations between two sets that the host saves when it has not evaluated them."""
+NUMBERED = re.compile(r"images_(\d+)\.pt")
 
 
 @register("mtt")
@@ -25,6 +33,7 @@ class MTT(UpstreamAdapter):
     """
 
     name = "mtt"
+    quietly: Mapping[str, str] = MappingProxyType({"WANDB_MODE": "disabled"})
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """As the options say."""
@@ -49,6 +58,25 @@ class MTT(UpstreamAdapter):
         """The host's real data, where it names the classes and has not renumbered them."""
         return super().real(args, known) if known.get("classes") else None
 
+    def comparable(self, arguments: Sequence[str]) -> None:
+        """Evaluations are ours to say; saved is every thousandth iteration."""
+        refuse(arguments, ("num_eval", "eval_it"))
+        check_saves(self.name, whole(arguments, "Iteration", "5000"))
+
+    def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
+        """Every thousandth iteration the host would evaluate, which it does with no networks, and saves."""
+        places = absolute(arguments, {"data_path": "data", "buffer_path": "./buffers"})
+        return [*arguments, *places, "--num_eval", "0", "--eval_it", str(SAVES)]
+
+    def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
+        """The sets of every thousandth iteration but the first, whitened if the host was told to."""
+        meaning: Meaning = "zca" if "--zca" in arguments else "normalized"
+        return sets_in(folder, meaning)
+
+    def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
+        """As the options say."""
+        return self.name, option(arguments, "dataset", "CIFAR10").lower(), whole(arguments, "ipc", "1")
+
     def preflight(self, arguments: Sequence[str]) -> None:
         """Are the data set and the experts there?"""
         dataset = option(arguments, "dataset", "CIFAR10")
@@ -58,6 +86,21 @@ class MTT(UpstreamAdapter):
                 self.name, Path(option(arguments, "buffer_path", "./buffers")), dataset,
                 option(arguments, "model", "ConvNet"), "--zca" in arguments,
             )  # fmt: skip
+
+
+def check_saves(host: str, iterations: int) -> None:
+    """`HostError` where the last iteration is none that the host saves."""
+    if iterations < SAVES or iterations % SAVES:
+        raise HostError(
+            f"{host} saves its set every {SAVES} iterations, and Iteration is {iterations}, so what it ends with would "
+            f"not be saved; name a multiple of {SAVES}."
+        )
+
+
+def sets_in(folder: Path, meaning: Meaning) -> dict[int, SyntheticSet]:
+    """All sets below `folder` by the number in `images_N.pt`, but for number 0, which nothing has been done to."""
+    files = {name[1]: path for path in folder.rglob("images_*.pt") if (name := NUMBERED.fullmatch(path.name))}
+    return {int(number): replace(load_set(path), meaning=meaning) for number, path in files.items() if int(number) > 0}
 
 
 def check_buffer(host: str, folder: Path, dataset: str, model: str, zca: bool) -> None:

@@ -2,7 +2,7 @@
 
 Each entry runs in a process of its own (`ddplug.repeatable`), in which the same seed means the same draws. A host's run
 cannot be taken up in its middle: one that was interrupted begins anew, and gives the same. What a host has to be asked
-for its set to be found is its adapter's to say: `saving` and `saved`, see `ddplug.upstream.UpstreamAdapter`.
+for its set to be found is its adapter's to say: `command` and `saved`, see `ddplug.upstream.UpstreamAdapter`.
 """
 
 from __future__ import annotations
@@ -61,13 +61,7 @@ class Upstream(NamedTuple):
     def check(self, arms: Sequence[Arm], judge: Judge) -> None:
         """Raise for a checkout, options or arguments that the host cannot be run with, before anything is done."""
         adapter, arguments = adapters.upstream(self.spec.name), self.arguments
-        ours = [word for word in adapter.saving(Path("x")) if word.startswith("--")]
-        taken = [name for name in ours for word in arguments if word == name or word.startswith(f"{name}=")]
-        if taken:
-            raise InputError(
-                f"{', '.join(taken)} is set by `ddplug compare`, which runs the host once per seed and judges its sets "
-                "itself; leave it out."
-            )
+        adapter.comparable(arguments)
         options = self._options()
         self.spec.patched(self.repo)
         setting = adapter.told(arguments)
@@ -113,9 +107,9 @@ class Upstream(NamedTuple):
         attempt = folder.resolve() / f".{RUN}-{os.getpid()}"  # hosts may change the working directory
         attempt.mkdir(parents=True)
         given = {
-            "host": self.spec.name, "repo": str(self.repo), "seed": entry.seed, "must": not entry.arm.baseline,
-            "arguments": [*self.arguments, *adapters.upstream(self.spec.name).saving(attempt), *self._ours(entry)],
-            "times": str(attempt / TIMES),
+            "host": self.spec.name, "repo": str(self.repo.resolve()), "seed": entry.seed,
+            "must": not entry.arm.baseline, "folder": str(attempt), "times": str(attempt / TIMES),
+            "arguments": [*adapters.upstream(self.spec.name).command(self.arguments, attempt), *self._ours(entry)],
         }  # fmt: skip
         status = self._wait_for([*self.runner, json.dumps(given)], attempt / LOG)
         if status != 0:
@@ -130,7 +124,13 @@ class Upstream(NamedTuple):
         """Run a process to its end; its stdin is open for as long as we live, and by that it knows when to end."""
         with (
             log.open("wb") as output,
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as process,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**adapters.upstream(self.spec.name).quietly, **os.environ},
+            ) as process,
         ):
             try:
                 return process.wait()

@@ -20,9 +20,10 @@ from ddplug.compare_entry import set_name
 from ddplug.compare_judge import Judge
 from ddplug.compare_report import COSTS, RESULTS, by_views, costs, curve, judging, left_out, results
 from ddplug.errors import DataError
+from ddplug.evaluate import with_space
 from ddplug.files import replacing
 from ddplug.report import figure_of
-from ddplug.sets import load_set
+from ddplug.sets import SyntheticSet, load_set
 
 PAGE = "report.html"
 _SHOWN_PER_CLASS = 10
@@ -62,10 +63,7 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
         entry["arm"]: load_set(entries / entry["name"] / set_name(entry["checkpoints"][-1]["iteration"]))
         for entry in first
     }
-    kept = {arm: (made.images, made.labels) for arm, made in sets.items()}
-    for arm, made in sets.items():
-        if made.space is not None:
-            kept[arm] = (made.space.convert(made.images, judge.data.space), made.labels)
+    kept = {arm: (_plain(made, judge), made.classes) for arm, made in sets.items()}
     host, data = html.escape(result["host"]), html.escape(result["data"]["name"])
     parts = [f"<h1>{host} on {data}, with and without CMI</h1>", _intro(result)]
     for views, rows in by_views(dict(result)).items():
@@ -91,6 +89,13 @@ def _intro(result: Mapping[str, Any]) -> str:
         "standard deviation over seeds; after a difference, which is paired by seed, its 95 % t-interval. CMI in nats."
         "</p>" + (f"<p class=note>{html.escape(missing)}</p>" if missing else "")
     )
+
+
+def _plain(made: SyntheticSet, judge: Judge) -> Tensor:
+    """A set's images as the data's are."""
+    space = with_space(made, None, judge.data).space
+    assert space is not None  # with_space sees to it
+    return space.convert(made.images, judge.data.space)
 
 
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ddplug.augment import DSA
 from ddplug.compare_plan import Settings
 from ddplug.datasets import ImageData
 from ddplug.errors import DataError
+from ddplug.evaluate import judged, with_space
 from ddplug.files import write_json
 from ddplug.measure import measure
 from ddplug.networks import build, seeded
@@ -50,18 +51,19 @@ class Judge(NamedTuple):
         synthetic = load_set(file)
         images, labels = synthetic.images.to(self.device), synthetic.labels.to(self.device)
         if "cmi" not in record:  # accuracies may be there, taken from another comparison
-            record = {"accuracies": record.get("accuracies", []), **self._cmi(synthetic, images, labels)}
+            record = {"accuracies": record.get("accuracies", []), **self._cmi(synthetic, images)}
             write_json(record, path)
-        if synthetic.space is not None:
-            images = synthetic.space.convert(images, self.data.space)
+        space, data = judged(synthetic, self.data)
+        images = space.convert(images, data.space)
         for run in range(len(record["accuracies"]), self.settings.runs):
-            record["accuracies"].append(self._train(images, labels, judge_seed(seed, run)))
+            record["accuracies"].append(self._train(images, labels, data, judge_seed(seed, run)))
             write_json(record, path)
             tell(run + 1)
         return record
 
-    def _cmi(self, synthetic: SyntheticSet, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float | None]:
-        space, how = synthetic.space or self.data.space, self.settings.measuring
+    def _cmi(self, synthetic: SyntheticSet, images: torch.Tensor) -> dict[str, float | None]:
+        space, how = with_space(synthetic, None, self.data).space, self.settings.measuring
+        labels = synthetic.classes.to(self.device)
         pools = {"cmi": self.pool, "cmi_heldout": self.heldout}
         return {
             name: None if pool is None else measure(pool, images, labels, input_space=space, **how).cmi
@@ -75,12 +77,12 @@ class Judge(NamedTuple):
             **self.settings.network,
         )  # fmt: skip
 
-    def _train(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
+    def _train(self, images: torch.Tensor, labels: torch.Tensor, data: ImageData, seed: int) -> float:
         settings = self.settings
         # Every image has its own draw, as where the field trains networks on a set; distilling shares one.
         dsa = DSA(settings.strategy, siamese=False, seed=seed)
         (accuracy,) = evaluate_set(
-            images, labels, self.data, runs=1, epochs=settings.epochs, lr=settings.judge_lr, seed=seed,
+            images, labels, data, runs=1, epochs=settings.epochs, lr=settings.judge_lr, seed=seed,
             augment=lambda batch, generator: dsa(batch),
             architecture=self._network,
         )  # fmt: skip

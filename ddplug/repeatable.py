@@ -64,6 +64,7 @@ def main() -> None:
     given: dict[str, Any] = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     spec, repo = hosts.load(given["host"]), Path(given["repo"])
+    os.chdir(given["folder"])  # hosts write to where they are
     meter = Meter("cpu")  # asking after CUDA would start it, and hosts choose their devices before that
     seed_everything(given["seed"])
     with meter, clock(repo, given["seed"]):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ddplug.datasets import ImageData
-from ddplug.errors import AttachError, HostError
+from ddplug.errors import AttachError, HostError, InputError
 from ddplug.hooks import Undo
 from ddplug.hosting import NAME, Attached, Inner, Views
 from ddplug.hosts import HostSpec, load
@@ -38,6 +38,8 @@ class UpstreamAdapter:
     name: str
     views: Views = "host"
     inner: Inner = "one"
+    quietly: Mapping[str, str] = types.MappingProxyType({})
+    """Variables of the environment under which a comparison's many runs are not reported anywhere, unless set."""
 
     def spec(self) -> HostSpec:
         """The record of the host and its patch."""
@@ -80,17 +82,24 @@ class UpstreamAdapter:
 
     # What `ddplug compare` wants to know -------------------------------------------------------------------------
 
-    def saving(self, folder: Path) -> list[str]:
-        """Arguments with which the host makes one set, saves it in `folder`, and leaves judging it to us."""
+    def comparable(self, arguments: Sequence[str]) -> None:
+        """Raise for arguments that a comparison sets itself, or with which no set would be saved."""
         raise HostError(
-            f"`ddplug compare` does not know how to find the sets of {self.name}: its adapter has no `saving` and "
-            "`saved`. Run it with `ddplug run`, once per weight, and judge its sets."
+            f"`ddplug compare` does not know how to find the sets of {self.name}: its adapter has no `comparable`, "
+            "`command` and `saved`. Run it with `ddplug run`, once per weight, and judge its sets."
         )
 
-    def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
-        """The sets that a run with `arguments` and those of `saving` left, by the iterations they were made in.
+    def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
+        """The arguments of a run that is started in `folder`, makes one set and saves it there, and judges nothing.
 
-        Their space is None if it is the data set's own, as `ddplug.datasets.load` has it.
+        Files that the run needs may be written to `folder`. Folders in `arguments` are relative to where we are.
+        """
+        raise NotImplementedError
+
+    def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
+        """The sets that a run by `command` left in `folder`, by the iterations they were made in.
+
+        What their images mean they say by their space or, as `ddplug.evaluate.with_space` has it, by their meaning.
         """
         raise NotImplementedError
 
@@ -180,6 +189,26 @@ def option(arguments: Sequence[str], name: str, default: str) -> str:
         elif argument.startswith(f"--{name}="):
             value = argument.split("=", 1)[1]
     return value
+
+
+def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
+    """Options that name folders, with their defaults, as they mean the same wherever the host is started."""
+    return [
+        word
+        for name, default in folders.items()
+        for word in (f"--{name}", str(Path(option(arguments, name, default)).expanduser().resolve()))
+    ]
+
+
+def refuse(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """`InputError` for options that `ddplug compare` sets itself."""
+    flags = [f"--{name}" for name in names]
+    taken = [flag for flag in flags for word in arguments if word == flag or word.startswith(f"{flag}=")]
+    if taken:
+        raise InputError(
+            f"{', '.join(taken)} is set by `ddplug compare`, which runs the host once per seed and judges its sets "
+            "itself; leave it out."
+        )
 
 
 def whole(arguments: Sequence[str], name: str, default: str) -> int:

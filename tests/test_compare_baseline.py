@@ -58,9 +58,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         notes.append((entry.arm.name, entry.seed))
         return attached(own, trainer, entry)
 
-    def note_network(judge: Judge, images: Any, labels: Any, seed: int) -> float:
-        notes.append(("judge", seed))
-        return train(judge, images, labels, seed)
+    def note_network(judge: Judge, *arguments: Any) -> float:
+        notes.append(("judge", arguments[-1]))
+        return train(judge, *arguments)
 
     monkeypatch.setattr(Own, "_attached", note_entry)
     monkeypatch.setattr(Judge, "_train", note_network)

@@ -27,6 +27,7 @@ from ddplug.errors import DDPlugError, HostError, InputError
 from ddplug.hosts import HostSpec
 from ddplug.pretrain import pretrain
 from ddplug.repeatable import clock, seed_everything
+from ddplug.upstream import UpstreamAdapter
 
 pytest.importorskip("sklearn")
 
@@ -210,8 +211,10 @@ def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path, di
     taken = Settings(arguments=("--save_path=here", "--num_eval", "3"))
     with pytest.raises(InputError, match="--save_path, --num_eval is set by `ddplug compare`"):
         Upstream(hosts.load("dm"), tmp_path, tmp_path, taken).check([Arm(0.0)], judge)
-    with pytest.raises(HostError, match="does not know how to find the sets of mtt"):
-        Upstream(hosts.load("mtt"), tmp_path, tmp_path, Settings(arguments=())).check([Arm(0.0)], judge)
+    nobodys = UpstreamAdapter()
+    nobodys.name = "nobodys"
+    with pytest.raises(HostError, match="does not know how to find the sets of nobodys"):
+        nobodys.comparable(())
 
 
 # --- the world without chance

@@ -1,0 +1,37 @@
+"""Write the tables of README.md anew from the raw figures beside it: `python docs/results/make.py`.
+
+A table stands between `<!-- table: FOLDER -->` and `<!-- end -->`, where FOLDER holds a comparison's `compare.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ddplug.compare_judge import read_json
+from ddplug.compare_report import COSTS, RESULTS, by_views, costs, results
+
+HERE = Path(__file__).parent
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(folder: Path) -> str:
+    """A comparison's results as Markdown: a row per arm, the baseline first."""
+    result = read_json(folder / "compare.json")
+    columns = ("views", *RESULTS, *COSTS[:3])
+    rows, kinds = [], by_views(result)
+    for number, (views, arms) in enumerate(kinds.items()):
+        for row in arms[number > 0 :]:
+            shown = "" if row["views"] is None else views
+            rows.append((shown, *results(row), *costs(result, row)[:3]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)) + "\n"
+
+
+def written(text: str) -> str:
+    """`text` with all of its tables as the raw figures say."""
+    return BLOCK.sub(lambda found: found[1] + "\n" + table(HERE / found[2]) + "\n" + found[3], text)
+
+
+if __name__ == "__main__":
+    page = HERE / "README.md"
+    page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,121 @@
+"""What `ddplug compare` asks of each host's adapter: the command line of an entry, and the sets that it left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddplug import adapters
+from ddplug.errors import HostError, InputError
+
+IMAGES, LABELS = torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user is, apart from the folder of the run."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def values(line: list[str], name: str) -> list[str]:
+    return [line[place + 1] for place, word in enumerate(line) if word == name]
+
+
+@pytest.mark.parametrize("host", ["dm", "dsa"])
+def test_dm_and_dsa(host: str, here: Path, tmp_path: Path) -> None:
+    adapter, given = adapters.upstream(host), ("--ipc", "10", "--data_path", "mine")
+    line = adapter.command(given, tmp_path / "run")
+    assert line[: len(given)] == list(given)
+    assert values(line, "--data_path")[-1] == str(here / "mine"), "the run has another working directory"
+    assert values(adapter.command((), tmp_path), "--data_path") == [str(here / "data")], "the host's default, too"
+    assert (values(line, "--save_path"), values(line, "--num_eval")) == ([str(tmp_path / "run")], ["0"])
+    for taken in ("--save_path=x", "--num_exp", "--num_eval"):
+        with pytest.raises(InputError, match=f"{taken.split('=')[0]} is set by"):
+            adapter.comparable((taken, "1"))
+
+
+def test_mtt(here: Path, tmp_path: Path) -> None:
+    mtt, given = adapters.upstream("mtt"), ("--ipc", "10", "--Iteration=2000", "--buffer_path", "/experts")
+    mtt.comparable(given)
+    line = mtt.command(given, tmp_path)
+    assert values(line, "--data_path") == [str(here / "data")]
+    assert values(line, "--buffer_path")[-1] == "/experts"
+    assert (values(line, "--num_eval"), values(line, "--eval_it")) == (["0"], ["1000"])
+    assert mtt.told(given) == ("mtt", "cifar10", 10)
+    assert mtt.told(()) == ("mtt", "cifar10", 1)
+    assert mtt.quietly == {"WANDB_MODE": "disabled"}
+    for wrong in ("300", "1500", "0"):
+        with pytest.raises(HostError, match=f"every 1000 iterations, and Iteration is {wrong}"):
+            mtt.comparable(("--Iteration", wrong))
+    with pytest.raises(InputError, match="--eval_it is set by"):
+        mtt.comparable(("--eval_it", "100"))
+
+
+def save_numbered(folder: Path, number: object, labels: torch.Tensor = LABELS) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(IMAGES + (number if isinstance(number, int) else 0.5), folder / f"images_{number}.pt")
+    torch.save(labels, folder / f"labels_{number}.pt")
+
+
+@pytest.mark.parametrize(("given", "meaning"), [((), "normalized"), (("--zca",), "zca")])
+def test_sets_of_mtt(given: tuple[str, ...], meaning: str, tmp_path: Path) -> None:
+    folder = tmp_path / "logged_files/CIFAR10/some-name"
+    for number in (0, 1000, 2000, "best"):
+        save_numbered(folder, number)
+    torch.save(IMAGES, folder / "images_zca_1000.pt")
+    found = adapters.upstream("mtt").saved(tmp_path, given)
+    assert sorted(found) == [1000, 2000], "neither the start nor the best"
+    assert torch.equal(found[2000].images, IMAGES + 2000)
+    assert found[1000].meaning == meaning
+    assert found[1000].space is None
+
+
+def test_datm(here: Path, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    datm = adapters.upstream("datm")
+    given = {"ipc": 10, "Iteration": 3000, "lr_lr": 0.00001, "data_path": "../mine", "zca": False, "num_eval": 5}
+    (here / "own.yaml").write_text(yaml.safe_dump(given))
+    arguments = ("--cfg", "own.yaml")
+    datm.comparable(arguments)
+    assert datm.told(arguments) == ("datm", "cifar10", 10)
+    run = tmp_path / "run"
+    assert datm.command(arguments, run) == ["--cfg", str(run / "config.yaml")]
+    said = yaml.safe_load((run / "config.yaml").read_text())
+    assert said["data_path"] == str(tmp_path / "mine")
+    assert said["buffer_path"] == str(tmp_path / "buffer_storage"), "the host's default, from where the user is"
+    assert (said["num_eval"], said["eval_it"], said["skip_first_eva"]) == (0, 1000, True)
+    assert (said["lr_lr"], said["ipc"], said["zca"]) == (0.00001, 10, False), "numbers stay numbers"
+    save_numbered(run / "logged_files/CIFAR10/10/ConvNet/some-name/Normal", 1000, torch.randn(4, 2))
+    found = datm.saved(run, arguments)
+    assert list(found) == [1000]
+    assert found[1000].meaning == "normalized"
+    assert torch.allclose(found[1000].labels.sum(1), torch.ones(4))
+    (here / "own.yaml").write_text(yaml.safe_dump({**given, "zca": True, "Iteration": 100}))
+    assert datm.saved(run, arguments)[1000].meaning == "zca"
+    with pytest.raises(HostError, match="Iteration is 100"):
+        datm.comparable(arguments)
+
+
+def test_idc(here: Path, tmp_path: Path) -> None:
+    idc, given = adapters.upstream("idc"), ("-d", "cifar10", "-i", "10", "--niter", "2", "--inner_loop", "4")
+    idc.comparable(given)
+    assert idc.told(given) == ("idc", "cifar10", 10)
+    line = idc.command((*given, "--data_dir", "mine"), tmp_path)
+    assert values(line, "--data_dir")[-1] == str(here / "mine")
+    assert line[-1] == "--test"
+    assert idc.saved(tmp_path, given) == {}
+    folder = tmp_path / "results/test"
+    folder.mkdir(parents=True)
+    torch.save([IMAGES, LABELS], folder / "data.pt")
+    (folder / "args.txt").write_text(json.dumps({"factor": 2}))
+    (found,) = idc.saved(tmp_path, given).items()
+    assert found[0] == 50, "outer iterations"
+    assert len(found[1].images) == 16, "taken apart"
+    assert found[1].space is not None
+    with pytest.raises(HostError, match="decode_type multi cannot be judged"):
+        idc.comparable((*given, "--decode_type", "multi"))
