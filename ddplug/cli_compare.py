@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def compare(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa, mtt, datm, idc.")],
+    host: Annotated[
+        str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa, mtt, datm, idc.")
+    ],
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
     ] = None,

@@ -159,7 +159,7 @@ class Upstream(NamedTuple):
 
     def _record(self, run: Path) -> dict[str, Any] | None:
         """What the layer wrote beside the host's results; None if there is nothing, as at weight 0."""
-        found = sorted(run.rglob("cmi_*.json"))
+        found = sorted(run.rglob("cmi*.json"))
         return read_json(found[-1]) if found else None
 
 

@@ -27,6 +27,8 @@ class Beside(NamedTuple):
     """The learning rate that was learned; MTT keeps it elsewhere."""
     whitened: bool
     """Whether the host undid a whitening to show the images, so that the images themselves are whitened."""
+    classes: Tensor | None
+    """int64 (n,): where labels were learned, the class that each image was made for, one class after another."""
 
 
 def read(path: Path, what: str, expected: str) -> Any:
@@ -63,12 +65,17 @@ def beside(path: Path) -> Beside:
     labels = read(
         path.with_name(f"labels_{name}"), f"file of labels for '{path}'", "the labels_N.pt that the host wrote with it"
     )
-    if isinstance(labels, Tensor) and labels.ndim == 2 and not are_probabilities(labels):
-        labels = labels.detach().float().softmax(1)
+    classes = None
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        images, kinds = labels.shape
+        if images % kinds == 0:
+            classes = torch.arange(kinds).repeat_interleave(images // kinds)
+        if not are_probabilities(labels):
+            labels = labels.detach().float().softmax(1)
     rate = path.with_name(f"lr_{name}")
     # The picture of the best images has the number of their iteration, so any picture tells.
     whitened = any(path.parent.glob(f"{_IMAGES}zca_*.pt"))
-    return Beside(labels, _rate(rate) if rate.is_file() else None, whitened)
+    return Beside(labels, _rate(rate) if rate.is_file() else None, whitened, classes)
 
 
 def are_probabilities(labels: Tensor) -> bool:

@@ -33,10 +33,14 @@ class SyntheticSet:
     """Where `space` is None, what is known of it all the same: the data set's own normalisation, or its ZCA."""
     lr: float | None = None
     """The learning rate that was learned with the images, if one was."""
+    given_classes: Tensor | None = None
+    """Where labels are learned, the class that each image was distilled for, int64 (n,), if that is known."""
 
     @property
     def classes(self) -> Tensor:
-        """The class of every image, int64 (n,): its label or, of probabilities, the largest."""
+        """The class of every image, int64 (n,): the one it was made for, else its label, the largest if it is soft."""
+        if self.given_classes is not None:
+            return self.given_classes
         return self.labels.argmax(1) if self.labels.ndim == 2 else self.labels
 
 
@@ -50,6 +54,7 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
         "dataset": synthetic.dataset,
         "meaning": synthetic.meaning,
         "lr": synthetic.lr,
+        "classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,
     }
     with replacing(path) as temporary:
         torch.save(record, temporary)
@@ -60,7 +65,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
 
     - DM, DC, DSA: `res_*.pt`, of which the last set is taken.
     - MTT, DATM: `images_N.pt`, with `labels_N.pt` beside it and, from DATM, `lr_N.pt`. Learned labels are logits
-      there, and become probabilities here.
+      there, and become probabilities here; an image's class is its place in the set, whatever its label became.
     - IDC: `data.pt`, whose images hold `factor` x `factor` smaller ones each; these are taken apart and enlarged, and
       clamped to [0, 1], as the host does. Without `factor` it is read from the host's own `args.txt` beside the file.
 
@@ -74,6 +79,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
         learned = hostfiles.beside(path)
         images, labels, extra = record, learned.labels, {"lr": learned.lr}
         extra["meaning"] = "zca" if learned.whitened else None
+        extra["classes"] = learned.classes
     _check(path, record, images, labels)
     if isinstance(record, dict) and "accs_all_exps" in record:
         extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
@@ -87,7 +93,9 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
         space = InputSpace.unit(images.shape[1])
         images, labels = hostfiles.unform(images, labels, hostfiles.factor(path) if factor is None else factor)
     labels = labels.float() if labels.ndim == 2 else labels.long()
-    return SyntheticSet(images, labels, space, extra.get("dataset"), extra.get("meaning"), extra.get("lr"))
+    return SyntheticSet(
+        images, labels, space, extra.get("dataset"), extra.get("meaning"), extra.get("lr"), extra.get("classes")
+    )
 
 
 def _check(path: Path, record: object, images: Any, labels: Any) -> None:

@@ -82,7 +82,15 @@ def test_learned_labels_are_logits_and_the_rate_is_taken(tmp_path: Path) -> None
     torch.testing.assert_close(loaded.labels, expected.detach())
     assert not loaded.labels.requires_grad
     assert loaded.lr == pytest.approx(0.02)
-    assert loaded.classes.tolist() == [0, 0, 1, 0]
+    assert loaded.labels.argmax(1).tolist() == [0, 0, 1, 0]
+    assert loaded.classes.tolist() == [0, 0, 1, 1], "by place: what a label became by learning is not the class"
+    save_set(loaded, tmp_path / "ours.pt")
+    assert load_set(tmp_path / "ours.pt").classes.tolist() == [0, 0, 1, 1]
+
+
+def test_learned_labels_of_unequal_classes_say_their_class(tmp_path: Path) -> None:
+    loaded = load_set(trajectory(tmp_path, torch.randn(4, 3)))
+    assert torch.equal(loaded.classes, loaded.labels.argmax(1))
 
 
 def test_labels_that_are_probabilities_stay_so(tmp_path: Path) -> None:
