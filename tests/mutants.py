@@ -345,8 +345,6 @@ MUTANTS = [
     Mutant("learned labels are classes", "hostfiles.py", "if images % kinds == 0:", "if False:", "tests/test_hostfiles.py -k learned"),
     Mutant("classes not saved", "sets.py", '"classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/test_hostfiles.py -k learned"),
     Mutant("a host's folder left relative", "upstream.py", ".expanduser().resolve()))", "))", "tests/test_compare_adapters.py"),
-    Mutant("sets that are never saved", "../adapters/mtt.py", "if iterations < SAVES or iterations % SAVES:", "if False:", "tests/test_compare_adapters.py"),
-    Mutant("the start is a result", "../adapters/mtt.py", "for number, path in files.items() if int(number) > 0", "for number, path in files.items()", "tests/test_compare_adapters.py"),
     Mutant("one seed too many for t", "compare_report.py", "t_quantile(len(values) - 1)", "t_quantile(len(values))", f"{COMPARE} -k by_hand"),
     Mutant("differences not in pairs", "compare_report.py", "zip(scores, without, strict=True)]", "zip(scores, without[::-1], strict=True)]", f"{COMPARE} -k by_hand"),
     Mutant("reaching is being above", "compare_report.py", ">= aim:", "> aim:", f"{COMPARE} -k by_hand"),
