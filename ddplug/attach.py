@@ -90,7 +90,7 @@ class Handle:
 
 def attach(
     trainer: object,
-    weight: float | str = 0.1,
+    weight: float | str = 1.0,
     *,
     proxies: object = None,
     at: str | None = None,

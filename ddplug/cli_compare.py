@@ -31,7 +31,7 @@ def compare(
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
     weights: Annotated[
         str, typer.Option(help="Numbers or paper, by commas; 0 is always run. When adding some, repeat the old.")
-    ] = "0,0.1",
+    ] = "0,1",
     views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,

@@ -21,7 +21,7 @@ def run(
     repo: Annotated[Path | None, typer.Option(help="The host's checkout; else DDPLUG_HOSTS, else here.")] = None,
     weight: Annotated[
         str, typer.Option(help="Share of the host's own gradient, or paper; 0 is the host alone.")
-    ] = "0.1",
+    ] = "1",
     weighting: Annotated[str, typer.Option(help="What the weight is: relative or absolute.")] = "relative",
     proxies: Annotated[str, typer.Option(help="A pool's folder, buffer:PATH or idc:PATH.")] = "",
     every: Annotated[int, typer.Option(help="Act in every k-th step only, k times as strongly.")] = 1,
@@ -97,4 +97,4 @@ def patch(
     for name in changed:
         print(f"{name}: {'as upstream has it' if reverse else 'patched'}")
     if not reverse:
-        print(f"Now run {spec.script} with --cmi_weight 0.1. To undo: ddplug patch {host} {path} --reverse")
+        print(f"Now run {spec.script} with --cmi_weight 1. To undo: ddplug patch {host} {path} --reverse")

@@ -70,7 +70,7 @@ class Regularizer:
     def __init__(
         self,
         proxies: object,
-        weight: float | str = 0.1,
+        weight: float | str = 1.0,
         *,
         weighting: WeightingName = "relative",
         space: Space = "feature",

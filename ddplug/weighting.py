@@ -180,7 +180,7 @@ def check_weight(weight: float) -> float:
     if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
         raise WeightError(
             f"weight must be a finite number >= 0, got {weight!r}. 0 switches the regulariser off; "
-            "0.1 is a tenth of the host's own gradient."
+            "1 is as much as the host's own gradient."
         )
     return float(weight)
 
