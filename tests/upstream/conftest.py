@@ -30,6 +30,28 @@ DRIVE = Path(__file__).with_name("drive.py")
 CIFAR = InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 
+NO_MD5 = """
+import pathlib
+import torchvision.datasets.cifar as cifar
+cifar.check_integrity = lambda path, md5=None: pathlib.Path(path).is_file()
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run is reported anywhere."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def no_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes started from now on take CIFAR-10 as it is: the copy at hand has other bytes than the release."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(NO_MD5)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="session")
 def hosts_folder() -> Path:
     named = os.environ.get("DDPLUG_HOSTS")
@@ -132,6 +154,19 @@ class Bench:
     def ddplug(self, options: tuple[object, ...], *arguments: object, **world: Any) -> Ran:
         """`ddplug run HOST OPTIONS -- ARGUMENTS`."""
         return self.drive("ddplug", "run", self.spec.name, "--repo", self.repo, *options, "--", *arguments, **world)
+
+    def seen(self, name: str, **more: object) -> dict[str, Any]:
+        """What to put into the world of a run for its first steps to be written down, for `read` to find."""
+        return {"spy": str(self.folder / f"{name}.pt"), "spy_steps": 1, **more}
+
+    def read(self, name: str) -> dict[str, Any]:
+        """What was written down of a run."""
+        return torch.load(self.folder / f"{name}.pt")  # type: ignore[no-any-return]
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the layer wrote in each run of a host that has a folder for each, in the order of the runs."""
+        files = sorted(self.folder.glob("logged_files/**/cmi.json"), key=lambda file: file.stat().st_mtime)
+        return [json.loads(file.read_text()) for file in files]
 
     def copy(self) -> Path:
         """A copy of the checkout that may be written to."""

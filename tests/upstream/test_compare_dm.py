@@ -20,12 +20,6 @@ from ddplug.sets import load_set
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 
-NO_MD5 = """
-import pathlib
-import torchvision.datasets.cifar as cifar
-cifar.check_integrity = lambda path, md5=None: pathlib.Path(path).is_file()
-"""
-
 
 def test_pairs_of_an_upstream_host(
     bench: Callable[[str], Any],
@@ -33,13 +27,9 @@ def test_pairs_of_an_upstream_host(
     cifar: ImageData,
     pools: tuple[Path, ProxyPool],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    no_md5: None,
 ) -> None:
     """Draws are the same in all arms of a seed, others in another; CMI falls; a second run gives the same."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(NO_MD5)  # the copy at hand has other bytes than the release
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     host = bench("dm")
     arguments = ("--model", "ConvNetW32", "--ipc", "10", "--batch_real", "16", "--Iteration", "5")
     settings = Settings(

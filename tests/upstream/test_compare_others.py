@@ -19,12 +19,6 @@ from ddplug.datasets import ImageData
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 
-NO_MD5 = """
-import pathlib
-import torchvision.datasets.cifar as cifar
-cifar.check_integrity = lambda path, md5=None: pathlib.Path(path).is_file()
-"""
-
 
 @pytest.fixture
 def pairs(
@@ -32,15 +26,11 @@ def pairs(
     cifar: ImageData,
     pools: tuple[Path, ProxyPool],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    no_md5: None,
 ) -> Any:
     """A comparison of one seed at weight 1, and its host's runs."""
 
     def run(name: str, *arguments: object) -> dict[str, Any]:
-        (tmp_path / "site").mkdir()
-        (tmp_path / "site/sitecustomize.py").write_text(NO_MD5)  # the copy at hand has other bytes than the release
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         host, cpu = bench(name), torch.device("cpu")
         given = tuple(map(str, arguments))
         settings = Settings(width=8, runs=1, epochs=2, arguments=given, regularizer={"calibrate": 2})

@@ -18,11 +18,6 @@ IPC, STEPS = 5, 4
 LABELS = torch.arange(10).repeat_interleave(IPC)
 
 
-@pytest.fixture(autouse=True)
-def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-
 @pytest.fixture
 def datm(bench: Callable[[str], Any]) -> Any:
     return bench("datm")
@@ -45,29 +40,15 @@ def config(host: Any, given: dict[str, object]) -> tuple[str, Path]:
     return "--cfg", file
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("logged_files/**/cmi.json"), key=lambda file: file.stat().st_mtime)
-    return [json.loads(file.read_text()) for file in files]
-
-
-def seen(host: Any, name: str, **more: object) -> dict[str, Any]:
-    """What to put into the world of a run for its first steps to be written down."""
-    return {"spy": str(host.folder / f"{name}.pt"), "spy_steps": 1, **more}
-
-
-def read(host: Any, name: str) -> dict[str, Any]:
-    return torch.load(host.folder / f"{name}.pt")  # type: ignore[no-any-return]
-
-
 def test_weight_zero_gives_the_images_of_upstream(datm: Any, data_folder: Path, experts: Path) -> None:
     """(a), the host's own evaluation and its saved images and labels included"""
     given = config(datm, options(data_folder, experts, 3, eval_it=3))
-    datm.direct(*given, **seen(datm, "direct", spy_steps=9))
+    datm.direct(*given, **datm.seen("direct", spy_steps=9))
     saved = {file.name: torch.load(file) for file in datm.folder.glob("logged_files/**/*.pt")}
     assert {"images_3.pt", "labels_3.pt", "lr_3.pt"} <= saved.keys()
     shutil.rmtree(datm.folder / "logged_files")
-    datm.ddplug(("--weight", 0), *given, **seen(datm, "zero", spy_steps=9))
-    theirs, ours = read(datm, "direct"), read(datm, "zero")
+    datm.ddplug(("--weight", 0), *given, **datm.seen("zero", spy_steps=9))
+    theirs, ours = datm.read("direct"), datm.read("zero")
     assert theirs["count"] == ours["count"] == 4
     for one, other in zip(theirs["steps"], ours["steps"], strict=True):
         assert torch.equal(one["images"], other["images"])
@@ -82,14 +63,14 @@ def test_the_layer_fires_at_every_step_and_cmi_falls(
 ) -> None:
     """(b)"""
     given = config(datm, options(data_folder, experts, 39))
-    datm.ddplug(("--weight", 0), *given, **seen(datm, "off"))
-    datm.ddplug(("--weight", 0.1, "--proxies", pools[0]), *given, **seen(datm, "on"))
-    (wrote,) = records(datm.folder)
-    assert wrote["rounds"] == len(wrote["history"]) == read(datm, "on")["count"] == 40
+    datm.ddplug(("--weight", 0), *given, **datm.seen("off"))
+    datm.ddplug(("--weight", 0.1, "--proxies", pools[0]), *given, **datm.seen("on"))
+    (wrote,) = datm.records()
+    assert wrote["rounds"] == len(wrote["history"]) == datm.read("on")["count"] == 40
     assert wrote["skipped"] == 0
     assert {round_["images"] for round_ in wrote["history"]} == {25}, "the views of one inner step"
     assert wrote["lambda"] > 0
-    off, on = (held_out_cmi(read(datm, run)["last"], LABELS) for run in ("off", "on"))
+    off, on = (held_out_cmi(datm.read(run)["last"], LABELS) for run in ("off", "on"))
     print(f"DATM: held-out CMI {off:.4f} without, {on:.4f} with, lambda {wrote['lambda']:.4g}, 40 steps")
     assert on < off
 
@@ -99,10 +80,10 @@ def test_as_many_steps_are_accepted_with_the_layer_as_without(
 ) -> None:
     """The layer leaves the loss as it is; what the gate refuses is no round, and no part of how lambda is measured."""
     given = config(datm, options(data_folder, experts, 11, threshold=0.86))
-    datm.ddplug(("--weight", 0), *given, **seen(datm, "off"))
-    datm.ddplug(("--weight", 0.1, "--proxies", pools[0]), *given, **seen(datm, "on"))
-    off, on = (read(datm, run)["count"] for run in ("off", "on"))
-    (wrote,) = records(datm.folder)
+    datm.ddplug(("--weight", 0), *given, **datm.seen("off"))
+    datm.ddplug(("--weight", 0.1, "--proxies", pools[0]), *given, **datm.seen("on"))
+    off, on = (datm.read(run)["count"] for run in ("off", "on"))
+    (wrote,) = datm.records()
     print(f"DATM: {off} of 12 steps accepted without the layer, {on} with it, {wrote['rounds']} rounds")
     assert 0 < off < 12, "the gate is closed now and then"
     assert on == off == wrote["rounds"]
@@ -136,12 +117,12 @@ def test_patch_check_run_reverse(datm: Any, data_folder: Path, experts: Path, tr
     assert tree(repo) != before
     given = config(datm, options(data_folder, experts, 2))
     ours = {"repo": repo, "clock": str(repo), "path": [str(repo)]}
-    datm.direct(*given, **ours, **seen(datm, "patched"))
-    datm.direct(*given, **seen(datm, "direct"))
-    assert torch.equal(read(datm, "patched")["last"], read(datm, "direct")["last"])
-    datm.direct(*given, "--cmi_weight", 0.1, **ours, **seen(datm, "regularised"))
-    assert not torch.equal(read(datm, "regularised")["last"], read(datm, "direct")["last"])
-    assert [wrote["rounds"] for wrote in records(datm.folder)] == [3], "saved at the end, without ddplug run as well"
+    datm.direct(*given, **ours, **datm.seen("patched"))
+    datm.direct(*given, **datm.seen("direct"))
+    assert torch.equal(datm.read("patched")["last"], datm.read("direct")["last"])
+    datm.direct(*given, "--cmi_weight", 0.1, **ours, **datm.seen("regularised"))
+    assert not torch.equal(datm.read("regularised")["last"], datm.read("direct")["last"])
+    assert [wrote["rounds"] for wrote in datm.records()] == [3], "saved at the end, without ddplug run as well"
     datm.drive("ddplug", "patch", "datm", repo, "--reverse")
     assert tree(repo) == before
 
@@ -160,10 +141,10 @@ def test_the_gradient_is_the_hosts_plus_lambda_times_cmis(
 ) -> None:
     """(d): at the first step, where both runs are at the same images."""
     given, lam = config(datm, options(data_folder, experts, 0)), 5.0
-    datm.ddplug(("--weight", 0), *given, **seen(datm, "off"))
+    datm.ddplug(("--weight", 0), *given, **datm.seen("off"))
     absolute = ("--weight", lam, "--weighting", "absolute", "--precision", "exact", "--proxies", one_proxy)
-    datm.ddplug((*absolute, "--inner", inner), *given, **seen(datm, "on", pool=str(one_proxy)))
-    off, on = (read(datm, run)["steps"][0] for run in ("off", "on"))
+    datm.ddplug((*absolute, "--inner", inner), *given, **datm.seen("on", pool=str(one_proxy)))
+    off, on = (datm.read(run)["steps"][0] for run in ("off", "on"))
     assert torch.equal(off["images"], on["images"])
     assert len(on["labels"]) == (25 * STEPS if inner == "all" else 25)
     assert not on["labels"].is_floating_point(), "numbers of classes, not learned logits"
@@ -179,7 +160,7 @@ def test_attach_on_the_imported_module_is_the_same_run(
     datm: Any, data_folder: Path, experts: Path, pools: tuple[Path, Any]
 ) -> None:
     given = options(data_folder, experts, 2)
-    datm.ddplug(("--weight", 0.1, "--proxies", pools[0]), *config(datm, given), **seen(datm, "run"))
+    datm.ddplug(("--weight", 0.1, "--proxies", pools[0]), *config(datm, given), **datm.seen("run"))
     rest = {
         "subset": "imagenette", "eval_mode": "S", "lr_lr": 1e-5, "lr_teacher": 0.01, "batch_real": 256,
         "batch_train": 256, "dsa": True, "dsa_strategy": "color_crop_cutout_flip_scale_rotate", "load_all": False,
@@ -188,10 +169,10 @@ def test_attach_on_the_imported_module_is_the_same_run(
     }  # fmt: skip
     said = json.dumps({"weight": 0.1, "proxies": str(pools[0])})
     folder = datm.repo / "distill"
-    more = {"options": {**rest, **given}, "path": [str(datm.repo)], **seen(datm, "attached")}
+    more = {"options": {**rest, **given}, "path": [str(datm.repo)], **datm.seen("attached")}
     datm.drive("attach", folder, "DATM", "main", said, **more)
-    assert torch.equal(read(datm, "run")["last"], read(datm, "attached")["last"])
-    first, second = records(datm.folder)
+    assert torch.equal(datm.read("run")["last"], datm.read("attached")["last"])
+    first, second = datm.records()
     assert first["history"] == second["history"]
 
 
@@ -206,7 +187,7 @@ def test_whitened_images_reach_the_proxies_in_their_own_space(
     for proxies in (one_proxy, f"buffer:{experts / 'CIFAR10_NO_ZCA' / 'ConvNetW32'}#3"):
         datm.ddplug((*absolute, "--proxies", proxies), *given)
     datm.ddplug(absolute, *given)
-    pool, plain, own = (wrote["history"][0]["cmi"] for wrote in records(datm.folder))
+    pool, plain, own = (wrote["history"][0]["cmi"] for wrote in datm.records())
     assert pool > 0
     assert plain != own, "the same weights, asked about images of two kinds"
 

@@ -19,11 +19,6 @@ IPC, STEPS = 5, 4
 LABELS = torch.arange(10).repeat_interleave(IPC)
 
 
-@pytest.fixture(autouse=True)
-def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-
 @pytest.fixture
 def mtt(bench: Callable[[str], Any]) -> Any:
     return bench("mtt")
@@ -42,29 +37,15 @@ def line(given: dict[str, object]) -> list[object]:
     return [part for name, value in given.items() for part in (f"--{name}", *([] if value is True else [value]))]
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("logged_files/**/cmi.json"), key=lambda file: file.stat().st_mtime)
-    return [json.loads(file.read_text()) for file in files]
-
-
-def seen(host: Any, name: str, **more: object) -> dict[str, Any]:
-    """What to put into the world of a run for its first steps to be written down."""
-    return {"spy": str(host.folder / f"{name}.pt"), "spy_steps": 1, **more}
-
-
-def read(host: Any, name: str) -> dict[str, Any]:
-    return torch.load(host.folder / f"{name}.pt")  # type: ignore[no-any-return]
-
-
 def test_weight_zero_gives_the_images_of_upstream(mtt: Any, data_folder: Path, experts: Path) -> None:
     """(a), the host's own evaluation and its saved images included"""
     given = line(options(data_folder, experts, 3, eval_it=3))
-    mtt.direct(*given, **seen(mtt, "direct", spy_steps=9))
+    mtt.direct(*given, **mtt.seen("direct", spy_steps=9))
     saved = {file.name: torch.load(file) for file in mtt.folder.glob("logged_files/*/*/*.pt")}
     assert "images_best.pt" in saved
     shutil.rmtree(mtt.folder / "logged_files")
-    mtt.ddplug(("--weight", 0), *given, **seen(mtt, "zero", spy_steps=9))
-    theirs, ours = read(mtt, "direct"), read(mtt, "zero")
+    mtt.ddplug(("--weight", 0), *given, **mtt.seen("zero", spy_steps=9))
+    theirs, ours = mtt.read("direct"), mtt.read("zero")
     assert theirs["count"] == ours["count"] == 4
     for one, other in zip(theirs["steps"], ours["steps"], strict=True):
         assert torch.equal(one["images"], other["images"])
@@ -79,15 +60,15 @@ def test_the_layer_fires_at_every_step_and_cmi_falls(
 ) -> None:
     """(b)"""
     given = line(options(data_folder, experts, 39))
-    mtt.ddplug(("--weight", 0), *given, **seen(mtt, "off"))
-    ran = mtt.ddplug(("--weight", 0.1, "--proxies", pools[0]), *given, **seen(mtt, "on"))
-    (wrote,) = records(mtt.folder)
+    mtt.ddplug(("--weight", 0), *given, **mtt.seen("off"))
+    ran = mtt.ddplug(("--weight", 0.1, "--proxies", pools[0]), *given, **mtt.seen("on"))
+    (wrote,) = mtt.records()
     assert wrote["rounds"] == len(wrote["history"]) == 40
     assert wrote["skipped"] == 0
     assert {round_["images"] for round_ in wrote["history"]} == {25}, "the views of one inner step"
     assert wrote["lambda"] > 0
     assert re.search(r"ddplug: lambda = \S+ from now on", ran.output)
-    off, on = (held_out_cmi(read(mtt, run)["last"], LABELS) for run in ("off", "on"))
+    off, on = (held_out_cmi(mtt.read(run)["last"], LABELS) for run in ("off", "on"))
     print(f"MTT: held-out CMI {off:.4f} without, {on:.4f} with, lambda {wrote['lambda']:.4g}, 40 steps")
     assert on < off
 
@@ -102,12 +83,12 @@ def test_patch_check_run_reverse(mtt: Any, data_folder: Path, experts: Path, tre
     mtt.drive("ddplug", "patch", "mtt", repo)
     assert tree(repo) != before
     given = line(options(data_folder, experts, 2))
-    mtt.direct(*given, repo=repo, clock=str(repo), **seen(mtt, "patched"))
-    mtt.direct(*given, **seen(mtt, "direct"))
-    assert torch.equal(read(mtt, "patched")["last"], read(mtt, "direct")["last"])
-    mtt.direct(*given, "--cmi_weight", 0.1, repo=repo, clock=str(repo), **seen(mtt, "regularised"))
-    assert not torch.equal(read(mtt, "regularised")["last"], read(mtt, "direct")["last"])
-    assert [wrote["rounds"] for wrote in records(mtt.folder)] == [3], "saved at the end, without ddplug run as well"
+    mtt.direct(*given, repo=repo, clock=str(repo), **mtt.seen("patched"))
+    mtt.direct(*given, **mtt.seen("direct"))
+    assert torch.equal(mtt.read("patched")["last"], mtt.read("direct")["last"])
+    mtt.direct(*given, "--cmi_weight", 0.1, repo=repo, clock=str(repo), **mtt.seen("regularised"))
+    assert not torch.equal(mtt.read("regularised")["last"], mtt.read("direct")["last"])
+    assert [wrote["rounds"] for wrote in mtt.records()] == [3], "saved at the end, without ddplug run as well"
     mtt.drive("ddplug", "patch", "mtt", repo, "--reverse")
     assert tree(repo) == before
 
@@ -126,11 +107,11 @@ def test_the_gradient_is_the_hosts_plus_lambda_times_cmis(
 ) -> None:
     """(d): at the first step, where both runs are at the same images."""
     given, lam = line(options(data_folder, experts, 0)), 5.0
-    more = seen(mtt, "on", pool=str(one_proxy))
-    mtt.ddplug(("--weight", 0), *given, **seen(mtt, "off"))
+    more = mtt.seen("on", pool=str(one_proxy))
+    mtt.ddplug(("--weight", 0), *given, **mtt.seen("off"))
     absolute = ("--weight", lam, "--weighting", "absolute", "--precision", "exact", "--proxies", one_proxy)
     mtt.ddplug((*absolute, "--inner", inner), *given, **more)
-    off, on = (read(mtt, run)["steps"][0] for run in ("off", "on"))
+    off, on = (mtt.read(run)["steps"][0] for run in ("off", "on"))
     assert torch.equal(off["images"], on["images"])
     assert len(on["labels"]) == (25 * STEPS if inner == "all" else 25)
     wanted = off["grad"] + lam * on["cmi"]
@@ -145,7 +126,7 @@ def test_attach_on_the_imported_module_is_the_same_run(
     mtt: Any, data_folder: Path, experts: Path, pools: tuple[Path, Any]
 ) -> None:
     given = options(data_folder, experts, 2)
-    mtt.ddplug(("--weight", 0.1, "--proxies", pools[0]), *line(given), **seen(mtt, "run"))
+    mtt.ddplug(("--weight", 0.1, "--proxies", pools[0]), *line(given), **mtt.seen("run"))
     rest = {
         "dataset": "CIFAR10", "subset": "imagenette", "res": 128, "eval_mode": "S", "lr_lr": 1e-5, "lr_teacher": 0.01,
         "lr_init": 0.01, "batch_real": 256, "batch_train": 256, "pix_init": "real", "dsa": "True",
@@ -154,9 +135,9 @@ def test_attach_on_the_imported_module_is_the_same_run(
         "force_save": False,
     }  # fmt: skip
     said = json.dumps({"weight": 0.1, "proxies": str(pools[0])})
-    mtt.drive("attach", mtt.repo, "distill", "main", said, options={**rest, **given}, **seen(mtt, "attached"))
-    assert torch.equal(read(mtt, "run")["last"], read(mtt, "attached")["last"])
-    first, second = records(mtt.folder)
+    mtt.drive("attach", mtt.repo, "distill", "main", said, options={**rest, **given}, **mtt.seen("attached"))
+    assert torch.equal(mtt.read("run")["last"], mtt.read("attached")["last"])
+    first, second = mtt.records()
     assert first["history"] == second["history"]
 
 
@@ -166,7 +147,7 @@ def test_a_round_has_the_views_of_one_inner_step_however_many_there_are(
     for steps in (5, 30):
         ran = mtt.ddplug((), *line(options(data_folder, experts, 3, syn_steps=steps)), time=True)
         print(f"MTT, syn_steps {steps}: {re.search('regulariser: .*', ran.output)}")
-    few, many = records(mtt.folder)
+    few, many = mtt.records()
     for wrote, steps in ((few, 5), (many, 30)):
         assert wrote["steps"] == steps
         assert {round_["images"] for round_ in wrote["history"]} == {25}
@@ -180,7 +161,7 @@ def test_proxies_are_the_hosts_own_experts_at_the_snapshot_asked_for(
     given = line(options(data_folder, experts, 0))
     for proxies in ((), ("--proxies", f"buffer:{folder}#1"), ("--proxies", f"buffer:{folder / 'replay_buffer_0.pt'}")):
         mtt.ddplug(proxies, *given)
-    own, first, file = (wrote["proxies"] for wrote in records(mtt.folder))
+    own, first, file = (wrote["proxies"] for wrote in mtt.records())
     assert own == file == ["replay_buffer_0/0#3", "replay_buffer_0/1#3"]
     assert first == ["replay_buffer_0/0#1", "replay_buffer_0/1#1"]
 
