@@ -19,9 +19,7 @@ def run(
         list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
     ] = None,
     repo: Annotated[Path | None, typer.Option(help="The host's checkout; else DDPLUG_HOSTS, else here.")] = None,
-    weight: Annotated[
-        str, typer.Option(help="Share of the host's own gradient, or paper; 0 is the host alone.")
-    ] = "1",
+    weight: Annotated[str, typer.Option(help="Share of the host's own gradient, or paper; 0 is the host alone.")] = "1",
     weighting: Annotated[str, typer.Option(help="What the weight is: relative or absolute.")] = "relative",
     proxies: Annotated[str, typer.Option(help="A pool's folder, buffer:PATH or idc:PATH.")] = "",
     every: Annotated[int, typer.Option(help="Act in every k-th step only, k times as strongly.")] = 1,

@@ -22,7 +22,7 @@ from ddplug.augment import DSA
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
 from ddplug.errors import InputError
-from ddplug.files import replacing
+from ddplug.files import write_json
 from ddplug.measure import measure
 from ddplug.networks import build
 from ddplug.pretrain import pretrain
@@ -267,8 +267,7 @@ def _keep(
 ) -> None:
     """The set first, then the numbers that say it is finished; each by renaming."""
     save_set(synthetic, folder / f"{name}.pt")
-    with replacing(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps({"run": asdict(run), "made_with": made_with}, indent=1), encoding="utf-8")
+    write_json({"run": asdict(run), "made_with": made_with}, folder / f"{name}.json")
 
 
 def _draw(data: ImageData, out: Path, outcome: Outcome) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import HostError, InputError
-from ddplug.files import replacing
+from ddplug.files import write_json
 from ddplug.hostproxies import DeferredPool, check_dataset, resolve
 from ddplug.precision import Precision
 from ddplug.regularizer import Regularizer
@@ -199,8 +198,7 @@ class Layer:
             "temperature": reg.temperature, "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
             "skipped": sum(round_["skipped"] for round_ in history), "history": history,
         }  # fmt: skip
-        with replacing(self.record) as temporary:
-            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(content, self.record)
 
 
 def start(host: str, args: Any, **known: Any) -> Layer:

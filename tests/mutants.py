@@ -34,7 +34,7 @@ ENGINE, STREAMING = "tests/test_engine.py", "tests/test_streaming.py"
 COMMANDS, WHEEL = "tests/test_cli.py", "tests/test_packaging.py"
 
 COMPARE, COMPARE_HOST = "tests/test_compare.py", "tests/test_compare_host.py"
-BASELINE = "tests/test_compare_baseline.py"
+BASELINE, REPORT = "tests/test_compare_baseline.py", "tests/test_compare_report.py"
 
 MUTANTS = [
     # The estimator
@@ -279,7 +279,7 @@ MUTANTS = [
     # Demo
     Mutant("finished runs redone", "demo.py", "            if run is None:", "            if True:", f"{COMMANDS} -k 'second_demo or interrupted'"),
     Mutant("stale runs reused", "demo.py", 'if record["made_with"] == json.loads(json.dumps(made_with)) else None', "", f"{COMMANDS} -k other_settings"),
-    Mutant("runs not kept", "demo.py", 'with replacing(folder / f"{name}.json") as temporary:', 'with replacing(folder / f"{name}.json.gone") as temporary:', f"{COMMANDS} -k demo"),
+    Mutant("runs not kept", "demo.py", 'folder / f"{name}.json")', 'folder / f"{name}.json.gone")', f"{COMMANDS} -k demo"),
     Mutant("weight in both arms", "demo.py", "settings.weight if arm == WITH else 0.0", "settings.weight", f"{COMMANDS} -k weight"),
     Mutant("weight in no arm", "demo.py", "settings.weight if arm == WITH else 0.0", "0.0", f"{COMMANDS} -k weight"),
     Mutant("arms from other seeds", "demo.py", '"width": settings.width}, seed=seed, device=device,', '"width": settings.width}, seed=seed + (arm == WITH), device=device,', f"{COMMANDS} -k weight"),
@@ -345,10 +345,10 @@ MUTANTS = [
     Mutant("learned labels are classes", "hostfiles.py", "if images % kinds == 0:", "if False:", "tests/test_hostfiles.py -k learned"),
     Mutant("classes not saved", "sets.py", '"classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/test_hostfiles.py -k learned"),
     Mutant("a host's folder left relative", "upstream.py", ".expanduser().resolve()))", "))", "tests/test_compare_adapters.py"),
-    Mutant("one seed too many for t", "compare_report.py", "t_quantile(len(values) - 1)", "t_quantile(len(values))", f"{COMPARE} -k by_hand"),
-    Mutant("differences not in pairs", "compare_report.py", "zip(scores, without, strict=True)]", "zip(scores, without[::-1], strict=True)]", f"{COMPARE} -k by_hand"),
-    Mutant("reaching is being above", "compare_report.py", ">= aim:", "> aim:", f"{COMPARE} -k by_hand"),
-    Mutant("a page that needs the network", "compare_html.py", "<meta charset=utf-8>", '<meta charset=utf-8><link rel=stylesheet href="https://x">', f"{COMPARE} -k one_page"),
+    Mutant("one seed too many for t", "compare_report.py", "t_quantile(len(values) - 1)", "t_quantile(len(values))", f"{REPORT} -k by_hand"),
+    Mutant("differences not in pairs", "compare_report.py", "zip(scores, without, strict=True)]", "zip(scores, without[::-1], strict=True)]", f"{REPORT} -k by_hand"),
+    Mutant("reaching is being above", "compare_report.py", ">= aim:", "> aim:", f"{REPORT} -k by_hand"),
+    Mutant("a page that needs the network", "compare_html.py", "<meta charset=utf-8>", '<meta charset=utf-8><link rel=stylesheet href="https://x">', f"{REPORT} -k one_page"),
     Mutant("one clock for all seeds", "repeatable.py", "random.Random(seed)", "random.Random(0)", f"{COMPARE_HOST} -k clock"),
     Mutant("the host's clock for everybody", "repeatable.py", "if not sys._getframe(1).f_code.co_filename.startswith(within):", "if False:", f"{COMPARE_HOST} -k clock"),
     Mutant("an orphan works on", "repeatable.py", "    os._exit(1)", "    return", f"{COMPARE_HOST} -k ends_with"),
@@ -373,11 +373,11 @@ MUTANTS = [
     Mutant("the lock stays", "locking.py", "lock.unlink(missing_ok=True)", "pass", f"{COMPARE} -k one_process"),
     Mutant("left out and unsaid", "compare.py", "_others(out, entries))", "[])", f"{COMPARE} -k not_in_the_report"),
     Mutant("what is unfinished left out", "compare.py", 'glob(f"*/{DONE}")', 'glob("*/")', f"{COMPARE} -k not_in_the_report"),
-    Mutant("what is left out not printed", "cli_compare.py", "console.print(missing,", "str(missing,", f"{COMPARE} -k one_page"),
+    Mutant("what is left out not printed", "cli_compare.py", "console.print(missing,", "str(missing,", f"{REPORT} -k one_page"),
     Mutant("memory with what stood", "meter.py", "peak - self._stood", "peak", f"{COMPARE} -k on_top"),
     Mutant("memory forgotten", "meter.py", 'record.get("extra_memory")', "None", f"{COMPARE} -k on_top"),
     Mutant("another kind of memory", "compare_report.py", 'time["extra_memory"] for time in last if time.get("extra_memory")', 'time.get("extra_memory", time.get("memory")) for time in last if time.get("extra_memory", time.get("memory"))', f"{COMPARE} -k older_comparisons"),
-    Mutant("the judges' recipe unsaid", "compare_report.py", "networks\\n{judging(result)}", "networks", f"{COMPARE} -k one_page"),
+    Mutant("the judges' recipe unsaid", "compare_report.py", "networks\\n{judging(result)}", "networks", f"{REPORT} -k one_page"),
     Mutant("a failed host passes", "compare_host.py", "if status != 0:", "if False:", f"{COMPARE_HOST} -k fails"),
     # Packaging
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
