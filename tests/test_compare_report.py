@@ -23,10 +23,9 @@ pytest.importorskip("sklearn")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of the training pool and of the held-out one."""
     folder = tmp_path_factory.mktemp("compare")
-    for name, seed in (("pool", 0), ("heldout", 50)):
-        pretrain(
-            datasets.load("digits"), folder / name, count=1, epochs=1, seed=seed, options={"width": 8}, progress=False
-        )
+    digits, small = datasets.load("digits"), {"width": 8}
+    for name, count, seed in (("pool", 2, 0), ("heldout", 1, 50)):
+        pretrain(digits, folder / name, count=count, epochs=1, seed=seed, options=small, progress=False)
     return folder / "pool", folder / "heldout"
 
 
