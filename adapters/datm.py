@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.adapters.mtt import MTT, SAVES, check_buffer, check_saves, sets_in
+from ddplug.adapters.mtt import MTT, SAVES, check_buffer, check_saves, experts_in, sets_in
 from ddplug.errors import HostError
 from ddplug.files import replacing
 from ddplug.sets import SyntheticSet
-from ddplug.upstream import check_data, option
+from ddplug.upstream import check_data, option, refuse_short
 
 DEFAULTS: dict[str, Any] = {
     "dataset": "CIFAR10", "model": "ConvNet", "ipc": 1, "Iteration": 5000, "zca": True, "data_path": "../dataset/",
     "buffer_path": "../buffer_storage/",
 }  # fmt: skip
 """What the host takes where its configuration file says nothing."""
+CONFIG = "config.yaml"
 
 
 @register("datm")
@@ -36,29 +37,33 @@ class DATM(MTT):
 
     def comparable(self, arguments: Sequence[str]) -> None:
         """Saved is every thousandth iteration."""
-        check_saves(self.name, int(_settings(self.name, arguments)["Iteration"]))
+        refuse_short(arguments, ("cfg",))
+        check_saves(self.name, _settings(self.name, arguments)["Iteration"])
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
-        """The configuration with its folders made absolute and no networks to evaluate, in a file of its own.
-
-        The host takes nothing but the file's name on its command line.
-        """
+        """The configuration with its folders made absolute and no networks to evaluate, in a file of its own."""
         given = _settings(self.name, arguments)
         places = {name: str(Path(given[name]).expanduser().resolve()) for name in ("data_path", "buffer_path")}
-        config = folder / "config.yaml"
+        config = folder / CONFIG
         ours = {**places, "num_eval": 0, "eval_it": SAVES, "skip_first_eva": True}
         with replacing(config) as temporary:
             temporary.write_text(_yaml(self.name).safe_dump({**given, **ours}), encoding="utf-8")
-        return ["--cfg", str(config)]
+        return [*arguments, "--cfg", str(config)]  # the last one counts
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
         """The sets of every thousandth iteration, with the labels and the rate learned so far."""
-        return sets_in(folder, "zca" if _settings(self.name, arguments)["zca"] else "normalized")
+        ran = _settings(self.name, ("--cfg", str(folder / CONFIG)))
+        return sets_in(folder, "zca" if ran["zca"] else "normalized")
+
+    def decided_by(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """What the configuration says, and the experts."""
+        settings = _settings(self.name, arguments)
+        return {"configuration": settings, "experts": experts_in(Path(settings["buffer_path"]))}
 
     def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
         """As the configuration says."""
         settings = _settings(self.name, arguments)
-        return self.name, str(settings["dataset"]).lower(), int(settings["ipc"])
+        return self.name, settings["dataset"].lower(), settings["ipc"]
 
     def preflight(self, arguments: Sequence[str]) -> None:
         """Are the configuration, the data set and the experts there?"""
@@ -80,10 +85,14 @@ def _settings(host: str, arguments: Sequence[str]) -> dict[str, Any]:
         )
     yaml = _yaml(host)
     try:
-        read = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        return {**DEFAULTS, **read}
+        settings = {**DEFAULTS, **(yaml.safe_load(config.read_text(encoding="utf-8")) or {})}
     except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
         raise HostError(f"'{config}' is no configuration file: {error}. Nothing was changed.") from error
+    for name, default in DEFAULTS.items():
+        if type(settings[name]) is not type(default):
+            kind = {str: "text", int: "a whole number", bool: "True or False"}[type(default)]
+            raise HostError(f"{name} in '{config}' is {settings[name]!r}, expected {kind}. Nothing was changed.")
+    return settings
 
 
 def _yaml(host: str) -> Any:

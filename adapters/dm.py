@@ -8,7 +8,7 @@ from typing import Any
 
 from ddplug.adapters import register
 from ddplug.sets import SyntheticSet, load_set
-from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, whole
+from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, refuse_short, whole
 
 
 @register("dm")
@@ -31,6 +31,9 @@ class DM(UpstreamAdapter):
 
     def comparable(self, arguments: Sequence[str]) -> None:
         """Folder, experiments and evaluations are ours to say."""
+        refuse_short(
+            arguments, ("save_path", "num_exp", "num_eval", "data_path", "dataset", "ipc", "Iteration", "method")
+        )
         refuse(arguments, ("save_path", "num_exp", "num_eval"))
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ patched along.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ddplug.idcpools import PRETRAINED, read
 from ddplug.proxies import ProxyPool
 from ddplug.sets import SyntheticSet, load_set
 from ddplug.spaces import InputSpace
-from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, option, stacked
+from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, option, refuse, refuse_short, stacked
 
 FILES = {
     "cifar10": TORCHVISION_FILES["CIFAR10"],
@@ -80,24 +81,47 @@ class IDC(UpstreamAdapter):
         )
 
     def comparable(self, arguments: Sequence[str]) -> None:
-        """Only sets of which we know how to take an image apart can be judged."""
+        """Seeds are ours to say; only sets of which we know how to take an image apart can be judged."""
+        refuse_short(
+            arguments,
+            ("seed", "data_dir", "imagenet_dir", "dataset", "ipc", "niter", "inner_loop", "factor", "decode_type",
+             "reproduce", "test"),
+        )  # fmt: skip
+        refuse(arguments, ("seed",))
         kind = option(arguments, "decode_type", "single")
         if kind != "single":
             raise HostError(f"sets of --decode_type {kind} cannot be judged here, only those of single.")
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
-        """With --test, which leaves out evaluations and nothing else, and saves in one folder whatever the options."""
-        return [*arguments, "--data_dir", str(Path(_arguments(arguments).data_dir).expanduser().resolve()), "--test"]
+        """With --test, which leaves out evaluations and nothing else, and saves in one folder whatever the options.
+
+        The host looks for networks that it has pretrained where it is started.
+        """
+        trained = Path(PRETRAINED).resolve()
+        if trained.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / PRETRAINED).symlink_to(trained, target_is_directory=True)
+        given = _arguments(arguments)
+        places = [("--data_dir", given.data_dir), ("--imagenet_dir", given.imagenet_dir)]
+        absolute = [word for name, path in places for word in (name, str(Path(path).expanduser().resolve()))]
+        return [*arguments, *absolute, "--test"]
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
-        """The last set, its images taken apart; iterations are outer ones."""
+        """The last set, its images taken apart; iterations are outer ones, by the options that the host noted."""
         found = folder / "results/test/data.pt"
-        return {_iterations(_arguments(arguments)) or 0: load_set(found)} if found.is_file() else {}
+        if not found.is_file():
+            return {}
+        ran = argparse.Namespace(**json.loads(found.with_name("args.txt").read_text(encoding="utf-8")))
+        return {_iterations(ran) or 0: load_set(found)}
 
     def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
         """As the options say."""
         given = _arguments(arguments)
         return self.name, given.dataset.lower(), _number(given.ipc) or 0
+
+    def views_per_class(self, arguments: Sequence[str]) -> int:
+        """An image holds the square of the factor."""
+        return self.told(arguments)[2] * (_number(_arguments(arguments).factor) or 1) ** 2
 
     def preflight(self, arguments: Sequence[str]) -> None:
         """Is the data set there, are there images to make, and enough iterations for the host to divide by?"""
@@ -127,11 +151,13 @@ class IDC(UpstreamAdapter):
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Those of the host's options that `preflight` looks at, unconverted, with the host's defaults."""
+    """Those of the host's options that we look at, unconverted, with the host's defaults."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-d", "--dataset", default="cifar10")
     parser.add_argument("--data_dir", default="/data_large/readonly")
+    parser.add_argument("--imagenet_dir", default="/ssd_data/imagenet/")
     parser.add_argument("-i", "--ipc", default="-1")
+    parser.add_argument("-f", "--factor", default="1")
     parser.add_argument("--niter", default="500")
     parser.add_argument("--inner_loop", default="100")
     parser.add_argument("--reproduce", action="store_true")
@@ -144,9 +170,9 @@ def _iterations(given: argparse.Namespace) -> int | None:
     return niter * 100 // inner if niter is not None and inner else None
 
 
-def _number(text: str) -> int | None:
+def _number(text: object) -> int | None:
     """A whole number; None for what the host will refuse by itself."""
     try:
-        return int(text)
+        return int(str(text))
     except ValueError:
         return None

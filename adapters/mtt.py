@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from ddplug.errors import HostError
 from ddplug.proxies import ProxyPool
 from ddplug.sets import Meaning, SyntheticSet, load_set
 from ddplug.spaces import AnySpace, InputSpace
-from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, whole
+from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, refuse_short, whole
 from ddplug.zca import ZCASpace
 
 SAVES = 1000
@@ -59,8 +60,25 @@ class MTT(UpstreamAdapter):
         return super().real(args, known) if known.get("classes") else None
 
     def comparable(self, arguments: Sequence[str]) -> None:
-        """Evaluations are ours to say; saved is every thousandth iteration."""
+        """Evaluations are ours to say; saved is every thousandth iteration; canvases of textures are no images."""
+        refuse_short(
+            arguments,
+            (
+                "num_eval",
+                "eval_it",
+                "data_path",
+                "buffer_path",
+                "dataset",
+                "ipc",
+                "Iteration",
+                "zca",
+                "texture",
+                "model",
+            ),
+        )
         refuse(arguments, ("num_eval", "eval_it"))
+        if "--texture" in arguments:
+            raise HostError("sets of --texture are larger than the data's images and cannot be judged here.")
         check_saves(self.name, whole(arguments, "Iteration", "5000"))
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
@@ -72,6 +90,10 @@ class MTT(UpstreamAdapter):
         """The sets of every thousandth iteration but the first, whitened if the host was told to."""
         meaning: Meaning = "zca" if "--zca" in arguments else "normalized"
         return sets_in(folder, meaning)
+
+    def decided_by(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The experts."""
+        return {"experts": experts_in(Path(option(arguments, "buffer_path", "./buffers")))}
 
     def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
         """As the options say."""
@@ -100,7 +122,19 @@ def check_saves(host: str, iterations: int) -> None:
 def sets_in(folder: Path, meaning: Meaning) -> dict[int, SyntheticSet]:
     """All sets below `folder` by the number in `images_N.pt`, but for number 0, which nothing has been done to."""
     files = {name[1]: path for path in folder.rglob("images_*.pt") if (name := NUMBERED.fullmatch(path.name))}
-    return {int(number): replace(load_set(path), meaning=meaning) for number, path in files.items() if int(number) > 0}
+    sets = {int(number): load_set(path) for number, path in files.items() if int(number) > 0}
+    return {number: replace(held, meaning=held.meaning or meaning) for number, held in sets.items()}
+
+
+def experts_in(folder: Path) -> str:
+    """Sixteen hex digits that tell buffers apart by their files' names, sizes and last 64 KiB: they may be huge."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.expanduser().rglob(buffers.FILES)):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - 65536))
+            digest.update(f"{path.name}\0{size}\0".encode() + file.read())
+    return digest.hexdigest()[:16]
 
 
 def check_buffer(host: str, folder: Path, dataset: str, model: str, zca: bool) -> None:

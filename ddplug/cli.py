@@ -98,7 +98,10 @@ def pretrain(
     out: Annotated[Path, typer.Argument(help="The pool's folder; an unfinished pool there is continued.")],
     data: DataName = "digits",
     data_path: DataPath = None,
-    arch: Annotated[str, typer.Option(help="convnet, resnet18, vgg11, alexnet or torchvision/NAME.")] = "convnet",
+    arch: Annotated[
+        str | None,
+        typer.Option(help="resnet18 (the default, but for tiny images), convnet, vgg11, alexnet or torchvision/NAME."),
+    ] = None,
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
     epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
     lr: Annotated[float, typer.Option(help="Initial learning rate, cosine to zero.")] = 0.05,
@@ -126,7 +129,7 @@ def pretrain(
         from ddplug.zca import ZCASpace
 
         real = real.to_space(ZCASpace.fit(real.space.to_unit(real.train_images).clamp(0, 1)))
-    options: dict[str, Any] = {} if arch.startswith("torchvision/") else {"norm": norm}
+    options: dict[str, Any] = {} if (arch or "").startswith("torchvision/") else {"norm": norm}
     if width is not None:
         options["width"] = width
     pool = train_pool(

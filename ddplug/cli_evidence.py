@@ -92,7 +92,7 @@ def evaluate(
 def plot(
     results: Annotated[
         list[str],
-        typer.Argument(metavar="RESULT...", help="A comparison's folder, or the cmi_*.json of a run; or LABEL=RESULT."),
+        typer.Argument(metavar="RESULT...", help="A comparison's folder, or the cmi*.json of a run; or LABEL=RESULT."),
     ],
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("ddplug-plot.png"),
 ) -> None:

@@ -24,7 +24,7 @@ from ddplug.locking import alone
 from ddplug.proxies import ProxyPool
 
 SETTINGS, RESULT, ENTRIES, LOCK = "settings.json", "compare.json", "entries", ".lock"
-NOTED = ("ddplug", "torch", "checkout")
+NOTED = ("ddplug", "torch", "checkout", "configuration", "experts")
 """Settings that comparisons of older versions lack."""
 REGULARIZERS = ("proxies", "heldout", "regularizer")
 """Settings that a baseline does not depend on."""
@@ -126,6 +126,9 @@ def _compare(
         def judging(line: str, before: int = before, note: str = done_so_far) -> None:
             tell(what, before + distil.length, total, f"{note}: {line}")
 
+        if not (folder / DONE).is_file():
+            for stale in folder.glob("set-*.json"):  # of a baseline whose taking over was broken off
+                stale.unlink()
         distil(entry, folder, distilling)
         records.append(_judged(entry, folder, judge, judging))
     result = _result(made_with, seeds, records, _others(out, entries))

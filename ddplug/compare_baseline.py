@@ -51,13 +51,13 @@ def take(source: Path, target: Path) -> None:
     Sets and accuracies are taken. CMI is not: it is measured anew, under the pools and in the space of the new
     comparison. Seconds and memory stay those of the run that they were measured in.
     """
-    for made in _sets(source):
-        name = set_name(made["iteration"])
+    distilled, judgements = _finished(source)
+    for iteration, accuracies in judgements.items():
+        name = set_name(iteration)
         with replacing(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
-        judgement = (target / name).with_suffix(".json")
-        write_json({"accuracies": read_json(source / judgement.name)["accuracies"]}, judgement)
-    write_json({**read_json(source / DONE), TAKEN_FROM: source.parent.parent.resolve().name}, target / DONE)
+        write_json({"accuracies": accuracies}, (target / name).with_suffix(".json"))
+    write_json({**distilled, TAKEN_FROM: source.parent.parent.resolve().name}, target / DONE)
 
 
 def taken_from(distilled: dict[str, Any]) -> str | None:
@@ -66,14 +66,24 @@ def taken_from(distilled: dict[str, Any]) -> str | None:
 
 
 def _judged(folder: Path) -> bool:
-    """Whether an entry is finished: distilled, and every set judged at least once."""
-    if not (folder / DONE).is_file():
-        return False
-    return all((folder / set_name(made["iteration"])).with_suffix(".json").is_file() for made in _sets(folder))
+    """Whether an entry is finished: distilled, and every set judged."""
+    return (folder / DONE).is_file() and all(_finished(folder)[1].values())
 
 
-def _sets(folder: Path) -> list[dict[str, Any]]:
+def _finished(folder: Path) -> tuple[dict[str, Any], dict[int, list[float]]]:
+    """What `distilled.json` says, and the accuracies of each set, none where it is not judged.
+
+    Raises `DataError` if it is damaged.
+    """
+    advice = "name another --baseline"
+    distilled = read_json(folder / DONE, advice)
     try:
-        return list(read_json(folder / DONE)["sets"])
-    except KeyError as error:
-        raise DataError(f"'{folder / DONE}' is not of a comparison; name another --baseline.") from error
+        judgements: dict[int, list[float]] = {}
+        for made in distilled["sets"]:
+            file = folder / set_name(int(made["iteration"]))
+            judged = file.is_file() and file.with_suffix(".json").is_file()
+            read = read_json(file.with_suffix(".json"), advice)["accuracies"] if judged else []
+            judgements[int(made["iteration"])] = list(read)
+        return distilled, judgements
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the entry in '{folder}' is damaged ({type(error).__name__}: {error}); {advice}.") from error

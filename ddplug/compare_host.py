@@ -55,8 +55,8 @@ class Upstream(NamedTuple):
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """A hash over the checkout's Python files."""
-        return {"checkout": _digest_of(self.repo)}
+        """A hash over the checkout's Python files, and what else decides by the adapter's account."""
+        return {"checkout": _digest_of(self.repo), **adapters.upstream(self.spec.name).decided_by(self.arguments)}
 
     def check(self, arms: Sequence[Arm], judge: Judge) -> None:
         """Raise for a checkout, options or arguments that the host cannot be run with, before anything is done."""
@@ -73,7 +73,7 @@ class Upstream(NamedTuple):
         for arm in arms:
             if not arm.baseline:
                 Regularizer(judge.pool, arm.weight, setting=setting, **options)
-        self.settings.check_arms(arms, setting[2])
+        self.settings.check_arms(arms, adapter.views_per_class(arguments))
         if not self.download:
             adapter.preflight(arguments)
 

@@ -94,12 +94,15 @@ def judge_seed(seed: int, run: int) -> int:
     return 1000 * (seed + 1) + run
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; `DataError` for what it did not."""
+AGAIN = "delete it, and the same command makes it again"
+
+
+def read_json(path: Path, advice: str = AGAIN) -> dict[str, Any]:
+    """What `write_json` wrote; `DataError` for what it did not, with what to do about it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"'{path}' is damaged ({error}); delete it, and the same command makes it again.") from error
+        raise DataError(f"'{path}' is damaged ({error}); {advice}.") from error
     if not isinstance(content, dict):
-        raise DataError(f"'{path}' is not of a comparison; delete it, and the same command makes it again.")
+        raise DataError(f"'{path}' is not of a comparison; {advice}.")
     return content

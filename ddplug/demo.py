@@ -25,6 +25,7 @@ from ddplug.errors import InputError
 from ddplug.files import write_json
 from ddplug.measure import measure
 from ddplug.networks import build
+from ddplug.precision import fast_bf16
 from ddplug.pretrain import pretrain
 from ddplug.proxies import ProxyPool
 from ddplug.sets import SyntheticSet, load_set, save_set
@@ -47,8 +48,10 @@ class Settings:
     """Paired repetitions; the arms of one seed share start, networks, batches and augmentation."""
     batch_real: int = 64
     width: int = 64
-    """Channels of the ConvNet-3 that is proxy, matching network and judge."""
+    """Channels of the ConvNet-3 that is matching network and judge."""
     strategy: str = "color_crop_cutout_scale_rotate"
+    proxy_arch: str = "convnet"
+    proxy_width: int = 64
     proxies: int = 3
     held_out: int = 2
     """Proxies that only measure."""
@@ -60,17 +63,18 @@ class Settings:
     lr: float = 0.03
 
     def __post_init__(self) -> None:
-        for name in ("ipc", "iterations", "seeds", "batch_real", "width", "proxies", "held_out", "proxy_epochs", "runs",
-                     "epochs"):  # fmt: skip
+        for name in ("ipc", "iterations", "seeds", "batch_real", "width", "proxy_width", "proxies", "held_out",
+                     "proxy_epochs", "runs", "epochs"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 DIGITS = Settings()
-# Natural images: mirrored views, and as much of everything as two CPU cores do in about half an hour.
+# Natural images: mirrored views, proxies of another architecture than the one that matches, and as much of everything
+# as two CPU cores do in about an hour.
 CIFAR10 = Settings(
-    strategy="color_crop_cutout_flip_scale_rotate", iterations=150, seeds=1, proxies=2, held_out=1, proxy_epochs=4,
-    proxy_lr=0.05, runs=3, epochs=300,
+    weight=3.0, strategy="color_crop_cutout_flip_scale_rotate", iterations=150, seeds=1, proxy_arch="resnet18",
+    proxy_width=32, proxies=1, held_out=1, proxy_epochs=5, proxy_lr=0.05, runs=3, epochs=300,
 )  # fmt: skip
 
 
@@ -246,9 +250,9 @@ def _mean_std(values: list[float], sign: bool = False) -> str:
 
 def _pool(data: ImageData, out: Path, settings: Settings, device: torch.device | str) -> ProxyPool:
     return pretrain(
-        data, out / "proxies", architecture="convnet", options={"width": settings.width},
+        data, out / "proxies", architecture=settings.proxy_arch, options={"width": settings.proxy_width},
         count=settings.proxies + settings.held_out, epochs=settings.proxy_epochs, lr=settings.proxy_lr,
-        batch_size=64, device=device,
+        batch_size=64, device=device, precision="bf16" if fast_bf16(device) else "exact",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """`ddplug plot`: what comparisons and runs left behind, drawn.
 
 Comparisons (`compare.json`): what each weight changed, in accuracy and in CMI, one line per comparison and kind of
-views, and accuracy over the iterations where sets were judged more than once. Runs (the `cmi_*.json` that the layer
+views, and accuracy over the iterations where sets were judged more than once. Runs (the `cmi*.json` that the layer
 writes beside a host's results): CMI of the views and lambda, round by round.
 """
 
@@ -43,7 +43,7 @@ def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
     """Draw what is at `paths`, comparisons or runs, into `out` (.png, .svg or .pdf); returns it.
 
     Args:
-        paths: by label; a comparison's folder or its compare.json, or a run's cmi_*.json.
+        paths: by label; a comparison's folder or its compare.json, or a run's cmi*.json.
 
     Raises:
         InputError: comparisons and runs are mixed, or the picture is of another kind.
@@ -62,14 +62,16 @@ def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
 
 def _called(path: Path) -> str:
     """The folder's name, unless the file says more."""
-    return path.resolve().parent.name if path.name == "compare.json" else path.resolve().stem
+    if path.name in ("compare.json", "cmi.json"):
+        return path.resolve().parent.name
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _read(path: Path) -> dict[str, Any]:
     file = path / "compare.json" if path.is_dir() else path
     if not file.is_file():
-        raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi_*.json of a run.")
-    content = read_json(file)
+        raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi*.json of a run.")
+    content = read_json(file, "name another")
     if content.get("format") not in (COMPARISON, RUN):
         raise DataError(f"'{file}' is neither the result of `ddplug compare` nor of a run.")
     return content

@@ -54,7 +54,7 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
         "dataset": synthetic.dataset,
         "meaning": synthetic.meaning,
         "lr": synthetic.lr,
-        "classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,
+        "given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,
     }
     with replacing(path) as temporary:
         torch.save(record, temporary)
@@ -79,7 +79,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
         learned = hostfiles.beside(path)
         images, labels, extra = record, learned.labels, {"lr": learned.lr}
         extra["meaning"] = "zca" if learned.whitened else None
-        extra["classes"] = learned.classes
+        extra["given_classes"] = learned.classes
     _check(path, record, images, labels)
     if isinstance(record, dict) and "accs_all_exps" in record:
         extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
@@ -94,7 +94,13 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
         images, labels = hostfiles.unform(images, labels, hostfiles.factor(path) if factor is None else factor)
     labels = labels.float() if labels.ndim == 2 else labels.long()
     return SyntheticSet(
-        images, labels, space, extra.get("dataset"), extra.get("meaning"), extra.get("lr"), extra.get("classes")
+        images,
+        labels,
+        space,
+        extra.get("dataset"),
+        extra.get("meaning"),
+        extra.get("lr"),
+        _classes(path, extra, len(images)),
     )
 
 
@@ -113,6 +119,13 @@ def _check(path: Path, record: object, images: Any, labels: Any) -> None:
             f"'{path}' holds labels of shape {tuple(labels.shape)} that are no probabilities (rows of numbers >= 0 "
             "with sum 1). If the images' labels are logits, store their softmax."
         )
+
+
+def _classes(path: Path, extra: dict[str, Any], count: int) -> Tensor | None:
+    found = extra.get("given_classes")
+    if found is None or (isinstance(found, Tensor) and found.dtype == torch.int64 and found.shape == (count,)):
+        return found
+    raise DataError(f"'{path}' holds given_classes of {_shape(found)}, expected int64 ({count},), one for each image.")
 
 
 def _space(path: Path, extra: dict[str, Any]) -> AnySpace | None:

@@ -107,6 +107,14 @@ class UpstreamAdapter:
         """What `setting` will say in a run with `arguments`."""
         raise NotImplementedError
 
+    def views_per_class(self, arguments: Sequence[str]) -> int:
+        """How many images of a class the layer sees; by default the images per class."""
+        return self.told(arguments)[2]
+
+    def decided_by(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """What decides a run besides its arguments, the data set and the checkout, as JSON: files they name, say."""
+        return {}
+
     # How it is put in --------------------------------------------------------------------------------------------
 
     def recognises(self, host: object) -> bool:
@@ -198,6 +206,14 @@ def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
         for name, default in folders.items()
         for word in (f"--{name}", str(Path(option(arguments, name, default)).expanduser().resolve()))
     ]
+
+
+def refuse_short(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """`InputError` for an abbreviation of one of `names`, which the host would understand and we would not see."""
+    words = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
+    short = [word for word in words if word not in names and any(name.startswith(word) for name in names)]
+    if short:
+        raise InputError(f"--{short[0]} is an abbreviation; write the host's options in full for `ddplug compare`.")
 
 
 def refuse(arguments: Sequence[str], names: Sequence[str]) -> None:

@@ -28,7 +28,17 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 TINY = Settings(
-    ipc=3, iterations=3, seeds=2, batch_real=4, width=8, proxies=1, held_out=1, proxy_epochs=1, runs=2, epochs=2
+    ipc=3,
+    iterations=3,
+    seeds=2,
+    batch_real=4,
+    width=8,
+    proxy_width=8,
+    proxies=1,
+    held_out=1,
+    proxy_epochs=1,
+    runs=2,
+    epochs=2,
 )
 DEMO = ("demo", "--iterations", "2", "--seeds", "1", "--ipc", "2", "--device", "cpu")
 

@@ -54,6 +54,22 @@ def test_mtt(here: Path, tmp_path: Path) -> None:
             mtt.comparable(("--Iteration", wrong))
     with pytest.raises(InputError, match="--eval_it is set by"):
         mtt.comparable(("--eval_it", "100"))
+    for short in ("--buffer_p", "--zc", "--Iter=1500"):
+        with pytest.raises(InputError, match=f"{short.partition('=')[0]} is an abbreviation; write"):
+            mtt.comparable((short, "x"))
+    with pytest.raises(HostError, match="--texture are larger"):
+        mtt.comparable(("--texture",))
+
+
+def test_other_experts_are_another_comparison(here: Path) -> None:
+    (here / "buffers/CIFAR10/ConvNet").mkdir(parents=True)
+    file, mtt = here / "buffers/CIFAR10/ConvNet/replay_buffer_0.pt", adapters.upstream("mtt")
+    seen = []
+    for content in (b"one", b"two", b"three" * 20000, b"three" * 20001):
+        file.write_bytes(content)
+        seen.append(mtt.decided_by(())["experts"])
+    assert len(set(seen)) == 4
+    assert mtt.decided_by(("--buffer_path", str(here / "buffers")))["experts"] == seen[-1]
 
 
 def save_numbered(folder: Path, number: object, labels: torch.Tensor = LABELS) -> None:
@@ -67,12 +83,13 @@ def test_sets_of_mtt(given: tuple[str, ...], meaning: str, tmp_path: Path) -> No
     folder = tmp_path / "logged_files/CIFAR10/some-name"
     for number in (0, 1000, 2000, "best"):
         save_numbered(folder, number)
-    torch.save(IMAGES, folder / "images_zca_1000.pt")
     found = adapters.upstream("mtt").saved(tmp_path, given)
     assert sorted(found) == [1000, 2000], "neither the start nor the best"
     assert torch.equal(found[2000].images, IMAGES + 2000)
     assert found[1000].meaning == meaning
     assert found[1000].space is None
+    torch.save(IMAGES, folder / "images_zca_1000.pt")
+    assert adapters.upstream("mtt").saved(tmp_path, ())[1000].meaning == "zca", "what the host wrote says more"
 
 
 def test_datm(here: Path, tmp_path: Path) -> None:
@@ -84,7 +101,8 @@ def test_datm(here: Path, tmp_path: Path) -> None:
     datm.comparable(arguments)
     assert datm.told(arguments) == ("datm", "cifar10", 10)
     run = tmp_path / "run"
-    assert datm.command(arguments, run) == ["--cfg", str(run / "config.yaml")]
+    more = ("--cmi_inner", "all")
+    assert datm.command((*arguments, *more), run) == [*arguments, *more, "--cfg", str(run / "config.yaml")]
     said = yaml.safe_load((run / "config.yaml").read_text())
     assert said["data_path"] == str(tmp_path / "mine")
     assert said["buffer_path"] == str(tmp_path / "buffer_storage"), "the host's default, from where the user is"
@@ -95,27 +113,39 @@ def test_datm(here: Path, tmp_path: Path) -> None:
     assert list(found) == [1000]
     assert found[1000].meaning == "normalized"
     assert torch.allclose(found[1000].labels.sum(1), torch.ones(4))
+    before = datm.decided_by(arguments)
     (here / "own.yaml").write_text(yaml.safe_dump({**given, "zca": True, "Iteration": 100}))
-    assert datm.saved(run, arguments)[1000].meaning == "zca"
+    assert datm.saved(run, arguments)[1000].meaning == "normalized", "as the run was told, whatever the file says now"
+    assert datm.decided_by(arguments)["configuration"] != before["configuration"]
     with pytest.raises(HostError, match="Iteration is 100"):
         datm.comparable(arguments)
+    for wrong in ({"Iteration": "1e3"}, {"ipc": 10.0}, {"data_path": None}, {"zca": 1}):
+        (here / "own.yaml").write_text(yaml.safe_dump({**given, **wrong}))
+        with pytest.raises(HostError, match=f"{next(iter(wrong))} in 'own.yaml' is .*, expected"):
+            datm.comparable(arguments)
 
 
 def test_idc(here: Path, tmp_path: Path) -> None:
     idc, given = adapters.upstream("idc"), ("-d", "cifar10", "-i", "10", "--niter", "2", "--inner_loop", "4")
     idc.comparable(given)
     assert idc.told(given) == ("idc", "cifar10", 10)
-    line = idc.command((*given, "--data_dir", "mine"), tmp_path)
+    (here / "pretrained/cifar10").mkdir(parents=True)
+    line = idc.command((*given, "--data_dir", "mine", "--imagenet_dir=theirs"), tmp_path)
+    assert values(line, "--imagenet_dir") == [str(here / "theirs")]
+    assert (tmp_path / "pretrained/cifar10").is_dir(), "where the host will look for it"
     assert values(line, "--data_dir")[-1] == str(here / "mine")
     assert line[-1] == "--test"
     assert idc.saved(tmp_path, given) == {}
     folder = tmp_path / "results/test"
     folder.mkdir(parents=True)
     torch.save([IMAGES, LABELS], folder / "data.pt")
-    (folder / "args.txt").write_text(json.dumps({"factor": 2}))
+    (folder / "args.txt").write_text(json.dumps({"factor": 2, "niter": 2000, "inner_loop": 100}))
     (found,) = idc.saved(tmp_path, given).items()
-    assert found[0] == 50, "outer iterations"
+    assert found[0] == 2000, "outer iterations, as the host took them: --reproduce changes what was given"
     assert len(found[1].images) == 16, "taken apart"
     assert found[1].space is not None
+    assert (idc.views_per_class((*given, "-f", "2")), idc.views_per_class(given)) == (40, 10)
+    with pytest.raises(InputError, match="--seed is set by"):
+        idc.comparable((*given, "--seed", "1"))
     with pytest.raises(HostError, match="decode_type multi cannot be judged"):
         idc.comparable((*given, "--decode_type", "multi"))

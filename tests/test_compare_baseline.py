@@ -117,6 +117,25 @@ def test_a_copy_that_was_broken_off_is_made_good(
     assert without_times(taken) == without_times(old)
 
 
+def test_nothing_is_left_of_a_copy_that_was_broken_off_and_given_up(tmp_path: Path, run: Any) -> None:
+    old = run(tmp_path / "old")
+    run(tmp_path / "new", seeds=1)
+    other = tmp_path / "new/entries/weight-0-seed1"
+    other.mkdir()
+    for number in (2, 4):
+        (other / f"set-{number:06d}.json").write_text('{"accuracies": [0.99, 0.99]}')
+    assert without_times(run(tmp_path / "new")) == without_times(old)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"sets": [{}]}'])
+def test_a_damaged_source_is_named_and_nothing_is_begun(damage: str, tmp_path: Path, run: Any) -> None:
+    run(tmp_path / "old", seeds=1)
+    (tmp_path / "old/entries/weight-0-seed0/distilled.json").write_text(damage)
+    with pytest.raises(DataError, match="name another --baseline"):
+        run(tmp_path / "new", seeds=1, baseline=tmp_path / "old")
+    assert not (tmp_path / "new").exists()
+
+
 def test_another_baseline_is_refused_and_nothing_is_begun(tmp_path: Path, run: Any) -> None:
     run(tmp_path / "old", seeds=1)
     with pytest.raises(InputError, match=r"the baseline of .*old' is of other settings: epochs \(2 there, 3 asked"):

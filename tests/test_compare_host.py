@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddplug import ProxyPool, datasets, hosts
+from ddplug import ProxyPool, datasets, hosts, repeatable
+from ddplug.adapters.dm import DM
 from ddplug.compare import compare
 from ddplug.compare_host import Upstream
 from ddplug.compare_judge import Judge
@@ -36,14 +37,14 @@ TINY = Settings(
 )
 
 HOST = """
-    import json, sys, time, pathlib, torch
+    import json, os, sys, time, pathlib, torch
     given = json.loads(sys.argv[1])
     arguments = given["arguments"]
     folder = pathlib.Path(arguments[arguments.index("--save_path") + 1])
     ours = dict(word.removeprefix("--cmi_").split("=", 1) for word in arguments if word.startswith("--cmi_"))
     with open(pathlib.Path(sys.argv[0]).with_name("calls.txt"), "a") as calls:
         calls.write(json.dumps({"seed": given["seed"], "must": given["must"], **ours}) + "\\n")
-    print("the host at work")
+    print("the host at work", os.environ.get("WANDB_MODE"))
     if pathlib.Path(sys.argv[0]).with_name("broken").exists():
         sys.exit("no such luck")
     generator = torch.Generator().manual_seed(given["seed"])
@@ -110,7 +111,7 @@ def test_a_host_is_run_once_per_entry_and_judged_like_our_own(run: Any, tmp_path
     assert result["settings"]["arguments"] == ("--Iteration", "4")
     assert "iterations" not in result["settings"], "those of our own trainer say nothing here"
     kept = tmp_path / "out/entries/weight-0.5-host-seed1/host"
-    assert (kept / "host.log").read_text() == "the host at work\n"
+    assert (kept / "host.log").read_text() == "the host at work None\n"
     before = (tmp_path / "out/compare.json").read_text()
     run()
     assert len(calls(tmp_path)) == 4
@@ -217,6 +218,18 @@ def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path, di
         nobodys.comparable(())
 
 
+def test_hosts_report_nowhere_unless_they_are_told_to(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(DM, "quietly", {"WANDB_MODE": "disabled"})
+    run(seeds=1)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run(seeds=2)
+    said = [(tmp_path / f"out/entries/weight-0-seed{seed}/host/host.log").read_text() for seed in (0, 1)]
+    assert said == ["the host at work disabled\n", "the host at work offline\n"]
+
+
 # --- the world without chance
 
 
@@ -238,6 +251,24 @@ def test_the_clock_depends_on_the_seed_and_the_calls_only(tmp_path: Path, untouc
     assert told[0] == told[1] != told[2]
     assert all(0.5 <= later - earlier < 1.5 for earlier, later in zip(told[0], told[0][1:], strict=False))
     assert time.time is real
+
+
+def test_a_host_works_in_the_folder_of_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def host(spec: HostSpec, repo: Path, arguments: list[str], must: bool) -> None:
+        Path("left.txt").write_text(f"{spec.name} {arguments} {must}")
+
+    (tmp_path / "entry").mkdir()
+    (tmp_path / "user").mkdir()
+    monkeypatch.chdir(tmp_path / "user")
+    monkeypatch.setattr("ddplug.repeatable.run", host)
+    monkeypatch.setattr("ddplug.repeatable.seed_everything", lambda seed: None)
+    monkeypatch.setattr("ddplug.repeatable._end_with_parent", lambda: None)
+    given = {"host": "dm", "repo": str(tmp_path), "seed": 0, "must": True, "arguments": ["--ipc"],
+             "folder": str(tmp_path / "entry"), "times": str(tmp_path / "times.json")}  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["repeatable", json.dumps(given)])
+    repeatable.main()
+    assert (tmp_path / "entry/left.txt").read_text() == "dm ['--ipc'] True"
+    assert json.loads((tmp_path / "times.json").read_text())["seconds"] >= 0
 
 
 def test_the_seed_is_everybodys() -> None:

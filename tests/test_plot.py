@@ -105,6 +105,8 @@ def test_names(tmp_path: Path) -> None:
         "a": folder, "Mine": Path(f"at={folder}"), "x=y": odd,
     }  # fmt: skip
     assert list(labelled([str(folder / "compare.json"), str(tmp_path / "cmi_1.json")])) == ["a", "cmi_1"]
+    (tmp_path / "w-0.1").mkdir()
+    assert list(labelled([str(tmp_path / "w-0.1"), str(tmp_path / "w-0.3/cmi.json")])) == ["w-0.1", "w-0.3"]
     with pytest.raises(InputError, match=r"two of the results are called 'a'; name them: LABEL=PATH"):
         labelled([str(folder), str(folder)])
     with pytest.raises(InputError, match="plot needs the result"):

@@ -22,7 +22,7 @@ from ddplug import InputSpace, PoolError, PoolInfo, ProxyPool, SpaceError, datas
 from ddplug.datasets import ImageData
 from ddplug.networks import build, seeded
 from ddplug.poolfiles import read_header
-from ddplug.pretrain import default_pool, pool_info, pretrain
+from ddplug.pretrain import default_pool, pool_info, pretrain, usual_architecture
 
 INFO = PoolInfo("mine", ("a", "b"), (1, 8, 8), InputSpace.normalized([0.3], [0.7]), "0123")
 
@@ -543,3 +543,18 @@ def test_the_default_pool_knows_two_data_sets_of_one_name_apart(
     default_pool(few, cache=tmp_path, device="cpu")
     default_pool(replace(few, train_labels=few.train_labels.flip(0)), cache=tmp_path, device="cpu")
     assert asked[0] != asked[1]
+
+
+def test_default_proxies_are_resnets_where_the_images_are_large_enough(
+    few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = replace(few, train_images=torch.zeros(10, 1, 32, 32), test_images=torch.zeros(10, 1, 32, 32))
+    assert (usual_architecture(few), usual_architecture(large)) == ("convnet", "resnet18")
+    asked: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr("ddplug.pretrain.pretrain", lambda data, folder, **how: asked.append((folder.name, how)))
+    for data in (few, large):
+        default_pool(data, cache=tmp_path, device="cpu")
+    assert asked[0][1]["architecture"] == "convnet"
+    name, how = asked[1]
+    assert (how["architecture"], how["options"], how["count"]) == ("resnet18", {"width": 32}, 2)
+    assert name.endswith("resnet18-width32"), "pools of other sizes lie elsewhere"

@@ -87,9 +87,9 @@ def pools(cifar: ImageData, data_folder: Path) -> tuple[Path, ProxyPool]:
     """A pool's folder for the regulariser, and held-out proxies that it never sees; both kept beside the data."""
     from ddplug.pretrain import pretrain
 
+    small: dict[str, Any] = {"architecture": "convnet", "options": {"width": 32}, "progress": False}
     made = [
-        pretrain(cifar, data_folder / f"pool-{cifar.fingerprint()}-{seed}", count=2, epochs=6, seed=seed,
-                 options={"width": 32}, progress=False)
+        pretrain(cifar, data_folder / f"pool-{cifar.fingerprint()}-{seed}", count=2, epochs=6, seed=seed, **small)
         for seed in (0, 100)
     ]  # fmt: skip
     return data_folder / f"pool-{cifar.fingerprint()}-0", made[1]
