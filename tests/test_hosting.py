@@ -402,7 +402,7 @@ class Known(StandIn):
 
 
 def test_proxies_as_named_then_experts_then_a_small_pool(
-    pool: ProxyPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pool: ProxyPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = Known()
     with pytest.raises(PoolError, match="no real data"):
@@ -413,7 +413,9 @@ def test_proxies_as_named_then_experts_then_a_small_pool(
     monkeypatch.setattr(adapter, "real", lambda args, known: "data")
     assert hostproxies.resolve("", adapter, None, {}) is pool
     adapter.found = ProxyPool(pool.proxies)
+    assert not capsys.readouterr().out
     assert hostproxies.resolve("", adapter, None, {}) is adapter.found
+    assert "taking known's own networks" in capsys.readouterr().out, "which is worth a second thought"
     monkeypatch.setitem(hostproxies.SCHEMES, "mine", lambda rest, *_: pool if rest == "a:b" else pytest.fail(rest))
     assert hostproxies.resolve("mine:a:b", adapter, None, {}) is pool
     with pytest.raises(PoolError, match="unknown kind of proxies 'theirs:'"):
