@@ -89,7 +89,7 @@ def _comparisons(results: Mapping[str, dict[str, Any]]) -> Any:
     gains, cmi, *others = figure.subplots(1, 2 + len(over_time))
     ticks = _places([row for _, rows in series for row in rows if row["views"] is not None])
     for number, (label, rows) in enumerate(series):
-        weighted = [row for row in rows if row["views"] is not None]
+        weighted = sorted((row for row in rows if row["views"] is not None), key=lambda row: ticks[weight_name(row)])
         shift = 0.06 * (number - (len(series) - 1) / 2)  # so that intervals stand side by side
         x = [ticks[weight_name(row)] + shift for row in weighted]
         known = [row["interval"] or 0.0 for row in weighted]
