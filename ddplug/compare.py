@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ddplug.compare_baseline import take, taken_from, to_take
+from ddplug.compare_baseline import take, taken_from, to_make, to_take
 from ddplug.compare_entry import DONE, set_name
 from ddplug.compare_judge import Judge, read_json
 from ddplug.compare_plan import Arm, Entry
@@ -91,9 +91,9 @@ def compare(
     made_with = {**_made_with(host, judge), **distil.made_with}
     entries = [Entry(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
     source, taken = Path(baseline or out), []
-    if baseline is not None:
+    if baseline is not None and (lacking := to_make(out / ENTRIES, entries)):
         differing = _differing(source, made_with, ignored=REGULARIZERS)
-        taken = to_take(source / ENTRIES, out / ENTRIES, entries, differing)
+        taken = to_take(source / ENTRIES, lacking, differing)
     with alone(out / LOCK, out):
         _claim(out, made_with)
         for entry in taken:

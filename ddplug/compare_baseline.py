@@ -20,14 +20,19 @@ TAKEN_FROM = "taken_from"
 """In an entry's `distilled.json`: the folder that it was taken from."""
 
 
-def to_take(source: Path, out: Path, entries: Sequence[Entry], differing: Sequence[str]) -> list[Entry]:
-    """The baseline's entries that `source` has finished and `out` has not; folders of entries both.
+def to_make(out: Path, entries: Sequence[Entry]) -> list[Entry]:
+    """The baseline's entries that the folder `out` of entries has not finished."""
+    return [entry for entry in entries if entry.arm.baseline and not (out / entry.name / DONE).is_file()]
+
+
+def to_take(source: Path, lacking: Sequence[Entry], differing: Sequence[str]) -> list[Entry]:
+    """Those of the lacking entries that the folder `source` of entries has finished.
 
     Args:
         differing: in what the two comparisons differ that the baseline depends on.
 
     Raises:
-        InputError: they differ, or `source` has finished none of the entries that `out` lacks.
+        InputError: they differ, or `source` has none of them.
         DataError: a file of `source` is damaged.
     """
     if differing:
@@ -35,9 +40,8 @@ def to_take(source: Path, out: Path, entries: Sequence[Entry], differing: Sequen
             f"the baseline of '{source.parent}' is of other settings: {'; '.join(differing)}. It can be taken over "
             "where only proxies, held-out proxies and the regulariser's options differ."
         )
-    lacking = [entry for entry in entries if entry.arm.baseline and not (out / entry.name / DONE).is_file()]
     found = [entry for entry in lacking if _judged(source / entry.name)]
-    if lacking and not found:
+    if not found:
         raise InputError(
             f"'{source.parent}' has finished none of {', '.join(entry.name for entry in lacking)}; leave --baseline "
             "out, or name a comparison that has."

@@ -88,7 +88,8 @@ def test_a_baseline_taken_over_is_the_one_that_would_have_been_made(
     before, after = (result["summary"][0]["cmi"] for result in (old, taken))
     assert before != after, "CMI is that of the new comparison"
     made.clear()
-    assert run(tmp_path / "taken", settings, pool, baseline=tmp_path / "old") == taken
+    (tmp_path / "old").rename(tmp_path / "gone")
+    assert run(tmp_path / "taken", settings, pool, baseline=tmp_path / "old") == taken, "it is not asked for any more"
     assert not made
 
 
