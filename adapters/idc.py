@@ -23,7 +23,7 @@ from ddplug.idcpools import PRETRAINED, read
 from ddplug.proxies import ProxyPool
 from ddplug.sets import SyntheticSet, load_set
 from ddplug.spaces import InputSpace
-from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, option, refuse, refuse_short, stacked
+from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, absolute, option, refuse, refuse_short, stacked
 
 FILES = {
     "cifar10": TORCHVISION_FILES["CIFAR10"],
@@ -33,6 +33,9 @@ FILES = {
     "fashion": TORCHVISION_FILES["FashionMNIST"],
 }
 """By the host's name for a data set, what has to be in the folder of its option --data_dir."""
+
+DATA = "/data_large/readonly"
+"""The host's default of --data_dir."""
 
 LEAST = 50
 """Outer iterations that the host needs: it logs every n // 50 of them."""
@@ -101,10 +104,8 @@ class IDC(UpstreamAdapter):
         if trained.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / PRETRAINED).symlink_to(trained, target_is_directory=True)
-        given = _arguments(arguments)
-        places = [("--data_dir", given.data_dir), ("--imagenet_dir", given.imagenet_dir)]
-        absolute = [word for name, path in places for word in (name, str(Path(path).expanduser().resolve()))]
-        return [*arguments, *absolute, "--test"]
+        places = absolute(arguments, {"data_dir": DATA, "imagenet_dir": "/ssd_data/imagenet/"})
+        return [*arguments, *places, "--test"]
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
         """The last set, its images taken apart; iterations are outer ones, by the options that the host noted."""
@@ -154,8 +155,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Those of the host's options that we look at, unconverted, with the host's defaults."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-d", "--dataset", default="cifar10")
-    parser.add_argument("--data_dir", default="/data_large/readonly")
-    parser.add_argument("--imagenet_dir", default="/ssd_data/imagenet/")
+    parser.add_argument("--data_dir", default=DATA)
     parser.add_argument("-i", "--ipc", default="-1")
     parser.add_argument("-f", "--factor", default="1")
     parser.add_argument("--niter", default="500")
