@@ -14,12 +14,13 @@ from ddplug.augment import DSA
 from ddplug.compare_plan import Settings
 from ddplug.datasets import ImageData
 from ddplug.errors import DataError
-from ddplug.evaluate import judged, with_space
+from ddplug.evaluate import judged
 from ddplug.files import write_json
 from ddplug.measure import measure
 from ddplug.networks import build, seeded
 from ddplug.proxies import ProxyPool
 from ddplug.sets import SyntheticSet, load_set
+from ddplug.spaces import AnySpace
 from ddplug.training import evaluate_set
 
 
@@ -50,10 +51,10 @@ class Judge(NamedTuple):
             return record
         synthetic = load_set(file)
         images, labels = synthetic.images.to(self.device), synthetic.labels.to(self.device)
+        space, data = judged(synthetic, self.data)  # fits the whitening of a whitened set, once for both uses
         if "cmi" not in record:  # accuracies may be there, taken from another comparison
-            record = {"accuracies": record.get("accuracies", []), **self._cmi(synthetic, images)}
+            record = {"accuracies": record.get("accuracies", []), **self._cmi(synthetic, images, space)}
             write_json(record, path)
-        space, data = judged(synthetic, self.data)
         images = space.convert(images, data.space)
         for run in range(len(record["accuracies"]), self.settings.runs):
             record["accuracies"].append(self._train(images, labels, data, judge_seed(seed, run)))
@@ -61,9 +62,8 @@ class Judge(NamedTuple):
             tell(run + 1)
         return record
 
-    def _cmi(self, synthetic: SyntheticSet, images: torch.Tensor) -> dict[str, float | None]:
-        space, how = with_space(synthetic, None, self.data).space, self.settings.measuring
-        labels = synthetic.classes.to(self.device)
+    def _cmi(self, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> dict[str, float | None]:
+        labels, how = synthetic.classes.to(self.device), self.settings.measuring
         pools = {"cmi": self.pool, "cmi_heldout": self.heldout}
         return {
             name: None if pool is None else measure(pool, images, labels, input_space=space, **how).cmi
