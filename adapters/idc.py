@@ -46,6 +46,7 @@ class IDC(UpstreamAdapter):
     """Labels are those of the images formed; the experts are what the host's pretrain.py left in its folder."""
 
     name = "idc"
+    class_by_class = True
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """As the options say; the name of the data set tells ImageNet's subsets apart."""

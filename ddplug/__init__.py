@@ -23,6 +23,7 @@ from ddplug.errors import (
     SpaceError,
     WeightError,
 )
+from ddplug.labelling import one_class_per_call
 from ddplug.loss import CMI
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.regularizer import Regularizer
@@ -58,6 +59,7 @@ __all__ = [
     "cmi",
     "cmi_per_class",
     "ncmi",
+    "one_class_per_call",
 ]
 
 

@@ -7,20 +7,28 @@ argument), and an optimizer that holds the synthetic images (CMI's gradient is a
 from __future__ import annotations
 
 import inspect
-import warnings
+import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ddplug.datasets import ImageData
-from ddplug.errors import AttachError, DDPlugWarning, PoolError
+from ddplug.errors import AttachError, PoolError
 from ddplug.history import History
-from ddplug.hooks import Undo
-from ddplug.places import Labels, On, Place, Views, find_place
+from ddplug.hooks import Undo, original
+from ddplug.labelling import Labels
+from ddplug.pending import DeferredPool
+from ddplug.places import On, Place, Views, find_place
 from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
+from ddplug.spaces import AnySpace, named_space
+from ddplug.watch import Watch
 
 
 class Handle:
@@ -56,13 +64,11 @@ class Handle:
         undo, self._undo = self._undo, None
         self.regularizer.detach()
         undo()
-        if self.regularizer.rounds == 0 and self.regularizer.weight != 0:
-            warnings.warn(
-                f"the regulariser at {self.where} never came into action: no backward pass reached images that went "
-                "through it. Check that the host calls it on its synthetic images and that they need a gradient.",
-                DDPlugWarning,
-                stacklevel=2,
-            )
+        self.regularizer.watch.report()
+
+    def round(self) -> AbstractContextManager[None]:
+        """All backward passes within are one round; see `Regularizer.round`."""
+        return self.regularizer.round()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs."""
@@ -76,12 +82,9 @@ class Handle:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is None:
-            self.detach()
-            return
-        with warnings.catch_warnings():  # the host's own exception says more than ours could
-            warnings.simplefilter("ignore", DDPlugWarning)
-            self.detach()
+        if error is not None:  # the host's own exception says more than ours could
+            self.regularizer.watch.expect("never acts")
+        self.detach()
 
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
@@ -99,14 +102,15 @@ def attach(
     labels: Labels | None = None,
     views: Views = "host",
     augment: object = None,
-    data: ImageData | None = None,
+    data: object = None,
     **options: Any,
 ) -> Handle:
     """Regularise the synthetic images of `trainer` by CMI, from now until `detach()`.
 
     Args:
-        trainer: an object or module with an augmentation or a loss as a method, function or submodule; or the torch
-            optimizer that holds the synthetic images; or a host that an adapter knows.
+        trainer: an object or module with an augmentation or a loss as a method, function or submodule, compiled or not;
+            an imported script that has such functions; the torch optimizer that holds the synthetic images, alone or as
+            Accelerate or Lightning wrap it; or a host that an adapter knows.
         weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
             (but for `augment=`, if it is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
@@ -115,16 +119,23 @@ def attach(
         on: "output" puts the layer on what the callable returns (an augmentation), "argument" on its image argument (a
             loss). By default decided by the name.
         images: name of the loss's image argument.
-        labels: name of the label argument of the callable, or of an attribute of the trainer; or a tensor (n,); or a
-            function from the views to their labels. Found by itself if it has a usual name.
+        labels: name of the label argument of the callable, or of an attribute of the trainer; a tensor (n,); a
+            function from the views to their labels, or to the one class of all of them;
+            `ddplug.one_class_per_call(classes)`. Found by itself if it has a usual name.
         views: "host" for the views that the host's loss sees, "clean" for the images before its augmentation.
         augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
             there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
         data: the host's real data, if the trainer does not hold it as an `ImageData`: proxies of other data are
-            refused, its input space is taken for the views', and proxies are trained on it if there are none.
-        options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and for
-            `ddplug.Regularizer`: weighting, space, temperature, calibrate, every, draw, schedule,
-            views_per_image, view, input_space, setting, scale, seed, announce.
+            refused, its input space is taken for the views', and proxies are trained on it if there are none. Whatever
+            `ddplug.datasets.as_image_data` takes; tensors need `input_space=` beside them.
+        options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
+            that `ddplug.Regularizer` takes; each is explained there:
+
+            - what CMI is of: space, temperature, draw, classes, views_per_image, view, input_space;
+            - how strongly: weighting, calibrate, every, schedule, setting, scale (found by itself if the trainer holds
+              its `GradScaler`), passes, set_size;
+            - how it is computed: precision, chunk, graphs, compile;
+            - and record (CMI at weight 0), seed, announce.
 
     Raises:
         AttachError: no place found, or several, or already attached; it lists what was looked for.
@@ -132,6 +143,8 @@ def attach(
     """
     import ddplug.adapters as adapters
 
+    held = _scaler(trainer)  # before it is unwrapped, as Accelerate has it on the wrapper
+    trainer = original(trainer)
     known = adapters.find(trainer) if at is None else None
     if known:
         _configure(known, views, augment, options)
@@ -141,26 +154,84 @@ def attach(
             trainer, at=at, on=on, images=images, labels=labels, views=views, augment=_augmentation(augment, options)
         )
     _check_options(options)
-    real = data if data is not None else _held_data(trainer)
-    if real is not None:
-        options = {"input_space": real.space, **options}
-    regularizer = Regularizer(_proxies(proxies, real, weight, bool(known)), weight, **options)
-    if real is not None:
+    real = _real(data, options.get("input_space")) if data is not None else _held_data(trainer)
+    if held is not None:
+        options = {"scale": held.get_scale, **options}
+    regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
+    if real is not None and not regularizer.pool.pending:
         _check_data(regularizer.pool, real)
+    if real is not None and regularizer.input_space is None:
+        regularizer.input_space = regularizer.pool.derived_space(real.space)
     # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
     where, install = place
-    idle = weight == 0 and augment is None and not known
-    handle = Handle(regularizer, where, _nothing_to_undo if idle else install(regularizer))
+    idle = not regularizer.active and augment is None and not known
+    regularizer.watch.where = where
+    regularizer.watch.expects_action = weight != 0
+    undo = _nothing_to_undo if idle else install(regularizer)
+    if weight != 0:
+        undo = _counting_steps(trainer, regularizer.watch, undo)
+    handle = Handle(regularizer, where, undo)
     try:
         regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}")
     except BaseException:
-        handle.__exit__(True, True, None)
+        regularizer.watch.expect("never acts")
+        handle.detach()
         raise
     return handle
 
 
 def _nothing_to_undo() -> None:
     """What undoes nothing."""
+
+
+def _counting_steps(trainer: object, watch: Watch, undo: Undo) -> Undo:
+    """Have the steps of the images' optimizer counted, until undone: many steps without a round are told of."""
+    noted = weakref.ref(watch)  # a trainer that is gone without detach() is not kept alive from here
+    try:
+        held: Callable[[], object] = weakref.ref(trainer)
+    except TypeError:
+        held = partial(_itself, trainer)
+
+    def stepped(optimizer: Optimizer, *_: object) -> None:
+        owner, found = held(), noted()
+        if owner is None or found is None:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if parameters and all(parameter.ndim == 4 for parameter in parameters) and _holds(owner, optimizer, parameters):
+            found.stepped()
+
+    hook = register_optimizer_step_post_hook(stepped)
+
+    def undo_both() -> None:
+        hook.remove()
+        undo()
+
+    return undo_both
+
+
+def _itself(given: object) -> object:
+    return given
+
+
+def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
+    """Whether `optimizer` is that of the images of `owner`; a script's are among the variables of a function of its."""
+    if owner is optimizer or isinstance(owner, ModuleType):
+        return True
+    known = {id(value) for value in getattr(owner, "__dict__", {}).values()}
+    return id(optimizer) in known or any(id(parameter) in known for parameter in parameters)
+
+
+def _scaler(trainer: object) -> torch.amp.GradScaler | None:
+    """The GradScaler at work in a trainer, if it holds one."""
+    held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
+    return next((value for value in held if isinstance(value, torch.amp.GradScaler) and value.is_enabled()), None)
+
+
+def _real(data: object, space: AnySpace | str | None) -> ImageData:
+    """The host's real data, from whatever of it the user has."""
+    from ddplug.datasets import as_image_data
+
+    return as_image_data(data, space=named_space(space, 3) if isinstance(space, str) else space)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -201,15 +272,17 @@ def _configure(known: tuple[str, object], views: Views, augment: object, options
         raise AttachError(f"the adapter of {name} does not know about {', '.join(asked)}.")
 
 
-def _proxies(proxies: object, data: ImageData | None, weight: float | str, known: bool) -> object:
+def _proxies(
+    proxies: object, data: ImageData | None, weight: float | str, options: dict[str, Any], known: bool
+) -> object:
     """The proxies as given, or a small pool of the host's real data; a known host's come with its run."""
-    from ddplug.hostproxies import DeferredPool, scheme_of
+    from ddplug.hostproxies import scheme_of
 
     if known and isinstance(proxies, str) and scheme_of(proxies):
         return DeferredPool(proxies)
     if proxies is not None:
         return proxies
-    if weight == 0 or (known and data is None):
+    if (weight == 0 and not options.get("record")) or (known and data is None):
         return DeferredPool()
     if data is None:
         raise AttachError(

@@ -193,7 +193,7 @@ def measure(
     input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
     result = measure_set(
         pool.to(where), chosen.images.to(where), chosen.classes.to(where), space=space, temperature=temperature,  # type: ignore[arg-type]
-        separation=separation, input_space=input_space,  # type: ignore[arg-type]
+        separation=separation, input_space=input_space if unit else pool.derived_space(input_space),  # type: ignore[arg-type]
     )  # fmt: skip
     if as_json:
         print(json.dumps(result.to_json()))

@@ -124,9 +124,10 @@ class Own(NamedTuple):
         if entry.arm.baseline or handle.lam is None:
             return None
         kept = ("space", "temperature", "draw", "precision", "chunk", "views_per_image")
+        options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
         probe = Regularizer(
-            self.pool, 1.0, weighting="absolute", input_space=self.data.space, seed=entry.seed, graphs=False,
-            announce=_silent, **{name: value for name, value in self.settings.regularizer.items() if name in kept},
+            self.pool, 1.0, weighting="absolute", input_space=self.pool.derived_space(self.data.space), seed=entry.seed,
+            graphs=False, announce=_silent, **options,
         )  # fmt: skip
         before = trainer.state_dict()
         host = cmi = 0.0

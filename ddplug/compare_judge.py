@@ -66,7 +66,9 @@ class Judge(NamedTuple):
         labels, how = synthetic.classes.to(self.device), self.settings.measuring
         pools = {"cmi": self.pool, "cmi_heldout": self.heldout}
         return {
-            name: None if pool is None else measure(pool, images, labels, input_space=space, **how).cmi
+            name: None
+            if pool is None
+            else measure(pool, images, labels, input_space=pool.derived_space(space), **how).cmi
             for name, pool in pools.items()
         }
 

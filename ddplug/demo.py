@@ -170,7 +170,9 @@ def _one_run(
     weight = settings.weight if arm == WITH else 0.0
     with attach(trainer, weight, proxies=used, seed=seed, announce=lambda line: None) as handle:
         while True:
-            measured = measure(judges, trainer.images.detach(), trainer.labels, input_space=data.space)
+            measured = measure(
+                judges, trainer.images.detach(), trainer.labels, input_space=judges.derived_space(data.space)
+            )
             iterations.append(trainer.iteration)
             cmis.append(measured.cmi)
             if trainer.iteration == settings.iterations:

@@ -168,7 +168,9 @@ def evaluate(
     measured = None
     if pool is not None:
         unconverted = synthetic.images.to(device)
-        measured = measure(pool.to(device), unconverted, synthetic.classes.to(device), input_space=space)
+        measured = measure(
+            pool.to(device), unconverted, synthetic.classes.to(device), input_space=pool.derived_space(space)
+        )
     accuracies = {name: [finished.runs[name][str(run)] for run in range(runs)] for name in names}
     return Evaluation({**settings, "runs": runs}, accuracies, measured)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,11 +12,14 @@ from torch import Tensor
 
 from ddplug import pieces
 from ddplug.cmi import Groups, closed_form
-from ddplug.errors import InputError, ProxyError
+from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.pieces import Chunk, Plan
 from ddplug.precision import Precision
 from ddplug.proxies import Proxy, Space
-from ddplug.slots import CompiledSlot
+from ddplug.slots import CompiledSlot, Slot
+
+FAITHFUL = 0.99
+"""Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
 
 Step = Callable[[Proxy, Tensor, Groups], tuple[Tensor, Tensor]]
 """A proxy, views and their groups to CMI and its gradient on the views."""
@@ -80,9 +85,32 @@ class PieceByPiece:
         self.space, self.temperature, self.prepare = space, temperature, prepare
         self.precision, self.chunk, self.compile = precision, chunk, compile
         self._slots: dict[object, CompiledSlot] = {}
+        self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def __call__(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         """CMI of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
+        value, grad = self._computed(proxy, views, groups)
+        # Not for a slot: what it does is compared by whoever made it, and a CUDA graph cannot wait for a number.
+        if self.precision == "bf16" and not isinstance(proxy, Slot) and proxy.network not in self._compared:
+            self._compared.add(proxy.network)
+            self._compare(proxy, views, groups, grad)
+        return value, grad
+
+    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor) -> None:
+        """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
+        exact = PieceByPiece(self.space, self.temperature, self.prepare, chunk=self.chunk)
+        _, expected = exact(proxy, views, groups)
+        cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
+        if cosine < FAITHFUL:
+            warnings.warn(
+                f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of CMI in bf16 has a cosine "
+                f"of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward pass moves its "
+                "activations across the kinks of the ReLUs. Use precision='auto', which keeps the forward pass exact.",
+                DDPlugWarning,
+                stacklevel=2,
+            )
+
+    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         plan = self.plan(proxy, views)
         if self.compile:
             proxy = self._compiled(proxy, views)
@@ -106,6 +134,14 @@ class PieceByPiece:
             gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
             del leaf, seen
         return (sums.sum() / len(views)).to(views.dtype), torch.cat(gradients[::-1])
+
+    def value(self, proxy: Proxy, views: Tensor, groups: Groups) -> Tensor:
+        """CMI of `views` (n, c, h, w) alone, a scalar."""
+        parts = torch.split(views, self.plan(proxy, views).piece)
+        with torch.no_grad():
+            features = torch.cat([self.features(proxy, part) for part in parts])
+            sums, _ = closed_form(features.double(), groups, self.temperature)
+        return (sums.sum() / len(views)).to(views.dtype)
 
     def plan(self, proxy: Proxy, views: Tensor) -> Plan:
         """How `views` are taken apart for `proxy`."""
@@ -134,7 +170,10 @@ class PieceByPiece:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles for itself."""
-        return {**self.__dict__, "_slots": {}}
+        return {**self.__dict__, "_slots": {}, "_compared": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _compared=weakref.WeakSet())
 
     def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
         leaf = part.detach().requires_grad_()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ddplug.files import write_json
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Round:
     """Views in the round."""
     skipped: bool
     """Whether the gradient was not finite and was left out."""
+    share: float | None = None
+    """The norm of what was added over that of the host's own gradient on the views; None where it is not known."""
 
 
 class History:
@@ -38,14 +43,17 @@ class History:
         self._pending: list[tuple[int, float, int]] = []
         self._buffer: Tensor | None = None
 
-    def append(self, number: int, lam: float, images: int, cmi: Tensor, finite: Tensor) -> bool:
+    def append(
+        self, number: int, lam: float, images: int, cmi: Tensor, finite: Tensor, share: Tensor | None = None
+    ) -> bool:
         """Note a round; True if the values have been read, so that `skipped` is up to date."""
         if self._buffer is None or self._buffer.device != cmi.device:
             self.flush()
-            self._buffer = torch.zeros(self._block if cmi.is_cuda else 1, 2, dtype=torch.float64, device=cmi.device)
+            self._buffer = torch.zeros(self._block if cmi.is_cuda else 1, 3, dtype=torch.float64, device=cmi.device)
         row = self._buffer[len(self._pending)]
         row[0].copy_(cmi.detach())
         row[1].copy_(finite)
+        row[2].copy_(share) if share is not None else row[2].fill_(-1.0)
         self._pending.append((number, lam, images))
         if len(self._pending) == len(self._buffer):
             self.flush()
@@ -55,8 +63,8 @@ class History:
         """Read what has collected on the device."""
         if self._buffer is not None and self._pending:
             values = self._buffer[: len(self._pending)].tolist()
-            for (number, lam, images), (value, finite) in zip(self._pending, values, strict=True):
-                self._rounds.append(Round(number, value, lam, images, not finite))
+            for (number, lam, images), (value, finite, share) in zip(self._pending, values, strict=True):
+                self._rounds.append(Round(number, value, lam, images, not finite, share if share >= 0 else None))
             self._pending.clear()
 
     @property
@@ -68,6 +76,11 @@ class History:
     def skipped(self) -> int:
         """Rounds left out because their gradient was not finite."""
         return sum(round_.skipped for round_ in self)
+
+    @property
+    def share(self) -> list[float | None]:
+        """Share of the host's gradient that was added in each round; None where it is not known."""
+        return [round_.share for round_ in self]
 
     def __iter__(self) -> Iterator[Round]:
         self.flush()
@@ -82,6 +95,14 @@ class History:
 
     def __repr__(self) -> str:
         return f"History({len(self)} rounds, {self.skipped} skipped)"
+
+    def save(self, path: str | Path) -> None:
+        """Write all rounds as JSON, whole or not at all, in the form that `ddplug plot` draws."""
+        rounds = self.state_dict()
+        content = {
+            "format": "ddplug-run", "version": 1, "rounds": len(rounds), "skipped": self.skipped, "history": rounds,
+        }  # fmt: skip
+        write_json(content, Path(path).expanduser())
 
     def state_dict(self) -> list[dict[str, Any]]:
         """All rounds as plain dictionaries."""

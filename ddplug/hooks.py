@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from ddplug.errors import AttachError, DDPlugWarning
 
@@ -52,10 +53,24 @@ def callables(owner: object) -> list[str]:
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
     """How `function` is called, without `self`; None for builtins that do not say."""
+    function = original(function)
     try:
         return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):
         return None
+
+
+def original(given: Any) -> Any:
+    """What `torch.compile` or a training library has wrapped: the module, or the torch optimizer, of the user's own."""
+    while True:
+        inner = getattr(given, "_orig_mod", None) if isinstance(given, nn.Module) else None
+        if inner is None and isinstance(getattr(given, "optimizer", None), Optimizer):
+            # A trainer has an attribute of that name, too; a wrapper is an optimizer itself, or of Lightning's making.
+            wraps = isinstance(given, Optimizer) or type(given).__name__ == "LightningOptimizer"
+            inner = given.optimizer if wraps else None
+        if inner is None:
+            return given
+        given = inner
 
 
 def intercept(

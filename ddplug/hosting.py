@@ -218,7 +218,8 @@ def start(host: str, args: Any, **known: Any) -> Layer:
     setting = adapter.setting(args)
     pool = resolve(options["proxies"], adapter, args, known)
     regularizer = Regularizer(
-        pool, options["weight"], setting=setting, input_space=adapter.space(args, known),
+        pool, options["weight"], setting=setting,
+        input_space=pool.derived_space(adapter.space(args, known)),
         classes=options["classes"] or None, chunk=options["chunk"] or "auto",
         graphs=bool(options["graphs"]),
         **{name: options[name] for name in
@@ -246,13 +247,13 @@ class Attached:
         reg = self._regularizer
         if reg.weight == 0:
             return Layer(reg)
-        if isinstance(reg.pool, DeferredPool) and reg.pool.empty:
-            reg.pool.fill(resolve(reg.pool.given, self._adapter, args, known))
+        if isinstance(reg.pool, DeferredPool) and reg.pool.pending:
+            reg.pool.fill(resolve(str(reg.pool.given), self._adapter, args, known))
             reg.announce(f"ddplug: {host}, weight {reg.weight}, {reg.pool}")
         else:
             check_dataset(reg.pool, self._adapter.setting(args)[1])
         if reg.input_space is None:
-            reg.input_space = self._adapter.space(args, known)
+            reg.input_space = reg.pool.derived_space(self._adapter.space(args, known))
         self.save()
         self._layer = _layer(self._adapter, reg, args, known, self._views, self._inner)
         return _started(self._layer)
@@ -275,10 +276,13 @@ def _layer(
     """The layer around `regularizer`."""
     host, dataset, ipc = adapter.setting(args)
     steps = int(known.get("steps", 1))
+    regularizer.watch.where = f"host {host}"
+    if adapter.class_by_class:
+        regularizer.watch.expect("one class per round")
     if steps > 1 and inner != "all" and isinstance(regularizer.weighting, Relative):
         # A share is measured on the views of one step. Over all steps the host's gradient is sqrt(steps) times as long
         # as there, and CMI's, a mean over steps times as many views, 1/sqrt(steps) times: so lambda is `steps` times.
-        regularizer.weighting.share = float(regularizer.weight) * steps
+        regularizer.weighting.factor = float(steps)
     facts = {"host": host, "dataset": dataset, "ipc": ipc}
     return Layer(regularizer, views=views, steps=steps, inner=inner, record=adapter.record(args, known), facts=facts)
 

@@ -6,13 +6,15 @@ Readers are known by name only and imported when they are asked for; see `SCHEME
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ddplug.errors import PoolError
-from ddplug.proxies import Proxy, ProxyPool
+from ddplug.pending import DeferredPool
+from ddplug.proxies import ProxyPool
+
+__all__ = ["DeferredPool", "check_dataset", "resolve", "scheme_of"]
 
 if TYPE_CHECKING:
     from ddplug.upstream import UpstreamAdapter
@@ -25,33 +27,6 @@ SCHEMES: dict[str, str | Reader] = {
     "idc": "ddplug.idcpools:read_for_host",
 }
 """Readers by scheme: a function, or "module:function" to be imported."""
-
-
-class DeferredPool(ProxyPool):
-    """A pool that `attach` does not know yet, as the host's data and options come with its run; filled by `start`."""
-
-    def __init__(self, given: str = "") -> None:
-        self.given = given
-        self.proxies: list[Proxy] = []
-        self._device = None
-
-    @property
-    def empty(self) -> bool:
-        """Whether it still is to be filled."""
-        return not self.proxies
-
-    def fill(self, pool: ProxyPool) -> None:
-        """Become `pool`."""
-        self.proxies, self.info, self._device = pool.proxies, pool.info, None
-
-    def __len__(self) -> int:
-        return len(self.proxies) or sys.maxsize  # any number of proxies may be asked for until it is known
-
-    def __iter__(self) -> Iterator[Proxy]:
-        return iter(self.proxies)
-
-    def __repr__(self) -> str:
-        return super().__repr__() if self.proxies else f"ProxyPool({self.given or 'to come from the host'})"
 
 
 def scheme_of(given: str) -> str | None:

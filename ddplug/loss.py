@@ -23,7 +23,7 @@ class CMI(nn.Module):
         space: "feature" for penultimate features (the paper's choice) or "logit".
         temperature: T > 0 in softmax(f / T).
         draw: how many proxies each call averages over, drawn by a generator of our own; "all" for every one.
-        input_space: the images' normalisation; None if it is the pool's.
+        input_space: the images' normalisation, as for `ddplug.Regularizer`; None if it is the pool's.
         seed: of that generator.
     """
 
@@ -34,7 +34,7 @@ class CMI(nn.Module):
         *,
         temperature: float = 1.0,
         draw: int | str = 1,
-        input_space: AnySpace | None = None,
+        input_space: AnySpace | str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class CMI(nn.Module):
         if draw != "all" and not (isinstance(draw, int) and 1 <= draw <= len(self.pool)):
             raise InputError(f"draw must be 'all' or between 1 and the pool's size, {len(self.pool)}, got {draw!r}.")
         self.draw = len(self.pool) if isinstance(draw, str) else draw
-        self.input_space = input_space
+        self.input_space = self.pool.space_of(input_space)
         self.generator = torch.Generator().manual_seed(seed)
         self._warned = False
 

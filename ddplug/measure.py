@@ -48,7 +48,7 @@ def measure(
     space: Space = "feature",
     temperature: float = 1.0,
     separation: Separation = "cross_entropy",
-    input_space: AnySpace | None = None,
+    input_space: AnySpace | str | None = None,
     batch_size: int = 512,
 ) -> Measurement:
     """CMI, NCMI and per-class CMI of `images` (n, c, h, w) with `labels` (n,), under every proxy of a pool.
@@ -56,17 +56,18 @@ def measure(
     Raises what `ddplug.CMI` raises; measures sets of one image per class too, whose CMI is 0.
     """
     pool = ProxyPool.of(proxies)
+    found = pool.space_of(input_space)
     check_space(space)
     check_separation(separation)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     check_temperature(temperature)
     groups = group(labels, len(images), images.device)
-    pool.check(images, input_space)
+    pool.check(images, found)
     several = len(groups.classes) > 1
     sums, separations = [], []
     for proxy in pool:
-        batches = [proxy(pool.prepare(batch, input_space), space) for batch in torch.split(images, batch_size)]
+        batches = [proxy(pool.prepare(batch, found), space) for batch in torch.split(images, batch_size)]
         features = torch.cat(batches)
         if not torch.isfinite(features).all():
             raise ProxyError(

@@ -5,7 +5,6 @@ A place is a description and an `install(regularizer)` that returns what undoes 
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ddplug.cmi import check_labels
 from ddplug.errors import AttachError
 from ddplug.hooks import Arguments, Undo, callables, intercept, resolve, signature_of
+from ddplug.labelling import LabelReader, Labels, argument_of, label_reader
 from ddplug.regularizer import Regularizer
 
 AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
@@ -26,15 +25,8 @@ IMAGES = (
     "synthetic", "syn", "images_syn", "image_syn", "img_syn", "syn_images", "syn_image", "syn_img", "synthetic_images",
     "views", "images", "imgs", "image", "img", "x",
 )  # fmt: skip
-LABELS = (
-    "labels_syn", "label_syn", "lab_syn", "syn_labels", "syn_label", "synthetic_labels", "labels", "label", "targets",
-    "target", "y",
-)  # fmt: skip
-
 On = Literal["output", "argument"]
 Views = Literal["host", "clean"]
-Labels = str | Tensor | Callable[[Tensor], Tensor]
-
 
 Place = tuple[str, Callable[[Regularizer], Undo]]
 
@@ -56,8 +48,6 @@ def find_place(
         )
     if on is not None and on not in get_args(On):
         raise AttachError(f"unknown on={on!r}, expected 'output' (an augmentation) or 'argument' (a loss).")
-    if not (labels is None or isinstance(labels, str) or callable(labels)):
-        labels = torch.as_tensor(labels)
     if views not in get_args(Views):
         raise AttachError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
     if isinstance(trainer, Optimizer):
@@ -71,11 +61,16 @@ def find_place(
     problems = []
     for name in (*AUGMENTATIONS, *LOSSES):
         if callable(getattr(trainer, name, None)):
+            default: On = "argument" if name in LOSSES else "output"
             try:
-                default: On = "argument" if name in LOSSES else "output"
-                return _callable_place(trainer, trainer, name, on or default, images, labels, views, augment)
+                place = _callable_place(trainer, trainer, name, on or default, images, labels, views, augment)
             except AttachError as error:
                 problems.append(f"  {name}: {error}")
+                continue
+            if name in LOSSES and problems:  # it may be the classifier's own, and never see the images
+                problems.append(f"  {name}: not taken, as there is an augmentation; at='{name}' if it sees the images")
+                continue
+            return place
     kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__
     found = "\n".join(problems) if problems else f"  none of these; it has: {', '.join(callables(trainer)) or 'none'}"
     raise AttachError(
@@ -97,7 +92,7 @@ def _callable_place(
     augment: Callable[[Tensor], Tensor] | None,
 ) -> Place:
     signature = signature_of(getattr(owner, name))
-    read_labels = _label_reader(trainer, name, signature, labels)
+    read_labels = label_reader(trainer, name, signature, labels)
     where = f"{type(owner).__name__}.{name}"
     if on == "argument" and (augment is not None or views == "clean"):
         raise AttachError(
@@ -112,7 +107,7 @@ def _callable_place(
         return where, lambda regularizer: intercept(owner, name, after=partial(after, regularizer))
 
     # Everything else has to do with the images that go in: as a loss's argument, unaugmented, or to be augmented by us.
-    argument = _argument(signature, (images,) if images else IMAGES)
+    argument = argument_of(signature, (images,) if images else IMAGES)
     if argument is None or signature is None:
         wanted = f"an argument '{images}'" if images else f"an image argument ({', '.join(IMAGES)})"
         raise AttachError(f"'{name}{signature or ''}' has not {wanted}; name it with images='...'.")
@@ -141,7 +136,7 @@ def _callable_place(
 
 def _regularize_result(
     regularizer: Regularizer,
-    read_labels: Callable[[tuple[Any, ...], dict[str, Any], Tensor], Tensor],
+    read_labels: LabelReader,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     result: Any,
@@ -162,63 +157,25 @@ def _regularize_result(
     return type(result)(*rest) if hasattr(result, "_fields") else type(result)(rest)
 
 
-LabelReader = Callable[[tuple[Any, ...], dict[str, Any], Tensor], Tensor]
-
-
-def _label_reader(
-    trainer: object, name: str, signature: inspect.Signature | None, labels: Labels | None
-) -> LabelReader:
-    """How to get the labels of the views at each call: from an argument, an attribute, a tensor or a function."""
-    if isinstance(labels, Tensor):
-        return lambda args, kwargs, views: labels
-    if callable(labels):
-        return lambda args, kwargs, views: labels(views)
-    wanted = (labels,) if labels else LABELS
-    argument = _argument(signature, wanted)
-    if argument is not None and signature is not None:
-
-        def from_argument(args: tuple[Any, ...], kwargs: dict[str, Any], views: Tensor) -> Tensor:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            value = bound.arguments[argument]
-            if value is None:
-                raise AttachError(
-                    f"'{name}' was called on synthetic images without '{argument}'; pass the labels there, or tell "
-                    "attach where they are: labels='ATTRIBUTE', a tensor, or a function of the views."
-                )
-            return torch.as_tensor(value)
-
-        return from_argument
-    attribute = next((a for a in wanted if isinstance(getattr(trainer, a, None), Tensor)), None)
-    if attribute is not None:
-        return lambda args, kwargs, views: torch.as_tensor(getattr(trainer, attribute))
-    raise AttachError(
-        f"no labels for '{name}{signature or ''}': looked for {', '.join(wanted)} among its arguments and for a tensor "
-        f"of such a name on {type(trainer).__name__}. Pass labels= (a name, a tensor, or a function of the views)."
-    )
-
-
-def _argument(signature: inspect.Signature | None, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if signature is not None and name in signature.parameters), None)
-
-
 def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
     """The clean images: CMI's gradient is added to theirs just before each step."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
     leaves = [p for p in held if p.ndim == 4 and p.requires_grad]
-    if len(leaves) != 1:
+    if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
         raise AttachError(
-            f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one; its "
-            f"tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the optimizer of the images."
+            f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
+            f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
+            "optimizer of the images."
         )
-    leaf = leaves[0]
-    if not (isinstance(labels, Tensor) or callable(labels)):
+    images = sum(len(leaf) for leaf in leaves)
+    if labels is None or isinstance(labels, str):
         raise AttachError(
-            f"an optimizer does not know the labels of its {len(leaf)} images; pass labels= as a tensor of shape "
-            f"({len(leaf)},) or a function from the images to it."
+            f"an optimizer does not know the labels of its {images} images; pass labels= as a tensor of shape "
+            f"({images},), in the order of its tensors, or a function from the images to it."
         )
     if getattr(optimizer, "__ddplug_attached__", False):
         raise AttachError("ddplug is already attached to this optimizer; detach() that handle first.")
+    read_labels = label_reader(optimizer, "step", None, labels)
 
     def before_step(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not regularizer.active:
@@ -228,21 +185,26 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
                 "this optimizer is stepped with a closure, inside which the gradient is made, so nothing can be added "
                 "before the step. Attach to the augmentation or the loss instead: at='...'."
             )
-        if leaf.grad is None:
+        if all(leaf.grad is None for leaf in leaves):
             return
-        every = labels if isinstance(labels, Tensor) else labels(leaf.detach())
-        check_labels(every, len(leaf))
+        every = torch.cat([leaf.detach() for leaf in leaves])
+        given = read_labels((), {}, every)
+        grad = torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
         # Hosts that step one class at a time leave the others' gradient at zero: those images are not in this round.
-        rows = leaf.grad.flatten(1).ne(0).any(1)
+        rows = grad.flatten(1).ne(0).any(1)
         if not rows.any():
             rows = torch.ones_like(rows)
         # Fused optimizers are given the scaled gradient, and undo the scaling themselves; maximising ones ascend.
         scale = getattr(optimizer, "grad_scale", None)
-        factor = (1.0 if scale is None else float(scale)) * (-1.0 if _maximizes(optimizer, leaf) else 1.0)
-        extra = regularizer.added(leaf.detach()[rows], every.to(rows.device)[rows], leaf.grad[rows] / factor)
+        factor = (1.0 if scale is None else float(scale)) * (-1.0 if _maximizes(optimizer, leaves[0]) else 1.0)
+        extra = regularizer.added(every[rows], given.to(rows.device)[rows], grad[rows] / factor)
         if extra is not None:
+            added = torch.zeros_like(grad)
+            added[rows] = extra * factor
             with torch.no_grad():
-                leaf.grad[rows] += extra * factor
+                for leaf, part in zip(leaves, torch.split(added, [len(leaf) for leaf in leaves]), strict=True):
+                    if leaf.grad is not None:
+                        leaf.grad += part
 
     def install(regularizer: Regularizer) -> Undo:
         optimizer.__dict__["__ddplug_attached__"] = True
@@ -254,7 +216,8 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
 
         return undo
 
-    return f"{type(optimizer).__name__} of images {tuple(leaf.shape)}", install
+    of = f"images {tuple(leaves[0].shape)}" if len(leaves) == 1 else f"{images} images in {len(leaves)} tensors"
+    return f"{type(optimizer).__name__} of {of}", install
 
 
 def _maximizes(optimizer: Optimizer, leaf: Tensor) -> bool:

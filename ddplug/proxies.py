@@ -1,153 +1,24 @@
-"""Proxies: frozen classifiers through which the regulariser looks at the synthetic images.
-
-A `Proxy` is a network whose penultimate features and logits can be read; a `ProxyPool` is several of them, of the same
-data in the same input space, one of which is drawn per round.
-"""
+"""A pool of proxies: frozen networks of the same data in the same input space, one of which is drawn per round."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ddplug.errors import DDPlugError, InputError, PoolError, ProxyError, SpaceError
-from ddplug.precision import Precision, layers
-from ddplug.spaces import AnySpace
+from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.proxy import PoolInfo, Proxy, Space, check_space
+from ddplug.spaces import SPELLINGS, AnySpace, InputSpace, named_space
 
-Space = Literal["feature", "logit"]
+__all__ = ["PoolInfo", "Proxy", "ProxyPool", "Space", "check_space"]
 
-
-@dataclass(frozen=True)
-class PoolInfo:
-    """What all proxies of a pool have in common; a field that is None is not known and not checked."""
-
-    dataset: str | None = None
-    """Name of the data set they were trained on."""
-    class_names: tuple[str, ...] | None = None
-    """Its classes, in the order of the labels."""
-    shape: tuple[int, int, int] | None = None
-    """Channels, height and width of its images."""
-    space: AnySpace | None = None
-    """What the numbers in those images mean."""
-    fingerprint: str | None = None
-    """A hash of the data set, which tells two of one name apart."""
-
-
-@dataclass
-class Proxy:
-    """One frozen network and the name of its head, the layer whose input are the penultimate features.
-
-    The network is put in eval mode and its parameters ask for no gradient. `record` holds what is known of it (seed,
-    epochs, test accuracy, ...) and is saved with the pool.
-    """
-
-    network: nn.Module
-    head: str | None = None
-    name: str = "proxy"
-    record: dict[str, Any] = field(default_factory=dict)
-    costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What a pass over an image of some kind was seen to cost; see `ddplug.pieces`."""
-
-    streamed: ClassVar[bool] = False
-    """Whether the weights are somewhere else until they are needed."""
-
-    def __post_init__(self) -> None:
-        self._named_by_user = bool(self.head)
-        self._kind: tuple[object, ...] | None = None
-        if not self.head:
-            self.head = _find_head(self.network, self.name)
-        else:
-            _submodule(self.network, self.head, self.name)
-        broken = [key for key, value in self.network.state_dict().items() if not _finite(value)]
-        if broken:
-            raise ProxyError(
-                f"proxy '{self.name}' has weights that are not finite ({', '.join(broken[:3])}): it diverged in "
-                "training or its file is damaged. Leave it out or train it again."
-            )
-        self.network.eval().requires_grad_(False)
-
-    def digest(self) -> str:
-        """A short hash of the weights, by which two networks are known to be one."""
-        return _digest(sorted(self.weights().items()))
-
-    def weights(self) -> dict[str, Tensor]:
-        """Everything that this proxy has and another of its architecture has differently, by name."""
-        return self.network.state_dict()
-
-    def ask_ahead(self, together: int) -> None:
-        """Told that the next round will use it and `together` - 1 others."""
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """Equal for proxies that compute the same, but for their weights; for networks of unknown making, their own."""
-        if self._kind is None:
-            made: object = id(self.network)
-            if isinstance(spec := getattr(self.network, "spec", None), Mapping):
-                saved = self.network.state_dict()
-                unsaved = [(key, value) for key, value in self.network.named_buffers() if key not in saved]
-                # What was changed after building shows in the printed network and in what is saved with no weights.
-                made = (repr(sorted(spec.items())), repr(self.network), _digest(unsaved))
-            self._kind = type(self.network), made, self.head, self.dtype
-        return self._kind
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating dtype of the weights, to which images are cast."""
-        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
-
-    def __call__(self, images: Tensor, space: Space = "feature", precision: Precision = "exact") -> Tensor:
-        """(n, d) penultimate features, or logits, of `images`, (n, c, h, w); differentiable in the images.
-
-        `precision` is that of the layers, see `ddplug.precision`; the host's own autocast is not the proxy's.
-
-        Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
-        """
-        try:
-            with layers(images.device, precision):
-                features = self._read(images.to(self.dtype), space)
-        except (torch.OutOfMemoryError, DDPlugError):
-            raise
-        except Exception as error:  # what a network raises for images it was not made for is its own affair
-            raise ProxyError(
-                f"proxy '{self.name}' ({type(self.network).__name__}) does not take images of shape "
-                f"{tuple(images.shape)} ({type(error).__name__}: {_first_line(error)}). Use proxies trained on images "
-                "of this size and number of channels."
-            ) from error
-        if len(features) != len(images):
-            raise ProxyError(
-                f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
-                "expected one row per image. Name another head."
-            )
-        return features
-
-    def _read(self, images: Tensor, space: Space) -> Tensor:
-        """What goes into the head, or comes out of it, as rows."""
-        seen: list[tuple[Tensor, ...]] = []
-        head = _submodule(self.network, self.head or "", self.name)
-        # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
-        hook = head.register_forward_hook(
-            lambda _, args, kwargs, output: seen.append((*args, *kwargs.values(), output)), with_kwargs=True
-        )
-        try:
-            output = self._compute(images)
-        finally:
-            hook.remove()
-        if not seen or not (self._named_by_user or _same(output, seen[-1][-1])):
-            raise ProxyError(
-                f"'{self.head}' of proxy '{self.name}' ({type(self.network).__name__}) "
-                f"{'gives something else than the network does' if seen else 'was not reached'}, so it is not the "
-                f"head. Name the head (head='...'); candidates: {', '.join(_candidates(self.network)) or 'none'}."
-            )
-        return seen[-1][0 if space == "feature" else -1].flatten(1)
-
-    def _compute(self, images: Tensor) -> Any:
-        return self.network(images)
+FLOOR = 1 / 3
+"""Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
 
 
 class ProxyPool:
@@ -171,6 +42,7 @@ class ProxyPool:
         head: str | None = None,
         info: PoolInfo | None = None,
         names: Sequence[str] | None = None,
+        input_space: AnySpace | str | None = None,
     ) -> ProxyPool:
         """A pool of copies of the user's own networks, whose originals stay as they are.
 
@@ -179,6 +51,8 @@ class ProxyPool:
             head: dotted name of the layer whose input are the features; found by itself if it is the last linear layer.
             info: data set, classes, image shape and input space, as far as known.
             names: for error messages and records.
+            input_space: what the numbers in the images they were trained on mean, if `info` does not say: an
+                `InputSpace`, "unit", or "normalized:cifar10" and the like.
         """
         modules = [modules] if isinstance(modules, nn.Module) else list(modules)
         for module in modules:
@@ -187,7 +61,14 @@ class ProxyPool:
         if names is not None and len(names) != len(modules):
             raise ProxyError(f"got {len(names)} names for {len(modules)} networks, expected one each.")
         names = names or [f"{type(module).__name__}-{i}" for i, module in enumerate(modules)]
-        return cls([Proxy(copy.deepcopy(m), head, name) for m, name in zip(modules, names, strict=True)], info)
+        proxies = [Proxy(copy.deepcopy(m), head, name) for m, name in zip(modules, names, strict=True)]
+        info = info or PoolInfo()
+        if input_space is not None:
+            if isinstance(input_space, str):
+                channels = info.shape[0] if info.shape is not None else _channels(proxies[0].network)
+                input_space = named_space(input_space, channels)
+            info = replace(info, space=input_space)
+        return cls(proxies, info)
 
     @classmethod
     def load(
@@ -232,7 +113,7 @@ class ProxyPool:
         if isinstance(proxies, cls):
             return proxies
         if isinstance(proxies, str | Path):
-            return cls.load(proxies)
+            return cls.load(Path(proxies).expanduser())
         if isinstance(proxies, Proxy):
             return cls([proxies])
         if isinstance(proxies, Sequence) and proxies and all(isinstance(given, Proxy) for given in proxies):
@@ -243,6 +124,35 @@ class ProxyPool:
             f"got {type(proxies).__name__} as proxies, expected a ProxyPool, a pool's folder, or trained networks "
             "(torch.nn.Module)."
         )
+
+    @property
+    def pending(self) -> bool:
+        """Whether its proxies are still to come."""
+        return False
+
+    def space_of(self, given: AnySpace | str | None) -> AnySpace | None:
+        """The input space that a user means by `given`, for images that these proxies are to look at.
+
+        Raises `SpaceError` for a string that means none, and for a pool that does not say what its own space is, as
+        nothing could be converted and the word would be ignored.
+        """
+        if given is None:
+            return None
+        own = self.info.space
+        found = named_space(given, own.channels if own is not None else 3, own) if isinstance(given, str) else given
+        if not hasattr(found, "to_unit"):
+            raise SpaceError(f"got {type(given).__name__} as an input space, expected {SPELLINGS}.")
+        if own is None and not self.pending:
+            raise SpaceError(
+                f"the images are said to be {found}, but this pool does not say what its proxies were trained on, so "
+                "nothing can be converted. Say it where the pool is made: ProxyPool.from_modules(networks, "
+                "input_space='normalized:cifar10'), or the like; or leave input_space out if it is the same."
+            )
+        return found
+
+    def derived_space(self, found: AnySpace | None) -> AnySpace | None:
+        """A host's space that was found out and not given: of no use to a pool that does not know its own."""
+        return found if self.info.space is not None or self.pending else None
 
     def draw(self, count: int, generator: torch.Generator) -> list[Proxy]:
         """`count` different proxies, drawn with `generator` (a CPU generator of the caller's own)."""
@@ -285,6 +195,72 @@ class ProxyPool:
             )
         if self.info.space is not None and space is not None:
             space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
+
+    def check_classes(self, labels: Tensor) -> None:
+        """Raise `InputError` for class numbers (n,) that this pool's data set does not have; reads values."""
+        names = self.info.class_names
+        if names is not None and len(labels) and int(labels.max()) >= len(names):
+            raise InputError(
+                f"got labels up to {int(labels.max())}, but these proxies were trained on "
+                f"{self.info.dataset or 'a data set'} with {len(names)} classes (0 to {len(names) - 1}). Number the "
+                "classes as the pool does, or use proxies of the host's own data."
+            )
+
+    def doubts(self, images: Tensor, labels: Tensor, space: AnySpace | None) -> list[str]:
+        """What is legal about the first batch and almost surely a mistake; waits for the device.
+
+        Args:
+            images: (n, c, h, w), of a host whose input space is `space`; None if that was not said.
+            labels: (n,) class numbers.
+        """
+        return [text for text in (self._range(images, space), self._outputs(labels), self._accuracy()) if text]
+
+    def _range(self, images: Tensor, space: AnySpace | None) -> str | None:
+        if space is not None or not isinstance(self.info.space, InputSpace):
+            return None
+        least, most = (float(end) for end in torch.aminmax(images.detach()))
+        if self.info.space == InputSpace.unit(self.info.space.channels):
+            wrong = least < -0.5 or most > 1.5
+        else:
+            wrong = least >= 0 and most <= 1
+        if not wrong:
+            return None
+        return (
+            f"the first images run from {least:.3g} to {most:.3g}, and these proxies were trained on images "
+            f"{self.info.space}. Nothing was said of the images' own space, so they are taken to be in the pool's. If "
+            "they are not, pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
+        )
+
+    def _outputs(self, labels: Tensor) -> str | None:
+        if self.info.class_names is not None or not len(labels):
+            return None
+        known = [count for proxy in self.proxies if (count := proxy.outputs) is not None]
+        if not known or int(labels.max()) < max(known):
+            return None
+        return (
+            f"got labels up to {int(labels.max())}, but the proxies tell {max(known)} classes apart. A proxy says "
+            "nothing useful of classes it does not know; use proxies of the host's own data."
+        )
+
+    def _accuracy(self) -> str | None:
+        for proxy in self.proxies:
+            accuracy = proxy.record.get("test_accuracy")
+            classes = len(self.info.class_names) if self.info.class_names is not None else proxy.outputs
+            if not isinstance(accuracy, float) or not classes or classes < 2:
+                continue
+            least = 1 / classes + FLOOR * (1 - 1 / classes)
+            if accuracy < least:
+                return (
+                    f"proxy '{proxy.name}' is right on {accuracy:.1%} of its test images, where guessing is right on "
+                    f"{1 / classes:.1%}; expected {least:.1%} or more. CMI under networks that know so little says "
+                    "little: train them longer (`ddplug pretrain` with more --epochs)."
+                )
+        return None
+
+    def digest(self) -> str:
+        """Sixteen hex digits that are equal for equal proxies in the same order."""
+        together = "".join(proxy.digest() for proxy in self.proxies)
+        return hashlib.sha256(together.encode()).hexdigest()[:16]
 
     def probe(self, images: Tensor, input_space: AnySpace | None, space: Space) -> None:
         """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
@@ -341,57 +317,10 @@ class ProxyPool:
         return f"ProxyPool({len(self)} x {'/'.join(kinds)}, {self.info.dataset or 'unknown data set'})"
 
 
-def check_space(space: str) -> Space:
-    """`space` if it is "feature" or "logit", else `InputError`."""
-    if space not in get_args(Space):
-        raise InputError(f"unknown space {space!r}, expected 'feature' (penultimate features) or 'logit'.")
-    return space  # type: ignore[return-value]
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    numbers = hashlib.sha256()
-    for key, value in tensors:
-        numbers.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return numbers.hexdigest()[:16]
-
-
-def _find_head(network: nn.Module, name: str) -> str:
-    found = _candidates(network)
-    if not found:
-        raise ProxyError(
-            f"proxy '{name}' ({type(network).__name__}) has no linear layer to take for its head. Name the layer "
-            "whose input are the penultimate features: head='...'."
-        )
-    return found[-1]
-
-
-def _candidates(network: nn.Module) -> list[str]:
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-
-
-def _submodule(network: nn.Module, name: str, proxy: str) -> nn.Module:
-    try:
-        return network.get_submodule(name)
-    except AttributeError as error:
-        raise ProxyError(
-            f"proxy '{proxy}' ({type(network).__name__}) has no layer '{name}'; "
-            f"linear layers: {', '.join(_candidates(network)) or 'none'}."
-        ) from error
-
-
-def _same(output: object, of_head: Tensor) -> bool:
-    """Whether the network's output is its head's (a tuple's first entry counts, as some networks add features)."""
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    return isinstance(first, Tensor) and first.numel() == of_head.numel() and first.data_ptr() == of_head.data_ptr()
-
-
-def _finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
 def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.default_generator.get_state()
+
+
+def _channels(network: nn.Module) -> int | None:
+    """Channels of the images that `network` takes, if its first convolution says so."""
+    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), None)

@@ -4,39 +4,42 @@
 
 As the derivative of a sum is the sum of derivatives, the images get exactly the gradient of L_host + lambda * CMI,
 while the host's loss, log and thresholds stay as they are. All calls that one backward pass reaches form a *round*:
-at the first of them CMI is estimated on the views of all together, and each call is handed its slice.
+at the first of them CMI is estimated on the views of all together, and each call is handed its slice. A host that takes
+its batch in several backward passes says so (`with regularizer.round():`, or `passes=`), and they form one round.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddplug.cmi import ONE_IMAGE_PER_CLASS, check_labels, check_not_negative, check_temperature, group
-from ddplug.errors import DDPlugWarning, InputError, WeightError
-from ddplug.gradient import PieceByPiece, cmi_gradient
+from ddplug.cmi import check_labels, check_not_negative, check_temperature
+from ddplug.errors import InputError
+from ddplug.estimator import Estimator, ToPool, count
+from ddplug.gradient import PieceByPiece
 from ddplug.graphs import Graphs
 from ddplug.history import History
+from ddplug.keeper import RoundKeeper
+from ddplug.pending import DeferredPool
 from ddplug.pieces import Chunk, check_chunk
 from ddplug.precision import Precision, check_precision
 from ddplug.proxies import ProxyPool, Space, check_space
-from ddplug.rounds import Call, Identity, Round, gather
+from ddplug.rounds import Call
 from ddplug.spaces import AnySpace
-from ddplug.weighting import Relative, Schedule, WeightingName, make_weighting
+from ddplug.watch import Watch
+from ddplug.weighting import Absolute, Schedule, WeightingName, make_weighting
 
 
 class Regularizer:
     """Adds lambda * CMI's gradient to the views that pass through it; see the module for the idea.
 
     Args:
-        proxies: a `ProxyPool`, a pool's folder, a network or a list of them.
+        proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
         weight: a share of the host's own gradient (weighting="relative"), a lambda ("absolute"), or "paper". 0 is off.
         weighting: what `weight` means.
         space: "feature" for penultimate features (the paper's choice) or "logit".
@@ -45,6 +48,12 @@ class Regularizer:
             them only measures.
         every: act in every k-th round only, k times as strongly.
         draw: proxies drawn, and averaged over, per round.
+        passes: backward passes that make one round, for hosts that accumulate gradients over several before a step.
+            The round's gradient is complete when the last of them is. `round()` does the same for passes that are
+            not always as many.
+        set_size: for hosts that step on a part of their set at a time, class by class say: images of the whole set. A
+            round then counts in proportion to its images, so that lambda means what it does on all of them at once.
+            None: every round stands for itself.
         classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
             is CMI of all of them; None for all. Rounds that calibrate take all.
         precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
@@ -57,14 +66,16 @@ class Regularizer:
         views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
             that it means something at one image per class and is less noisy elsewhere. 1: on what passes itself.
         view: what makes such a view, (n, c, h, w) to (n, c, h, w), differentiable; by default `ddplug.augment.DSA()`.
-        input_space: the views' normalisation; None if it is the pool's.
+        input_space: the views' normalisation, as an `InputSpace` or "unit", "normalized:cifar10", "zca" (the pool's
+            own whitening); None if it is the pool's. Refused for a pool that does not say what its own is.
         setting: (host, data set, images per class), for weight="paper".
         scale: for mixed precision: the factor on the host's loss right now, e.g. `scaler.get_scale`.
+        record: at weight 0, note CMI of every round all the same, as a baseline; nothing is added to the gradient.
         seed: of our own generator, the only one drawn from.
         announce: where the resolved lambda is reported; `print` by default.
 
     Raises:
-        WeightError, InputError, PoolError: arguments that mean nothing, each said in the message.
+        WeightError, InputError, PoolError, SpaceError: arguments that mean nothing, each said in the message.
     """
 
     def __init__(
@@ -78,6 +89,8 @@ class Regularizer:
         calibrate: int = 10,
         every: int = 1,
         draw: int = 1,
+        passes: int = 1,
+        set_size: int | None = None,
         classes: int | None = None,
         precision: Precision = "auto",
         chunk: Chunk = "auto",
@@ -86,48 +99,49 @@ class Regularizer:
         schedule: Schedule | None = None,
         views_per_image: int = 1,
         view: Callable[[Tensor], Tensor] | None = None,
-        input_space: AnySpace | None = None,
+        input_space: AnySpace | str | None = None,
         setting: tuple[str, str, int] | None = None,
         scale: Callable[[], float] | None = None,
+        record: bool = False,
         seed: int = 0,
         announce: Callable[[str], object] = print,
     ) -> None:
         self.weight = weight
         self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
-        self.pool = ProxyPool.of(proxies)
+        self.record = record
+        # What is off asks for nothing, not even that the folder be there.
+        off = weight == 0 and not record
+        self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
         self.space = check_space(space)
         self.temperature = check_temperature(temperature)
-        self.every = _count("every", every)
-        self.proxies_per_round = _count("draw", draw)
-        if draw > len(self.pool):
-            raise InputError(f"draw must be between 1 and the pool's size, {len(self.pool)}, got {draw}.")
-        self.views_per_image, self.view = _count("views_per_image", views_per_image), view
-        if view is not None and views_per_image == 1:
+        self.every = count("every", every)
+        self.passes = count("passes", passes)
+        self.set_size = None if set_size is None else count("set_size", set_size)
+        if count("draw", draw) > len(self.pool) and not self.pool.pending:
+            raise _too_many(draw, self.pool)
+        if count("views_per_image", views_per_image) == 1 and view is not None:
             raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
         if views_per_image > 1 and view is None:
             from ddplug.augment import DSA  # kornia, which only those who want more views need
 
-            self.view = DSA(seed=seed)
-        self.schedule, self.scale = schedule, scale
-        self._to_pool = _ToPool(self.pool, input_space)
-        self.announce = announce
-        self.classes = None if classes is None else _count("classes", classes)
-        self._step: PieceByPiece | Graphs = PieceByPiece(
+            view = DSA(seed=seed)
+        self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
+        step: PieceByPiece | Graphs = PieceByPiece(
             self.space, self.temperature, self._to_pool, precision=check_precision(precision),
             chunk=check_chunk(chunk), compile=compile,
         )  # fmt: skip
-        if graphs and not compile:
-            self._step = Graphs(self._step)
-        self.generator = torch.Generator().manual_seed(seed)
-        # Of another seed: of one, the classes would go with the proxy that is drawn in the same round.
-        self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
-        self.history = History()
-        self.enabled = True
-        self.rounds = 0
-        self._pending: list[weakref.ref[Call]] = []
+        self.estimator = Estimator(
+            self.pool, Graphs(step) if graphs and not compile else step, draw=draw,
+            classes=None if classes is None else count("classes", classes),
+            views_per_image=views_per_image, view=view, seed=seed,
+        )  # fmt: skip
+        self.watch = Watch()
+        self._keeper = RoundKeeper(
+            self.estimator, self.weighting, self.watch, weight, every=self.every, passes=self.passes,
+            set_size=self.set_size, schedule=schedule, scale=scale, announce=announce,
+        )  # fmt: skip
         self._probed = False
-        self._reported = 0
-        self._warned: set[str] = set()
+        self._expected_pool: str | None = None
 
     @property
     def input_space(self) -> AnySpace | None:
@@ -135,8 +149,33 @@ class Regularizer:
         return self._to_pool.space
 
     @input_space.setter
-    def input_space(self, space: AnySpace | None) -> None:
-        self._to_pool.space = space
+    def input_space(self, space: AnySpace | str | None) -> None:
+        self._to_pool.space = self.pool.space_of(space)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """What proxies are drawn with."""
+        return self.estimator.generator
+
+    @property
+    def history(self) -> History:
+        """CMI, lambda, share and images of each round."""
+        return self._keeper.history
+
+    @property
+    def rounds(self) -> int:
+        """Rounds so far, skipped and lazy ones included."""
+        return self._keeper.rounds
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it was not detached."""
+        return self._keeper.enabled
+
+    @property
+    def announce(self) -> Callable[[str], object]:
+        """Where the resolved lambda is reported."""
+        return self._keeper.announce
 
     @property
     def lam(self) -> float | None:
@@ -145,8 +184,8 @@ class Regularizer:
 
     @property
     def active(self) -> bool:
-        """Whether it does anything at all: neither detached nor of weight 0."""
-        return self.enabled and self.weight != 0
+        """Whether it does anything at all: neither detached nor of weight 0 with nothing to record."""
+        return self.enabled and (self.weight != 0 or self.record)
 
     def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
         """`views`, unchanged; their gradient will gain that of CMI.
@@ -158,67 +197,109 @@ class Regularizer:
         Raises:
             InputError, ProxyError, SpaceError: views or labels that the pool cannot take, here or in the backward pass.
         """
-        if not self.active or not (torch.is_grad_enabled() and views.requires_grad):
+        if not self.active:
             return views
-        call = self._checked(views, labels)
-        self._make_graphs()
-        self._pending = [ref for ref in self._pending if ref() is not None]
-        self._pending.append(weakref.ref(call))
-        identity: Tensor = Identity.apply(views, call, self._on_backward)
-        return identity
+        if not (torch.is_grad_enabled() and views.requires_grad):
+            self.watch.untouched()
+            return views
+        return self._keeper.passed(views, self._checked(views, labels))
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """All backward passes within are one round: CMI of the views of all of them, around common centroids.
+
+        The host's own gradient reaches its images as ever; CMI's is added to it when the block ends, so the step comes
+        after. Lambda then means the same however the batch was cut. Views are kept until then. A block that is left by
+        an exception adds nothing.
+
+        Raises:
+            InputError: rounds within each other, a step of an optimizer of the images within, or a backward pass with
+                create_graph=True.
+        """
+        if not self.active:
+            yield
+            return
+        with self._keeper.together():
+            yield
 
     def added(self, images: Tensor, labels: Tensor, grad: Tensor) -> Tensor | None:
         """Lambda * dCMI/dimages, to be added to `grad` by the caller: one round on images that no layer could see.
 
         Shapes as in a call; `grad` is the host's gradient, (n, c, h, w). None if this round adds nothing.
         """
-        if not self.active:
-            return None
-        call = self._checked(images, labels)
-        self._make_graphs()
-        self._start_round([call])
-        return self._hand_out(call, grad)
+        return self._keeper.at_once(self._checked(images, labels), grad) if self.active else None
 
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come: it passes as it is, and is no round."""
-        for ref in self._pending:
-            if (call := ref()) is not None:
-                call.release()
-        self._pending.clear()
+        self._keeper.skip()
 
     def detach(self) -> None:
         """Switch off for good: calls become no-ops, also those whose backward pass is still to come. Idempotent."""
-        self.enabled = False
-        self._pending.clear()
-        self._step.forget()
+        self._keeper.stop()
+
+    def settings(self) -> dict[str, Any]:
+        """What lambda depends on besides the weight: a state goes with these and with no others."""
+        return {
+            "space": self.space, "temperature": self.temperature, "every": self.every,
+            "draw": self.estimator.draw, "views_per_image": self.estimator.views_per_image,
+            "passes": self.passes, "set_size": self.set_size,
+        }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a continued run needs: what was measured, the generator, the history."""
+        """Everything a continued run needs: what was measured, the generators, the history; and what it belongs to."""
         return {
             "weighting": self.weighting.state_dict(),
-            "generator": self.generator.get_state(),
-            "class_generator": self.class_generator.get_state(),
-            "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
+            **self.estimator.state_dict(),
             "rounds": self.rounds,
             "history": self.history.state_dict(),
+            "settings": self.settings(),
+            "pool": None if self.pool.pending else self.pool.digest(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+        """Continue from a `state_dict`; nothing is changed if it is refused.
 
-        Raises `WeightError` if it is of another weight or weighting, `InputError` if it is no such state.
+        Raises:
+            WeightError: it is of another weight or weighting.
+            InputError: it is no such state, or of another representation, temperature, `every`, `draw`, ... or pool.
         """
         missing = {"weighting", "generator", "class_generator", "view", "rounds", "history"} - set(state)
         if missing:
             raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
+        self.weighting.check(state["weighting"])
+        own = self.settings()
+        given = state.get("settings")
+        if given is None:
+            self.watch.warn("old state", "this state is of an older ddplug and does not say what options it was made "
+                            "with, so they could not be compared with these.")  # fmt: skip
+        elif differing := [
+            f"{key} {given.get(key)!r} (here {own[key]!r})" for key in own if given.get(key) != own[key]
+        ]:
+            raise InputError(
+                f"this state was made with {', '.join(differing)}; the lambda in it would mean something else here. "
+                "Give the same options, or start without the state."
+            )
+        if self.pool.pending:
+            self._expected_pool = state.get("pool")
+        else:
+            self._check_pool(state.get("pool"))
         self.weighting.load_state_dict(state["weighting"])
-        self.generator.set_state(state["generator"].cpu())
-        self.class_generator.set_state(state["class_generator"].cpu())
-        if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
-            self.view.load_state_dict(state["view"])
-        self.rounds = state["rounds"]
+        self.estimator.load_state_dict(state)
+        self._keeper.rounds = self.watch.rounds = state["rounds"]
         self.history.load_state_dict(state["history"])
-        self._reported = self.history.skipped
+        self._keeper.reported = self.history.skipped
+
+    def __repr__(self) -> str:
+        how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
+        kind = "absolute" if isinstance(self.weighting, Absolute) else "relative"
+        return f"Regularizer(weight={self.weight}, {kind}, {self.space}, {self.pool}, {self.rounds} rounds, {how})"
+
+    def _check_pool(self, expected: str | None) -> None:
+        if expected is not None and expected != self.pool.digest():
+            raise InputError(
+                f"this state was made with other proxies than {self.pool}; the lambda in it would mean something else "
+                "here. Give the same proxies, in the same order, or start without the state."
+            )
 
     def _checked(self, views: Tensor, labels: Tensor) -> Call:
         """A call on views and labels that CMI can be estimated on."""
@@ -226,167 +307,26 @@ class Regularizer:
         check_labels(labels, len(views))
         if labels.device.type == "cpu":
             check_not_negative(labels)  # a wrong label is best said where it was given
+            self.pool.check_classes(labels)
         self.pool.check(views, self.input_space)
         if not self._probed:
-            self.pool.probe(views, self.input_space, self.space)
+            self._probe(views, labels)
             self._probed = True
         return Call(views.detach(), labels.detach())
 
-    def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
-        """What to add to the host's gradient `grad` on this call's views; None for nothing."""
-        if not self.enabled:
-            return None
-        if call.done:
-            if call.acted:
-                self._warn_once(
-                    "walked again",
-                    "a graph whose gradient already had CMI's in it was walked a second time; CMI counts once per call "
-                    "of the layer, so this time it was not added. If the first walk was for a log only, or the host "
-                    "steps repeatedly on one graph, call the layer anew for each gradient that images are to follow.",
-                )
-            return None
-        if call.round is None:
-            live = [found for ref in self._pending if (found := ref()) is not None]
-            reached = [found for found in live if found is call or found.reached()]
-            self._start_round(reached)
-            self._pending = [weakref.ref(found) for found in live if found not in reached]
-        return self._hand_out(call, grad)
-
-    def _start_round(self, calls: list[Call]) -> None:
-        """Estimate CMI on the views of all `calls` together and give each its slice of the gradient."""
-        number = self.rounds
-        factor = self.every * self._scheduled(number)
-        if number % self.every or factor == 0:
-            for call in calls:
-                call.release()
-            self.rounds += 1
-            return
-        views, labels = gather(calls)
-        some = None if self.classes is None or self.weighting.lam is None else self._some_classes(labels)
-        if some is None:
-            cmi, grad, images = self._estimate(views, labels)
-        else:
-            cmi, grad, images = self._estimate_from(some, views, labels)
-        if isinstance(self.weighting, Relative):
-            self.weighting.open_round()
-        finite = torch.isfinite(grad).all() & torch.isfinite(cmi)
-        round_ = Round(number, factor, len(calls), images, cmi, finite, self.weighting.lam is None)
-        for call, part in zip(calls, torch.split(grad, [len(call.views) for call in calls]), strict=True):
-            call.round, call.grad = round_, part
-        self.rounds += 1
-
-    def _estimate(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
-        """CMI of `views`, its gradient, and how many images it was estimated on."""
-        images = len(views) * self.views_per_image
-        groups = group(labels.repeat(self.views_per_image), images, views.device)
-        if groups.one_image_per_class:
-            self._warn_once("one image per class", ONE_IMAGE_PER_CLASS)
-        drawn = self.pool.draw(self.proxies_per_round, self.generator)
-        augment = self._further_views if self.views_per_image > 1 else None
-        self.pool.look_ahead(self.proxies_per_round, self.generator)
-        return *cmi_gradient(drawn, views, groups, self._step, augment), images
-
-    def _estimate_from(self, some: _Some, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
-        """The same from some of the classes' images: zero for the others, and right on average."""
-        rows = some.rows.to(views.device)
-        cmi, grad, images = self._estimate(views[rows], labels[some.rows])
-        scattered = torch.zeros_like(views, dtype=grad.dtype).index_copy(0, rows, grad * some.factor)
-        return cmi * some.factor, scattered, images
-
-    def _some_classes(self, labels: Tensor) -> _Some | None:
-        """Images of `self.classes` classes, drawn without replacement; None if that is all of them."""
-        assert self.classes is not None
-        present, of = torch.unique(labels, return_inverse=True)
-        if len(present) <= self.classes:
-            return None
-        drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
-        some = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
-        # A class's sum of divergences counts 1/n in CMI of all n images, but 1/m in CMI of the m drawn.
-        return _Some(some, len(present) / self.classes * len(some) / len(labels))
-
-    def _make_graphs(self) -> None:
-        if isinstance(self._step, Graphs):
-            self._step.make_wanted()
-
-    def _further_views(self, images: Tensor) -> Tensor:
-        assert self.view is not None
-        return torch.cat([self.view(images) for _ in range(self.views_per_image)])
-
-    def _scheduled(self, number: int) -> float:
-        if self.schedule is None:
-            return 1.0
-        factor = self.schedule(number)
-        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-            raise WeightError(f"the schedule gave {factor!r} for round {number}, expected a finite number >= 0.")
-        return float(factor)
-
-    def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
-        """This call's share of its round, lambda included; closes the round at its last call."""
-        round_, delta = call.round, call.grad
-        call.release()
-        if round_ is None or delta is None:
-            return None
-        call.acted = True
-        scale = 1.0 if self.scale is None else float(self.scale())
-        if round_.calibrating and isinstance(self.weighting, Relative):
-            self.weighting.observe(_squared_norm(grad) / scale**2, _squared_norm(delta))
-        lam = self.weighting.so_far
-        extra = (delta * (lam * round_.factor * scale)).to(grad.dtype)
-        # Looked at last, when nothing more can overflow, and chosen on the device: no GPU need be waited for.
-        round_.finite = round_.finite & torch.isfinite(extra).all()
-        extra = torch.where(round_.finite, extra, 0.0)
-        round_.open_calls -= 1
-        if round_.open_calls == 0:
-            self._close(round_, lam)
-        return extra
-
-    def _close(self, round_: Round, lam: float) -> None:
-        if round_.calibrating and isinstance(self.weighting, Relative):
-            self.weighting.close_round()
-            if self.weighting.lam is not None:
-                self.announce(
-                    f"ddplug: lambda = {self.weighting.lam:.6g} from now on (weight {self.weight}, measured over "
-                    f"the first {round_.number + 1} rounds; CMI {round_.cmi.item():.4g} nats)"
-                )
-        read = self.history.append(round_.number, lam * round_.factor, round_.images, round_.cmi, round_.finite)
-        if read and self.history.skipped > self._reported:
-            self._reported = self.history.skipped
-            self._warn_once(
-                "not finite",
-                f"CMI's gradient was not finite in round {round_.number}; such rounds are left out and counted "
-                "(history.skipped). If they keep coming, look at the images' range and input space, at lambda, and at "
-                "the proxies.",
+    def _probe(self, views: Tensor, labels: Tensor) -> None:
+        """What is looked at once, at the first call."""
+        if self._expected_pool is not None:
+            self._check_pool(self._expected_pool)
+        if self.estimator.draw > len(self.pool):
+            raise InputError(
+                f"draw must be between 1 and the pool's size, {len(self.pool)}, got {self.estimator.draw}."
             )
-
-    def _warn_once(self, about: str, text: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(text, DDPlugWarning, stacklevel=2)
-
-
-@dataclass
-class _ToPool:
-    """Brings images into the pool's space; apart from the regulariser, which would else be kept alive by its step."""
-
-    pool: ProxyPool
-    space: AnySpace | None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.pool.prepare(images, self.space)
+        self.pool.check_classes(labels)
+        self.pool.probe(views, self.input_space, self.space)
+        for doubt in self.pool.doubts(views, labels, self.input_space):
+            self.watch.warn(doubt, doubt)
 
 
-class _Some(NamedTuple):
-    """Images that stand for all, and what their CMI is to be multiplied by for that."""
-
-    rows: Tensor
-    factor: float
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a whole number >= 1, got {value!r}.")
-    return value
-
-
-def _squared_norm(gradient: Tensor) -> float:
-    return gradient.detach().double().square().sum().item()
+def _too_many(draw: int, pool: ProxyPool) -> InputError:
+    return InputError(f"draw must be between 1 and the pool's size, {len(pool)}, got {draw}.")

@@ -1,13 +1,15 @@
 """The autograd side of the identity layer: calls, the rounds they form, and who keeps what alive.
 
-A call's views are kept by the host's own graph and by nothing else: the layer only has weak references to its calls,
-so a graph that is dropped without a backward pass takes its call along, and nothing outlives a round.
+In a round of one backward pass, a call's views are kept by the host's own graph and by nothing else: the layer only has
+weak references to its calls, so a graph that is dropped without a backward pass takes its call along, and nothing
+outlives a round. A round of several passes keeps the views of all of them, and their augmentation's graphs, until its
+end, because no centroid is known before the last pass.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +21,13 @@ from ddplug.errors import InputError, SecondDerivativeError
 
 @dataclass
 class Round:
-    """What the calls of one backward pass share."""
+    """What the calls of one round share."""
 
     number: int
     factor: float
-    """On lambda: schedule times laziness."""
+    """On lambda: schedule, laziness, and `part`."""
+    part: float
+    """Of the whole set that the round's images are; 1 if nothing is known of a whole."""
     open_calls: int
     """Calls whose gradient has not arrived yet."""
     images: int
@@ -31,6 +35,10 @@ class Round:
     finite: Tensor
     """Whether CMI and its gradient are, as a tensor on the device."""
     calibrating: bool
+    host: Tensor | float = 0.0
+    """Squared norm of the host's gradient on the views, summed over the calls so far, in float64, unscaled."""
+    own: Tensor | float = 0.0
+    """The same of CMI's gradient, without lambda."""
 
 
 class Call:
@@ -41,13 +49,17 @@ class Call:
         self.labels = labels
         self.version = views._version
         self.node: weakref.ref[Any] | None = None
+        self.source: Tensor | None = None
+        """The views with their graph, in a round of several passes: the gradient is passed on to them by hand."""
+        self.arrived: Tensor | None = None
+        """The host's gradient, in a round of several passes, once it has come."""
         self.round: Round | None = None
         self.grad: Tensor | None = None
         self.done = False
         self.acted = False
 
     def reached(self) -> bool:
-        """Whether the backward pass under way will come by this call.
+        """Whether the running backward pass will reach this call.
 
         Calls of an earlier forward pass whose graph is still alive, say because the host skipped its step, will not be.
         """
@@ -57,8 +69,51 @@ class Call:
     def release(self) -> None:
         """Done: let go of all tensors. A call adds its gradient once, however often the host walks its graph."""
         self.done = True
-        self.round = self.grad = None
+        self.round = self.grad = self.arrived = None
         self.views = self.views.new_empty(0)
+
+
+class Collected:
+    """The calls of a round of several backward passes.
+
+    Args:
+        passes: how many backward passes make the round; None if somebody will say when it ends.
+    """
+
+    def __init__(self, passes: int | None = None) -> None:
+        self.passes = passes
+        self.calls: list[Call] = []
+        self._seen: set[int] = set()
+        self._last: list[Call] = []
+
+    def arrived(self, call: Call, grad: Tensor) -> bool:
+        """Note that the host's gradient has come to `call`. True if it was the last call of the last pass."""
+        call.arrived = grad if call.arrived is None else call.arrived + grad
+        if self.passes is None:
+            return False
+        running = torch._C._current_graph_task_id()
+        if running not in self._seen:
+            self._seen.add(running)
+            if len(self._seen) == self.passes:
+                self._last = [other for other in self.calls if other is call or other.reached()]
+        return len(self._seen) == self.passes and all(other.arrived is not None for other in self._last)
+
+    def waiting(self) -> list[Call]:
+        """The calls that no gradient has come to."""
+        return [call for call in self.calls if call.arrived is None and not call.done]
+
+    def take(self) -> list[Call]:
+        """The calls that a gradient came to; the others are let go of, and the next round begins."""
+        arrived = [call for call in self.calls if call.arrived is not None and not call.done]
+        for call in self.waiting():
+            call.release()
+        self.calls, self._seen, self._last = [], set(), []
+        return arrived
+
+    def drop(self) -> None:
+        """Let go of all calls, and begin anew."""
+        for call in self.take():
+            call.release()
 
 
 class Identity(torch.autograd.Function):
@@ -76,6 +131,11 @@ class Identity(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         """The host's gradient and what there is to add."""
+        if ctx.call.source is not None and torch.is_grad_enabled():
+            raise InputError(
+                "a backward pass with create_graph=True came within a round of several backward passes, whose gradient "
+                "is complete only at its end. Use plain backward passes there, or the loss form, ddplug.CMI."
+            )
         extra = ctx.on_backward(ctx.call, grad)
         if extra is None:
             return grad, None, None
@@ -122,3 +182,25 @@ def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
     if len(calls) == 1:
         return calls[0].views, labels[0]
     return torch.cat([call.views for call in calls]), torch.cat(labels)
+
+
+def leaves(tensors: Iterable[Tensor] = (), nodes: Iterable[Any] = ()) -> list[Tensor]:
+    """The leaf tensors behind `tensors`, or behind `nodes` of autograd's graph, each once."""
+    found: dict[int, Tensor] = {}
+    waiting = list(nodes)
+    for tensor in tensors:
+        if tensor.grad_fn is not None:
+            waiting.append(tensor.grad_fn)
+        elif tensor.requires_grad:
+            found[id(tensor)] = tensor
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            found[id(leaf)] = leaf
+        waiting += [following for following, _ in node.next_functions if following is not None]
+    return list(found.values())

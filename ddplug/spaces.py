@@ -124,6 +124,46 @@ class InputSpace:
         return f"normalised by mean ({mean}), std ({std})"
 
 
+NORMALIZATIONS: dict[str, InputSpace] = {
+    "cifar10": InputSpace((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": InputSpace((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": InputSpace((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "mnist": InputSpace((0.1307,), (0.3081,)),
+    "fashionmnist": InputSpace((0.2861,), (0.3530,)),
+    "tinyimagenet": InputSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": InputSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""The standard per-channel constants, by data set: what "normalized:NAME" means."""
+
+SPELLINGS = f"an InputSpace, 'unit' for [0, 1], 'normalized:NAME' ({', '.join(NORMALIZATIONS)}), or 'zca'"
+
+
+def named_space(name: str, channels: int | None = None, own: AnySpace | None = None) -> AnySpace:
+    """The space that a string means; `SpaceError` if it means none.
+
+    Args:
+        name: "unit", "normalized:NAME" with a name of `NORMALIZATIONS`, or "zca".
+        channels: of the images, which "unit" needs to know.
+        own: the space that "zca" is, if it is a whitening: its matrices are in no name.
+    """
+    kind, _, of = name.partition(":")
+    plain = of.lower().replace("-", "").replace("_", "")
+    if kind == "normalized" and plain in NORMALIZATIONS:
+        return NORMALIZATIONS[plain]
+    if name == "unit":
+        if channels is None:
+            raise SpaceError("'unit' needs to know how many channels the images have: write InputSpace.unit(channels).")
+        return InputSpace.unit(channels)
+    if name == "zca":
+        if own is not None and own.to_json().get("kind") == "zca":
+            return own
+        raise SpaceError(
+            "'zca' means the pool's own whitening, and this pool has none. Pass the host's: "
+            "ddplug.zca.ZCASpace.fit(images in [0, 1]), or ZCASpace.from_kornia(transform, shape)."
+        )
+    raise SpaceError(f"unknown input space {name!r}, expected {SPELLINGS}.")
+
+
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
     """`values` as a (c, 1, 1) tensor of the dtype and device of `like`."""
     # Filled in on the device: a copy from the host would be a wait for it, and cannot be captured in a CUDA graph.

@@ -38,6 +38,8 @@ class UpstreamAdapter:
     name: str
     views: Views = "host"
     inner: Inner = "one"
+    class_by_class = False
+    """Whether the host steps on one class at a time, and its lambda is meant for that."""
     quietly: Mapping[str, str] = types.MappingProxyType({})
     """Variables of the environment under which a comparison's many runs are not reported anywhere, unless set."""
 

@@ -44,9 +44,13 @@ class Absolute:
         """The lambda."""
         return {"kind": "absolute", "lam": self.lam}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the state is of the same lambda; `WeightError` if it is not."""
+    def check(self, state: dict[str, Any]) -> None:
+        """`WeightError` unless the state is of the same lambda."""
         _check_state(state, self.state_dict(), ("kind", "lam"))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing more than `check`: lambda is what it was made with."""
+        self.check(state)
 
 
 class Relative:
@@ -64,48 +68,48 @@ class Relative:
             )
         self.rounds = rounds
         self.lam: float | None = None
+        self.factor = 1.0
+        """On lambda beside the share, where views of part of a host's batch stand for all; its hosting code sets it."""
         self._complete = 0
         self._host = self._cmi = 0.0  # squared norms summed over the complete rounds
-        self._open_host = self._open_cmi = 0.0  # and over the calls of the round under way
 
     @property
     def so_far(self) -> float:
         """Lambda by the complete rounds; 0 before there is one."""
         return self.lam if self.lam is not None else self._ratio()
 
-    def open_round(self) -> None:
-        """A round begins; what one that was never finished has left behind is forgotten."""
-        self._open_host = self._open_cmi = 0.0
-
     def observe(self, host: float, cmi: float) -> None:
-        """Note one call of the round: the squared norms of the host's gradient and of CMI's on its views."""
-        self._open_host += host
-        self._open_cmi += cmi
+        """Note a complete round: the squared norms of the host's gradient and of CMI's on all its views.
 
-    def close_round(self) -> None:
-        """Count the round if both had a finite gradient at all, and freeze lambda after the last one."""
-        if 0 < self._open_cmi < math.inf and 0 < self._open_host < math.inf:
-            self._host += self._open_host
-            self._cmi += self._open_cmi
+        It counts if both had a finite gradient at all; after the last one that is needed, lambda is frozen.
+        """
+        if 0 < cmi < math.inf and 0 < host < math.inf:
+            self._host += host
+            self._cmi += cmi
             self._complete += 1
         if self.lam is None and self._complete == self.rounds:
             self.lam = self._ratio()
 
     def _ratio(self) -> float:
-        return self.share * math.sqrt(self._host / self._cmi) if self._cmi > 0 else 0.0
+        return self.share * self.factor * math.sqrt(self._host / self._cmi) if self._cmi > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The share and what has been measured."""
         return {
             "kind": "relative", "share": self.share, "rounds": self.rounds, "lam": self.lam,
-            "complete": self._complete, "host": self._host, "cmi": self._cmi,
+            "complete": self._complete, "host": self._host, "cmi": self._cmi, "factor": self.factor,
         }  # fmt: skip
+
+    def check(self, state: dict[str, Any]) -> None:
+        """`WeightError` unless the state is of the same share, measured over as many rounds."""
+        _check_state(state, self.state_dict(), ("kind", "share", "rounds"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the measurement, or keep the frozen lambda; `WeightError` if it is of another share."""
-        _check_state(state, self.state_dict(), ("kind", "share", "rounds"))
+        self.check(state)
         self.lam, self._complete = state["lam"], state["complete"]
         self._host, self._cmi = state["host"], state["cmi"]
+        self.factor = state.get("factor", self.factor)
 
 
 Weighting = Absolute | Relative

@@ -123,7 +123,7 @@ def test_graphed_is_eager(precision: str, chunk: Any) -> None:
     state = torch.cuda.get_rng_state()
     graphed, regularizer = gradients(pool, precision=precision, chunk=chunk)
     eager, _ = gradients(pool, precision=precision, chunk=chunk, graphs=False)
-    made = regularizer._step._made
+    made = regularizer.estimator.step._made
     assert len(made) == 1
     assert None not in made.values()
     tolerance = 1e-2 if precision == "bf16" else 1e-4

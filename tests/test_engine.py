@@ -436,8 +436,8 @@ def test_a_regulariser_captures_between_rounds(monkeypatch: pytest.MonkeyPatch) 
     for graphs in (True, False):
         regularizer = ddplug.Regularizer(pool, 1.0, weighting="absolute", graphs=graphs)
         recorder = Recorder()
-        if isinstance(regularizer._step, Graphs):
-            regularizer._step.capture = recorder
+        if isinstance(regularizer.estimator.step, Graphs):
+            regularizer.estimator.step.capture = recorder
         for number in range(6):
             leaf = views(seed=number).requires_grad_()
             regularizer(leaf, of).sum().backward()

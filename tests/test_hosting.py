@@ -76,6 +76,7 @@ class StandIn(UpstreamAdapter):
     """The adapter of all stand-ins."""
 
     name = "standin"
+    class_by_class = True  # as formed.py is
     its_spec: HostSpec
     found: ProxyPool | None = None
 
@@ -434,11 +435,11 @@ def test_a_pool_of_other_data_is_refused(pool: ProxyPool) -> None:
 def test_a_deferred_pool_becomes_the_pool(pool: ProxyPool) -> None:
     deferred = hostproxies.DeferredPool("buffer:x")
     regularizer = ddplug.Regularizer(deferred, 0.1, draw=3)
-    assert deferred.empty
+    assert deferred.pending
     assert "buffer:x" in repr(regularizer.pool)
     deferred.fill(pool)
     assert len(deferred) == len(pool)
-    assert not deferred.empty
+    assert not deferred.pending
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,7 @@ def test_views_are_released_even_while_the_graph_is_retained(pool: ddplug.ProxyP
     regularizer = layer(pool)
     loss = regularizer(batch[0].clone().requires_grad_(), batch[1]).sum()
     loss.backward(retain_graph=True)
-    assert not any(ref() is not None and not ref().done for ref in regularizer._pending)  # type: ignore[union-attr]
+    assert not any(ref() is not None and not ref().done for ref in regularizer._keeper._pending)  # type: ignore[union-attr]
 
 
 def test_every_kth_round_k_times_as_strongly(pool: ddplug.ProxyPool, batch: Batch) -> None:
