@@ -46,7 +46,7 @@ def evaluate(
     from ddplug.evaluate import DSAViews, with_space
     from ddplug.evaluate import evaluate as evaluate_set
     from ddplug.export import check_export, export_ddranking
-    from ddplug.files import write_json
+    from ddplug.files import user_path, write_json
     from ddplug.progress import Bars
     from ddplug.proxies import ProxyPool
     from ddplug.report import evaluation_table
@@ -56,6 +56,8 @@ def evaluate(
         raise InputError(f"--unit and --input-space {input_space} contradict each other; give one of them.")
     if export is not None and export[0] != "ddranking":
         raise InputError(f"unknown format {export[0]!r} to export to, expected ddranking.")
+    synthetic = user_path(synthetic)  # and its neighbour, which is taken away at the end
+    json_file = user_path(json_file) if json_file is not None else None
     where = _device(device)
     loaded = load_set(synthetic, factor=factor)
     real = datasets.load(data, data_path)

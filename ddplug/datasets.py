@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ddplug import layouts
 from ddplug.errors import DataError
+from ddplug.files import user_path
 from ddplug.layouts import Split
 from ddplug.spaces import AnySpace, InputSpace
 
@@ -106,9 +107,9 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
         return _digits(size)
     if size is not None:
         raise DataError(f"size enlarges digits only, got size={size} for {name}; resize the files themselves")
-    if path is None or not Path(path).exists():
+    if path is None or not user_path(path).exists():
         raise DataError(f"{name} needs the path of the data, got {path}, which is not there. {_expected(name)}")
-    where = Path(path).resolve()
+    where = user_path(path).resolve()
     if name == "folder":
         splits = layouts.image_folder(where, progress) if layouts.is_image_folder(where) else None
     else:

@@ -15,6 +15,7 @@ from typing import Any
 from ddplug.compare_judge import read_json
 from ddplug.compare_report import by_views, curve, weight_name
 from ddplug.errors import DataError, InputError
+from ddplug.files import user_path
 from ddplug.report import figure_of, save_figure
 
 COMPARISON, RUN = "ddplug-compare", "ddplug-run"
@@ -31,8 +32,9 @@ def labelled(given: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for text in given:
         label, equals, rest = text.partition("=")
-        path = Path(rest) if equals and not Path(text).exists() else Path(text)
-        name = label if equals and not Path(text).exists() else _called(path)
+        named = equals and not user_path(text).exists()
+        path = user_path(rest if named else text)
+        name = label if named else _called(path)
         if name in paths:
             raise InputError(f"two of the results are called {name!r}; name them: LABEL=PATH.")
         paths[name] = path
@@ -57,7 +59,7 @@ def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
         raise InputError("comparisons and runs cannot be drawn into one figure; plot one kind at a time.")
     figure = _comparisons(results) if kinds == {COMPARISON} else _runs(results)
     save_figure(figure, out)
-    return Path(out)
+    return user_path(out)
 
 
 def _called(path: Path) -> str:
@@ -68,6 +70,7 @@ def _called(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    path = user_path(path)
     file = path / "compare.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi*.json of a run.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddplug import hostfiles
 from ddplug.errors import DataError, SpaceError
-from ddplug.files import replacing
+from ddplug.files import replacing, user_path
 from ddplug.spaces import AnySpace, InputSpace, space_from_json
 
 Meaning = Literal["normalized", "zca"]
@@ -72,7 +72,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     Labels of a dictionary or a pair may be soft, (n, classes), but only as probabilities. Read with
     `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else.
     """
-    path = Path(path)
+    path = user_path(path)
     record = hostfiles.read(path, "synthetic set", "a .pt file with images and labels")
     images, labels, extra = _unpack(record)
     if isinstance(record, Tensor) and hostfiles.is_images(path):

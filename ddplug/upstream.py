@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddplug.datasets import ImageData
 from ddplug.errors import AttachError, HostError, InputError
+from ddplug.files import user_path
 from ddplug.hooks import Undo
 from ddplug.hosting import NAME, Attached, Inner, Views
 from ddplug.hosts import HostSpec, load
@@ -204,7 +205,7 @@ def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
     return [
         word
         for name, default in folders.items()
-        for word in (f"--{name}", str(Path(option(arguments, name, default)).expanduser().resolve()))
+        for word in (f"--{name}", str(user_path(option(arguments, name, default)).resolve()))
     ]
 
 

@@ -344,7 +344,7 @@ MUTANTS = [
     Mutant("mixed pictures", "plot.py", "if len(kinds) > 1:", "if False:", "tests/test_plot.py -k cannot_be_drawn"),
     Mutant("learned labels are classes", "hostfiles.py", "if images % kinds == 0:", "if False:", "tests/test_hostfiles.py -k learned"),
     Mutant("classes not saved", "sets.py", '"given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/test_hostfiles.py -k learned"),
-    Mutant("a host's folder left relative", "upstream.py", ".expanduser().resolve()))", "))", "tests/test_compare_adapters.py"),
+    Mutant("a host's folder left relative", "upstream.py", "str(user_path(option(arguments, name, default)).resolve())", "option(arguments, name, default)", "tests/test_compare_adapters.py"),
     Mutant("hosts report", "compare_host.py", "env={**adapters.upstream(self.spec.name).quietly, **os.environ},", "", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("told to report and not done", "compare_host.py", "env={**adapters.upstream(self.spec.name).quietly, **os.environ},", "env={**os.environ, **adapters.upstream(self.spec.name).quietly},", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("a host works where we are", "repeatable.py", 'os.chdir(given["folder"])', "pass", f"{COMPARE_HOST} -k folder_of_its_entry"),
