@@ -53,6 +53,26 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def _version(wanted: bool) -> None:
+    """Print our version and torch's, and end."""
+    if wanted:
+        import torch
+
+        from ddplug import __version__
+
+        print(f"ddplug {__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the versions and end.")
+    ] = False,
+) -> None:
+    """What may stand before a command."""
+
+
 for _command in (cli_compare.compare, cli_evidence.evaluate, cli_evidence.plot, cli_hosts.run, cli_hosts.patch):
     app.command()(_command)
 

@@ -390,7 +390,7 @@ MUTANTS = [
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
     Mutant("adapters left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.patches"]', WHEEL),
     Mutant("patches left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.adapters"]', WHEEL),
-    Mutant("version differs", "__init__.py", '__version__ = "0.1.0"', '__version__ = "0.2.0"', WHEEL),
+    Mutant("version not in the text", "__init__.py", '__version__ = "0.1.0"', '__version__ = str("0.1.0")', WHEEL),
     Mutant("torchvision at import", "datasets.py", "import hashlib\n", "import hashlib\nimport torchvision\n", WHEEL),
     Mutant("kornia at import", "attach.py", "import warnings\n", "import warnings\nimport kornia\n", WHEEL),
 ]  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import ddplug
 from ddplug import InputSpace, ProxyPool, cli, datasets
 from ddplug.datasets import ImageData, random_real
 from ddplug.demo import Settings, run_demo
@@ -114,6 +115,12 @@ def test_help_lists_the_commands() -> None:
 def test_without_arguments_the_help_is_shown() -> None:
     result = CliRunner().invoke(cli.app, [])
     assert "pretrain" in result.output
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_versions_in_one_line(option: str, main: Callable[..., tuple[Any, str]], capsys: Any) -> None:
+    assert run(option) == f"ddplug {ddplug.__version__}, torch {torch.__version__}\n"
+    assert main(option)[0] == 0
 
 
 # --- pretrain
