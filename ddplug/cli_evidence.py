@@ -30,7 +30,9 @@ def evaluate(
         str | None, typer.Option(help="What the set's images are, if it does not say: normalized, unit or zca.")
     ] = None,
     unit: Annotated[bool, typer.Option("--unit", help="The same as --input-space unit.")] = False,
-    factor: Annotated[int | None, typer.Option(help="IDC: images along the side of one; else from args.txt.")] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
+    ] = None,
     proxies: Annotated[Path | None, typer.Option(help="A pool; the set's CMI under it is measured, too.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
     export: Annotated[
