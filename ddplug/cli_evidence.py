@@ -100,7 +100,7 @@ def plot(
     ],
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("ddplug-plot.png"),
 ) -> None:
-    """Draw comparisons (differences, CMI, accuracy over the iterations) or runs (CMI and lambda over the rounds)."""
+    """Draw comparisons (differences, CMI, accuracy over the iterations) or runs (CMI, lambda, share by round)."""
     from ddplug.plot import labelled
     from ddplug.plot import plot as draw
 
