@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddplug.datasets import ImageData
@@ -26,6 +25,7 @@ from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
 from ddplug.sets import SyntheticSet
 from ddplug.spaces import AnySpace, InputSpace
+from ddplug.splits import gathered
 
 
 class UpstreamAdapter:
@@ -180,13 +180,8 @@ def patch_module(module: types.ModuleType, original: bytes, patched: bytes, host
 
 def stacked(data: Any) -> tuple[Tensor, Tensor]:
     """Images float32 (n, c, h, w) and labels int64 (n,) on the CPU, of a pair of tensors or a torch data set."""
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
-        images, labels = data
-    else:
-        pairs = [data[index] for index in range(len(data))]
-        images = torch.stack([image for image, _ in pairs])
-        labels = torch.tensor([int(label) for _, label in pairs])
-    return images.detach().float().cpu(), torch.as_tensor(labels).detach().long().cpu()
+    images, labels = gathered(data)
+    return images.detach().float().cpu(), labels.detach().long().cpu()
 
 
 def option(arguments: Sequence[str], name: str, default: str) -> str:
