@@ -109,7 +109,7 @@ def factor(path: Path) -> int:
 
 
 def apart(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Take images apart that hold others: (n, c, h, w) as (n * factor ** 2, c, h, w), and their labels or classes.
+    """Take images apart that hold others: (n, c, h, w) as (n * factor ** 2, c, h, w), and their labels.
 
     Each image is a grid of `factor` x `factor` smaller ones, which are enlarged bilinearly to its size. The parts of
     an image come one after another. Raises `DataError` for a factor by which height and width cannot be divided.
@@ -120,8 +120,7 @@ def apart(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
             f"a factor is the number of images along the side of one, at least 1, and divides its height and width; "
             f"got {factor} for images of {height}x{width}."
         )
-    labels = labels.repeat_interleave(factor**2, dim=0)
-    return _enlarged(images, factor, (height, width)), labels
+    return _parts(images, labels, factor, (height, width))
 
 
 def unform(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -144,15 +143,16 @@ def unform(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]
         )
     images = images.clamp(0, 1)
     padded = F.pad(images, [0, -width % factor] * 2, value=0.5)
-    return _enlarged(padded, factor, (height, width)), labels.repeat_interleave(factor**2, dim=0)
+    return _parts(padded, labels, factor, (height, width))
 
 
-def _enlarged(images: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
-    """The images in each image's grid, one after another, each enlarged to `size`; as they are for a factor of 1."""
+def _parts(images: Tensor, labels: Tensor, factor: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The images in each image's grid, one after another, enlarged to `size`, and their labels."""
     if factor == 1:
-        return images
+        return images, labels
     parts = rearrange(images, "n c (i h) (j w) -> (n i j) c h w", i=factor, j=factor)
-    return F.interpolate(parts, size=size, mode="bilinear", align_corners=False)
+    enlarged = F.interpolate(parts, size=size, mode="bilinear", align_corners=False)
+    return enlarged, labels.repeat_interleave(factor**2, dim=0)
 
 
 def _rate(path: Path) -> float:

@@ -269,7 +269,7 @@ MUTANTS = [
     Mutant("a pool's folder closed", "poolfiles.py", "temporary.mkdir()", "temporary.mkdir(0o700)", "tests/test_files.py -k permissions"),
     Mutant("an empty folder's permissions lost", "poolfiles.py", "temporary.chmod(mode_of(folder))", "pass", "tests/test_files.py -k permissions"),
     Mutant("home taken literally", "files.py", "return Path(given).expanduser()", "return Path(given)", "tests/test_files.py"),
-    Mutant("parts of any file clamped", "hostfiles.py", "return _enlarged(images, factor, (height, width)), labels", "return _enlarged(images.clamp(0, 1), factor, (height, width)), labels", "tests/test_hostfiles.py -k hold_others"),
+    Mutant("parts of any file clamped", "hostfiles.py", "return _parts(images, labels", "return _parts(images.clamp(0, 1), labels", "tests/test_hostfiles.py -k hold_others"),
     Mutant("classes of parts not repeated", "sets.py", "given.repeat_interleave(factor**2)", "given", "tests/test_hostfiles.py -k hold_others"),
     Mutant("a factor that divides nothing", "hostfiles.py", "factor < 1 or height % factor or width % factor", "factor < 1", "tests/test_hostfiles.py -k divide"),
     Mutant("bytes taken for floats", "splits.py", "if not images.is_floating_point():", "if False:", "tests/test_own_data.py"),

@@ -69,9 +69,14 @@ def test_a_pool_in_an_empty_folder_leaves_it_its_permissions(umask: int, tmp_pat
     assert mode_of(tmp_path / "pool") == 0o2750
 
 
+def too_open(path: Path) -> None:
+    path.touch()
+    path.chmod(0o777)
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "as its writer likes": lambda path: path.touch(0o600),
-    "too open": lambda path: (path.touch(), path.chmod(0o777)),
+    "too open": too_open,
     "by torch": lambda path: torch.save([1], path),
 }
 
