@@ -9,7 +9,7 @@ from typing import Any
 from ddplug.adapters import register
 from ddplug.adapters.mtt import MTT, SAVES, check_buffer, check_saves, experts_in, sets_in
 from ddplug.errors import HostError
-from ddplug.files import replacing
+from ddplug.files import replacing, user_path
 from ddplug.sets import SyntheticSet
 from ddplug.upstream import check_data, option, refuse_short
 
@@ -43,7 +43,7 @@ class DATM(MTT):
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
         """The configuration with its folders made absolute and no networks to evaluate, in a file of its own."""
         given = _settings(self.name, arguments)
-        places = {name: str(Path(given[name]).expanduser().resolve()) for name in ("data_path", "buffer_path")}
+        places = {name: str(user_path(given[name]).resolve()) for name in ("data_path", "buffer_path")}
         config = folder / CONFIG
         ours = {**places, "num_eval": 0, "eval_it": SAVES, "skip_first_eva": True}
         with replacing(config) as temporary:

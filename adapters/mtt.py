@@ -14,6 +14,7 @@ from ddplug import buffers
 from ddplug.adapters import register
 from ddplug.datasets import ImageData
 from ddplug.errors import HostError
+from ddplug.files import user_path
 from ddplug.proxies import ProxyPool
 from ddplug.sets import Meaning, SyntheticSet, load_set
 from ddplug.spaces import AnySpace, InputSpace
@@ -129,7 +130,7 @@ def sets_in(folder: Path, meaning: Meaning) -> dict[int, SyntheticSet]:
 def experts_in(folder: Path) -> str:
     """Sixteen hex digits that tell buffers apart by their files' names, sizes and last 64 KiB: they may be huge."""
     digest = hashlib.sha256()
-    for path in sorted(folder.expanduser().rglob(buffers.FILES)):
+    for path in sorted(user_path(folder).rglob(buffers.FILES)):
         size = path.stat().st_size
         with path.open("rb") as file:
             file.seek(max(0, size - 65536))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.errors import PoolError, ProxyError, SpaceError
+from ddplug.files import user_path
 from ddplug.networks import build, seeded
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.zca import ZCASpace
@@ -127,10 +128,10 @@ def split(given: str) -> tuple[Path, int]:
     """Path and snapshot of `PATH#SNAPSHOT`; without the latter the last one."""
     path, hash_, snapshot = given.rpartition("#")
     if not hash_:
-        return Path(given).expanduser(), -1
+        return user_path(given), -1
     if not re.fullmatch(r"-?\d+", snapshot):
         raise PoolError(f"'{snapshot}' in 'buffer:{given}' is no snapshot; expected a whole number such as #20 or #-1.")
-    return Path(path).expanduser(), int(snapshot)
+    return user_path(path), int(snapshot)
 
 
 def read(

@@ -53,6 +53,26 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def _version(wanted: bool) -> None:
+    """Print our version and torch's, and end."""
+    if wanted:
+        import torch
+
+        from ddplug import __version__
+
+        print(f"ddplug {__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the versions and end.")
+    ] = False,
+) -> None:
+    """What may stand before a command."""
+
+
 for _command in (cli_compare.compare, cli_evidence.evaluate, cli_evidence.plot, cli_hosts.run, cli_hosts.patch):
     app.command()(_command)
 
@@ -158,7 +178,9 @@ def measure(
     unit: Annotated[
         bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")
     ] = False,
-    factor: Annotated[int | None, typer.Option(help="IDC: images along the side of one; else from args.txt.")] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     device: DeviceName = "auto",
 ) -> None:
@@ -173,6 +195,8 @@ def measure(
         raise InputError("measure one thing: a synthetic set (its .pt file) or a real data set (--data NAME).")
     if split not in ("train", "test"):
         raise InputError(f"unknown split {split!r}, expected train or test.")
+    if data is not None and factor is not None:
+        raise InputError(f"--factor {factor} is for a synthetic set whose images hold several; leave it out.")
     if data is not None:
         real = _load(data, data_path)
         images, labels = (

@@ -86,6 +86,7 @@ def compare(
     from ddplug.compare_judge import Judge
     from ddplug.compare_plan import Settings, arms, read_weights
     from ddplug.compare_report import left_out, tables
+    from ddplug.files import user_path
     from ddplug.pretrain import MIRRORED
     from ddplug.progress import Bars
 
@@ -129,6 +130,7 @@ def compare(
         console.print(table)
     if missing := left_out(result):
         console.print(missing, soft_wrap=True, markup=False)
+    out = user_path(out)
     console.print(f"wrote {out / RESULT}", soft_wrap=True)
     console.print(without or f"wrote {write_page(result, out, out / ENTRIES, judge)}", soft_wrap=True, markup=False)
 

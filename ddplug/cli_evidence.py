@@ -30,7 +30,9 @@ def evaluate(
         str | None, typer.Option(help="What the set's images are, if it does not say: normalized, unit or zca.")
     ] = None,
     unit: Annotated[bool, typer.Option("--unit", help="The same as --input-space unit.")] = False,
-    factor: Annotated[int | None, typer.Option(help="IDC: images along the side of one; else from args.txt.")] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
+    ] = None,
     proxies: Annotated[Path | None, typer.Option(help="A pool; the set's CMI under it is measured, too.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
     export: Annotated[
@@ -46,7 +48,7 @@ def evaluate(
     from ddplug.evaluate import DSAViews, with_space
     from ddplug.evaluate import evaluate as evaluate_set
     from ddplug.export import check_export, export_ddranking
-    from ddplug.files import write_json
+    from ddplug.files import user_path, write_json
     from ddplug.progress import Bars
     from ddplug.proxies import ProxyPool
     from ddplug.report import evaluation_table
@@ -56,6 +58,8 @@ def evaluate(
         raise InputError(f"--unit and --input-space {input_space} contradict each other; give one of them.")
     if export is not None and export[0] != "ddranking":
         raise InputError(f"unknown format {export[0]!r} to export to, expected ddranking.")
+    synthetic = user_path(synthetic)  # and its neighbour, which is taken away at the end
+    json_file = user_path(json_file) if json_file is not None else None
     where = _device(device)
     loaded = load_set(synthetic, factor=factor)
     real = datasets.load(data, data_path)
@@ -96,7 +100,7 @@ def plot(
     ],
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("ddplug-plot.png"),
 ) -> None:
-    """Draw comparisons (differences, CMI, accuracy over the iterations) or runs (CMI and lambda over the rounds)."""
+    """Draw comparisons (differences, CMI, accuracy over the iterations) or runs (CMI, lambda, share by round)."""
     from ddplug.plot import labelled
     from ddplug.plot import plot as draw
 

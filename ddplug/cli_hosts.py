@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ddplug.errors import InputError
+from ddplug.files import user_path
 
 Host = Annotated[str, typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm or idc.")]
 
@@ -64,7 +65,7 @@ def run(
     if inner is not None:
         ours["inner"] = inner
     if proxies and ":" not in proxies:
-        ours["proxies"] = str(Path(proxies).expanduser().resolve())
+        ours["proxies"] = str(user_path(proxies).resolve())
     options = [f"--cmi_{name}={value}" for name, value in ours.items() if value != ""]
     run_host(spec, checkout, [*given, *options], must=share != 0)
 
@@ -82,7 +83,7 @@ def patch(
     if check + reverse + diff > 1:
         raise InputError("give one of --check, --reverse and --diff.")
     spec = hosts.load(host)
-    repo = path.expanduser().resolve()
+    repo = user_path(path).resolve()
     if diff:
         spec.check(repo)
         sys.stdout.write(spec.patch.raw.decode())

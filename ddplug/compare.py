@@ -19,7 +19,7 @@ from ddplug.compare_judge import Judge, read_json
 from ddplug.compare_plan import Arm, Entry
 from ddplug.compare_report import summary
 from ddplug.errors import DataError, InputError
-from ddplug.files import write_json
+from ddplug.files import user_path, write_json
 from ddplug.locking import alone
 from ddplug.proxies import ProxyPool
 
@@ -86,11 +86,11 @@ def compare(
         raise InputError(f"first_seed must be at least 0, got {first_seed}.")
     judge.check()
     distil.check(arms, judge)
-    out = Path(out)
+    out = user_path(out)
     _check_folder(out)
     made_with = {**_made_with(host, judge), **distil.made_with}
     entries = [Entry(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
-    source, taken = Path(baseline or out), []
+    source, taken = user_path(baseline or out), []
     if baseline is not None and (lacking := to_make(out / ENTRIES, entries)):
         differing = _differing(source, made_with, ignored=REGULARIZERS)
         taken = to_take(source / ENTRIES, lacking, differing)

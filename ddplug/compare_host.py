@@ -23,6 +23,7 @@ from ddplug.compare_entry import DONE, set_name, write_done
 from ddplug.compare_judge import Judge, read_json
 from ddplug.compare_plan import Arm, Entry, Settings
 from ddplug.errors import HostError, InputError
+from ddplug.files import user_path
 from ddplug.hosting import OPTIONS
 from ddplug.hosts import HostSpec
 from ddplug.regularizer import Regularizer
@@ -143,7 +144,7 @@ class Upstream(NamedTuple):
         ours: dict[str, Any] = {"weight": entry.arm.weight}
         if not entry.arm.baseline:
             ours |= {
-                "views": entry.arm.views, "seed": entry.seed, "proxies": self.proxies.expanduser().resolve(),
+                "views": entry.arm.views, "seed": entry.seed, "proxies": user_path(self.proxies).resolve(),
                 **self._options(),
             }  # fmt: skip
         return [f"--cmi_{name}={value}" for name, value in ours.items()]

@@ -7,6 +7,7 @@ images. It never downloads, and it refuses what it does not recognise with a lis
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddplug import layouts
+from ddplug import layouts, splits
 from ddplug.errors import DataError
+from ddplug.files import user_path
 from ddplug.layouts import Split
 from ddplug.spaces import AnySpace, InputSpace
 
@@ -106,9 +108,9 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
         return _digits(size)
     if size is not None:
         raise DataError(f"size enlarges digits only, got size={size} for {name}; resize the files themselves")
-    if path is None or not Path(path).exists():
+    if path is None or not user_path(path).exists():
         raise DataError(f"{name} needs the path of the data, got {path}, which is not there. {_expected(name)}")
-    where = Path(path).resolve()
+    where = user_path(path).resolve()
     if name == "folder":
         splits = layouts.image_folder(where, progress) if layouts.is_image_folder(where) else None
     else:
@@ -116,6 +118,86 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
     if splits is None:
         raise DataError(f"no {name} at {where}. {_expected(name)} Found there: {_listing(where)}.")
     return _normalized(name, splits)
+
+
+def as_image_data(
+    data: object,
+    *,
+    name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    space: AnySpace | None = None,
+    test: object = None,
+) -> ImageData:
+    """An `ImageData` of what people have: tensors, torch data sets, or the name of a data set.
+
+    A function beside `load` and no method, as it also loads, and hands back what is an `ImageData` already.
+
+    Args:
+        data: an `ImageData`, returned as it is; "NAME" or "NAME:PATH", as `load` takes them; or a split: a pair of
+            images (n, c, h, w), of any floating dtype, and labels (n,), of any integer dtype; a `TensorDataset` of
+            these two; a map-style torch data set of (image, label) pairs, which is read once. Or a pair of two such
+            splits, for training and for testing. Tensors that are float32 and int64 already are not copied.
+        name: what the data are called, "data" by default: pools trained on them say so.
+        class_names: of classes 0, 1, ...; their numbers by default.
+        space: what the numbers in the images mean; has to be said for splits: `InputSpace.unit(3)` for intensities in
+            [0, 1], `InputSpace.normalized(mean, std)` for what torchvision's `Normalize` made of these.
+        test: the test split, if `data` is the training split. Without any, a tenth of each class, rounded down but at
+            least one image, becomes the test split and is trained on no more: the same images every time, drawn by an
+            own generator.
+
+    The result is on the device of the training images.
+
+    Raises:
+        DataError: no such data; images or labels of another dtype, shape or length; labels that are no classes, or a
+            class without training images; images that are not finite or of two shapes; a space that is missing or of
+            another number of channels; or something is said that the data say themselves. What `load` raises.
+    """
+    if isinstance(data, ImageData | str):
+        said = {"name": name, "class_names": class_names, "test": test, "space": space}
+        if isinstance(data, ImageData) and space == data.space:
+            del said["space"]
+        if given := [f"{key}=" for key, value in said.items() if value is not None]:
+            what = f"the data set {data!r}" if isinstance(data, str) else f"an ImageData of {data.name}"
+            raise DataError(
+                f"{what} says itself what {' and '.join(given)} would say; leave it out. Another space or name has "
+                "data.to_space(space) or dataclasses.replace(data, name=...)."
+            )
+        if isinstance(data, ImageData):
+            return data
+        known, colon, path = data.partition(":")
+        return load(known, path if colon else None)
+    train = data
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Tensor):
+        if test is not None:
+            raise DataError("the data are two splits, and test= is a third; give the test split once.")
+        train, test = data
+    images, labels = splits.checked(*splits.gathered(train), "training")
+    _check_space(space, images.shape[1])
+    assert space is not None  # _check_space sees to it
+    count, present = int(labels.max()) + 1, set(labels.tolist())
+    if class_names is not None:
+        count = max(count, len(class_names))  # labels beyond the names are the next check's
+    if len(present) < count:
+        raise DataError(
+            f"class {min(set(range(len(present) + 1)) - present)} has no training images; expected some of each of "
+            f"{count} classes, numbered from 0 without gaps."
+        )
+    names = tuple(class_names) if class_names is not None else tuple(map(str, range(count)))
+    _check_classes(labels, names, "training")
+    if test is None:
+        in_test = splits.drawn_test(labels, names)
+        test_images, test_labels = images[in_test], labels[in_test]
+        images, labels = images[~in_test], labels[~in_test]
+    else:
+        test_images, test_labels = splits.checked(*splits.gathered(test), "test")
+        _check_classes(test_labels, names, "test")
+        if test_images.shape[1:] != images.shape[1:]:
+            raise DataError(
+                f"the training images have shape {tuple(images.shape[1:])} and the test images "
+                f"{tuple(test_images.shape[1:])}; resize them to one."
+            )
+        test_images, test_labels = test_images.to(images.device), test_labels.to(images.device)
+    return ImageData("data" if name is None else name, names, space, images, labels, test_images, test_labels)
 
 
 def random_real(data: ImageData, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -166,6 +248,27 @@ _KNOWN = {
         space=InputSpace.normalized((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     ),
 }
+
+
+def _check_space(space: AnySpace | None, channels: int) -> None:
+    if space is None:
+        raise DataError(
+            f"tensors do not say what their numbers mean: give space=InputSpace.unit({channels}) for intensities in "
+            "[0, 1], or space=InputSpace.normalized(mean, std) for images normalised by each channel's mean and std."
+        )
+    if getattr(space, "channels", None) != channels:
+        raise DataError(
+            f"the images have {channels} channels and space is {space}, expected an input space of as many channels; "
+            "images are (n, c, h, w), which images.permute(0, 3, 1, 2) makes of (n, h, w, c)."
+        )
+
+
+def _check_classes(labels: Tensor, names: tuple[str, ...], what: str) -> None:
+    if labels.max() >= len(names):
+        raise DataError(
+            f"the {what} labels go up to {int(labels.max())}, but there are {len(names)} classes, "
+            f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}; labels are class numbers from 0 on."
+        )
 
 
 def _digits(size: int | None) -> ImageData:

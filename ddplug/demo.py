@@ -22,7 +22,7 @@ from ddplug.augment import DSA
 from ddplug.datasets import ImageData
 from ddplug.distill import DistributionMatching
 from ddplug.errors import InputError
-from ddplug.files import write_json
+from ddplug.files import user_path, write_json
 from ddplug.measure import measure
 from ddplug.networks import build
 from ddplug.precision import fast_bf16
@@ -127,7 +127,7 @@ def run_demo(
         pool: proxies to use instead of training some; the last `settings.held_out` of them only measure.
         on_progress: told (what is being done, steps done, steps in all).
     """
-    out = Path(out)
+    out = user_path(out)
     tell = on_progress or (lambda what, done, total: None)
     pool = pool or _pool(data, out, settings, device)
     if len(pool) <= settings.held_out:

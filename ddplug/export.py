@@ -12,7 +12,7 @@ from torch import Tensor
 from ddplug.datasets import ImageData
 from ddplug.errors import InputError
 from ddplug.evaluate import FIELDS_LR, FIELDS_VIEWS, is_whitened, resolve, with_space
-from ddplug.files import replacing, write_json
+from ddplug.files import replacing, user_path, write_json
 from ddplug.sets import SyntheticSet
 from ddplug.spaces import InputSpace
 from ddplug.training import Augment
@@ -46,7 +46,7 @@ def export_ddranking(
 
     Raises what `check_export` raises, and `SpaceError` if it is not known what the images mean.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     check_export(synthetic, data, folder, architecture=architecture, augment=augment)
     name, network = _DATASETS[data.name], _NETWORKS[resolve(architecture)]
     per_class = _per_class(synthetic.classes, data.num_classes)
@@ -134,7 +134,7 @@ def check_export(
     if augment not in (None, FIELDS_VIEWS):
         raise InputError(f"DD-Ranking has DSA with the field's strategy, or none; {augment} cannot be exported.")
     _per_class(synthetic.classes, data.num_classes)
-    if Path(folder).exists() and not Path(folder).is_dir():
+    if user_path(folder).exists() and not user_path(folder).is_dir():
         raise InputError(f"'{folder}' is a file, expected a folder to export to; name another with --export.")
 
 

@@ -1,28 +1,63 @@
-"""Files that are either the old one or the new one, never half of either."""
+"""Files that are either the old one or the new one, never half of either; and what a path that was given means."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ddplug.errors import InputError
+
+
+def user_path(given: str | Path) -> Path:
+    """`given` as a path, a leading `~` or `~user` being that user's home: `--out=~/x` is nothing a shell expands.
+
+    Raises `InputError` if that user has no home here.
+    """
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"'{given}' begins with the home folder of a user who has none here; write the path in full, from the root."
+        ) from error
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary neighbour of `path` to write to; it takes its place at the end, or is gone if writing failed.
 
-    It has the ending of `path`, for writers that go by that, and missing folders are made.
+    It has the ending of `path`, for writers that go by that, and missing folders are made. The permissions are those
+    of the file that was there, or else those that any new file gets here, whatever the writer made of them.
     """
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    mode = mode_of(path) if path.is_file() else _new_mode(temporary)
     try:
         yield temporary
+        if mode_of(temporary) != mode:  # safetensors, for one, makes files that nobody else can read
+            temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def mode_of(path: Path) -> int:
+    """The permissions of what is at `path`."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _new_mode(path: Path) -> int:
+    """The permissions of a new file at `path`: tried out, as asking for the umask would change it for all threads."""
+    path.unlink(missing_ok=True)
+    try:
+        path.touch()
+        return mode_of(path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def write_json(content: object, path: Path) -> None:

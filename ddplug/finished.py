@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.errors import InputError
-from ddplug.files import write_json
+from ddplug.files import user_path, write_json
 from ddplug.locking import alone
 
 
@@ -36,7 +36,7 @@ class Finished:
         if path is None:
             yield cls(None, ours, {})
             return
-        path = Path(path)
+        path = user_path(path)
         with alone(path.with_name(f".{path.name}.lock"), path):
             finished = cls._read(path, ours) if path.exists() else cls(path, ours, {})
             finished._write()  # what cannot be written is not to be found out after the first run

@@ -108,13 +108,26 @@ def factor(path: Path) -> int:
     return found
 
 
-def unform(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Take IDC's formed images apart: (n, c, h, w) intensities as (n * factor ** 2, c, h, w), and their labels.
+def apart(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Take images apart that hold others: (n, c, h, w) as (n * factor ** 2, c, h, w), and their labels.
 
-    Each image is a grid of `factor` x `factor` smaller ones, which are enlarged bilinearly to its size; what the grid
-    lacks at the lower and right edge is grey. The parts of an image come one after another. Values are clamped to
-    [0, 1], as the host does before each use. Raises `DataError` for a factor that cannot be, images that are not
-    square, and values far from [0, 1].
+    Each image is a grid of `factor` x `factor` smaller ones, which are enlarged bilinearly to its size. The parts of
+    an image come one after another. Raises `DataError` for a factor by which height and width cannot be divided.
+    """
+    height, width = images.shape[2:]
+    if factor < 1 or height % factor or width % factor:
+        raise DataError(
+            f"a factor is the number of images along the side of one, at least 1, and divides its height and width; "
+            f"got {factor} for images of {height}x{width}."
+        )
+    return _parts(images, labels, factor, (height, width))
+
+
+def unform(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Take IDC's formed images apart as `apart` does, but by IDC's own rules for what its files hold.
+
+    What the grid lacks at the lower and right edge is grey, and values are clamped to [0, 1], as the host does before
+    each use. Raises `DataError` for a factor that cannot be, images that are not square, and values far from [0, 1].
     """
     height, width = images.shape[2:]
     if height != width or not 1 <= factor <= height:
@@ -129,11 +142,16 @@ def unform(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]
             "another host? Store it as a dictionary of images and labels under another name than data.pt."
         )
     images = images.clamp(0, 1)
+    padded = F.pad(images, [0, -width % factor] * 2, value=0.5)
+    return _parts(padded, labels, factor, (height, width))
+
+
+def _parts(images: Tensor, labels: Tensor, factor: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The images in each image's grid, one after another, enlarged to `size`, and their labels."""
     if factor == 1:
         return images, labels
-    images = F.pad(images, [0, -width % factor] * 2, value=0.5)
     parts = rearrange(images, "n c (i h) (j w) -> (n i j) c h w", i=factor, j=factor)
-    enlarged = F.interpolate(parts, size=(height, width), mode="bilinear", align_corners=False)
+    enlarged = F.interpolate(parts, size=size, mode="bilinear", align_corners=False)
     return enlarged, labels.repeat_interleave(factor**2, dim=0)
 
 

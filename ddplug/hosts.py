@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.errors import HostError, PatchError
+from ddplug.files import user_path
 from ddplug.patching import Patch, check_name, inside, parse, states, write_all
 
 
@@ -150,9 +151,9 @@ def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
     Whether it is the right one is `HostSpec.check`'s question. `HostError` if none of the places has its script.
     """
     if given is not None:
-        return given.expanduser().resolve()
+        return user_path(given).resolve()
     hosts = os.environ.get("DDPLUG_HOSTS")
-    places = [*([Path(hosts) / spec.folder] if hosts else []), Path.cwd(), Path.cwd() / spec.folder]
+    places = [*([user_path(hosts) / spec.folder] if hosts else []), Path.cwd(), Path.cwd() / spec.folder]
     for place in places:
         if (place / spec.script).is_file():
             return place.resolve()

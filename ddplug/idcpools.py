@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.errors import PoolError, ProxyError
+from ddplug.files import user_path
 from ddplug.networks import Norm, build, seeded
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.spaces import InputSpace
@@ -47,7 +48,7 @@ SPACES = {
 
 def read_for_host(path: str, adapter: UpstreamAdapter, args: Any, known: Mapping[str, Any]) -> ProxyPool:
     """`--proxies idc:PATH` of any host: PATH is a file, an experiment's folder, or a folder of experiments."""
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     dataset = next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])
     space = _space(dataset)
     if space is None:

@@ -2,7 +2,7 @@
 
 Comparisons (`compare.json`): what each weight changed, in accuracy and in CMI, one line per comparison and kind of
 views, and accuracy over the iterations where sets were judged more than once. Runs (the `cmi*.json` that the layer
-writes beside a host's results): CMI of the views and lambda, round by round.
+writes beside a host's results, or a history's own file): CMI of the views, lambda, and the share, round by round.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from ddplug.compare_judge import read_json
 from ddplug.compare_report import by_views, curve, weight_name
 from ddplug.errors import DataError, InputError
+from ddplug.files import user_path
 from ddplug.report import figure_of, save_figure
 
 COMPARISON, RUN = "ddplug-compare", "ddplug-run"
@@ -31,8 +32,9 @@ def labelled(given: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for text in given:
         label, equals, rest = text.partition("=")
-        path = Path(rest) if equals and not Path(text).exists() else Path(text)
-        name = label if equals and not Path(text).exists() else _called(path)
+        named = equals and not user_path(text).exists()
+        path = user_path(rest if named else text)
+        name = label if named else _called(path)
         if name in paths:
             raise InputError(f"two of the results are called {name!r}; name them: LABEL=PATH.")
         paths[name] = path
@@ -57,7 +59,7 @@ def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
         raise InputError("comparisons and runs cannot be drawn into one figure; plot one kind at a time.")
     figure = _comparisons(results) if kinds == {COMPARISON} else _runs(results)
     save_figure(figure, out)
-    return Path(out)
+    return user_path(out)
 
 
 def _called(path: Path) -> str:
@@ -68,13 +70,35 @@ def _called(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    path = user_path(path)
     file = path / "compare.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi*.json of a run.")
     content = read_json(file, "name another")
     if content.get("format") not in (COMPARISON, RUN):
         raise DataError(f"'{file}' is neither the result of `ddplug compare` nor of a run.")
-    return content
+    return content if content["format"] == COMPARISON else {"format": RUN, "history": _history(file, content)}
+
+
+def _history(file: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rounds of a run in which the regulariser acted; nothing else of its file is needed."""
+    try:
+        acted = [
+            {
+                "number": int(of["number"]), "cmi": float(of["cmi"]), "lam": float(of["lam"]),
+                "share": float(of["share"]) if of.get("share") is not None else None,
+            }
+            for of in content["history"]
+            if not of["skipped"]
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"'{file}' is of a run, but its history cannot be read ({type(error).__name__}: {error}): each round has a "
+            "number, cmi, lam and skipped, and may have a share. It is damaged, or of another version; name another."
+        ) from error
+    if not acted:
+        raise DataError(f"the run of '{file}' has no round in which the regulariser acted, so nothing to draw.")
+    return acted
 
 
 def _comparisons(results: Mapping[str, dict[str, Any]]) -> Any:
@@ -132,17 +156,23 @@ def _over_time(axis: Any, label: str, result: dict[str, Any]) -> None:
 
 
 def _runs(results: Mapping[str, dict[str, Any]]) -> Any:
-    figure = figure_of(10.4, 4.0)
+    """CMI and lambda by round and, if any run knows it, the share."""
+    shares = {label: [of for of in run["history"] if of["share"] is not None] for label, run in results.items()}
+    shown = [("cmi", "CMI of the views (nats)"), ("lam", "lambda")]
+    if any(shares.values()):
+        shown.append(("share", "share of the host's gradient"))
+    figure = figure_of(5.2 * len(shown), 4.0)
     figure.set_layout_engine("constrained")
-    cmi, lam = figure.subplots(1, 2)
-    for label, result in results.items():
-        history = [round_ for round_ in result["history"] if not round_["skipped"]]
-        numbers = [round_["number"] for round_ in history]
-        cmi.plot(numbers, [round_["cmi"] for round_ in history], label=label)
-        lam.plot(numbers, [round_["lam"] for round_ in history], label=label)
-    cmi.set(xlabel="round", ylabel="CMI of the views (nats)")
-    lam.set(xlabel="round", ylabel="lambda")
-    for axis in (cmi, lam):
+    for axis, (key, meaning) in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        for number, (label, run) in enumerate(results.items()):
+            rounds = shares[label] if key == "share" else run["history"]
+            if rounds:
+                # A line through one or two rounds is none; a run keeps its colour where another has no share.
+                axis.plot(
+                    [of["number"] for of in rounds], [of[key] for of in rounds], label=label, color=f"C{number}",
+                    linewidth=1.2, marker="o" if len(rounds) < 3 else None,
+                )  # fmt: skip
+        axis.set(xlabel="round", ylabel=meaning)
         axis.grid(alpha=0.3)
-    cmi.legend(fontsize="small")
+    figure.axes[0].legend(fontsize="small")
     return figure

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddplug.errors import DDPlugError, PoolError, SpaceError
-from ddplug.files import replacing
+from ddplug.files import mode_of, replacing, user_path
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.spaces import AnySpace, space_from_json
 
@@ -51,6 +51,7 @@ class Header:
 
 def read_header(folder: Path) -> Header:
     """The header of the pool in `folder`; raises `PoolError` if there is none, or not one of ours."""
+    folder = user_path(folder)
     if not folder.is_dir():
         raise PoolError(f"there is no pool at '{folder}' (no such folder). {MAKE_ONE}")
     path = folder / HEADER
@@ -207,6 +208,7 @@ def read_pool(
     budget: int | None = None,
 ) -> ProxyPool:
     """What `ProxyPool.load` does; without a budget, everything is kept."""
+    folder = user_path(folder)
     header = read_header(folder)
     if dataset is not None and header.info.dataset != dataset:
         raise PoolError(
@@ -225,15 +227,21 @@ def read_pool(
 
 
 def write_pool(pool: ProxyPool, folder: Path) -> None:
-    """What `ProxyPool.save` does: everything into a temporary neighbour, then one rename."""
+    """What `ProxyPool.save` does: everything into a temporary neighbour, then one rename.
+
+    The folder gets the permissions of the empty one that it replaces, or else those of any new folder here.
+    """
+    folder = user_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PoolError(f"'{folder}' already exists and is not an empty folder; choose another, or delete it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    temporary.mkdir()  # not by tempfile, whose folders nobody else may enter
     try:
         records = [write_network(temporary, i, proxy) for i, proxy in enumerate(pool)]
         write_header(temporary, Header(pool.info, len(pool), records))
-        temporary.chmod(0o755)
+        if folder.is_dir():
+            temporary.chmod(mode_of(folder))
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

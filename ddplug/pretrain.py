@@ -16,6 +16,7 @@ import torch
 
 from ddplug.datasets import ImageData
 from ddplug.errors import InputError, PoolError
+from ddplug.files import user_path
 from ddplug.networks import build, seeded
 from ddplug.poolfiles import HEADER, Header, read_header, read_pool, write_header, write_network
 from ddplug.precision import fast_bf16
@@ -71,7 +72,7 @@ def pretrain(
     """
     if count < 1 or epochs < 1:
         raise InputError(f"a pool needs at least 1 network and 1 epoch, got count={count}, epochs={epochs}.")
-    folder, architecture = Path(folder), architecture or usual_architecture(data)
+    folder, architecture = user_path(folder), architecture or usual_architecture(data)
     flip = data.name in MIRRORED if flip is None else flip
     fixed = {"num_classes": data.num_classes, "channels": data.shape[0], "size": list(data.shape[1:])}
     resolved = {**fixed, **(options or {})}
@@ -134,7 +135,7 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
     if cache is None:
         from platformdirs import user_cache_path
 
-        cache = Path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+        cache = user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     architecture, recipe = usual_architecture(data), dict(_LARGE)
     if architecture == "resnet18" and torch.device(device).type != "cuda":

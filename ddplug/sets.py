@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddplug import hostfiles
 from ddplug.errors import DataError, SpaceError
-from ddplug.files import replacing
+from ddplug.files import replacing, user_path
 from ddplug.spaces import AnySpace, InputSpace, space_from_json
 
 Meaning = Literal["normalized", "zca"]
@@ -68,11 +68,16 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
       there, and become probabilities here; an image's class is its place in the set, whatever its label became.
     - IDC: `data.pt`, whose images hold `factor` x `factor` smaller ones each; these are taken apart and enlarged, and
       clamped to [0, 1], as the host does. Without `factor` it is read from the host's own `args.txt` beside the file.
+      A bare pair of another name is taken for IDC's if a factor is given.
+
+    With a `factor`, images of all other files are taken apart and enlarged as well; what their numbers mean stays what
+    the file says, and `factor` has to divide their height and width.
 
     Labels of a dictionary or a pair may be soft, (n, classes), but only as probabilities. Read with
-    `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else.
+    `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else, and for a factor that
+    does not fit the images.
     """
-    path = Path(path)
+    path = user_path(path)
     record = hostfiles.read(path, "synthetic set", "a .pt file with images and labels")
     images, labels, extra = _unpack(record)
     if isinstance(record, Tensor) and hostfiles.is_images(path):
@@ -85,13 +90,13 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
         extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
     space = _space(path, extra)
     images = images.float()
-    if factor is not None or hostfiles.is_formed(path, record):
-        if isinstance(record, dict | Tensor):
-            raise DataError(
-                f"'{path}' is no file of IDC's, a pair of images and labels, and has no factor; leave it out."
-            )
+    given = _classes(path, extra, len(images))
+    if hostfiles.is_formed(path, record) or (factor is not None and not isinstance(record, dict | Tensor)):
         space = InputSpace.unit(images.shape[1])
         images, labels = hostfiles.unform(images, labels, hostfiles.factor(path) if factor is None else factor)
+    elif factor is not None:
+        images, labels = hostfiles.apart(images, labels, factor)
+        given = given.repeat_interleave(factor**2) if given is not None else None
     labels = labels.float() if labels.ndim == 2 else labels.long()
     return SyntheticSet(
         images,
@@ -100,7 +105,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
         extra.get("dataset"),
         extra.get("meaning"),
         extra.get("lr"),
-        _classes(path, extra, len(images)),
+        given,
     )
 
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddplug.datasets import ImageData
 from ddplug.errors import AttachError, HostError, InputError
+from ddplug.files import user_path
 from ddplug.hooks import Undo
 from ddplug.hosting import NAME, Attached, Inner, Views
 from ddplug.hosts import HostSpec, load
@@ -25,6 +25,7 @@ from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
 from ddplug.sets import SyntheticSet
 from ddplug.spaces import AnySpace, InputSpace
+from ddplug.splits import gathered
 
 
 class UpstreamAdapter:
@@ -181,13 +182,8 @@ def patch_module(module: types.ModuleType, original: bytes, patched: bytes, host
 
 def stacked(data: Any) -> tuple[Tensor, Tensor]:
     """Images float32 (n, c, h, w) and labels int64 (n,) on the CPU, of a pair of tensors or a torch data set."""
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
-        images, labels = data
-    else:
-        pairs = [data[index] for index in range(len(data))]
-        images = torch.stack([image for image, _ in pairs])
-        labels = torch.tensor([int(label) for _, label in pairs])
-    return images.detach().float().cpu(), torch.as_tensor(labels).detach().long().cpu()
+    images, labels = gathered(data)
+    return images.detach().float().cpu(), labels.detach().long().cpu()
 
 
 def option(arguments: Sequence[str], name: str, default: str) -> str:
@@ -206,7 +202,7 @@ def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
     return [
         word
         for name, default in folders.items()
-        for word in (f"--{name}", str(Path(option(arguments, name, default)).expanduser().resolve()))
+        for word in (f"--{name}", str(user_path(option(arguments, name, default)).resolve()))
     ]
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import ddplug
 from ddplug import InputSpace, ProxyPool, cli, datasets
 from ddplug.datasets import ImageData, random_real
 from ddplug.demo import Settings, run_demo
@@ -114,6 +115,12 @@ def test_help_lists_the_commands() -> None:
 def test_without_arguments_the_help_is_shown() -> None:
     result = CliRunner().invoke(cli.app, [])
     assert "pretrain" in result.output
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_versions_in_one_line(option: str, main: Callable[..., tuple[Any, str]], capsys: Any) -> None:
+    assert run(option) == f"ddplug {ddplug.__version__}, torch {torch.__version__}\n"
+    assert main(option)[0] == 0
 
 
 # --- pretrain
@@ -300,6 +307,13 @@ def test_measuring_real_data(pool_folder: Path, digits: ImageData, split: str) -
     assert found == measure(pool_folder, images, labels, input_space=digits.space).to_json()
 
 
+def test_images_that_hold_others_are_measured_apart(pool_folder: Path, set_file: Path) -> None:
+    apart = load_set(set_file, factor=2)
+    expected = measure(pool_folder, apart.images, apart.labels, input_space=apart.space).to_json()
+    assert measured(set_file, "--factor", 2, "--proxies", pool_folder) == expected
+    assert expected["images"] == 4 * measured(set_file, "--proxies", pool_folder)["images"]
+
+
 def test_measuring_plain_intensities(pool_folder: Path, set_file: Path, tmp_path: Path) -> None:
     synthetic = load_set(set_file)
     assert synthetic.space is not None
@@ -345,6 +359,8 @@ def test_a_pool_of_another_data_set_is_refused(
     [
         ("measure --proxies POOL", "measure one thing"),
         ("measure SET --data digits --proxies POOL", "measure one thing"),
+        ("measure --data digits --factor 2 --proxies POOL", "--factor 2 is for a synthetic set"),
+        ("measure SET --factor 0 --proxies POOL", "at least 1, and divides its height and width; got 0"),
         ("measure nowhere.pt --proxies POOL", "no synthetic set at 'nowhere.pt'"),
         ("measure SET --proxies nowhere", "no pool at 'nowhere'"),
         ("measure --data digits --split all --proxies POOL", "unknown split 'all'"),

@@ -504,6 +504,16 @@ def test_a_hosts_formed_images(digits: ImageData, few: SyntheticSet, tmp_path: P
     assert len(chosen.images) == 80
 
 
+def test_images_that_hold_others_in_any_file(set_file: Path, digits: ImageData, tmp_path: Path) -> None:
+    run(set_file, *QUICK, "--factor", 2, "--json", tmp_path / "out.json")
+    chosen = load_set(set_file, factor=2)
+    assert len(chosen.images) == 4 * len(load_set(set_file).images)
+    expected = evaluate(chosen, digits, **TINY)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["settings"] == expected.settings
+    assert found["results"]["convnet"]["accuracies"] == expected.accuracies["convnet"]
+
+
 def test_an_export_that_cannot_be_is_refused_before_training(set_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(InputError, match="cifar10, cifar100"):
@@ -536,7 +546,7 @@ def test_runs_outlive_an_export_that_fails(set_file: Path, monkeypatch: pytest.M
         (("--unit", "--input-space", "zca"), "contradict"),
         (("--export", "zip", "out"), "unknown format 'zip'"),
         (("--export", "ddranking", "out"), "cifar10, cifar100"),
-        (("--factor", 2), "no factor"),
+        (("--factor", 3), "divides its height and width; got 3"),
         (("--proxies", "nowhere"), "no pool"),
     ],
     ids=str,

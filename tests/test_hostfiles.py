@@ -201,11 +201,75 @@ def test_images_that_are_not_intensities_are_not_clamped(tmp_path: Path) -> None
         load_set(formed(tmp_path, 4 * IMAGES - 2), factor=1)
 
 
-def test_a_factor_is_for_idcs_files_only(tmp_path: Path) -> None:
-    torch.save({"images": IMAGES, "labels": LABELS}, tmp_path / "set.pt")
-    for path in (tmp_path / "set.pt", trajectory(tmp_path)):
-        with pytest.raises(DataError, match="no factor; leave it out"):
-            load_set(path, factor=2)
+def test_a_renamed_file_of_idcs(tmp_path: Path) -> None:
     torch.save((IMAGES, LABELS), tmp_path / "renamed.pt")
     assert load_set(tmp_path / "renamed.pt", factor=2).space == InputSpace.unit(3)
     assert load_set(tmp_path / "renamed.pt").space is None
+
+
+# --- a factor for any file
+
+
+NORMALISED = InputSpace.normalized([0.5, 0.4, 0.3], [0.25, 0.2, 0.1])
+SOFT = LOGITS.softmax(1)
+
+
+def ours(folder: Path, images: Tensor, labels: Tensor) -> Path:
+    save_set(SyntheticSet(images, labels, NORMALISED, "mine", given_classes=LABELS), folder / "set.pt")
+    return folder / "set.pt"
+
+
+def dictionary(folder: Path, images: Tensor, labels: Tensor) -> Path:
+    torch.save({"images": images, "labels": labels}, folder / "set.pt")
+    return folder / "set.pt"
+
+
+def dms(folder: Path, images: Tensor, labels: Tensor) -> Path:
+    torch.save({"data": [[images, labels]], "accs_all_exps": {}}, folder / "res_DM.pt")
+    return folder / "res_DM.pt"
+
+
+def mtts(folder: Path, images: Tensor, labels: Tensor) -> Path:
+    return trajectory(folder, labels, images=images)
+
+
+@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize("write", [ours, dictionary, dms, mtts])
+def test_images_that_hold_others_are_taken_apart_in_any_file(write: Any, labels: Tensor, tmp_path: Path) -> None:
+    mosaics = 4 * IMAGES - 2  # far from [0, 1], as normalised and whitened images are
+    path = write(tmp_path, mosaics, labels)
+    whole, parts = load_set(path), load_set(path, factor=2)
+    assert parts.images.shape == (16, 3, 8, 8)
+    for number in range(16):
+        image, row, column = number // 4, number % 4 // 2 * 4, number % 2 * 4
+        part = mosaics[image : image + 1, :, row : row + 4, column : column + 4]
+        enlarged = F.interpolate(part, scale_factor=2, mode="bilinear")
+        torch.testing.assert_close(parts.images[number : number + 1], enlarged)
+        assert torch.equal(parts.labels[number], whole.labels[image])
+        assert parts.classes[number] == whole.classes[image]
+    assert len(parts.classes) == len(parts.labels) == 16
+    if write in (ours, mtts):
+        assert torch.equal(parts.classes, LABELS.repeat_interleave(4)), "the classes they were made for"
+    assert (parts.space, parts.meaning, parts.dataset) == (whole.space, whole.meaning, whole.dataset)
+    again = load_set(path, factor=1)
+    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.classes, whole.classes)
+
+
+def test_images_that_are_not_square_are_taken_apart(tmp_path: Path) -> None:
+    parts = load_set(dictionary(tmp_path, torch.arange(24.0).reshape(1, 1, 4, 6), LABELS[:1]), factor=2)
+    assert parts.images.shape == (4, 1, 4, 6)
+    assert parts.images[1, 0, 0].tolist() == pytest.approx([3, 3.25, 3.75, 4.25, 4.75, 5])
+
+
+@pytest.mark.parametrize("factor", [0, -2, 3, 16])
+@pytest.mark.parametrize("write", [ours, dms, mtts])
+def test_a_factor_has_to_divide_the_images_of_other_files(write: Any, factor: int, tmp_path: Path) -> None:
+    path = write(tmp_path, IMAGES, LABELS)
+    with pytest.raises(DataError, match=f"divides its height and width; got {factor} for images of 8x8"):
+        load_set(path, factor=factor)
+
+
+def test_a_factor_of_nothing_is_refused_in_idcs_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 to its pixels, got 0"):
+        load_set(formed(tmp_path, factor=2), factor=0)

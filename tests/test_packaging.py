@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+VERSION = "9.8.7"
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "ddplug", "adapters", "patches")
 
 
@@ -32,7 +34,7 @@ def python(*arguments: object, cwd: Path, path: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the sources, so that the checkout gets no build folder."""
+    """Built from a copy of the sources, so that the checkout gets no build folder; no torch, another version."""
     pytest.importorskip("setuptools")
     folder = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
@@ -42,8 +44,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             target.parent.mkdir(exist_ok=True)
             shutil.copy(source, target)
+    init = folder / "source" / "ddplug" / "__init__.py"
+    init.write_text(re.sub(r'(?m)^__version__ = ".*"$', f'__version__ = "{VERSION}"', init.read_text()))
+    (folder / "without" / "torch").mkdir(parents=True)
+    (folder / "without" / "torch" / "__init__.py").write_text("raise ImportError('torch was asked for in a build')")
     python("-m", "pip", "--disable-pip-version-check", "wheel", "--no-index", "--no-deps", "--no-build-isolation",
-           "-w", folder, folder / "source", cwd=folder)  # fmt: skip
+           "-w", folder, folder / "source", cwd=folder, path=folder / "without")  # fmt: skip
     (made,) = folder.glob("ddplug-*.whl")
     return made
 
@@ -84,8 +90,12 @@ for place in (ddplug.__file__, ddplug.adapters.__file__, patches):
 
 
 def test_the_installed_version_is_the_packages(wheel: Path, installed: Path, tmp_path: Path) -> None:
-    version = python("-c", "import ddplug; print(ddplug.__version__)", cwd=tmp_path, path=installed).strip()
-    assert wheel.name.startswith(f"ddplug-{version}-")
+    program = """
+import importlib.metadata, ddplug
+print(ddplug.__version__, importlib.metadata.version("ddplug"))
+"""
+    assert python("-c", program, cwd=tmp_path, path=installed).split() == [VERSION, VERSION]
+    assert wheel.name.startswith(f"ddplug-{VERSION}-")
 
 
 def test_every_public_name_is_there() -> None:

@@ -98,6 +98,60 @@ def test_runs_round_by_round_without_what_was_skipped(tmp_path: Path, drawn: lis
     assert lines(lam)["run"][1] == [2.0] * 4
 
 
+def saved(path: Path, rounds: int, shares: Any, skipped: tuple[int, ...] = ()) -> Path:
+    """What a history writes by itself: the few keys that every run's file has."""
+    records = [
+        {"number": 2 * n, "cmi": 0.2 - 0.01 * n, "lam": 3.0 + n, "images": 8, "skipped": n in skipped, "share": share}
+        for n, share in zip(range(rounds), shares, strict=True)
+    ]
+    content = {"format": "ddplug-run", "version": 1, "rounds": 2 * rounds, "skipped": len(skipped), "history": records}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_historys_own_file_with_its_shares(tmp_path: Path, drawn: list[Any]) -> None:
+    first = saved(tmp_path / "a.json", 5, [None, 0.9, 0.8, 1.1, 1.0], skipped=(3,))
+    plot(
+        {"a": first, "old": history(tmp_path / "cmi.json"), "b": saved(tmp_path / "b.json", 1, [2.0])},
+        tmp_path / "p.png",
+    )
+    cmi, lam, share = drawn[0].axes
+    assert lines(cmi)["a"] == [[0, 2, 4, 8], pytest.approx([0.2, 0.19, 0.18, 0.16])]
+    assert lines(lam)["a"][1] == [3.0, 4.0, 5.0, 7.0]
+    assert lines(share) == {"a": [[2, 4, 8], [0.9, 0.8, 1.0]], "b": [[0], [2.0]]}, "old files know none"
+    colours = {axis: {line.get_label(): line.get_color() for line in axis.get_lines()} for axis in (cmi, share)}
+    assert {label: colours[cmi][label] for label in colours[share]} == colours[share]
+    assert [line.get_marker() for line in share.get_lines()] == ["None", "o"], "a single round is seen"
+    assert share.get_ylabel() == "share of the host's gradient"
+    assert [text.get_text() for text in cmi.get_legend().get_texts()] == ["a", "old", "b"]
+
+
+@pytest.mark.parametrize("shares", [[None] * 4, None], ids=["none known", "not spoken of"])
+def test_no_panel_for_a_share_that_nobody_knows(shares: Any, tmp_path: Path, drawn: list[Any]) -> None:
+    path = tmp_path / "a.json"
+    plot({"a": saved(path, 4, shares) if shares else history(path)}, tmp_path / "p.png")
+    assert [axis.get_ylabel() for axis in drawn[0].axes] == ["CMI of the views (nats)", "lambda"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "history cannot be read.*KeyError"),
+        ({"history": 3}, "history cannot be read.*TypeError"),
+        ({"history": ["round"]}, "history cannot be read"),
+        ({"history": [{"number": 0, "cmi": "low", "lam": 1, "skipped": False}]}, "history cannot be read.*ValueError"),
+        ({"history": [{"number": 0, "cmi": 1, "lam": 1, "skipped": False, "share": {}}]}, "history cannot be read"),
+        ({"history": []}, "no round in which the regulariser acted"),
+        ({"history": [{"number": 0, "cmi": 1, "lam": 1, "skipped": True}]}, "no round in which the regulariser acted"),
+    ],
+)
+def test_runs_that_cannot_be_drawn(content: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"format": "ddplug-run", **content}))
+    with pytest.raises(DataError, match=rf"a\.json' .*{said}|a\.json' has {said}"):
+        plot({"a": tmp_path / "a.json"}, tmp_path / "p.png")
+    assert not (tmp_path / "p.png").exists()
+
+
 def test_names(tmp_path: Path) -> None:
     folder, odd = tmp_path / "a", tmp_path / "x=y"
     odd.mkdir()

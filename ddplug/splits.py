@@ -1,0 +1,92 @@
+"""One split of anybody's data set, as tensors: images and labels gathered, and looked over; a test split drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, TensorDataset
+
+from ddplug.errors import DataError
+
+_EXPECTED = (
+    "expected a pair of tensors, images (n, c, h, w) and labels (n,); a TensorDataset of these two; or a map-style "
+    "torch data set of (image, label) pairs. Of NumPy arrays torch.from_numpy makes tensors."
+)
+
+
+def gathered(data: Any) -> tuple[Tensor, Tensor]:
+    """Images (n, c, h, w) and labels (n,) of a pair of them, a `TensorDataset`, or a data set of (image, label) pairs.
+
+    Tensors come back as they are, of whatever dtype and shape. Raises `DataError` for anything else.
+    """
+    held = data.tensors if isinstance(data, TensorDataset) else data
+    try:
+        if isinstance(held, tuple | list) and held and isinstance(held[0], Tensor):
+            images, labels = held
+            return images, torch.as_tensor(labels)
+        pairs = [(image, label) for image, label in _items(data)]
+        labels = [label.item() if hasattr(label, "item") else label for _, label in pairs]
+        return torch.stack([image for image, _ in pairs]), torch.tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"no images and labels could be made of {type(data).__name__} ({str(error).partition(chr(10))[0]}); "
+            f"{_EXPECTED} Images come as tensors of one size: in torchvision, with transform=ToTensor()."
+        ) from error
+
+
+def checked(images: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Images as float32 (n, c, h, w) and labels as int64 (n,), on the images' device, if they are such.
+
+    Args:
+        images: of any floating dtype, finite.
+        labels: of any integer dtype, none negative.
+        what: the split's name, for errors.
+
+    Raises:
+        DataError: they are something else; it says what to write.
+    """
+    if not images.is_floating_point():
+        raise DataError(
+            f"the {what} images are {images.dtype}, expected floats whose meaning a space says. Of bytes, "
+            "images.float() / 255 makes intensities in [0, 1], which are space=InputSpace.unit(channels)."
+        )
+    if images.ndim != 4 or not images.numel():
+        raise DataError(f"the {what} images have shape {tuple(images.shape)}, expected (n, c, h, w) and at least one.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"the {what} labels are {labels.dtype}, expected integers, the number of each image's class.")
+    if labels.shape != images.shape[:1]:
+        raise DataError(
+            f"the {what} labels have shape {tuple(labels.shape)}, expected ({len(images)},), the number of each "
+            "image's class; of one-hot labels, labels.argmax(1) makes these."
+        )
+    if labels.min() < 0:
+        raise DataError(f"the {what} labels begin at {int(labels.min())}; classes are numbered from 0.")
+    if not torch.isfinite(images).all():
+        raise DataError(f"the {what} images hold numbers that are not finite; take these images out.")
+    return images.detach().float(), labels.detach().to(images.device, torch.int64)
+
+
+def drawn_test(labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
+    """Which images are for testing, bool (n,): of each class a tenth, rounded down, but one at least.
+
+    Drawn by a generator of its own, the same ones every time. Raises `DataError` if a class has only one image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(class_names):
+        members = (labels.cpu() == label).nonzero().flatten()
+        if len(members) == 1:
+            raise DataError(f"class {name!r} has one image, which cannot train and test; give a test split: test=...")
+        order = torch.randperm(len(members), generator=generator)
+        chosen[members[order[: max(1, len(members) // 10)]]] = True
+    return chosen.to(labels.device)
+
+
+def _items(data: Any) -> list[Any]:
+    sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not sized or isinstance(data, str | Mapping | Tensor | IterableDataset):
+        raise TypeError("it has no numbered pairs")
+    return [data[index] for index in range(len(data))]

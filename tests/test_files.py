@@ -1,0 +1,249 @@
+"""Files and paths: permissions of what is written, and `~` in every path that somebody may give."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ddplug import InputError, PoolInfo, ProxyPool, buffers, cli, datasets, hosts, idcpools
+from ddplug.compare import compare
+from ddplug.datasets import ImageData, random_real
+from ddplug.demo import run_demo
+from ddplug.export import check_export
+from ddplug.files import mode_of, replacing, user_path, write_json
+from ddplug.finished import Finished
+from ddplug.networks import build, seeded
+from ddplug.plot import labelled
+from ddplug.poolfiles import read_header
+from ddplug.pretrain import default_pool, pretrain
+from ddplug.report import save_figure
+from ddplug.sets import SyntheticSet, load_set, save_set
+from ddplug.spaces import InputSpace
+from ddplug.upstream import absolute
+from ddplug.zca import ZCASpace
+
+IMAGES, LABELS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
+NOBODY = "~nobody-of-this-name/x"
+
+
+def small_pool(**info: Any) -> ProxyPool:
+    with seeded(0):
+        network = build("convnet", num_classes=2, channels=1, size=(8, 8), width=4)
+    return ProxyPool.from_modules([network], info=PoolInfo("mine", ("a", "b"), (1, 8, 8), **info))
+
+
+# --- permissions
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_a_pool_has_the_permissions_of_any_new_file(umask: int, tmp_path: Path) -> None:
+    whitened = ZCASpace.fit(torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    small_pool(space=whitened).save(tmp_path / "pool")
+    found = {path.name: mode_of(path) for path in tmp_path.rglob("*")}
+    assert found == {
+        "pool": 0o777 & ~umask, **dict.fromkeys(("pool.json", "proxy_000.safetensors", "space.safetensors"),
+                                                0o666 & ~umask),
+    }  # fmt: skip
+
+
+def test_a_pool_in_an_empty_folder_leaves_it_its_permissions(umask: int, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool").chmod(0o2750)
+    small_pool().save(tmp_path / "pool")
+    assert mode_of(tmp_path / "pool") == 0o2750
+
+
+def too_open(path: Path) -> None:
+    path.touch()
+    path.chmod(0o777)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "as its writer likes": lambda path: path.touch(0o600),
+    "too open": too_open,
+    "by torch": lambda path: torch.save([1], path),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_what_is_replaced_keeps_its_permissions(umask: int, write: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with replacing(path) as temporary:
+        write(temporary)
+    assert mode_of(path) == 0o666 & ~umask, "a new file"
+    for mode in (0o640, 0o604):
+        path.chmod(mode)
+        with replacing(path) as temporary:
+            write(temporary)
+        assert mode_of(path) == mode
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_written_is_an_error_and_not_an_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+# --- ~
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our home, not where we are; a folder called ~ must never come about."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    data = datasets.load("digits")
+    return replace(data, train_images=data.train_images[:60], train_labels=data.train_labels[:60])
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli.app, [str(word) for word in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def test_a_path_means_what_a_shell_would_make_of_it(home: Path) -> None:
+    assert user_path("~/x") == user_path(Path("~/x")) == home / "x"
+    assert user_path("~") == home
+    assert [str(user_path(given)) for given in ("x/~", "a~", "/a/b")] == ["x/~", "a~", "/a/b"]
+    with pytest.raises(InputError, match=rf"'{NOBODY}' begins with the home.*write the path in full"):
+        user_path(NOBODY)
+
+
+def test_sets_and_files_at_home(home: Path) -> None:
+    save_set(SyntheticSet(IMAGES, LABELS), "~/sets/set.pt")
+    assert torch.equal(load_set("~/sets/set.pt").images, IMAGES)
+    write_json({"a": 1}, Path("~/a.json"))
+    with Finished.open("~/b.runs", {}):
+        pass
+    assert sorted(path.name for path in home.iterdir()) == ["a.json", "b.runs", "sets"]
+    assert not list(Path().iterdir())
+
+
+def test_pools_at_home(home: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pool().save("~/pool")
+    assert len(ProxyPool.load("~/pool")) == 1
+    assert len(ProxyPool.load(Path("~/pool"), budget=0)) == 1
+    assert read_header(Path("~/pool")).complete
+    for _ in range(2):  # made, and found again
+        pretrain(digits, "~/trained", architecture="convnet", count=1, epochs=1, options={"width": 4}, progress=False)
+    assert (home / "trained" / "pool.json").is_file()
+    monkeypatch.setenv("DDPLUG_CACHE", "~/cache")
+    monkeypatch.setattr("ddplug.pretrain.pretrain", lambda data, folder, **_: folder)
+    assert default_pool(digits).is_relative_to(home / "cache")  # type: ignore[attr-defined]
+    assert not list(Path().iterdir())
+
+
+def test_data_at_home(home: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            folder = home / "data" / part / name
+            folder.mkdir(parents=True)
+            pixels = np.random.default_rng(len(name)).integers(0, 255, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "0.png")
+    assert len(datasets.load("folder", "~/data", progress=False).train_images) == 2
+
+
+def test_hosts_at_home(home: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = hosts.load("dm")
+    assert hosts.find_repo(spec, Path("~/repo")) == home / "repo"
+    (home / spec.folder / spec.script).parent.mkdir(parents=True)
+    (home / spec.folder / spec.script).touch()
+    monkeypatch.setenv("DDPLUG_HOSTS", "~")
+    for words in (["patch", "dm", "~/repo", "--check"], ["run", "dm", "--repo=~/repo"]):
+        refused = CliRunner().invoke(cli.app, words)
+        assert f"{home}/repo" in str(refused.exception), refused
+    assert hosts.find_repo(spec) == home / spec.folder
+    assert absolute(["--data", "~/d"], {"data": "."}) == ["--data", str(home / "d")]
+    assert buffers.split("~/b") == (home / "b", -1)
+    assert buffers.split("~/b#3") == (home / "b", 3)
+
+
+def test_what_idc_trained_at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr(idcpools, "read", lambda folders, *_: read.extend(folders))
+    adapter: Any = type("Adapter", (), {"setting": lambda *_: ("idc", "cifar10", 1)})()
+    idcpools.read_for_host("~/cifar10", adapter, None, {})
+    assert read == [home / "cifar10"]
+
+
+def test_results_at_home(home: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "run=1").mkdir()
+    assert labelled(["~/run=1", "a=~/b"]) == {"run=1": home / "run=1", "a": home / "b"}
+    (home / "taken").touch()
+    soft = SyntheticSet(torch.rand(20, 3, 32, 32), torch.arange(10).repeat(2), InputSpace.unit(3))
+    cifar = replace(digits, name="cifar10", class_names=tuple("abcdefghij"), train_images=torch.rand(2, 3, 32, 32))
+    with pytest.raises(InputError, match="taken"):
+        check_export(soft, cifar, "~/taken")
+    monkeypatch.setattr("ddplug.compare._check_folder", lambda out: pytest.fail(str(out)))
+    nothing: Any = type("Nothing", (), {"check": lambda *_: None})()
+    with pytest.raises(pytest.fail.Exception, match=str(home / "compared")):
+        compare(nothing, [], 1, "~/compared", nothing, host="own")
+    monkeypatch.setattr("ddplug.demo._pool", lambda data, out, *_: pytest.fail(str(out)))
+    with pytest.raises(pytest.fail.Exception, match=str(home / "demo")):
+        run_demo(digits, "~/demo")
+
+
+@pytest.mark.parametrize("option", ["--out=~/p.png", "--out=p.png"])
+def test_plot_at_home(home: Path, option: str) -> None:
+    pytest.importorskip("matplotlib")
+    rounds = [{"number": n, "cmi": 0.1, "lam": 2.0, "images": 4, "skipped": False} for n in range(3)]
+    (home / "cmi.json").write_text(json.dumps({"format": "ddplug-run", "history": rounds}))
+    call("plot", "~/cmi.json", option)
+    assert (home / "p.png").is_file() == ("~" in option)
+
+
+def test_commands_at_home(home: Path, digits: ImageData) -> None:
+    call("pretrain", "~/pool", "--count", 1, "--epochs", 1, "--width", 4, "--device", "cpu")
+    images, labels = random_real(digits, 2, torch.Generator().manual_seed(0))
+    save_set(SyntheticSet(images, labels, digits.space, "digits"), "~/set.pt")
+    assert "CMI" in call("measure", "~/set.pt", "--proxies=~/pool", "--device", "cpu")
+    quick = ("--runs", 1, "--epochs", 1, "--width", 4, "--device", "cpu")
+    call("evaluate", "~/set.pt", "--proxies=~/pool", *quick)
+    assert sorted(path.name for path in home.iterdir()) == ["pool", "set.pt"], "the runs' file is gone when all is done"
+    call("evaluate", "~/set.pt", "--json=~/result.json", *quick)
+    assert sorted(path.name for path in home.glob("result*")) == ["result.json", "result.json.runs"]
+    compared = call(
+        "compare", "own", "--data", "digits", "--out=~/compared", "--proxies=~/pool", "--seeds", 1, "--ipc", 2,
+        "--iterations", 2, "--calibrate", 1, "--batch-real", 4, "--checkpoints", 1, *quick,
+    )  # fmt: skip
+    assert f"wrote {home / 'compared' / 'compare.json'}" in compared
+    assert (home / "compared" / "report.html").is_file()
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        load_set, lambda path: save_set(SyntheticSet(IMAGES, LABELS), path), ProxyPool.load, small_pool().save,
+        lambda path: datasets.load("folder", path), lambda path: labelled([path]), buffers.split,
+        lambda path: save_figure(None, path),
+    ],
+)  # fmt: skip
+def test_somebody_who_has_no_home(use: Callable[[str], object]) -> None:
+    with pytest.raises(InputError, match="begins with the home folder of a user who has none here"):
+        use(NOBODY)
