@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from ddplug.datasets import ImageData
+from ddplug.datasets import ImageData, as_image_data
 from ddplug.errors import AttachError, PoolError
 from ddplug.history import History
 from ddplug.hooks import Undo, original
@@ -27,7 +27,7 @@ from ddplug.pending import DeferredPool
 from ddplug.places import On, Place, Views, find_place
 from ddplug.proxies import ProxyPool
 from ddplug.regularizer import Regularizer
-from ddplug.spaces import AnySpace, named_space
+from ddplug.spaces import AnySpace
 from ddplug.watch import Watch
 
 
@@ -158,7 +158,8 @@ def attach(
     if held is not None:
         options = {"scale": held.get_scale, **options}
     regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
-    if real is not None and not regularizer.pool.pending:
+    # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
+    if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
         _check_data(regularizer.pool, real)
     if real is not None and regularizer.input_space is None:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
@@ -229,9 +230,7 @@ def _scaler(trainer: object) -> torch.amp.GradScaler | None:
 
 def _real(data: object, space: AnySpace | str | None) -> ImageData:
     """The host's real data, from whatever of it the user has."""
-    from ddplug.datasets import as_image_data
-
-    return as_image_data(data, space=named_space(space, 3) if isinstance(space, str) else space)
+    return as_image_data(data) if isinstance(data, ImageData | str) else as_image_data(data, space=space)
 
 
 def _check_options(options: dict[str, Any]) -> None:

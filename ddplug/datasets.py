@@ -21,7 +21,7 @@ from ddplug import layouts, splits
 from ddplug.errors import DataError
 from ddplug.files import user_path
 from ddplug.layouts import Split
-from ddplug.spaces import AnySpace, InputSpace
+from ddplug.spaces import NORMALIZATIONS, AnySpace, InputSpace, named_space
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def as_image_data(
     *,
     name: str | None = None,
     class_names: Sequence[str] | None = None,
-    space: AnySpace | None = None,
+    space: AnySpace | str | None = None,
     test: object = None,
 ) -> ImageData:
     """An `ImageData` of what people have: tensors, torch data sets, or the name of a data set.
@@ -139,8 +139,9 @@ def as_image_data(
             splits, for training and for testing. Tensors that are float32 and int64 already are not copied.
         name: what the data are called, "data" by default: pools trained on them say so.
         class_names: of classes 0, 1, ...; their numbers by default.
-        space: what the numbers in the images mean; has to be said for splits: `InputSpace.unit(3)` for intensities in
-            [0, 1], `InputSpace.normalized(mean, std)` for what torchvision's `Normalize` made of these.
+        space: what the numbers in the images mean; has to be said for splits: `InputSpace.unit(3)` or "unit" for
+            intensities in [0, 1], `InputSpace.normalized(mean, std)` or "normalized:cifar10" for what torchvision's
+            `Normalize` made of these.
         test: the test split, if `data` is the training split. Without any, a tenth of each class, rounded down but at
             least one image, becomes the test split and is trained on no more: the same images every time, drawn by an
             own generator.
@@ -172,6 +173,8 @@ def as_image_data(
             raise DataError("the data are two splits, and test= is a third; give the test split once.")
         train, test = data
     images, labels = splits.checked(*splits.gathered(train), "training")
+    if isinstance(space, str):
+        space = named_space(space, images.shape[1])
     _check_space(space, images.shape[1])
     assert space is not None  # _check_space sees to it
     count, present = int(labels.max()) + 1, set(labels.tolist())
@@ -238,14 +241,14 @@ _KNOWN = {
         folder="cifar-10-batches-py",
         marker="batches.meta",
         classes=10,
-        space=InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        space=NORMALIZATIONS["cifar10"],
     ),
     "cifar100": _Known(
         reader="CIFAR100",
         folder="cifar-100-python",
         marker="meta",
         classes=100,
-        space=InputSpace.normalized((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+        space=NORMALIZATIONS["cifar100"],
     ),
 }
 

@@ -330,3 +330,7 @@ class Regularizer:
 
 def _too_many(draw: int, pool: ProxyPool) -> InputError:
     return InputError(f"draw must be between 1 and the pool's size, {len(pool)}, got {draw}.")
+
+
+# torch.compile would trace through all of the above, to find that it cannot be compiled; like this it does not try.
+Regularizer.__call__._torchdynamo_disable = True  # type: ignore[attr-defined]

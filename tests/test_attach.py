@@ -727,3 +727,217 @@ def test_views_per_image_is_cmi_of_those_views(pool: ddplug.ProxyPool, batch: Ba
     torch.testing.assert_close(leaf.grad, again.grad, rtol=1e-12, atol=0)
     with pytest.raises(ddplug.InputError, match="views_per_image must be a whole number >= 1"):
         ddplug.Regularizer(pool, 0.1, views_per_image=0)
+
+
+# Wrapped trainers, scripts, data in any form
+
+
+def test_weight_zero_on_a_trainer_that_holds_its_data(batch: Batch) -> None:
+    images, labels = batch
+    trainer = Trainer(*batch)
+    trainer.data = ddplug.datasets.ImageData(  # type: ignore[attr-defined]
+        "ours", ("a", "b", "c"), ddplug.InputSpace.unit(3), images, labels, images, labels
+    )
+    for options in ({}, {"proxies": "nowhere"}):
+        with ddplug.attach(trainer, 0, announce=lambda line: None, **options):  # type: ignore[arg-type]
+            assert torch.equal(trainer.gradient(), Trainer(*batch).gradient())
+        with torch.no_grad():
+            trainer.images.copy_(batch[0])
+
+
+@pytest.mark.parametrize("form", ["dataset", "pair", "splits", "name"])
+def test_real_data_in_any_form(network: Callable[..., nn.Module], batch: Batch, form: str) -> None:
+    images, labels = batch
+    tensors = torch.utils.data.TensorDataset(images, labels)
+    data: Any = {"dataset": tensors, "pair": batch, "splits": (tensors, tensors), "name": "digits"}[form]
+    space = ddplug.InputSpace.normalized((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    info = ddplug.PoolInfo(dataset="ours", space=space)
+    pool = ddplug.ProxyPool.from_modules([network(7)], info=info)
+    if form == "name":
+        with pytest.raises(ddplug.PoolError, match="trained on ours, and the host distils digits"):
+            attach(Trainer(*batch), pool, data=data)
+        return
+    check(Trainer(*batch), pool, batch, data=data, input_space=space)
+    with pytest.raises(ddplug.DataError, match="space"):
+        attach(Trainer(*batch), pool, data=data)
+
+
+class Compilable(nn.Module):
+    """A trainer as a module, whose augmentation is one, too."""
+
+    class Augment(nn.Module):
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            return images * 1.5
+
+    def __init__(self, batch: Batch, compiled: bool) -> None:
+        super().__init__()
+        self.images = nn.Parameter(batch[0].clone())
+        self.register_buffer("labels", batch[1])
+        augment = self.Augment()
+        self.augment = torch.compile(augment, backend="eager") if compiled else augment
+
+    def forward(self) -> Tensor:
+        return self.augment(self.images, self.labels).square().sum()  # type: ignore[operator,no-any-return]
+
+
+@pytest.mark.parametrize("compiled", ["trainer", "augmentation"])
+@pytest.mark.parametrize("options", [{}, {"views": "clean"}, {"augment": ddplug.augment.DSA("flip", flip=1.0)}])
+def test_compiled_modules(pool: ddplug.ProxyPool, batch: Batch, compiled: str, options: dict[str, Any]) -> None:
+    gradients = []
+    for plain in (True, False):
+        module = Compilable(batch, compiled == "augmentation" and not plain)
+        step: Any = torch.compile(module, backend="eager") if compiled == "trainer" and not plain else module
+        with attach(step, pool, **options) as handle:
+            step().backward()
+            assert len(handle.history) == 1
+        gradients.append(module.images.grad)
+        module.zero_grad()
+        step().backward()
+        torch.testing.assert_close(module.images.grad, 4.5 * batch[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
+    assert not torch.equal(gradients[0], 4.5 * batch[0])  # type: ignore[arg-type]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer around another, as Accelerate's is."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+
+def test_an_optimizer_in_a_wrapper(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    trainer.optimizer = Wrapper(trainer.optimizer)  # type: ignore[assignment]
+    with attach(trainer.optimizer, pool, labels=batch[1]) as handle:
+        got = trainer.gradient()
+        assert len(handle.history) == 1
+    torch.testing.assert_close(got, expected_gradient(pool, batch, 1.0), rtol=1e-12, atol=0)
+
+
+def test_an_optimizer_of_one_tensor_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """Also where one class's images got no gradient in this step."""
+    images, labels = batch
+    order = torch.cat([(labels == c).nonzero().flatten() for c in range(3)])
+    leaves = [images[labels == c].clone().requires_grad_() for c in range(3)]
+    optimizer = torch.optim.SGD(leaves, lr=1.0)
+    with attach(optimizer, pool, labels=labels[order]) as handle:
+        sum((leaf * 2).sum() for leaf in leaves).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+        (leaves[1] * 2).sum().backward()
+        optimizer.step()
+        assert [r.images for r in handle.history] == [12, len(leaves[1])]
+    whole = images[order].clone().requires_grad_()
+    ddplug.CMI(pool)(whole, labels[order]).backward()
+    assert whole.grad is not None
+    first = images[labels == 0] - 2 - LAM * whole.grad[: int((labels == 0).sum())]
+    torch.testing.assert_close(leaves[0].detach(), first, rtol=1e-12, atol=1e-12)
+
+
+def test_labels_per_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """A script that comes with one class after the other, and whose augmentation knows nothing of labels."""
+    images, labels = batch
+    script = types.ModuleType("script")
+    exec(
+        "def DiffAugment(images): return images * 1.5\n"
+        "def loss(images, rows): return sum(DiffAugment(images[row]).square().sum() for row in rows)",
+        script.__dict__,
+    )
+    rows = [(labels == c).nonzero().flatten() for c in range(3)]
+    leaf = images.clone().requires_grad_()
+    with attach(script, pool, labels=ddplug.one_class_per_call(3)) as handle:
+        for _ in range(2):
+            leaf.grad = None
+            script.loss(leaf, rows).backward()
+        script.DiffAugment(images)  # real images are no call
+        assert len(handle.history) == 2
+    other = images.clone().requires_grad_()
+    (ddplug.CMI(pool)(1.5 * other, labels) * LAM + (1.5 * other).square().sum()).backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-12)
+    assert [ddplug.one_class_per_call([4, 2])(images) for _ in range(2)] == [4, 4]
+    cycle = ddplug.one_class_per_call([4, 2])
+    assert [cycle(images) for _ in range(3)] == [4, 2, 4]
+    for wrong in (0, [-1], []):
+        with pytest.raises(ddplug.InputError, match="class numbers >= 0"):
+            ddplug.one_class_per_call(wrong)
+
+
+def test_labels_that_do_not_fit_say_where_they_are_from(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    class PerClass(Trainer):
+        def augment(self, images: Tensor) -> Tensor:  # type: ignore[override]
+            return images * 1.5
+
+    trainer = PerClass(*batch)
+    with (
+        pytest.raises(
+            ddplug.InputError,
+            match=r"labels of shape \(12,\) for 4 images.*attribute 'labels' of PerClass.*lambda views.*one_class_per",
+        ),
+        attach(trainer, pool),
+    ):
+        trainer.augment(trainer.images[:4])
+    with attach(trainer, pool, labels=lambda views: 2):
+        trainer.augment(trainer.images[:4]).sum().backward()
+
+
+def test_a_loss_is_not_taken_for_an_augmentation_without_labels(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """It may be the classifier's, and then CMI would never act."""
+
+    class Ambiguous:
+        def augment(self, images: Tensor) -> Tensor:
+            return images
+
+        def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+            return images.sum()
+
+    with pytest.raises(ddplug.AttachError, match=r"(?s)augment: no labels for.*loss: not taken.*at='loss'"):
+        attach(Ambiguous(), pool)
+    for options in ({"labels": batch[1]}, {"at": "loss"}):
+        handle = attach(Ambiguous(), pool, **options)  # type: ignore[arg-type]
+        handle.regularizer.watch.expect("never acts")
+        handle.detach()
+
+
+def test_a_space_that_means_nothing_is_refused_when_attaching(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    with pytest.raises(ddplug.SpaceError, match="does not say what its proxies were trained on"):
+        attach(trainer, pool, input_space="unit")
+    assert "augment" not in vars(trainer)
+
+
+def test_a_round_by_the_handle(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    labels = batch[1]
+    trainer = Trainer(*batch)
+    with attach(trainer, pool) as handle:
+        with handle.round():
+            for part in (slice(0, 6), slice(6, 12)):
+                trainer.augment(trainer.images[part], labels=labels[part]).sum().backward()
+        assert [r.images for r in handle.history] == [12]
+
+
+def test_a_fresh_handle_takes_a_state_of_an_unrolled_host(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """The inner steps' factor is no part of the share."""
+    first, second = (ddplug.Regularizer(pool, 0.5, calibrate=1, announce=lambda line: None) for _ in range(2))
+    first.weighting.factor = 30.0  # type: ignore[union-attr]
+    leaf = batch[0].clone().requires_grad_()
+    first(leaf, batch[1]).square().sum().backward()
+    second.load_state_dict(first.state_dict())
+    assert second.lam == first.lam
+    assert second.lam == pytest.approx(30 * _lam(pool, batch), rel=1e-12)
+
+
+def _lam(pool: ddplug.ProxyPool, batch: Batch) -> float:
+    plain = ddplug.Regularizer(pool, 0.5, calibrate=1, announce=lambda line: None)
+    plain(batch[0].clone().requires_grad_(), batch[1]).square().sum().backward()
+    assert plain.lam is not None
+    return plain.lam
