@@ -258,12 +258,14 @@ def test_layers_go_back_right_however_they_are_called(call: Callable[[Tensor, Te
 
 
 def test_the_images_themselves_are_seen_in_fp32() -> None:
-    weight, wide = torch.randn(4, 3, 3, 3), torch.randn(4, 8, 3, 3)
+    """bf16 does not tell 1 + 2^-10 from 1, so a difference of channels that differ by no more is zero in it."""
+    signs = torch.tensor([1.0, -1.0] * 4).view(1, 8, 1, 1)
+    images, weight = torch.ones(2, 8, 8, 8) + (signs > 0) * 2**-10, signs.expand(4, 8, 3, 3).contiguous()
     with layers("cpu", "bf16"):
-        first, later = F.conv2d(views(2), weight), F.conv2d(torch.ones(1, 8, 8, 8).add(1e-3), wide)
-    assert torch.equal(first, F.conv2d(views(2), weight).bfloat16())
-    assert later.dtype == torch.bfloat16
-    assert not torch.equal(later, F.conv2d(torch.ones(1, 8, 8, 8).add(1e-3), wide).bfloat16())
+        first, later = F.conv2d(images[:, :2], weight[:, :2]), F.conv2d(images, weight)
+    # Every sum on the way is exact in fp32, in any order, and the result is so in bf16.
+    assert torch.equal(first, torch.full((2, 4, 6, 6), 9 * 2**-10, dtype=torch.bfloat16))
+    assert torch.equal(later, torch.zeros(2, 4, 6, 6, dtype=torch.bfloat16))
 
 
 @pytest.mark.usefixtures("bf16")
