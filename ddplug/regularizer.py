@@ -28,6 +28,7 @@ from ddplug.pieces import Chunk, check_chunk
 from ddplug.precision import Precision, check_precision
 from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.rounds import Call, Identity, Round, gather
+from ddplug.slots import check_compile
 from ddplug.spaces import AnySpace
 from ddplug.weighting import Relative, Schedule, WeightingName, make_weighting
 
@@ -114,7 +115,7 @@ class Regularizer:
         self.classes = None if classes is None else _count("classes", classes)
         self._step: PieceByPiece | Graphs = PieceByPiece(
             self.space, self.temperature, self._to_pool, precision=check_precision(precision),
-            chunk=check_chunk(chunk), compile=compile,
+            chunk=check_chunk(chunk), compile=check_compile(compile),
         )  # fmt: skip
         if graphs and not compile:
             self._step = Graphs(self._step)
