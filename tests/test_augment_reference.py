@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ddplug.augment import DSA, OPERATIONS, Params
 
+pytestmark = pytest.mark.numerical
+
 Array = NDArray[np.float64]
 
 SIZES = [(8, 8), (8, 13), (32, 32), (40, 21), (64, 96)]
