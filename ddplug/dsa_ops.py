@@ -75,7 +75,7 @@ def rotate(images: Tensor, degrees: Tensor, *, align_corners: bool = False) -> T
     x, y = _coordinates(images, align_corners)
     angle = rearrange(degrees.to(torch.promote_types(degrees.dtype, x.dtype)), "m -> m 1 1") / 180 * math.pi
     cosine, sine = torch.cos(angle).to(x.dtype), torch.sin(angle).to(x.dtype)
-    # Broadcast sums, not a matrix product per image: several times faster, and rounded as `affine_grid` rounds.
+    # Broadcast sums, not a matrix product per image as in `affine_grid`: several times faster, and as near the truth.
     map_x, map_y = torch.addcmul(cosine * x, -sine, y), torch.addcmul(sine * x, cosine, y)
     return _sample(images, map_x, map_y, align_corners=align_corners)
 

@@ -30,6 +30,7 @@ from ddplug.pieces import Chunk, check_chunk
 from ddplug.precision import Precision, check_precision
 from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.rounds import Call
+from ddplug.slots import check_compile
 from ddplug.spaces import AnySpace
 from ddplug.watch import Watch
 from ddplug.weighting import Absolute, Schedule, WeightingName, make_weighting
@@ -128,7 +129,7 @@ class Regularizer:
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         step: PieceByPiece | Graphs = PieceByPiece(
             self.space, self.temperature, self._to_pool, precision=check_precision(precision),
-            chunk=check_chunk(chunk), compile=compile,
+            chunk=check_chunk(chunk), compile=check_compile(compile),
         )  # fmt: skip
         self.estimator = Estimator(
             self.pool, Graphs(step) if graphs and not compile else step, draw=draw,

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import ddplug
 import ddplug.adapters as adapters
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 LAM = 0.7
 

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddplug.augment import DSA, OPERATIONS, Mode, Params
 from ddplug.errors import InputError
 
+pytestmark = pytest.mark.numerical
+
 SIZES = [(8, 8), (8, 13), (32, 32), (45, 20), (224, 224)]
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ddplug.augment import DSA, OPERATIONS, Params
 
+pytestmark = pytest.mark.numerical
+
 N = 20_000
 
 WIDE = {

@@ -12,6 +12,8 @@ from torch import Tensor
 import ddplug
 from ddplug.cmi import class_sums, closed_form, group
 
+pytestmark = pytest.mark.numerical
+
 
 @st.composite
 def sets(draw: st.DrawFn, *, least_classes: int = 1) -> tuple[Tensor, Tensor, float]:

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 import ddplug
 from ddplug.hosting import Inner, Layer
 
+pytestmark = pytest.mark.numerical
+
 STEPS = 4
 
 

@@ -10,6 +10,8 @@ from ddplug import networks
 from ddplug.errors import ProxyError
 from ddplug.networks import build, seeded
 
+pytestmark = pytest.mark.numerical
+
 BUILDS = [
     ("convnet", {"width": 16}),
     ("convnet", {"width": 16, "norm": "batch", "depth": 2, "channels": 1, "size": (8, 12), "num_classes": 3}),

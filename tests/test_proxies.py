@@ -14,6 +14,8 @@ import ddplug
 from ddplug import InputError, InputSpace, PoolError, PoolInfo, Proxy, ProxyError, ProxyPool, SpaceError
 from ddplug.networks import build, seeded
 
+pytestmark = pytest.mark.numerical
+
 Networks = Callable[..., Any]  # nn.Sequential, whose entries mypy does not know
 SPACES = ("feature", "logit")
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 import ddplug
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 LAM = 0.7
 

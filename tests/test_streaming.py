@@ -18,6 +18,8 @@ from ddplug.measure import measure
 from ddplug.networks import build, seeded
 from ddplug.streaming import Stream, StreamedProxy
 
+pytestmark = pytest.mark.numerical
+
 COUNT = 5
 
 

@@ -11,6 +11,8 @@ from ddplug.errors import DDPlugError, InputError, PoolError, ProxyError
 from ddplug.networks import build, seeded
 from ddplug.training import accuracy, evaluate_set, fit, shift_and_flip
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():

@@ -12,6 +12,8 @@ from ddplug.errors import InputError, PoolError, SpaceError
 from ddplug.spaces import InputSpace
 from ddplug.zca import ZCASpace
 
+pytestmark = pytest.mark.numerical
+
 SHAPE = (3, 6, 5)
 
 

@@ -15,6 +15,8 @@ from ddplug.pretrain import pretrain
 from ddplug.sets import SyntheticSet, load_set, save_set
 from ddplug.zca import ZCASpace
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def whitening() -> ZCASpace:
