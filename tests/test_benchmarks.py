@@ -13,6 +13,9 @@ import torch
 from ddplug.cmi import group
 from ddplug.gradient import PieceByPiece
 
+# A benchmark may be of untrained networks; that their gradient turns in bf16 is among its figures.
+pytestmark = pytest.mark.filterwarnings("ignore:under proxy .* in bf16")
+
 HERE = Path(__file__).parents[1] / "benchmarks"
 FEW = ["--repeats", "1", "--device", "cpu"]
 

@@ -25,6 +25,9 @@ from ddplug.networks import build, seeded
 from ddplug.sets import SyntheticSet, load_set, save_set
 from ddplug.training import evaluate_set
 
+# Networks of an epoch or none are enough for what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
+
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 

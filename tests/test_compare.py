@@ -29,6 +29,9 @@ from ddplug.errors import DataError, InputError, WeightError
 from ddplug.pretrain import pretrain
 from ddplug.sets import load_set
 
+# Networks of an epoch or none are enough for what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
+
 pytest.importorskip("sklearn")
 
 TINY = Settings(

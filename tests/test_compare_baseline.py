@@ -19,6 +19,9 @@ from ddplug.distill import DistributionMatching
 from ddplug.errors import DataError, InputError
 from ddplug.pretrain import pretrain
 
+# Networks of an epoch or none are enough for what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
+
 FEATURES = Settings(
     ipc=2, iterations=4, batch_real=4, strategy="color_crop", width=8, checkpoints=2, runs=2, epochs=2,
     regularizer={"calibrate": 2},

@@ -30,6 +30,9 @@ from ddplug.pretrain import pretrain
 from ddplug.repeatable import clock, seed_everything
 from ddplug.upstream import UpstreamAdapter
 
+# Networks of an epoch or none are enough for what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
+
 pytest.importorskip("sklearn")
 
 TINY = Settings(
