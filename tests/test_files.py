@@ -116,6 +116,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
+    pytest.importorskip("sklearn")
     data = datasets.load("digits")
     return replace(data, train_images=data.train_images[:60], train_labels=data.train_labels[:60])
 
@@ -218,6 +219,7 @@ def test_plot_at_home(home: Path, option: str) -> None:
 
 
 def test_commands_at_home(home: Path, digits: ImageData) -> None:
+    pytest.importorskip("matplotlib")
     call("pretrain", "~/pool", "--count", 1, "--epochs", 1, "--width", 4, "--device", "cpu")
     images, labels = random_real(digits, 2, torch.Generator().manual_seed(0))
     save_set(SyntheticSet(images, labels, digits.space, "digits"), "~/set.pt")

@@ -114,6 +114,7 @@ def test_the_test_split_is_drawn_and_not_the_first_images() -> None:
 
 
 def test_an_image_data_and_a_name_say_it_all(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
     data = as_image_data("digits")
     assert data.fingerprint() == datasets.load("digits").fingerprint()
     assert as_image_data(data) is data
