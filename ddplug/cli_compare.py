@@ -62,7 +62,7 @@ def compare(
     classes: Annotated[int | None, typer.Option(help="Classes that a step's CMI is estimated on.")] = None,
     precision: Annotated[str, typer.Option(help="auto, exact or bf16: of the proxies' layers.")] = "auto",
     chunk: Annotated[str, typer.Option(help="Images that go through a proxy together, or auto.")] = "auto",
-    graphs: Annotated[bool, typer.Option(help="Replay steps from CUDA graphs.")] = True,
+    graphs: Annotated[bool, typer.Option(help="On a GPU, replay steps from CUDA graphs.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Put the proxies through torch.compile.")] = False,
     repo: Annotated[Path | None, typer.Option(help="A host's checkout; else DDPLUG_HOSTS, else here.")] = None,
     download: Annotated[

@@ -33,7 +33,7 @@ def run(
     classes: Annotated[int, typer.Option(help="Random classes per step to estimate CMI on; 0 for all.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, exact or bf16; see docs/guide.md.")] = "auto",
     chunk: Annotated[int, typer.Option(help="Images that go through a proxy together; 0 decides by itself.")] = 0,
-    graphs: Annotated[bool, typer.Option(help="On a GPU, replay the step from a CUDA graph.")] = True,
+    graphs: Annotated[bool, typer.Option(help="On a GPU, replay the step from a CUDA graph.")] = False,
     inner: Annotated[str | None, typer.Option(help="one, last or all inner steps' views, for MTT and DATM.")] = None,
     seed: Annotated[int, typer.Option(help="Of the regulariser's own generator.")] = 0,
     download: Annotated[

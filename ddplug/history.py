@@ -102,7 +102,7 @@ class History:
         content = {
             "format": "ddplug-run", "version": 1, "rounds": len(rounds), "skipped": self.skipped, "history": rounds,
         }  # fmt: skip
-        write_json(content, Path(path).expanduser())
+        write_json(content, Path(path))
 
     def state_dict(self) -> list[dict[str, Any]]:
         """All rounds as plain dictionaries."""

@@ -68,7 +68,7 @@ OPTIONS = (
     Option(
         "precision", str, "auto", "auto: bf16 backward where fast; exact: fp32; bf16: both ways", get_args(Precision)
     ),
-    Option("graphs", int, 1, "on a GPU, replay the step from a CUDA graph; 0 does not try"),
+    Option("graphs", int, 0, "1: on a GPU, replay the step from a CUDA graph"),
     Option("chunk", int, 0, "images that go through a proxy together; 0 for as many as memory allows"),
     Option("views", str, "host", "the host's augmented views, or the clean images", get_args(Views)),
     Option("views_per_image", int, 1, "further views of each image, made by kornia; for one image per class"),

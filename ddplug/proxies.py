@@ -113,7 +113,7 @@ class ProxyPool:
         if isinstance(proxies, cls):
             return proxies
         if isinstance(proxies, str | Path):
-            return cls.load(Path(proxies).expanduser())
+            return cls.load(proxies)
         if isinstance(proxies, Proxy):
             return cls([proxies])
         if isinstance(proxies, Sequence) and proxies and all(isinstance(given, Proxy) for given in proxies):

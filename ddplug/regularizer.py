@@ -61,7 +61,8 @@ class Regularizer:
             "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.precision`. CMI itself is never reduced.
         chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever
             the number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
-        graphs: replay the step from a CUDA graph, on a GPU, where shapes repeat; falls back by itself.
+        graphs: replay the step from a CUDA graph, on a GPU, where shapes repeat; falls back by itself. Off unless asked
+            for, until its tests have run on a GPU.
         compile: pass images through torch.compile's version of the proxies. Compiling takes a minute, once.
         schedule: a factor on lambda by round number, e.g. `ddplug.weighting.warmup(100)`.
         views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
@@ -95,7 +96,7 @@ class Regularizer:
         classes: int | None = None,
         precision: Precision = "auto",
         chunk: Chunk = "auto",
-        graphs: bool = True,
+        graphs: bool = False,
         compile: bool = False,
         schedule: Schedule | None = None,
         views_per_image: int = 1,
