@@ -203,7 +203,8 @@ class RoundKeeper:
         if self.rounds == 0 and self.scale is None and self.weight != 0:
             self.watch.scaled()
         whole = self._collected is not None or any(call.source is not None for call in calls)
-        single = int(classes[0]) if len(classes) == 1 and self.set_size is None and not whole else None
+        expected = whole or self.set_size is not None or self.estimator.classes is not None
+        single = int(classes[0]) if len(classes) == 1 and not expected else None
         absolute = isinstance(self.weighting, Absolute) and self.weight != 0
         self.watch.began([] if whole else calls, single, absolute=absolute)
 

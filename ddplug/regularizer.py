@@ -171,8 +171,12 @@ class Regularizer:
 
     @property
     def enabled(self) -> bool:
-        """Whether it was not detached."""
+        """Whether it acts; False after `detach()`. May be switched off for a while, outside of backward passes."""
         return self._keeper.enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._keeper.enabled = enabled
 
     @property
     def announce(self) -> Callable[[str], object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -168,6 +169,8 @@ _WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
 
 @atexit.register
 def _report() -> None:
-    """What was alive to the end of the program and never acted."""
+    """What was alive to the end of the program and never acted; a program that failed has said why."""
+    if getattr(sys, "last_value", None) is not None:
+        return
     for watch in list(_WATCHES):
         watch.report()

@@ -512,20 +512,26 @@ def rounds(regularizer: ddplug.Regularizer, images: Tensor, labels: Tensor, numb
     return gradients
 
 
+@pytest.fixture
+def five(network: Callable[..., nn.Module]) -> ddplug.ProxyPool:
+    """One smooth proxy that tells five classes apart."""
+    return ddplug.ProxyPool.from_modules([network(7, classes=5)])
+
+
 def layer(pool: object, **options: Any) -> ddplug.Regularizer:
     return ddplug.Regularizer(pool, 1.0, weighting="absolute", announce=lambda line: None, **options)
 
 
 @pytest.mark.parametrize("several", [1, 2])
-def test_the_mean_over_all_choices_of_classes_is_cmi(pool: ddplug.ProxyPool, several: int) -> None:
+def test_the_mean_over_all_choices_of_classes_is_cmi(five: ddplug.ProxyPool, several: int) -> None:
     """Five classes of unequal size, two at a time: ten choices, each found among many draws."""
     labels = torch.tensor([4, 4, 0, 1, 1, 1, 2, 0, 3, 3, 4, 2, 4, 1, 7 - 4])
     images = views(15, torch.float64, size=4)
     options: dict[str, Any] = {"views_per_image": several}
     if several > 1:
         options["view"] = lambda images: images * 1.5
-    full = rounds(layer(pool, **options), images, labels, 1)[0]
-    some = layer(pool, classes=2, **options)
+    full = rounds(layer(five, **options), images, labels, 1)[0]
+    some = layer(five, classes=2, **options)
     found = {}
     for grad in rounds(some, images, labels, 120):
         chosen = tuple(labels[grad.flatten(1).abs().sum(1) > 0].unique().tolist())
@@ -548,7 +554,7 @@ def test_the_reported_cmi_is_right_on_average_too(pool: ddplug.ProxyPool) -> Non
 
 def test_classes_are_drawn_apart_from_proxies(network: Callable[..., nn.Module]) -> None:
     """As many proxies as classes, whose order would be one and the same if both came from one seed."""
-    pool = ddplug.ProxyPool.from_modules([network(seed) for seed in range(4)])
+    pool = ddplug.ProxyPool.from_modules([network(seed, classes=4) for seed in range(4)])
     regularizer, pairs = layer(pool, classes=1), set()
     labels, images = torch.arange(8) % 4, views(8, torch.float64, size=4)
     pool.draw = lambda count, generator, draw=pool.draw: drawn.extend(draw(count, generator)) or drawn[-1:]  # type: ignore[method-assign]
@@ -577,11 +583,11 @@ def test_rounds_that_calibrate_see_all_classes(pool: ddplug.ProxyPool) -> None:
     assert settled[0] == settled[1]
 
 
-def test_draws_of_classes_continue(pool: ddplug.ProxyPool, untouched: None) -> None:
+def test_draws_of_classes_continue(five: ddplug.ProxyPool, untouched: None) -> None:
     labels, images = torch.arange(12) % 4, views(12, torch.float64, size=4)
-    whole = layer(pool, classes=1)
+    whole = layer(five, classes=1)
     expected = rounds(whole, images, labels, 12)
-    first, second = layer(pool, classes=1), layer(pool, classes=1, seed=5)
+    first, second = layer(five, classes=1), layer(five, classes=1, seed=5)
     rounds(first, images, labels, 5)
     second.load_state_dict(first.state_dict())
     for got, wanted in zip(rounds(second, images, labels, 7), expected[5:], strict=True):

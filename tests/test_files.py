@@ -218,6 +218,7 @@ def test_plot_at_home(home: Path, option: str) -> None:
     assert (home / "p.png").is_file() == ("~" in option)
 
 
+@pytest.mark.filterwarnings("ignore:proxy .* is right on")
 def test_commands_at_home(home: Path, digits: ImageData) -> None:
     pytest.importorskip("matplotlib")
     call("pretrain", "~/pool", "--count", 1, "--epochs", 1, "--width", 4, "--device", "cpu")
