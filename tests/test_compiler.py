@@ -64,4 +64,4 @@ def test_a_compiler_that_fails_is_quoted_at_first_use(tmp_path: Path) -> None:
     assert "Error: main.cpp:1:10: fatal error: omp.h: No such file or directory): torch.compile needs" in said
     assert "first use: proxy" in said
     assert "needs, on a CPU, a C++ compiler that works" in said
-    assert said.rstrip().endswith("leave out compile=True.")
+    assert "leave out compile=True." in said

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from ddplug import DataError, InputSpace, datasets
+from ddplug import DataError, InputSpace, SpaceError, datasets
 from ddplug.datasets import ImageData, as_image_data
 from ddplug.upstream import stacked
 
@@ -193,7 +193,7 @@ def test_what_is_said_of_the_data_must_fit() -> None:
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"space": None}, r"space=InputSpace\.unit\(3\).*space=InputSpace\.normalized\(mean, std\)"),
         ({"space": InputSpace.unit(1)}, r"3 channels and space is \[0, 1\] x 1"),
-        ({"space": "unit"}, "space is unit, expected an input space"),
+        ({"space": 3}, "space is 3, expected an input space"),
         ({"class_names": ["cat"]}, "training labels go up to 1, but there are 1 classes, cat"),
         ({"class_names": ["cat", "dog", "cow"]}, "class 2 has no training images; expected some of each of 3"),
     ]
@@ -202,6 +202,9 @@ def test_what_is_said_of_the_data_must_fit() -> None:
             as_image_data((IMAGES, LABELS), **{"space": UNIT, **more})
     with pytest.raises(DataError, match="third"):
         as_image_data(((IMAGES, LABELS), TEST), test=TEST, space=UNIT)
+    with pytest.raises(SpaceError, match="unknown input space 'unti'"):
+        as_image_data((IMAGES, LABELS), space="unti")
+    assert as_image_data((IMAGES, LABELS), space="unit").space == UNIT
 
 
 def test_data_of_ones_own_can_be_trained_on_and_started_from() -> None:
