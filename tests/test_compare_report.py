@@ -92,6 +92,7 @@ def command(*arguments: object) -> str:
     return result.output
 
 
+@pytest.mark.filterwarnings("ignore:proxy .* is right on")
 def test_the_command_prints_tables_and_writes_one_page(
     tmp_path: Path, pools: tuple[Path, Path], untouched: None
 ) -> None:
