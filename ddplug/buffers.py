@@ -16,19 +16,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddplug.errors import PoolError, ProxyError, SpaceError
 from ddplug.files import user_path
+from ddplug.hostprotocol import Host
 from ddplug.networks import build, seeded
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.zca import ZCASpace
-
-if TYPE_CHECKING:
-    from ddplug.upstream import UpstreamAdapter
 
 Snapshot = Sequence[Tensor]
 Expert = Sequence[Snapshot]
@@ -171,7 +169,7 @@ def read(
     return ProxyPool(proxies, info)
 
 
-def read_for_host(given: str, adapter: UpstreamAdapter, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+def read_for_host(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
     """The pool of `buffer:GIVEN` for a host; see `read`.
 
     Raises:

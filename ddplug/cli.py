@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ddplug import cli_compare, cli_evidence, cli_hosts
+from ddplug.cli_options import DataName, DataPath, DeviceName, device_of, load_data
 from ddplug.errors import DDPlugError, InputError
-
-if TYPE_CHECKING:
-    import torch
-
-    from ddplug.datasets import ImageData
 
 app = typer.Typer(
     help="CMI regularisation (arXiv 2412.09945) for dataset-distillation code.",
@@ -27,10 +22,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-
-DataName = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder.")]
-DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the data lies; digits need none.")]
-DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")]
 
 
 def main() -> None:
@@ -101,8 +92,8 @@ def demo(
     settings = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
     given: dict[str, Any] = {"weight": weight, "ipc": ipc, "iterations": iterations, "seeds": seeds}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    where = _device(device)
-    real = _load(data, data_path)
+    where = device_of(device)
+    real = load_data(data, data_path)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
     console = Console()
     console.print(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
@@ -144,7 +135,7 @@ def pretrain(
 
     from ddplug.pretrain import pretrain as train_pool
 
-    real = _load(data, data_path)
+    real = load_data(data, data_path)
     if zca:
         from ddplug.zca import ZCASpace
 
@@ -154,7 +145,7 @@ def pretrain(
         options["width"] = width
     pool = train_pool(
         real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
-        precision=precision, options=options, device=_device(device),  # type: ignore[arg-type]
+        precision=precision, options=options, device=device_of(device),  # type: ignore[arg-type]
     )  # fmt: skip
     table = Table("proxy", "seed", "epochs", "test accuracy", title=f"{real.name}: pool in {out}")
     for proxy in pool:
@@ -198,7 +189,7 @@ def measure(
     if data is not None and factor is not None:
         raise InputError(f"--factor {factor} is for a synthetic set whose images hold several; leave it out.")
     if data is not None:
-        real = _load(data, data_path)
+        real = load_data(data, data_path)
         images, labels = (
             (real.train_images, real.train_labels) if split == "train" else (real.test_images, real.test_labels)
         )
@@ -213,7 +204,7 @@ def measure(
                 f"'{synthetic}' was distilled from {chosen.dataset}, but the pool in '{proxies}' was trained on "
                 f"{pool.info.dataset}. Measure it under a pool of its own data."
             )
-    where = _device(device)
+    where = device_of(device)
     input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
     result = measure_set(
         pool.to(where), chosen.images.to(where), chosen.classes.to(where), space=space, temperature=temperature,  # type: ignore[arg-type]
@@ -227,26 +218,3 @@ def measure(
     from ddplug.report import measurement_table
 
     Console().print(measurement_table(result, title, pool.info.class_names))
-
-
-def _load(name: str, path: Path | None) -> ImageData:
-    from ddplug import datasets
-
-    return datasets.load(name, path)
-
-
-def _device(name: str) -> torch.device:
-    """The device meant by `name`, with torch's threads held to the processors this process may use."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}, expected cpu, cuda, cuda:N or auto.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} was asked for, but torch sees no CUDA device. Use --device cpu.")
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
-    return device

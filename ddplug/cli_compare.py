@@ -78,7 +78,7 @@ def compare(
     from rich.console import Console
 
     from ddplug import datasets
-    from ddplug.cli import _device
+    from ddplug.cli_options import device_of
     from ddplug.compare import ENTRIES, RESULT, Distiller
     from ddplug.compare import compare as run_compare
     from ddplug.compare_entry import Own
@@ -96,7 +96,7 @@ def compare(
         "chunk": _chunk(chunk), "graphs": graphs, "compile": compile,
     }  # fmt: skip
     chosen = arms(read_weights(weights), [part.strip() for part in views.split(",")])
-    where = _device(device)
+    where = device_of(device)
     if proxies is None:
         raise InputError("compare needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
     real = datasets.load(data, data_path)

@@ -44,7 +44,7 @@ def evaluate(
     from rich.console import Console
 
     from ddplug import datasets
-    from ddplug.cli import _device
+    from ddplug.cli_options import device_of
     from ddplug.evaluate import DSAViews, with_space
     from ddplug.evaluate import evaluate as evaluate_set
     from ddplug.export import check_export, export_ddranking
@@ -60,7 +60,7 @@ def evaluate(
         raise InputError(f"unknown format {export[0]!r} to export to, expected ddranking.")
     synthetic = user_path(synthetic)  # and its neighbour, which is taken away at the end
     json_file = user_path(json_file) if json_file is not None else None
-    where = _device(device)
+    where = device_of(device)
     loaded = load_set(synthetic, factor=factor)
     real = datasets.load(data, data_path)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies is not None else None

@@ -18,20 +18,18 @@ import atexit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ddplug.errors import HostError, InputError
 from ddplug.files import write_json
+from ddplug.hostprotocol import Host
 from ddplug.hostproxies import DeferredPool, check_dataset, resolve
 from ddplug.precision import Precision
 from ddplug.regularizer import Regularizer
 from ddplug.weighting import Relative
-
-if TYPE_CHECKING:
-    from ddplug.upstream import UpstreamAdapter
 
 NAME = "ddplug_cmi"
 """The name under which patches import this module."""
@@ -232,7 +230,7 @@ def start(host: str, args: Any, **known: Any) -> Layer:
 class Attached:
     """What stands under the name of this module in a host to which `ddplug.attach` put a regulariser of its own."""
 
-    def __init__(self, adapter: UpstreamAdapter, regularizer: Regularizer, views: Views, inner: Inner) -> None:
+    def __init__(self, adapter: Host, regularizer: Regularizer, views: Views, inner: Inner) -> None:
         self._adapter, self._regularizer, self._views, self._inner = adapter, regularizer, views, inner
         self._layer: Layer | None = None
 
@@ -266,7 +264,7 @@ class Attached:
 
 
 def _layer(
-    adapter: UpstreamAdapter,
+    adapter: Host,
     regularizer: Regularizer,
     args: Any,
     known: Mapping[str, Any],

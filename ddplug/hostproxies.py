@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddplug.errors import PoolError
+from ddplug.hostprotocol import Host
 from ddplug.pending import DeferredPool
 from ddplug.proxies import ProxyPool
 
 __all__ = ["DeferredPool", "check_dataset", "resolve", "scheme_of"]
 
-if TYPE_CHECKING:
-    from ddplug.upstream import UpstreamAdapter
-
-Reader = Callable[[str, "UpstreamAdapter", Any, Mapping[str, Any]], ProxyPool]
+Reader = Callable[[str, Host, Any, Mapping[str, Any]], ProxyPool]
 """From what follows the colon, the adapter, the host's options and what the patch passed to `start`, to a pool."""
 
 SCHEMES: dict[str, str | Reader] = {
@@ -35,7 +33,7 @@ def scheme_of(given: str) -> str | None:
     return name if colon and name.isalnum() and len(name) > 1 else None
 
 
-def resolve(given: str, adapter: UpstreamAdapter, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+def resolve(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
     """The pool meant by what the user gave; for an empty string the host's experts, else the cache, else a new pool.
 
     Raises:
@@ -81,7 +79,7 @@ def _reader(scheme: str) -> Reader:
     return known
 
 
-def _trained(adapter: UpstreamAdapter, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+def _trained(adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
     data = adapter.real(args, known)
     if data is None:
         raise PoolError(

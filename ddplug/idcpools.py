@@ -14,19 +14,17 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddplug.errors import PoolError, ProxyError
 from ddplug.files import user_path
+from ddplug.hostprotocol import Host
 from ddplug.networks import Norm, build, seeded
 from ddplug.proxies import PoolInfo, Proxy, ProxyPool
 from ddplug.spaces import InputSpace
-
-if TYPE_CHECKING:
-    from ddplug.upstream import UpstreamAdapter
 
 PRETRAINED = "pretrained"
 """The host's folder of them, in the folder it was started in."""
@@ -46,7 +44,7 @@ SPACES = {
 """The normalisation in which IDC trains, by its name for the data set."""
 
 
-def read_for_host(path: str, adapter: UpstreamAdapter, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+def read_for_host(path: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
     """`--proxies idc:PATH` of any host: PATH is a file, an experiment's folder, or a folder of experiments."""
     folder = user_path(path)
     dataset = next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])

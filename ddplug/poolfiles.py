@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ddplug.errors import DDPlugError, PoolError, SpaceError
 from ddplug.files import mode_of, replacing, user_path
-from ddplug.proxies import PoolInfo, Proxy, ProxyPool
-from ddplug.spaces import AnySpace, space_from_json
+from ddplug.proxy import PoolInfo, Proxy
+from ddplug.spaces import AnySpace
+from ddplug.zca import space_from_json
 
 HEADER = "pool.json"
 SPACE = "space.safetensors"
@@ -206,8 +207,8 @@ def read_pool(
     builders: Mapping[str, Callable[..., nn.Module]],
     partial: bool,
     budget: int | None = None,
-) -> ProxyPool:
-    """What `ProxyPool.load` does; without a budget, everything is kept."""
+) -> tuple[list[Proxy], PoolInfo]:
+    """What `ProxyPool.load` makes a pool of; without a budget, everything is kept."""
     folder = user_path(folder)
     header = read_header(folder)
     if dataset is not None and header.info.dataset != dataset:
@@ -222,11 +223,11 @@ def read_pool(
             + (", or load what there is with partial=True." if header.networks else ".")
         )
     if budget is not None and sum(record["bytes"] for record in header.networks) > budget:
-        return ProxyPool(stream_networks(folder, header.networks, builders, budget), header.info)
-    return ProxyPool([read_network(folder, record, builders) for record in header.networks], header.info)
+        return stream_networks(folder, header.networks, builders, budget), header.info
+    return [read_network(folder, record, builders) for record in header.networks], header.info
 
 
-def write_pool(pool: ProxyPool, folder: Path) -> None:
+def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
     """What `ProxyPool.save` does: everything into a temporary neighbour, then one rename.
 
     The folder gets the permissions of the empty one that it replaces, or else those of any new folder here.
@@ -238,8 +239,8 @@ def write_pool(pool: ProxyPool, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     temporary.mkdir()  # not by tempfile, whose folders nobody else may enter
     try:
-        records = [write_network(temporary, i, proxy) for i, proxy in enumerate(pool)]
-        write_header(temporary, Header(pool.info, len(pool), records))
+        records = [write_network(temporary, i, proxy) for i, proxy in enumerate(proxies)]
+        write_header(temporary, Header(info, len(proxies), records))
         if folder.is_dir():
             temporary.chmod(mode_of(folder))
         os.replace(temporary, folder)

@@ -108,7 +108,7 @@ def pretrain(
             )
             write_header(folder, header)
             bars(what, (index + 1) * epochs, total, f"test accuracy {reached:.1%}")
-    return read_pool(folder, dataset=data.name, builders={}, partial=False).to(device)
+    return ProxyPool(*read_pool(folder, dataset=data.name, builders={}, partial=False)).to(device)
 
 
 def pool_info(data: ImageData) -> PoolInfo:

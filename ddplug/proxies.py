@@ -95,7 +95,7 @@ class ProxyPool:
         """
         from ddplug.poolfiles import read_pool
 
-        return read_pool(Path(folder), dataset=dataset, builders=builders or {}, partial=partial, budget=budget)
+        return cls(*read_pool(Path(folder), dataset=dataset, builders=builders or {}, partial=partial, budget=budget))
 
     def save(self, folder: str | Path) -> None:
         """Write the pool as safetensors files and a `pool.json`; all or nothing.
@@ -105,7 +105,7 @@ class ProxyPool:
         """
         from ddplug.poolfiles import write_pool
 
-        write_pool(self, Path(folder))
+        write_pool(self.proxies, self.info, Path(folder))
 
     @classmethod
     def of(cls, proxies: object) -> ProxyPool:

@@ -15,7 +15,8 @@ from torch import Tensor
 from ddplug import hostfiles
 from ddplug.errors import DataError, SpaceError
 from ddplug.files import replacing, user_path
-from ddplug.spaces import AnySpace, InputSpace, space_from_json
+from ddplug.spaces import AnySpace, InputSpace
+from ddplug.zca import space_from_json
 
 Meaning = Literal["normalized", "zca"]
 

@@ -7,7 +7,7 @@ plausible, wrong number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,17 +35,6 @@ class AnySpace(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """The record that a pool's header keeps."""
-
-
-def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> AnySpace:
-    """The space of a `to_json` record and, for ZCA, the tensors saved beside it; `SpaceError` for an unknown kind."""
-    if not isinstance(record, dict):
-        raise SpaceError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
-    if record.get("kind") == "zca":
-        from ddplug.zca import ZCASpace  # kornia, which only whitened images need
-
-        return ZCASpace.from_json(record, dict(tensors or {}))
-    return InputSpace.from_json(record)
 
 
 @dataclass(frozen=True)

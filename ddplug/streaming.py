@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddplug.errors import PoolError
-from ddplug.proxies import Proxy
+from ddplug.proxy import Proxy
 
 Weights = dict[str, Tensor]
 

@@ -9,19 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from kornia.enhance import ZCAWhitening, linear_transform
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ddplug.errors import InputError, PoolError, SpaceError
-from ddplug.spaces import AnySpace
+from ddplug.spaces import AnySpace, InputSpace
+
+if TYPE_CHECKING:
+    from kornia.enhance import ZCAWhitening
+
+
+def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> AnySpace:
+    """The space of a `to_json` record and, for ZCA, the tensors saved beside it; `SpaceError` for an unknown kind."""
+    if not isinstance(record, dict):
+        raise SpaceError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
+    if record.get("kind") == "zca":
+        return ZCASpace.from_json(record, dict(tensors or {}))
+    return InputSpace.from_json(record)
 
 
 class ZCASpace:
@@ -68,6 +80,8 @@ class ZCASpace:
             )
         work = images.detach() if images.dtype == torch.float64 else images.detach().float()
         shape = (images.shape[1], images.shape[2], images.shape[3])
+        from kornia.enhance import ZCAWhitening  # heavy, and only whitened images need it
+
         return cls.from_kornia(ZCAWhitening(eps=float(eps), unbiased=unbiased, compute_inv=True).fit(work), shape)
 
     @classmethod
@@ -90,6 +104,8 @@ class ZCASpace:
         """Intensities in [0, 1], (..., c, h, w), whitened; differentiable, of the images' dtype."""
         self._check(images)
         mean, whiten, _ = self._matrices(images)
+        from kornia.enhance import linear_transform
+
         whitened: Tensor = linear_transform(_rows(images, whiten), whiten, mean)
         return whitened.to(images.dtype).reshape(images.shape)
 
