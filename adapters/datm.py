@@ -8,10 +8,10 @@ from typing import Any
 
 from ddplug.adapters import register
 from ddplug.adapters.mtt import MTT, SAVES, check_buffer, check_saves, experts_in, sets_in
+from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import HostError
-from ddplug.files import replacing, user_path
-from ddplug.sets import SyntheticSet
-from ddplug.upstream import check_data, option, refuse_short
+from ddplug.hosting.arguments import check_data, option, refuse_short
+from ddplug.utils.files import replacing, user_path
 
 DEFAULTS: dict[str, Any] = {
     "dataset": "CIFAR10", "model": "ConvNet", "ipc": 1, "Iteration": 5000, "zca": True, "data_path": "../dataset/",

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.sets import SyntheticSet, load_set
-from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, refuse_short, whole
+from ddplug.datasets.synthetic import SyntheticSet, load_set
+from ddplug.hosting.adapter import UpstreamAdapter
+from ddplug.hosting.arguments import absolute, check_data, option, refuse, refuse_short, whole
 
 
 @register("dm")

@@ -17,13 +17,14 @@ from typing import Any
 from torch import nn
 
 from ddplug.adapters import register
-from ddplug.datasets import ImageData
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import InputSpace
+from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import HostError
-from ddplug.idcpools import PRETRAINED, read
-from ddplug.proxies import ProxyPool
-from ddplug.sets import SyntheticSet, load_set
-from ddplug.spaces import InputSpace
-from ddplug.upstream import TORCHVISION_FILES, UpstreamAdapter, absolute, option, refuse, refuse_short, stacked
+from ddplug.hosting.adapter import UpstreamAdapter, stacked
+from ddplug.hosting.arguments import TORCHVISION_FILES, absolute, option, refuse, refuse_short
+from ddplug.proxies.idc_checkpoints import PRETRAINED, read
+from ddplug.proxies.pool import ProxyPool
 
 FILES = {
     "cifar10": TORCHVISION_FILES["CIFAR10"],

@@ -10,16 +10,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ddplug import buffers
 from ddplug.adapters import register
-from ddplug.datasets import ImageData
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.datasets.synthetic import Meaning, SyntheticSet, load_set
+from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import HostError
-from ddplug.files import user_path
-from ddplug.proxies import ProxyPool
-from ddplug.sets import Meaning, SyntheticSet, load_set
-from ddplug.spaces import AnySpace, InputSpace
-from ddplug.upstream import UpstreamAdapter, absolute, check_data, option, refuse, refuse_short, whole
-from ddplug.zca import ZCASpace
+from ddplug.hosting.adapter import UpstreamAdapter
+from ddplug.hosting.arguments import absolute, check_data, option, refuse, refuse_short, whole
+from ddplug.proxies import expert_buffers as buffers
+from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.files import user_path
 
 SAVES = 1000
 """Iterations between two sets that the host saves when it has not evaluated them."""
@@ -31,7 +32,7 @@ class MTT(UpstreamAdapter):
     """Images are stored normalised, or whitened with --zca; labels are hard; the experts are its own proxies.
 
     The views of all inner steps of an outer iteration belong to one round. Of them, only those of one inner step are
-    regularised by default, see `ddplug.hosting.Layer`.
+    regularised by default, see `ddplug.hosting.layer.Layer`.
     """
 
     name = "mtt"

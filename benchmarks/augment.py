@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddplug.augment import DSA, OPERATIONS, Params
+from ddplug.augment.dsa import DSA, OPERATIONS, Params
 
 View = Callable[[], Tensor]
 

@@ -13,9 +13,9 @@ import measuring
 import torch
 
 import ddplug
-from ddplug.datasets import ImageData
-from ddplug.distill import DistributionMatching
-from ddplug.spaces import InputSpace
+from ddplug.comparison.dm_trainer import DistributionMatching
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import InputSpace
 
 
 def noise(images: int) -> ImageData:

@@ -11,7 +11,8 @@ from functools import partial
 import measuring
 import torch
 
-from ddplug.cmi import closed_form, group
+from ddplug.objectives.base import group
+from ddplug.objectives.cmi import closed_form
 
 CLASSES = (10, 100, 1000)
 

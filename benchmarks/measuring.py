@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.networks import build, seeded
-from ddplug.precision import fast_bf16
-from ddplug.proxies import Proxy, ProxyPool
+from ddplug.networks.precision import fast_bf16
+from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pool import Proxy, ProxyPool
 
 
 def arguments(text: str | None, **defaults: Any) -> argparse.ArgumentParser:

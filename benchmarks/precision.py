@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ddplug import datasets
-from ddplug.cmi import group
-from ddplug.gradient import PieceByPiece
-from ddplug.precision import Precision
-from ddplug.proxies import Proxy, ProxyPool
+from ddplug.engine.step import PieceByPiece
+from ddplug.networks.precision import Precision
+from ddplug.objectives.base import group
+from ddplug.proxies.pool import Proxy, ProxyPool
 
 REDUCED: tuple[Precision, ...] = ("auto", "bf16")
 

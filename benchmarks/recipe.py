@@ -16,8 +16,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddplug.networks import Network, build
-from ddplug.precision import Precision, layers
+from ddplug.networks.precision import Precision, layers
+from ddplug.networks.zoo import Network, build
 
 
 class Recipe:

@@ -17,7 +17,7 @@ import torch
 from recipe import Recipe, floor
 
 import ddplug
-from ddplug.precision import Precision
+from ddplug.networks.precision import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("exact", "auto", "bf16")
 

@@ -7,8 +7,11 @@ handle = ddplug.attach(trainer, weight=1, proxies="pool/")    # weight: share of
 from importlib import import_module
 from types import ModuleType
 
-from ddplug.attach import Handle, attach
-from ddplug.cmi import class_separation, cmi, cmi_per_class, ncmi
+from ddplug.attaching.attach import Handle, attach
+from ddplug.attaching.labels import one_class_per_call
+from ddplug.core.loss import CMI
+from ddplug.core.regularizer import Regularizer
+from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import (
     AttachError,
     DataError,
@@ -23,11 +26,8 @@ from ddplug.errors import (
     SpaceError,
     WeightError,
 )
-from ddplug.labelling import one_class_per_call
-from ddplug.loss import CMI
-from ddplug.proxies import PoolInfo, Proxy, ProxyPool
-from ddplug.regularizer import Regularizer
-from ddplug.spaces import InputSpace
+from ddplug.objectives.cmi import class_separation, cmi, cmi_per_class, ncmi
+from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 
 # Modules that bring torchvision, kornia or files along: there on first use, so that `import ddplug` stays light.
 _ON_FIRST_USE = ("adapters", "augment", "datasets", "distill", "networks", "training", "zca")

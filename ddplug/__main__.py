@@ -1,5 +1,5 @@
 """`python -m ddplug` is the command `ddplug`."""
 
-from ddplug.cli import main
+from ddplug.cli.app import main
 
 main()

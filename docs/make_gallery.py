@@ -16,8 +16,8 @@ from kornia.geometry.transform import resize
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from ddplug.augment import DSA, OPERATIONS
-from ddplug.spaces import InputSpace
+from ddplug.augment.dsa import DSA, OPERATIONS
+from ddplug.datasets.spaces import InputSpace
 
 SPACE = InputSpace.normalized((0.49, 0.48, 0.45), (0.2, 0.2, 0.2))
 COLUMNS = 5

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 import ddplug
-from ddplug import adapters, datasets, networks, training
-from ddplug.hooks import intercept
+from ddplug import adapters, datasets, networks
+from ddplug.attaching.hooks import intercept
+from ddplug.networks import training
 
 
 class PixelMatching:

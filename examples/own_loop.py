@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional as F
 
 import ddplug
-from ddplug.augment import DSA
-from ddplug.datasets import load, random_real
-from ddplug.networks import convnet
-from ddplug.pretrain import pretrain
+from ddplug.augment.dsa import DSA
+from ddplug.datasets.images import load, random_real
+from ddplug.networks.zoo import convnet
+from ddplug.proxies.pretrain import pretrain
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=60)

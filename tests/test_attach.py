@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ddplug
 import ddplug.adapters as adapters
+from ddplug.attaching import registry
 
 pytestmark = pytest.mark.numerical
 
@@ -562,7 +563,7 @@ def test_kornia_is_gone_after_detach_even_then(pool: ddplug.ProxyPool, batch: Ba
 
 
 def test_an_adapter_is_asked_first(pool: ddplug.ProxyPool, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "_ADAPTERS", {})
+    monkeypatch.setattr(registry, "_ADAPTERS", {})
     undone: list[str] = []
 
     @adapters.register("mine")
@@ -636,7 +637,7 @@ def test_kornias_views_in_the_place_of_the_hosts(
     pool: ddplug.ProxyPool, batch: Batch, kind: type[Siamese], views: Any
 ) -> None:
     """Real batch, synthetic batch and regulariser share one draw, a new one each step."""
-    from ddplug.augment import DSA
+    from ddplug.augment.dsa import DSA
 
     trainer = kind(*batch)
     before = {key: value for key, value in vars(trainer).items() if key != "images"}
@@ -690,7 +691,7 @@ def test_views_that_cannot_be_had(pool: ddplug.ProxyPool, batch: Batch) -> None:
 
 def test_views_per_image_at_one_image_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """CMI means something there, and following its gradient lowers it on views that were not descended on."""
-    from ddplug.augment import DSA
+    from ddplug.augment.dsa import DSA
 
     labels = torch.arange(3)
     trainer = Trainer(batch[0][:3], labels)
@@ -717,7 +718,7 @@ def test_views_per_image_at_one_image_per_class(pool: ddplug.ProxyPool, batch: B
 
 
 def test_views_per_image_is_cmi_of_those_views(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    from ddplug.augment import DSA
+    from ddplug.augment.dsa import DSA
 
     images, labels = batch
     regularizer = ddplug.Regularizer(pool, LAM, weighting="absolute", views_per_image=3, view=DSA(seed=5))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddplug.augment import DSA, OPERATIONS, Mode, Params
+from ddplug.augment.dsa import DSA, OPERATIONS, Mode, Params
 from ddplug.errors import InputError
 
 pytestmark = pytest.mark.numerical

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddplug.augment import DSA, OPERATIONS, Params
+from ddplug.augment.dsa import DSA, OPERATIONS, Params
 
 pytestmark = pytest.mark.numerical
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddplug.augment import DSA, OPERATIONS, Params
+from ddplug.augment.dsa import DSA, OPERATIONS, Params
 
 pytestmark = pytest.mark.numerical
 

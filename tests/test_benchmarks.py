@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from ddplug.cmi import group
-from ddplug.gradient import PieceByPiece
+from ddplug.engine.step import PieceByPiece
+from ddplug.objectives.base import group
 
 # A benchmark may be of untrained networks; that their gradient turns in bf16 is among its figures.
 pytestmark = pytest.mark.filterwarnings("ignore:under proxy .* in bf16")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import HostError, InputSpace, PoolError, ProxyError, SpaceError, adapters, buffers
-from ddplug.networks import build, seeded
-from ddplug.proxies import PoolInfo
-from ddplug.zca import ZCASpace
+from ddplug import HostError, InputSpace, PoolError, ProxyError, SpaceError, adapters
+from ddplug.datasets.zca import ZCASpace
+from ddplug.networks.zoo import build, seeded
+from ddplug.proxies import expert_buffers as buffers
+from ddplug.proxies.pool import PoolInfo
 
 PLAIN = InputSpace.normalized((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 KNOWN = {"space": ((0.5,) * 3, (0.2,) * 3), "shape": (3, 8, 8), "count": 4, "classes": ["a", "b", "c", "d"]}
@@ -151,7 +152,7 @@ def test_a_folder_that_does_not_say_is_taken_to_be_of_the_hosts_kind(folder: Pat
 def test_experts_of_another_data_set_are_refused(folder: Path) -> None:
     args = options(dataset="CIFAR100")
     with pytest.raises(PoolError, match="trained on cifar10, but the host distils"):
-        ddplug.hostproxies.resolve(f"buffer:{folder}", adapters.upstream("mtt"), args, KNOWN)
+        ddplug.hosting.proxies.resolve(f"buffer:{folder}", adapters.upstream("mtt"), args, KNOWN)
 
 
 def test_snapshots_that_are_all_equal_are_the_live_network(folder: Path) -> None:

@@ -17,13 +17,14 @@ import torch
 from typer.testing import CliRunner
 
 import ddplug
-from ddplug import InputSpace, ProxyPool, cli, datasets
-from ddplug.datasets import ImageData, random_real
-from ddplug.demo import Settings, run_demo
-from ddplug.measure import measure
-from ddplug.networks import build, seeded
-from ddplug.sets import SyntheticSet, load_set, save_set
-from ddplug.training import evaluate_set
+from ddplug import InputSpace, ProxyPool, datasets
+from ddplug.cli import app as cli
+from ddplug.comparison.demo import Settings, run_demo
+from ddplug.datasets.images import ImageData, random_real
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.evaluation.measure import measure
+from ddplug.networks.training import evaluate_set
+from ddplug.networks.zoo import build, seeded
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -73,7 +74,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.demo.DIGITS", TINY)
+    monkeypatch.setattr("ddplug.comparison.demo.DIGITS", TINY)
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +183,9 @@ def test_the_demos_table_holds_the_numbers_of_its_runs(tmp_path: Path, digits: I
 @pytest.mark.usefixtures("_tiny")
 def test_a_second_demo_reuses_the_runs_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(*DEMO, "--out", tmp_path)
-    monkeypatch.setattr("ddplug.pretrain.fit", no("trained"))
-    monkeypatch.setattr("ddplug.demo.evaluate_set", no("judged"))
-    monkeypatch.setattr("ddplug.demo.DistributionMatching", no("distilled"))
+    monkeypatch.setattr("ddplug.proxies.pretrain.fit", no("trained"))
+    monkeypatch.setattr("ddplug.comparison.demo.evaluate_set", no("judged"))
+    monkeypatch.setattr("ddplug.comparison.demo.DistributionMatching", no("distilled"))
     second = run(*DEMO, "--out", tmp_path)
     rows = [line for line in first.splitlines() if "CMI" in line or "difference" in line]
     assert len(rows) > 3
@@ -194,7 +195,7 @@ def test_a_second_demo_reuses_the_runs_and_says_the_same(tmp_path: Path, monkeyp
 @pytest.mark.usefixtures("_tiny")
 def test_other_settings_are_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(*DEMO, "--out", tmp_path)
-    monkeypatch.setattr("ddplug.demo.evaluate_set", interrupt)
+    monkeypatch.setattr("ddplug.comparison.demo.evaluate_set", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_demo(datasets.load("digits"), tmp_path, replace(TINY, ipc=2, iterations=2, seeds=1, weight=0.5))
 
@@ -210,12 +211,12 @@ def test_an_interrupted_demo_continues_to_the_same_numbers(
         calls.append(None)
         return interrupt() if len(calls) == 2 else real(*args, **kwargs)
 
-    monkeypatch.setattr("ddplug.demo.evaluate_set", second_is_interrupted)
+    monkeypatch.setattr("ddplug.comparison.demo.evaluate_set", second_is_interrupted)
     status, _ = main(*DEMO, "--out", tmp_path / "cut")
     assert status == 130
     assert (tmp_path / "cut" / "runs" / "without-seed0.json").is_file()
     assert not (tmp_path / "cut" / "runs" / "with-seed0.json").exists()
-    monkeypatch.setattr("ddplug.pretrain.fit", no("trained"))
+    monkeypatch.setattr("ddplug.proxies.pretrain.fit", no("trained"))
     run(*DEMO, "--out", tmp_path / "cut")
     assert len(calls) == 3  # only the arm that was missing
     for name in ("without-seed0.json", "with-seed0.json"):
@@ -242,7 +243,7 @@ def test_a_weight_changes_the_images(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_tiny")
 def test_demo_takes_a_pool_of_the_users(tmp_path: Path, pool_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.demo.pretrain", no("trained"))
+    monkeypatch.setattr("ddplug.comparison.demo.pretrain", no("trained"))
     assert "difference" in run(*DEMO, "--proxies", pool_folder, "--out", tmp_path)
 
 

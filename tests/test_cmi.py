@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ddplug
-from ddplug.cmi import class_sums, closed_form, group
+from ddplug.objectives.base import group
+from ddplug.objectives.cmi import class_sums, closed_form
 
 pytestmark = pytest.mark.numerical
 

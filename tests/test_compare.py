@@ -18,16 +18,16 @@ import torch
 
 import ddplug
 from ddplug import ProxyPool, datasets
-from ddplug.compare import compare
-from ddplug.compare_entry import PEEKS, Own
-from ddplug.compare_judge import Judge, judge_seed
-from ddplug.compare_plan import Arm, Entry, Settings, arms, read_weights
-from ddplug.compare_report import cost, left_out
-from ddplug.datasets import ImageData
-from ddplug.distill import DistributionMatching
+from ddplug.comparison.compare import compare
+from ddplug.comparison.dm_trainer import DistributionMatching
+from ddplug.comparison.judge import Judge, judge_seed
+from ddplug.comparison.own_trainer import PEEKS, Own
+from ddplug.comparison.plan import Arm, Entry, Settings, arms, read_weights
+from ddplug.comparison.statistics import cost, left_out
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DataError, InputError, WeightError
-from ddplug.pretrain import pretrain
-from ddplug.sets import load_set
+from ddplug.proxies.pretrain import pretrain
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")

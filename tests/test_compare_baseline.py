@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from ddplug import ProxyPool, datasets
-from ddplug.compare import compare
-from ddplug.compare_entry import Own
-from ddplug.compare_judge import Judge
-from ddplug.compare_plan import Settings, arms
-from ddplug.distill import DistributionMatching
+from ddplug.comparison.compare import compare
+from ddplug.comparison.dm_trainer import DistributionMatching
+from ddplug.comparison.judge import Judge
+from ddplug.comparison.own_trainer import Own
+from ddplug.comparison.plan import Settings, arms
 from ddplug.errors import DataError, InputError
-from ddplug.pretrain import pretrain
+from ddplug.proxies.pretrain import pretrain
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -112,7 +112,7 @@ def test_a_copy_that_was_broken_off_is_made_good(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddplug.compare_baseline.write_json", killed)
+        patch.setattr("ddplug.comparison.baseline.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "taken", baseline=tmp_path / "old")
     made.clear()

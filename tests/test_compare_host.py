@@ -17,18 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-from ddplug import ProxyPool, datasets, hosts, repeatable
+from ddplug import ProxyPool, datasets
 from ddplug.adapters.dm import DM
-from ddplug.compare import compare
-from ddplug.compare_host import Upstream
-from ddplug.compare_judge import Judge
-from ddplug.compare_plan import Arm, Settings, arms
-from ddplug.datasets import ImageData
+from ddplug.comparison.compare import compare
+from ddplug.comparison.judge import Judge
+from ddplug.comparison.plan import Arm, Settings, arms
+from ddplug.comparison.upstream_host import Upstream
+from ddplug.datasets.images import ImageData
 from ddplug.errors import DDPlugError, HostError, InputError
-from ddplug.hosts import HostSpec
-from ddplug.pretrain import pretrain
-from ddplug.repeatable import clock, seed_everything
-from ddplug.upstream import UpstreamAdapter
+from ddplug.hosting import checkout as hosts
+from ddplug.hosting import deterministic as repeatable
+from ddplug.hosting.adapter import UpstreamAdapter
+from ddplug.hosting.checkout import HostSpec
+from ddplug.hosting.deterministic import clock, seed_everything
+from ddplug.proxies.pretrain import pretrain
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -263,9 +265,9 @@ def test_a_host_works_in_the_folder_of_its_entry(tmp_path: Path, monkeypatch: py
     (tmp_path / "entry").mkdir()
     (tmp_path / "user").mkdir()
     monkeypatch.chdir(tmp_path / "user")
-    monkeypatch.setattr("ddplug.repeatable.run", host)
-    monkeypatch.setattr("ddplug.repeatable.seed_everything", lambda seed: None)
-    monkeypatch.setattr("ddplug.repeatable._end_with_parent", lambda: None)
+    monkeypatch.setattr("ddplug.hosting.deterministic.run", host)
+    monkeypatch.setattr("ddplug.hosting.deterministic.seed_everything", lambda seed: None)
+    monkeypatch.setattr("ddplug.hosting.deterministic._end_with_parent", lambda: None)
     given = {"host": "dm", "repo": str(tmp_path), "seed": 0, "must": True, "arguments": ["--ipc"],
              "folder": str(tmp_path / "entry"), "times": str(tmp_path / "times.json")}  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["repeatable", json.dumps(given)])
@@ -288,7 +290,7 @@ def test_the_seed_is_everybodys() -> None:
 
 
 def test_the_hosts_process_ends_with_the_one_that_started_it() -> None:
-    code = "import threading, time; from ddplug.repeatable import _end_with_parent as end; \
+    code = "import threading, time; from ddplug.hosting.deterministic import _end_with_parent as end; \
             threading.Thread(target=end, daemon=True).start(); print('up', flush=True); time.sleep(40)"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ddplug import cli, datasets
-from ddplug.compare_report import curve, summary, t_quantile
+from ddplug import datasets
+from ddplug.cli import app as cli
+from ddplug.comparison.statistics import curve, summary, t_quantile
 from ddplug.errors import DDPlugError, InputError, WeightError
-from ddplug.pretrain import pretrain
+from ddplug.proxies.pretrain import pretrain
 
 pytest.importorskip("sklearn")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug.networks import build, seeded
+from ddplug.networks.zoo import build, seeded
 
 pytestmark = [
     pytest.mark.cuda,

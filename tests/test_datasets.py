@@ -11,9 +11,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from ddplug.datasets import ImageData, load, random_real
+from ddplug.datasets.images import ImageData, load, random_real
+from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import DataError
-from ddplug.spaces import InputSpace
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

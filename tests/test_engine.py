@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddplug
-from ddplug import pieces
-from ddplug.cmi import Groups, group
-from ddplug.gradient import PieceByPiece, cmi_gradient
-from ddplug.graphs import Graphs
-from ddplug.networks import build, seeded
-from ddplug.precision import layers
-from ddplug.proxies import Proxy
-from ddplug.slots import CompiledSlot, Slot, cannot_compile
+from ddplug.engine import chunking as pieces
+from ddplug.engine.cuda_graphs import Graphs
+from ddplug.engine.slots import CompiledSlot, Slot, cannot_compile
+from ddplug.engine.step import PieceByPiece, cmi_gradient
+from ddplug.networks.precision import layers
+from ddplug.networks.zoo import build, seeded
+from ddplug.objectives.base import Groups, group
+from ddplug.proxies.pool import Proxy
 
 pytestmark = pytest.mark.numerical
 
@@ -179,7 +179,7 @@ def test_a_chunk_that_is_none(chunk: Any) -> None:
 @pytest.fixture
 def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device that is fast at bf16; others compute the same, only slowly."""
-    monkeypatch.setattr("ddplug.precision.fast_bf16", lambda device: True)
+    monkeypatch.setattr("ddplug.networks.precision.fast_bf16", lambda device: True)
 
 
 def plain(proxy: Proxy, images: Tensor, of: Groups) -> Result:
@@ -208,7 +208,7 @@ def test_exact_is_fp32_and_auto_differs_on_the_way_back_only() -> None:
 
 
 def test_without_fast_bf16_auto_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.precision.fast_bf16", lambda device: False)
+    monkeypatch.setattr("ddplug.networks.precision.fast_bf16", lambda device: False)
     exact, auto = (step(precision=p)(convnet(), views(), groups()) for p in ("exact", "auto"))
     assert torch.equal(exact[1], auto[1])
 

@@ -26,20 +26,20 @@ from ddplug import (
     ProxyError,
     ProxyPool,
     SpaceError,
-    cli,
     datasets,
-    export,
 )
-from ddplug import evaluate as module
-from ddplug.augment import DSA
-from ddplug.datasets import ImageData, random_real
-from ddplug.evaluate import DSAViews, Evaluation, evaluate, named, resolve, with_space
-from ddplug.export import export_ddranking
-from ddplug.measure import measure
-from ddplug.networks import build, seeded
-from ddplug.sets import SyntheticSet, load_set, save_set
-from ddplug.training import accuracy, evaluate_set, fit
-from ddplug.zca import ZCASpace
+from ddplug.augment.dsa import DSA
+from ddplug.cli import app as cli
+from ddplug.datasets.images import ImageData, random_real
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.datasets.zca import ZCASpace
+from ddplug.evaluation import ddranking as export
+from ddplug.evaluation import evaluate as module
+from ddplug.evaluation.ddranking import export_ddranking
+from ddplug.evaluation.evaluate import DSAViews, Evaluation, evaluate, named, resolve, with_space
+from ddplug.evaluation.measure import measure
+from ddplug.networks.training import accuracy, evaluate_set, fit
+from ddplug.networks.zoo import build, seeded
 
 pytest.importorskip("sklearn")
 
@@ -676,7 +676,7 @@ def test_ddrankings_own_metric_takes_the_export(
 
 def test_dsa_of_the_export_is_the_fields() -> None:
     ours = DSA()
-    from ddplug.export import _DSA
+    from ddplug.evaluation.ddranking import _DSA
 
     names = {"crop": "crop_pad"}
     for name, value in _DSA.items():

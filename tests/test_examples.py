@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ddplug.datasets import load
-from ddplug.pretrain import pretrain
+from ddplug.datasets.images import load
+from ddplug.proxies.pretrain import pretrain
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

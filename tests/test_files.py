@@ -15,22 +15,26 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from ddplug import InputError, PoolInfo, ProxyPool, buffers, cli, datasets, hosts, idcpools
-from ddplug.compare import compare
-from ddplug.datasets import ImageData, random_real
-from ddplug.demo import run_demo
-from ddplug.export import check_export
-from ddplug.files import mode_of, replacing, user_path, write_json
-from ddplug.finished import Finished
-from ddplug.networks import build, seeded
-from ddplug.plot import labelled
-from ddplug.poolfiles import read_header
-from ddplug.pretrain import default_pool, pretrain
-from ddplug.report import save_figure
-from ddplug.sets import SyntheticSet, load_set, save_set
-from ddplug.spaces import InputSpace
-from ddplug.upstream import absolute
-from ddplug.zca import ZCASpace
+from ddplug import InputError, PoolInfo, ProxyPool, datasets
+from ddplug.cli import app as cli
+from ddplug.comparison.compare import compare
+from ddplug.comparison.demo import run_demo
+from ddplug.comparison.plot import labelled
+from ddplug.datasets.images import ImageData, random_real
+from ddplug.datasets.spaces import InputSpace
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.datasets.zca import ZCASpace
+from ddplug.evaluation.ddranking import check_export
+from ddplug.evaluation.report import save_figure
+from ddplug.evaluation.run_store import Finished
+from ddplug.hosting import checkout as hosts
+from ddplug.hosting.arguments import absolute
+from ddplug.networks.zoo import build, seeded
+from ddplug.proxies import expert_buffers as buffers
+from ddplug.proxies import idc_checkpoints as idcpools
+from ddplug.proxies.pool_files import read_header
+from ddplug.proxies.pretrain import default_pool, pretrain
+from ddplug.utils.files import mode_of, replacing, user_path, write_json
 
 IMAGES, LABELS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
 NOBODY = "~nobody-of-this-name/x"
@@ -154,7 +158,7 @@ def test_pools_at_home(home: Path, digits: ImageData, monkeypatch: pytest.Monkey
         pretrain(digits, "~/trained", architecture="convnet", count=1, epochs=1, options={"width": 4}, progress=False)
     assert (home / "trained" / "pool.json").is_file()
     monkeypatch.setenv("DDPLUG_CACHE", "~/cache")
-    monkeypatch.setattr("ddplug.pretrain.pretrain", lambda data, folder, **_: folder)
+    monkeypatch.setattr("ddplug.proxies.pretrain.pretrain", lambda data, folder, **_: folder)
     assert default_pool(digits).is_relative_to(home / "cache")  # type: ignore[attr-defined]
     assert not list(Path().iterdir())
 
@@ -200,11 +204,11 @@ def test_results_at_home(home: Path, digits: ImageData, monkeypatch: pytest.Monk
     cifar = replace(digits, name="cifar10", class_names=tuple("abcdefghij"), train_images=torch.rand(2, 3, 32, 32))
     with pytest.raises(InputError, match="taken"):
         check_export(soft, cifar, "~/taken")
-    monkeypatch.setattr("ddplug.compare._check_folder", lambda out: pytest.fail(str(out)))
+    monkeypatch.setattr("ddplug.comparison.compare._check_folder", lambda out: pytest.fail(str(out)))
     nothing: Any = type("Nothing", (), {"check": lambda *_: None})()
     with pytest.raises(pytest.fail.Exception, match=str(home / "compared")):
         compare(nothing, [], 1, "~/compared", nothing, host="own")
-    monkeypatch.setattr("ddplug.demo._pool", lambda data, out, *_: pytest.fail(str(out)))
+    monkeypatch.setattr("ddplug.comparison.demo._pool", lambda data, out, *_: pytest.fail(str(out)))
     with pytest.raises(pytest.fail.Exception, match=str(home / "demo")):
         run_demo(digits, "~/demo")
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddplug import DataError, InputSpace
-from ddplug.hostfiles import unform
-from ddplug.sets import SyntheticSet, load_set, save_set
+from ddplug.datasets.host_files import unform
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 
 
 def pictures(count: int = 4, size: int = 8) -> Tensor:

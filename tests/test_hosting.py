@@ -21,10 +21,14 @@ import pytest
 import torch
 
 import ddplug
-from ddplug import HostError, InputSpace, PoolError, ProxyPool, adapters, hosting, hostproxies, patching
-from ddplug import run as running
-from ddplug.hosts import HostSpec, from_record
-from ddplug.upstream import UpstreamAdapter, check_data, option, stacked
+from ddplug import HostError, InputSpace, PoolError, ProxyPool, adapters, hosting
+from ddplug.attaching import registry
+from ddplug.hosting import patch as patching
+from ddplug.hosting import proxies as hostproxies
+from ddplug.hosting import script as running
+from ddplug.hosting.adapter import UpstreamAdapter, stacked
+from ddplug.hosting.arguments import check_data, option
+from ddplug.hosting.checkout import HostSpec, from_record
 
 STANDINS = Path(__file__).with_name("standins")
 SAVE = "cmi.save()"
@@ -146,7 +150,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: ProxyPool) -> It
     def make(shape: str, **more: Any) -> Host:
         one = Host(shape, tmp_path / "repo", **more)
         adapter = type("Adapter", (StandIn,), {"its_spec": one.spec, "found": pool})
-        monkeypatch.setattr(adapters, "_ADAPTERS", {"standin": adapter})
+        monkeypatch.setattr(registry, "_ADAPTERS", {"standin": adapter})
         made.append((one, one.tree()))
         return one
 
@@ -385,7 +389,7 @@ def test_defaults_are_off_and_any_config_can_hold_them() -> None:
 
 
 def test_off_loads_nothing_and_returns_the_very_same_tensor(untouched: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "upstream", lambda name: pytest.fail("nobody should be asked"))
+    monkeypatch.setattr("ddplug.hosting.start.upstream", lambda name: pytest.fail("nobody should be asked"))
     layer = hosting.start("dm", argparse.Namespace(cmi_weight=0.0, cmi_proxies="/nowhere"))
     views = torch.zeros(2, 3, 4, 4, requires_grad=True)
     assert layer(views, 0) is views
@@ -408,7 +412,7 @@ def test_proxies_as_named_then_experts_then_a_small_pool(
     adapter = Known()
     with pytest.raises(PoolError, match="no real data"):
         hostproxies.resolve("", adapter, None, {})
-    import ddplug.pretrain
+    import ddplug.proxies.pretrain
 
     monkeypatch.setattr(ddplug.pretrain, "default_pool", lambda data: pool)
     monkeypatch.setattr(adapter, "real", lambda args, known: "data")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddplug
-from ddplug import CMI, HostError, InputSpace, PoolError, ProxyError, ProxyPool, adapters, hosting, idcpools, networks
-from ddplug.proxies import PoolInfo
+from ddplug import CMI, HostError, InputSpace, PoolError, ProxyError, ProxyPool, adapters, hosting, networks
+from ddplug.proxies import idc_checkpoints as idcpools
+from ddplug.proxies.pool import PoolInfo
 
 from .conftest import tiny_network
 
@@ -82,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pool = ProxyPool.from_modules(
         [tiny_network(7)], info=PoolInfo(dataset="cifar10", space=InputSpace.normalized(MEAN, STD))
     )
-    monkeypatch.setitem(ddplug.hostproxies.SCHEMES, "idc", lambda *_: pool)
+    monkeypatch.setitem(ddplug.hosting.proxies.SCHEMES, "idc", lambda *_: pool)
     return tmp_path
 
 
@@ -262,7 +263,7 @@ def pretrained(folder: Path, *files: str, **given: Any) -> Path:
 
 def host_pool(path: Path, dataset: str = "cifar10") -> ProxyPool:
     args = argparse.Namespace(datatag=dataset, dataset=dataset, ipc=1)
-    return hosting.resolve(f"idc:{path}", adapters.upstream("idc"), args, {})
+    return hosting.proxies.resolve(f"idc:{path}", adapters.upstream("idc"), args, {})
 
 
 def test_the_last_checkpoint_of_each_experiment_is_taken(tmp_path: Path) -> None:

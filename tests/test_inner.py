@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddplug
-from ddplug.hosting import Inner, Layer
+from ddplug.hosting.layer import Layer
+from ddplug.hosting.options import Inner
 
 pytestmark = pytest.mark.numerical
 
@@ -214,7 +215,7 @@ def test_one_lambda_means_the_same_whichever_steps_are_used(
 ) -> None:
     """Where all inner steps see the same views and the host pulls on each of them alike."""
     import ddplug.hosting as hosting
-    from ddplug.upstream import UpstreamAdapter
+    from ddplug.hosting.adapter import UpstreamAdapter
 
     class Host(UpstreamAdapter):
         name = "host"

@@ -8,7 +8,7 @@ from torch import nn
 
 from ddplug import networks
 from ddplug.errors import ProxyError
-from ddplug.networks import build, seeded
+from ddplug.networks.zoo import build, seeded
 
 pytestmark = pytest.mark.numerical
 

@@ -118,7 +118,7 @@ def test_importing_ddplug_loads_nothing_heavy(installed: Path, tmp_path: Path) -
 
 
 def test_the_command_is_declared() -> None:
-    from ddplug.cli import main
+    from ddplug.cli.app import main
 
     found: Any = [entry for entry in entry_points(group="console_scripts") if entry.name == "ddplug"]
     assert found

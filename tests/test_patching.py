@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddplug import HostError, PatchError
-from ddplug import patching as p
-from ddplug.hosts import HostSpec, find_repo, from_record, load, table
+from ddplug.hosting import patch as p
+from ddplug.hosting.checkout import HostSpec, find_repo, from_record, load, table
 
 LOOP = b"import math\n\ndef main():\n    total = 0\n    return total\n"
 OTHER = b"a = 1\r\nb = 2\r\nlast line without an end"
@@ -294,7 +294,8 @@ def test_an_unknown_host_is_named_with_those_that_are_known() -> None:
 
 
 def test_the_command(repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from ddplug import cli_hosts, hosts
+    from ddplug.cli import hosts as cli_hosts
+    from ddplug.hosting import checkout as hosts
 
     host = spec()
     monkeypatch.setattr(hosts, "load", lambda name: host)

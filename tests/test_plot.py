@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ddplug import cli
-from ddplug import plot as plotting
+from ddplug.cli import app as cli
+from ddplug.comparison import plot as plotting
+from ddplug.comparison.plot import labelled, plot
 from ddplug.errors import DataError, DDPlugError, InputError
-from ddplug.plot import labelled, plot
 
 pytest.importorskip("matplotlib")
 

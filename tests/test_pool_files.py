@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import InputSpace, PoolError, PoolInfo, ProxyPool, SpaceError, datasets
-from ddplug.datasets import ImageData
-from ddplug.networks import build, seeded
-from ddplug.poolfiles import read_header
-from ddplug.pretrain import default_pool, pool_info, pretrain, usual_architecture
+from ddplug.datasets.images import ImageData
+from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pool_files import read_header
+from ddplug.proxies.pretrain import default_pool, pool_info, pretrain, usual_architecture
 
 INFO = PoolInfo("mine", ("a", "b"), (1, 8, 8), InputSpace.normalized([0.3], [0.7]), "0123")
 
@@ -118,7 +118,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ddplug.poolfiles.write_header", interrupt)
+    monkeypatch.setattr("ddplug.proxies.pool_files.write_header", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ProxyPool.from_modules(small()).save(tmp_path / "pool")
     assert os.listdir(tmp_path) == []
@@ -456,7 +456,7 @@ def test_a_pretraining_killed_between_two_networks_goes_on(
 def test_a_finished_pool_is_not_trained_again(
     few: ImageData, trained: tuple[ProxyPool, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddplug.pretrain.fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("ddplug.proxies.pretrain.fit", lambda *_, **__: pytest.fail("trained again"))
     assert same(train(few, trained[1]), trained[0])
 
 
@@ -530,7 +530,7 @@ def test_the_default_pool_lies_in_the_named_cache_and_is_trained_once(
     assert few.name in folder.name
     assert few.fingerprint() in folder.name
     assert f"training a small pool of digits in {folder}" in capsys.readouterr().out.replace("\n", "")
-    monkeypatch.setattr("ddplug.pretrain.fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("ddplug.proxies.pretrain.fit", lambda *_, **__: pytest.fail("trained again"))
     assert same(default_pool(few, device="cpu"), pool)
     assert f"taking a small pool of digits in {folder}" in capsys.readouterr().out
 
@@ -539,7 +539,7 @@ def test_the_default_pool_knows_two_data_sets_of_one_name_apart(
     few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr("ddplug.pretrain.pretrain", lambda data, folder, **_: asked.append(folder))
+    monkeypatch.setattr("ddplug.proxies.pretrain.pretrain", lambda data, folder, **_: asked.append(folder))
     default_pool(few, cache=tmp_path, device="cpu")
     default_pool(replace(few, train_labels=few.train_labels.flip(0)), cache=tmp_path, device="cpu")
     assert asked[0] != asked[1]
@@ -551,7 +551,9 @@ def test_default_proxies_are_resnets_where_the_images_are_large_enough(
     large = replace(few, train_images=torch.zeros(10, 1, 32, 32), test_images=torch.zeros(10, 1, 32, 32))
     assert (usual_architecture(few), usual_architecture(large)) == ("convnet", "resnet18")
     asked: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr("ddplug.pretrain.pretrain", lambda data, folder, **how: asked.append((folder.name, how)))
+    monkeypatch.setattr(
+        "ddplug.proxies.pretrain.pretrain", lambda data, folder, **how: asked.append((folder.name, how))
+    )
     for data in (few, large):
         default_pool(data, cache=tmp_path, device="cpu")
     assert asked[0][1]["architecture"] == "convnet"

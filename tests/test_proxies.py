@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import InputError, InputSpace, PoolError, PoolInfo, Proxy, ProxyError, ProxyPool, SpaceError
-from ddplug.networks import build, seeded
+from ddplug.networks.zoo import build, seeded
 
 pytestmark = pytest.mark.numerical
 
@@ -341,9 +341,9 @@ def test_only_batches_of_floats_are_images(pool: ProxyPool, x: Tensor) -> None:
 
 
 def test_an_unknown_feature_space_is_refused() -> None:
-    assert [ddplug.proxies.check_space(space) for space in SPACES] == list(SPACES)
+    assert [ddplug.proxies.pool.check_space(space) for space in SPACES] == list(SPACES)
     with pytest.raises(InputError, match=r"'feature'.*'logit'"):
-        ddplug.proxies.check_space("pixels")
+        ddplug.proxies.pool.check_space("pixels")
 
 
 # --- input spaces

@@ -337,7 +337,7 @@ def test_every_kth_round_k_times_as_strongly(pool: ddplug.ProxyPool, batch: Batc
 
 
 def test_schedule(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    from ddplug.weighting import warmup
+    from ddplug.core.weighting import warmup
 
     regularizer = layer(pool, schedule=warmup(4))
     for _ in range(5):

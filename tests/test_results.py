@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ddplug.compare_judge import read_json
-from ddplug.compare_report import summary
+from ddplug.comparison.judge import read_json
+from ddplug.comparison.statistics import summary
 
 RESULTS = Path(__file__).parent.parent / "docs/results"
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob("*/compare.json"))

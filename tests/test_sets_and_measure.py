@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import DataError, InputError, InputSpace, PoolInfo, ProxyError, ProxyPool
-from ddplug.measure import Measurement, measure
-from ddplug.report import curves, measurement_table, picture_grid
-from ddplug.sets import SyntheticSet, load_set, save_set
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.evaluation.measure import Measurement, measure
+from ddplug.evaluation.report import curves, measurement_table, picture_grid
 
 SPACE = InputSpace.normalized((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 

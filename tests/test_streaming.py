@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import PoolError, ProxyPool
-from ddplug.measure import measure
-from ddplug.networks import build, seeded
-from ddplug.streaming import Stream, StreamedProxy
+from ddplug.evaluation.measure import measure
+from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.streaming import Stream, StreamedProxy
 
 pytestmark = pytest.mark.numerical
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ddplug.datasets import ImageData, load, random_real
+from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.errors import DDPlugError, InputError, PoolError, ProxyError
-from ddplug.networks import build, seeded
-from ddplug.training import accuracy, evaluate_set, fit, shift_and_flip
+from ddplug.networks.training import accuracy, evaluate_set, fit, shift_and_flip
+from ddplug.networks.zoo import build, seeded
 
 pytestmark = pytest.mark.numerical
 

@@ -227,7 +227,7 @@ def test_a_space_for_a_pool_that_does_not_know_its_own_is_refused(pool: ddplug.P
             with pytest.raises(ddplug.SpaceError, match="does not say what its proxies were trained on.*from_modules"):
                 use(pool, input_space=given)
         with pytest.raises(ddplug.SpaceError, match="does not say"):
-            from ddplug.measure import measure
+            from ddplug.evaluation.measure import measure
 
             measure(pool, *batch, input_space=given)
 
@@ -267,7 +267,7 @@ def test_spaces_that_mean_nothing_are_refused_at_once(network: Callable[..., nn.
 
 def test_zca_is_the_pools_own(network: Callable[..., nn.Module]) -> None:
     images = torch.rand(60, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    space = ddplug.zca.ZCASpace.fit(images)
+    space = ddplug.datasets.zca.ZCASpace.fit(images)
     assert layer(normalised(network, space=space), input_space="zca").input_space is space
 
 
@@ -362,7 +362,7 @@ def test_a_state_goes_with_its_proxies(network: Callable[..., nn.Module], batch:
 
 
 def test_a_pool_that_comes_with_the_run_is_compared_then(network: Callable[..., nn.Module], batch: Batch) -> None:
-    from ddplug.pending import DeferredPool
+    from ddplug.proxies.pending import DeferredPool
 
     first = layer(ddplug.ProxyPool.from_modules([network(1)]), weighting="relative", calibrate=1)
     step(first, batch)

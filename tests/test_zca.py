@@ -8,9 +8,9 @@ import torch
 from kornia.enhance import ZCAWhitening
 from torch import Tensor
 
+from ddplug.datasets.spaces import InputSpace
+from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import InputError, PoolError, SpaceError
-from ddplug.spaces import InputSpace
-from ddplug.zca import ZCASpace
 
 pytestmark = pytest.mark.numerical
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug.datasets import ImageData, load
-from ddplug.pretrain import pretrain
-from ddplug.sets import SyntheticSet, load_set, save_set
-from ddplug.zca import ZCASpace
+from ddplug.datasets.images import ImageData, load
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.datasets.zca import ZCASpace
+from ddplug.proxies.pretrain import pretrain
 
 pytestmark = pytest.mark.numerical
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddplug.compare_judge import read_json
-from ddplug.compare_report import COSTS, RESULTS, by_views, costs, results
+from ddplug.comparison.judge import read_json
+from ddplug.comparison.statistics import COSTS, RESULTS, by_views, costs, results
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import ddplug
-from ddplug.run import CudaOnCpu, old_names
+from ddplug.hosting.script import CudaOnCpu, old_names
 
 
 def main() -> None:

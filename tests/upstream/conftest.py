@@ -22,9 +22,9 @@ import pytest
 import torch
 
 from ddplug import InputSpace, ProxyPool
-from ddplug.datasets import ImageData
-from ddplug.hosts import HostSpec, load
-from ddplug.measure import measure
+from ddplug.datasets.images import ImageData
+from ddplug.evaluation.measure import measure
+from ddplug.hosting.checkout import HostSpec, load
 
 DRIVE = Path(__file__).with_name("drive.py")
 CIFAR = InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -85,7 +85,7 @@ def cifar(data_folder: Path) -> ImageData:
 @pytest.fixture(scope="session")
 def pools(cifar: ImageData, data_folder: Path) -> tuple[Path, ProxyPool]:
     """A pool's folder for the regulariser, and held-out proxies that it never sees; both kept beside the data."""
-    from ddplug.pretrain import pretrain
+    from ddplug.proxies.pretrain import pretrain
 
     small: dict[str, Any] = {"architecture": "convnet", "options": {"width": 32}, "progress": False}
     made = [

@@ -161,12 +161,12 @@ def main() -> None:
     np.random.seed(seed)
     random.seed(seed)
     if mode == "ddplug":
-        from ddplug.cli import main as command
+        from ddplug.cli.app import main as command
 
         sys.argv = ["ddplug", *rest]
         command()
     elif mode == "direct":
-        from ddplug.run import CudaOnCpu, old_names
+        from ddplug.hosting.script import CudaOnCpu, old_names
 
         sys.argv = rest
         sys.path[0] = str(Path(rest[0]).parent)

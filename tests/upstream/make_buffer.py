@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddplug.datasets import ImageData, load
-from ddplug.networks import build, seeded
-from ddplug.training import fit
+from ddplug.datasets.images import ImageData, load
+from ddplug.networks.training import fit
+from ddplug.networks.zoo import build, seeded
 
 
 def make_buffer(data: ImageData, folder: Path, *, experts: int = 2, epochs: int = 3) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ddplug.datasets import load
+from ddplug.datasets.images import load
 
 
 def main(source: str, folder: str, per_class: int = 200) -> None:

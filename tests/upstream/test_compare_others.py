@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ddplug import ProxyPool
-from ddplug.compare import compare
-from ddplug.compare_host import Upstream
-from ddplug.compare_judge import Judge
-from ddplug.compare_plan import Settings, arms
-from ddplug.datasets import ImageData
+from ddplug.comparison.compare import compare
+from ddplug.comparison.judge import Judge
+from ddplug.comparison.plan import Settings, arms
+from ddplug.comparison.upstream_host import Upstream
+from ddplug.datasets.images import ImageData
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 

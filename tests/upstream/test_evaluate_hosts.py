@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from ddplug import InputSpace
-from ddplug.datasets import ImageData, load, random_real
-from ddplug.evaluate import DSAViews, evaluate
-from ddplug.hostfiles import unform
-from ddplug.networks import build, seeded
-from ddplug.sets import SyntheticSet, load_set
+from ddplug.datasets.host_files import unform
+from ddplug.datasets.images import ImageData, load, random_real
+from ddplug.datasets.synthetic import SyntheticSet, load_set
+from ddplug.evaluation.evaluate import DSAViews, evaluate
+from ddplug.networks.zoo import build, seeded
 
 pytestmark = pytest.mark.upstream
 

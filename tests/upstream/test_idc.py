@@ -191,7 +191,7 @@ def test_clean_views_are_taken_as_zero_to_one(
     bench: Callable[[str], Any], data_folder: Path, pools: tuple[Path, Any]
 ) -> None:
     """The images before the augmentation are not normalised yet; CMI of them is that of the normalised ones."""
-    from ddplug.measure import measure
+    from ddplug.evaluation.measure import measure
 
     host, pool = bench("idc"), ProxyPool.load(pools[0])
     one = host.folder / "one"
@@ -263,7 +263,7 @@ def test_the_loop_over_a_part_of_the_classes_too(bench: Callable[[str], Any], da
 def test_networks_read_are_the_hosts_own(
     kind: str, depth: int, dataset: str, norm: str, bench: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    from ddplug.idcpools import network, weights
+    from ddplug.proxies.idc_checkpoints import network, weights
 
     host = bench("idc")
     script = (

@@ -1,0 +1,306 @@
+"""`ddplug.attach`: put the regulariser into a trainer that exists, and take it out again without a trace.
+
+Three kinds of place are known: an augmentation (the layer goes on what it returns), a loss (the layer goes on its image
+argument), and an optimizer that holds the synthetic images (CMI's gradient is added just before its step).
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from ddplug.attaching import registry
+from ddplug.attaching.hooks import Undo, original
+from ddplug.attaching.labels import Labels
+from ddplug.attaching.places import On, Place, Views, find_place
+from ddplug.core.history import History
+from ddplug.core.regularizer import Regularizer
+from ddplug.core.watch import Watch
+from ddplug.datasets.images import ImageData, as_image_data
+from ddplug.datasets.spaces import AnySpace
+from ddplug.errors import AttachError, PoolError
+from ddplug.proxies.pending import DeferredPool
+from ddplug.proxies.pool import ProxyPool
+
+
+class Handle:
+    """What `attach` returns: the regulariser at work, and the way to take it out.
+
+    A context manager: leaving it detaches. `history` and `lam` say what happened; `state_dict` lets a run continue.
+    """
+
+    def __init__(self, regularizer: Regularizer, where: str, undo: Undo) -> None:
+        self.regularizer = regularizer
+        self.where = where
+        self._undo: Undo | None = undo
+
+    @property
+    def attached(self) -> bool:
+        """Whether it still is."""
+        return self._undo is not None
+
+    @property
+    def history(self) -> History:
+        """CMI, lambda and images of each round."""
+        return self.regularizer.history
+
+    @property
+    def lam(self) -> float | None:
+        """Lambda, or None while it is being measured."""
+        return self.regularizer.lam
+
+    def detach(self) -> None:
+        """Restore the host exactly; idempotent. Warns if the regulariser never came into action."""
+        if self._undo is None:
+            return
+        undo, self._undo = self._undo, None
+        self.regularizer.detach()
+        undo()
+        self.regularizer.watch.report()
+
+    def round(self) -> AbstractContextManager[None]:
+        """All backward passes within are one round; see `Regularizer.round`."""
+        return self.regularizer.round()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a continued run needs."""
+        return self.regularizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.regularizer.load_state_dict(state)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:  # the host's own exception says more than ours could
+            self.regularizer.watch.expect("never acts")
+        self.detach()
+
+    def __repr__(self) -> str:
+        state = "attached" if self.attached else "detached"
+        return f"Handle({state}, {self.where}, weight={self.regularizer.weight}, {self.history})"
+
+
+def attach(
+    trainer: object,
+    weight: float | str = 1.0,
+    *,
+    proxies: object = None,
+    at: str | None = None,
+    on: On | None = None,
+    images: str | None = None,
+    labels: Labels | None = None,
+    views: Views = "host",
+    augment: object = None,
+    data: object = None,
+    **options: Any,
+) -> Handle:
+    """Regularise the synthetic images of `trainer` by CMI, from now until `detach()`.
+
+    Args:
+        trainer: an object or module with an augmentation or a loss as a method, function or submodule, compiled or not;
+            an imported script that has such functions; the torch optimizer that holds the synthetic images, alone or as
+            Accelerate or Lightning wrap it; or a host that an adapter knows.
+        weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
+            (but for `augment=`, if it is given).
+        proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
+            real data (`data`, or the trainer's own `ImageData` attribute) and kept in the cache.
+        at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name.
+        on: "output" puts the layer on what the callable returns (an augmentation), "argument" on its image argument (a
+            loss). By default decided by the name.
+        images: name of the loss's image argument.
+        labels: name of the label argument of the callable, or of an attribute of the trainer; a tensor (n,); a
+            function from the views to their labels, or to the one class of all of them;
+            `ddplug.one_class_per_call(classes)`. Found by itself if it has a usual name.
+        views: "host" for the views that the host's loss sees, "clean" for the images before its augmentation.
+        augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
+            there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
+        data: the host's real data, if the trainer does not hold it as an `ImageData`: proxies of other data are
+            refused, its input space is taken for the views', and proxies are trained on it if there are none. Whatever
+            `ddplug.datasets.as_image_data` takes; tensors need `input_space=` beside them.
+        options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
+            that `ddplug.Regularizer` takes; each is explained there:
+
+            - what CMI is of: space, temperature, draw, classes, views_per_image, view, input_space;
+            - how strongly: weighting, calibrate, every, schedule, setting, scale (found by itself if the trainer holds
+              its `GradScaler`), passes, set_size;
+            - how it is computed: precision, chunk, graphs, compile;
+            - and record (CMI at weight 0), seed, announce.
+
+    Raises:
+        AttachError: no place found, or several, or already attached; it lists what was looked for.
+        DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
+    """
+    held = _scaler(trainer)  # before it is unwrapped, as Accelerate has it on the wrapper
+    trainer = original(trainer)
+    known = registry.find(trainer) if at is None else None
+    if known:
+        _configure(known, views, augment, options)
+        place: Place = f"host {known[0]}", partial(known[1].install, trainer)
+    else:
+        place = find_place(
+            trainer, at=at, on=on, images=images, labels=labels, views=views, augment=_augmentation(augment, options)
+        )
+    _check_options(options)
+    real = _real(data, options.get("input_space")) if data is not None else _held_data(trainer)
+    if held is not None:
+        options = {"scale": held.get_scale, **options}
+    regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
+    # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
+    if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
+        _check_data(regularizer.pool, real)
+    if real is not None and regularizer.input_space is None:
+        regularizer.input_space = regularizer.pool.derived_space(real.space)
+    # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
+    where, install = place
+    idle = not regularizer.active and augment is None and not known
+    regularizer.watch.where = where
+    regularizer.watch.expects_action = weight != 0
+    undo = _nothing_to_undo if idle else install(regularizer)
+    if weight != 0:
+        undo = _counting_steps(trainer, regularizer.watch, undo)
+    handle = Handle(regularizer, where, undo)
+    try:
+        regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}")
+    except BaseException:
+        regularizer.watch.expect("never acts")
+        handle.detach()
+        raise
+    return handle
+
+
+def _nothing_to_undo() -> None:
+    """What undoes nothing."""
+
+
+def _counting_steps(trainer: object, watch: Watch, undo: Undo) -> Undo:
+    """Have the steps of the images' optimizer counted, until undone: many steps without a round are told of."""
+    noted = weakref.ref(watch)  # a trainer that is gone without detach() is not kept alive from here
+    try:
+        held: Callable[[], object] = weakref.ref(trainer)
+    except TypeError:
+        held = partial(_itself, trainer)
+
+    def stepped(optimizer: Optimizer, *_: object) -> None:
+        owner, found = held(), noted()
+        if owner is None or found is None:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if parameters and all(parameter.ndim == 4 for parameter in parameters) and _holds(owner, optimizer, parameters):
+            found.stepped()
+
+    hook = register_optimizer_step_post_hook(stepped)
+
+    def undo_both() -> None:
+        hook.remove()
+        undo()
+
+    return undo_both
+
+
+def _itself(given: object) -> object:
+    return given
+
+
+def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
+    """Whether `optimizer` is that of the images of `owner`; a script's are among the variables of a function of its."""
+    if owner is optimizer or isinstance(owner, ModuleType):
+        return True
+    known = {id(value) for value in getattr(owner, "__dict__", {}).values()}
+    return id(optimizer) in known or any(id(parameter) in known for parameter in parameters)
+
+
+def _scaler(trainer: object) -> torch.amp.GradScaler | None:
+    """The GradScaler at work in a trainer, if it holds one."""
+    held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
+    return next((value for value in held if isinstance(value, torch.amp.GradScaler) and value.is_enabled()), None)
+
+
+def _real(data: object, space: AnySpace | str | None) -> ImageData:
+    """The host's real data, from whatever of it the user has."""
+    return as_image_data(data) if isinstance(data, ImageData | str) else as_image_data(data, space=space)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(Regularizer).parameters if name not in ("proxies", "weight")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise AttachError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}.")
+
+
+def _held_data(trainer: object) -> ImageData | None:
+    """The real data that a trainer has as an attribute, if it has."""
+    held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
+    return next((value for value in held if isinstance(value, ImageData)), None)
+
+
+def _check_data(pool: ProxyPool, data: ImageData) -> None:
+    """`PoolError` if the pool says that it was trained on other data than `data`."""
+    info = pool.info
+    other = info.dataset is not None and info.dataset != data.name
+    if other or info.fingerprint not in (None, data.fingerprint()):
+        raise PoolError(
+            f"these proxies were trained on {info.dataset}{'' if other else ', but another edition of it'}, and the "
+            f"host distils {data.name}. A proxy says nothing useful of images it does not know. Train some on this "
+            "data; or, if you know better, leave dataset and fingerprint out of the pool's info."
+        )
+
+
+def _configure(known: tuple[str, object], views: Views, augment: object, options: dict[str, Any]) -> None:
+    """Tell a host's adapter what is its business; `AttachError` for what it cannot do."""
+    name, adapter = known
+    asked = {"views": views, **({"inner": options.pop("inner")} if "inner" in options else {})}
+    if augment is not None:
+        raise AttachError(f"host {name} augments real and synthetic images itself; augment= is for loops without.")
+    configure = getattr(adapter, "configure", None)
+    if configure is not None:
+        configure(**asked)
+    elif asked != {"views": "host"}:
+        raise AttachError(f"the adapter of {name} does not know about {', '.join(asked)}.")
+
+
+def _proxies(
+    proxies: object, data: ImageData | None, weight: float | str, options: dict[str, Any], known: bool
+) -> object:
+    """The proxies as given, or a small pool of the host's real data; a known host's come with its run."""
+    from ddplug.proxies.pending import scheme_of
+
+    if known and isinstance(proxies, str) and scheme_of(proxies):
+        return DeferredPool(proxies)
+    if proxies is not None:
+        return proxies
+    if (weight == 0 and not options.get("record")) or (known and data is None):
+        return DeferredPool()
+    if data is None:
+        raise AttachError(
+            "no proxies given, and no real data to train some on. Pass proxies= (trained networks, or the folder that "
+            "`ddplug pretrain` made), or data= (from ddplug.datasets.load)."
+        )
+    from ddplug.proxies.pretrain import default_pool
+
+    return default_pool(data)
+
+
+def _augmentation(augment: object, options: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What goes in the place of the host's augmentation, if anything does."""
+    if augment is None:
+        return None
+    from ddplug.augment.dsa import DSA
+    from ddplug.augment.shared import SharedDraw
+
+    if augment == "kornia":
+        augment = DSA(seed=options.get("seed", 0))
+    if not isinstance(augment, DSA):
+        raise AttachError(f"unknown augment {augment!r}, expected 'kornia' or a ddplug.augment.DSA.")
+    return SharedDraw(augment)

@@ -1,0 +1,224 @@
+"""Where a regulariser can go in a trainer that is not ours: how such a place is found, and how it is used.
+
+A place is a description and an `install(regularizer)` that returns what undoes it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ddplug.attaching.hooks import Arguments, Undo, callables, intercept, resolve, signature_of
+from ddplug.attaching.labels import LabelReader, Labels, argument_of, label_reader
+from ddplug.core.regularizer import Regularizer
+from ddplug.errors import AttachError
+
+AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
+LOSSES = ("loss", "loss_fn", "compute_loss", "matching_loss", "distillation_loss", "calc_loss", "get_loss")
+IMAGES = (
+    "synthetic", "syn", "images_syn", "image_syn", "img_syn", "syn_images", "syn_image", "syn_img", "synthetic_images",
+    "views", "images", "imgs", "image", "img", "x",
+)  # fmt: skip
+On = Literal["output", "argument"]
+Views = Literal["host", "clean"]
+
+Place = tuple[str, Callable[[Regularizer], Undo]]
+
+
+def find_place(
+    trainer: object,
+    *,
+    at: str | None = None,
+    on: On | None = None,
+    images: str | None = None,
+    labels: Labels | None = None,
+    views: Views = "host",
+    augment: Callable[[Tensor], Tensor] | None = None,
+) -> Place:
+    """The place that `attach`'s arguments mean, by name and ready to install; `AttachError` if there is none."""
+    if isinstance(trainer, type):
+        raise AttachError(
+            f"got the class {trainer.__name__}, expected an instance of it or a module: attach once it is made."
+        )
+    if on is not None and on not in get_args(On):
+        raise AttachError(f"unknown on={on!r}, expected 'output' (an augmentation) or 'argument' (a loss).")
+    if views not in get_args(Views):
+        raise AttachError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
+    if isinstance(trainer, Optimizer):
+        if augment is not None:
+            raise AttachError("an optimizer has no augmentation to replace; attach to the trainer, at='augment'.")
+        return _optimizer_place(trainer, labels)
+    if at is not None:
+        owner, name = resolve(trainer, at)
+        on = on or ("argument" if name in LOSSES or images is not None else "output")
+        return _callable_place(trainer, owner, name, on, images, labels, views, augment)
+    problems = []
+    for name in (*AUGMENTATIONS, *LOSSES):
+        if callable(getattr(trainer, name, None)):
+            default: On = "argument" if name in LOSSES else "output"
+            try:
+                place = _callable_place(trainer, trainer, name, on or default, images, labels, views, augment)
+            except AttachError as error:
+                problems.append(f"  {name}: {error}")
+                continue
+            if name in LOSSES and problems:  # it may be the classifier's own, and never see the images
+                problems.append(f"  {name}: not taken, as there is an augmentation; at='{name}' if it sees the images")
+                continue
+            return place
+    kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__
+    found = "\n".join(problems) if problems else f"  none of these; it has: {', '.join(callables(trainer)) or 'none'}"
+    raise AttachError(
+        f"no place for the regulariser was found in {kind}. Looked for an augmentation ({', '.join(AUGMENTATIONS)}), "
+        f"a loss ({', '.join(LOSSES)}), a torch optimizer, and a host that an adapter knows. Found:\n{found}\n"
+        "Say where: attach(..., at='NAME', labels='NAME'), or put the layer into the loop by hand: "
+        "views = ddplug.Regularizer(proxies, weight)(views, labels)."
+    )
+
+
+def _callable_place(
+    trainer: object,
+    owner: object,
+    name: str,
+    on: On,
+    images: str | None,
+    labels: Labels | None,
+    views: Views,
+    augment: Callable[[Tensor], Tensor] | None,
+) -> Place:
+    signature = signature_of(getattr(owner, name))
+    read_labels = label_reader(trainer, name, signature, labels)
+    where = f"{type(owner).__name__}.{name}"
+    if on == "argument" and (augment is not None or views == "clean"):
+        raise AttachError(
+            f"{name} is attached to as a loss, which has no augmentation to replace and sees no clean images; attach "
+            "to the augmentation (at='augment'), or to the optimizer of the images for clean ones."
+        )
+    if on == "output" and augment is None and views == "host":
+
+        def after(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+            return _regularize_result(regularizer, read_labels, args, kwargs, result)
+
+        return where, lambda regularizer: intercept(owner, name, after=partial(after, regularizer))
+
+    # Everything else has to do with the images that go in: as a loss's argument, unaugmented, or to be augmented by us.
+    argument = argument_of(signature, (images,) if images else IMAGES)
+    if argument is None or signature is None:
+        wanted = f"an argument '{images}'" if images else f"an image argument ({', '.join(IMAGES)})"
+        raise AttachError(f"'{name}{signature or ''}' has not {wanted}; name it with images='...'.")
+
+    def before(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments.get(argument)
+        if isinstance(given, Tensor) and given.requires_grad:
+            bound.arguments[argument] = regularizer(given, read_labels(args, kwargs, given))
+        return bound.args, bound.kwargs
+
+    if augment is None:
+        return where, lambda regularizer: intercept(owner, name, before=partial(before, regularizer))
+
+    def instead(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        given: Tensor = signature.bind(*args, **kwargs).arguments[argument]
+        if views == "clean" and given.requires_grad:
+            given = regularizer(given, read_labels(args, kwargs, given))
+        augmented = augment(given)
+        if views == "host" and augmented.requires_grad:
+            augmented = regularizer(augmented, read_labels(args, kwargs, augmented))
+        return augmented
+
+    return where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer))
+
+
+def _regularize_result(
+    regularizer: Regularizer,
+    read_labels: LabelReader,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+) -> Any:
+    """The layer on the views that an augmentation returned, alone or as the first of several things."""
+    several = isinstance(result, tuple | list) and len(result) > 0
+    views = result[0] if several else result
+    if not isinstance(views, Tensor):
+        raise AttachError(
+            f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a tuple."
+        )
+    if not views.requires_grad:
+        return result
+    views = regularizer(views, read_labels(args, kwargs, views))
+    if not several:
+        return views
+    rest = (views, *result[1:])
+    return type(result)(*rest) if hasattr(result, "_fields") else type(result)(rest)
+
+
+def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
+    """The clean images: CMI's gradient is added to theirs just before each step."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    leaves = [p for p in held if p.ndim == 4 and p.requires_grad]
+    if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
+        raise AttachError(
+            f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
+            f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
+            "optimizer of the images."
+        )
+    images = sum(len(leaf) for leaf in leaves)
+    if labels is None or isinstance(labels, str):
+        raise AttachError(
+            f"an optimizer does not know the labels of its {images} images; pass labels= as a tensor of shape "
+            f"({images},), in the order of its tensors, or a function from the images to it."
+        )
+    if getattr(optimizer, "__ddplug_attached__", False):
+        raise AttachError("ddplug is already attached to this optimizer; detach() that handle first.")
+    read_labels = label_reader(optimizer, "step", None, labels)
+
+    def before_step(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not regularizer.active:
+            return
+        if any(callable(given) for given in (*args[1:], kwargs.get("closure"))):
+            raise AttachError(
+                "this optimizer is stepped with a closure, inside which the gradient is made, so nothing can be added "
+                "before the step. Attach to the augmentation or the loss instead: at='...'."
+            )
+        if all(leaf.grad is None for leaf in leaves):
+            return
+        every = torch.cat([leaf.detach() for leaf in leaves])
+        given = read_labels((), {}, every)
+        grad = torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+        # Hosts that step one class at a time leave the others' gradient at zero: those images are not in this round.
+        rows = grad.flatten(1).ne(0).any(1)
+        if not rows.any():
+            rows = torch.ones_like(rows)
+        # Fused optimizers are given the scaled gradient, and undo the scaling themselves; maximising ones ascend.
+        scale = getattr(optimizer, "grad_scale", None)
+        factor = (1.0 if scale is None else float(scale)) * (-1.0 if _maximizes(optimizer, leaves[0]) else 1.0)
+        extra = regularizer.added(every[rows], given.to(rows.device)[rows], grad[rows] / factor)
+        if extra is not None:
+            added = torch.zeros_like(grad)
+            added[rows] = extra * factor
+            with torch.no_grad():
+                for leaf, part in zip(leaves, torch.split(added, [len(leaf) for leaf in leaves]), strict=True):
+                    if leaf.grad is not None:
+                        leaf.grad += part
+
+    def install(regularizer: Regularizer) -> Undo:
+        optimizer.__dict__["__ddplug_attached__"] = True
+        hook = optimizer.register_step_pre_hook(lambda _, args, kwargs: before_step(regularizer, args, kwargs))
+
+        def undo() -> None:
+            hook.remove()
+            optimizer.__dict__.pop("__ddplug_attached__", None)
+
+        return undo
+
+    of = f"images {tuple(leaves[0].shape)}" if len(leaves) == 1 else f"{images} images in {len(leaves)} tensors"
+    return f"{type(optimizer).__name__} of {of}", install
+
+
+def _maximizes(optimizer: Optimizer, leaf: Tensor) -> bool:
+    return any(group.get("maximize") for group in optimizer.param_groups if any(p is leaf for p in group["params"]))

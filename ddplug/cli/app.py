@@ -1,0 +1,222 @@
+"""The command line: `demo`, `pretrain` and `measure`, and from other files all the other commands of `ddplug`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddplug.cli import compare as cli_compare
+from ddplug.cli import evaluate as cli_evidence
+from ddplug.cli import hosts as cli_hosts
+from ddplug.cli.options import DataName, DataPath, DeviceName, device_of, load_data
+from ddplug.errors import DDPlugError, InputError
+
+app = typer.Typer(
+    help="CMI regularisation (arXiv 2412.09945) for dataset-distillation code.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; our own errors end it with status 2 and one paragraph, an interruption with 130."""
+    try:
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # newer versions of typer turn the interruption into this
+            raise KeyboardInterrupt
+        sys.exit(status)
+    except (DDPlugError, OSError) as error:
+        print(f"ddplug: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("ddplug: interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        error.show()  # type: ignore[attr-defined]  # a misspelt option: typer's own error, which can print itself
+        sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    """Print our version and torch's, and end."""
+    if wanted:
+        import torch
+
+        from ddplug import __version__
+
+        print(f"ddplug {__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the versions and end.")
+    ] = False,
+) -> None:
+    """What may stand before a command."""
+
+
+for _command in (cli_compare.compare, cli_evidence.evaluate, cli_evidence.plot, cli_hosts.run, cli_hosts.patch):
+    app.command()(_command)
+
+
+@app.command()
+def demo(
+    data: DataName = "digits",
+    data_path: DataPath = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("ddplug-demo"),
+    weight: Annotated[float | None, typer.Option(help="Share of the host's own gradient.")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Distillation steps per run.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Paired repetitions.")] = None,
+    proxies: Annotated[Path | None, typer.Option(help="A pool to use instead of training one.")] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Distil real images with and without CMI and compare: a table, the images, CMI over the iterations."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from ddplug.comparison import demo as demonstration
+    from ddplug.proxies.pool import ProxyPool
+    from ddplug.utils.progress import Bars
+
+    settings = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
+    given: dict[str, Any] = {"weight": weight, "ipc": ipc, "iterations": iterations, "seeds": seeds}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    where = device_of(device)
+    real = load_data(data, data_path)
+    pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
+    console = Console()
+    console.print(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
+    with Bars() as progress:
+        outcome = demonstration.run_demo(real, out, settings, device=where, pool=pool, on_progress=progress)
+    console.print(demonstration.table(outcome))
+    for file in outcome.files:
+        console.print(f"wrote {file}", soft_wrap=True)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="The pool's folder; an unfinished pool there is continued.")],
+    data: DataName = "digits",
+    data_path: DataPath = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="resnet18 (the default, but for tiny images), convnet, vgg11, alexnet or torchvision/NAME."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
+    lr: Annotated[float, typer.Option(help="Initial learning rate, cosine to zero.")] = 0.05,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    norm: Annotated[str, typer.Option(help="instance or batch.")] = "instance",
+    width: Annotated[int | None, typer.Option(help="Channels; the architecture's own by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Network i has seed + i.")] = 0,
+    flip: Annotated[bool | None, typer.Option(help="Mirror images; by default as the data set allows.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="exact (fp32), or bf16, several times faster on some devices.")
+    ] = "exact",
+    zca: Annotated[
+        bool, typer.Option("--zca", help="Train on ZCA-whitened images, fitted on the training split.")
+    ] = False,
+    device: DeviceName = "auto",
+) -> None:
+    """Train a pool of proxies on real images; can be interrupted, and continued by the same command."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ddplug.proxies.pretrain import pretrain as train_pool
+
+    real = load_data(data, data_path)
+    if zca:
+        from ddplug.datasets.zca import ZCASpace
+
+        real = real.to_space(ZCASpace.fit(real.space.to_unit(real.train_images).clamp(0, 1)))
+    options: dict[str, Any] = {} if (arch or "").startswith("torchvision/") else {"norm": norm}
+    if width is not None:
+        options["width"] = width
+    pool = train_pool(
+        real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
+        precision=precision, options=options, device=device_of(device),  # type: ignore[arg-type]
+    )  # fmt: skip
+    table = Table("proxy", "seed", "epochs", "test accuracy", title=f"{real.name}: pool in {out}")
+    for proxy in pool:
+        record = proxy.record
+        table.add_row(proxy.name, str(record["seed"]), str(record["epochs"]), f"{record['test_accuracy']:.2%}")
+    Console().print(table)
+
+
+@app.command()
+def measure(
+    proxies: Annotated[Path, typer.Option(help="A pool's folder.")],
+    synthetic: Annotated[
+        Path | None, typer.Argument(help="A synthetic set, .pt; leave it out to measure --data.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A real data set to measure instead: digits, cifar10, ...")] = None,
+    data_path: DataPath = None,
+    split: Annotated[str, typer.Option(help="train or test, of --data.")] = "test",
+    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
+    temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
+    separation: Annotated[str, typer.Option(help="cross_entropy, kl or centroid_kl.")] = "cross_entropy",
+    unit: Annotated[
+        bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")
+    ] = False,
+    factor: Annotated[
+        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    device: DeviceName = "auto",
+) -> None:
+    """CMI, NCMI and every class's CMI of a synthetic set or of a real data set, under a pool."""
+    from ddplug.datasets.spaces import InputSpace
+    from ddplug.datasets.synthetic import SyntheticSet, load_set
+    from ddplug.errors import PoolError
+    from ddplug.evaluation.measure import measure as measure_set
+    from ddplug.proxies.pool import ProxyPool
+
+    if (synthetic is None) == (data is None):
+        raise InputError("measure one thing: a synthetic set (its .pt file) or a real data set (--data NAME).")
+    if split not in ("train", "test"):
+        raise InputError(f"unknown split {split!r}, expected train or test.")
+    if data is not None and factor is not None:
+        raise InputError(f"--factor {factor} is for a synthetic set whose images hold several; leave it out.")
+    if data is not None:
+        real = load_data(data, data_path)
+        images, labels = (
+            (real.train_images, real.train_labels) if split == "train" else (real.test_images, real.test_labels)
+        )
+        pool = ProxyPool.load(proxies, dataset=real.name)
+        chosen, title = SyntheticSet(images, labels, real.space), f"{real.name}, {split} images"
+    else:
+        assert synthetic is not None
+        chosen, title = load_set(synthetic, factor=factor), str(synthetic)
+        pool = ProxyPool.load(proxies)
+        if chosen.dataset is not None and pool.info.dataset not in (None, chosen.dataset):
+            raise PoolError(
+                f"'{synthetic}' was distilled from {chosen.dataset}, but the pool in '{proxies}' was trained on "
+                f"{pool.info.dataset}. Measure it under a pool of its own data."
+            )
+    where = device_of(device)
+    input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
+    result = measure_set(
+        pool.to(where), chosen.images.to(where), chosen.classes.to(where), space=space, temperature=temperature,  # type: ignore[arg-type]
+        separation=separation, input_space=input_space if unit else pool.derived_space(input_space),  # type: ignore[arg-type]
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    from rich.console import Console
+
+    from ddplug.evaluation.report import measurement_table
+
+    Console().print(measurement_table(result, title, pool.info.class_names))

@@ -1,0 +1,170 @@
+"""The command `ddplug compare`: paired runs with and without CMI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddplug.errors import InputError
+
+if TYPE_CHECKING:
+    from ddplug.datasets.images import ImageData
+    from ddplug.proxies.pool import ProxyPool
+
+
+def compare(
+    host: Annotated[
+        str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa, mtt, datm, idc.")
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100 or folder.")] = "digits",
+    data_path: Annotated[Path | None, typer.Option(help="Where the data lies; digits need none.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; what is there is gone on with.")] = Path(
+        "ddplug-compare"
+    ),
+    proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
+    heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="Numbers or paper, by commas; 0 is always run. When adding some, repeat the old.")
+    ] = "0,1",
+    views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
+    seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Take weight 0 from this comparison, of other proxies or options of the regulariser."),
+    ] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next four: own only.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300.")] = None,
+    batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the synthetic images; 1.")] = None,
+    checkpoints: Annotated[
+        int | None, typer.Option(help="Times a run's set is kept and judged, the end included; 5.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(help="DSA's operations; by default as the data set allows.")] = None,
+    arch: Annotated[str, typer.Option(help="Network that matches and judges.")] = "convnet",
+    width: Annotated[int | None, typer.Option(help="Its channels; the architecture's own by default.")] = None,
+    runs: Annotated[int, typer.Option(help="Fresh networks per judgement.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs for each; the field's are 1000.")] = 300,
+    judge_lr: Annotated[float, typer.Option(help="Their learning rate; the field's is 0.01.")] = 0.03,
+    weighting: Annotated[str, typer.Option(help="What a weight is: relative or absolute.")] = "relative",
+    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
+    temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
+    calibrate: Annotated[int, typer.Option(help="Steps over which a share becomes a lambda.")] = 10,
+    every: Annotated[int, typer.Option(help="Act in every k-th step only, k times as strongly.")] = 1,
+    draw: Annotated[int, typer.Option(help="Proxies drawn per step.")] = 1,
+    views_per_image: Annotated[int, typer.Option(help="Further views of each image.")] = 1,
+    classes: Annotated[int | None, typer.Option(help="Classes that a step's CMI is estimated on.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, exact or bf16: of the proxies' layers.")] = "auto",
+    chunk: Annotated[str, typer.Option(help="Images that go through a proxy together, or auto.")] = "auto",
+    graphs: Annotated[bool, typer.Option(help="On a GPU, replay steps from CUDA graphs.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Put the proxies through torch.compile.")] = False,
+    repo: Annotated[Path | None, typer.Option(help="A host's checkout; else DDPLUG_HOSTS, else here.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
+) -> None:
+    """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
+
+    Interrupt it whenever you like: the same command goes on, and more seeds, weights or views add to what is there. The
+    report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
+    """
+    from rich.console import Console
+
+    from ddplug import datasets
+    from ddplug.cli.options import device_of
+    from ddplug.comparison.compare import ENTRIES, RESULT, Distiller
+    from ddplug.comparison.compare import compare as run_compare
+    from ddplug.comparison.judge import Judge
+    from ddplug.comparison.own_trainer import Own
+    from ddplug.comparison.page import lacking, write_page
+    from ddplug.comparison.plan import Settings, arms, read_weights
+    from ddplug.comparison.statistics import left_out, tables
+    from ddplug.proxies.pretrain import MIRRORED
+    from ddplug.utils.files import user_path
+    from ddplug.utils.progress import Bars
+
+    options: dict[str, Any] = {
+        "weighting": weighting, "space": space, "temperature": temperature, "calibrate": calibrate, "every": every,
+        "draw": draw, "views_per_image": views_per_image, "classes": classes, "precision": precision,
+        "chunk": _chunk(chunk), "graphs": graphs, "compile": compile,
+    }  # fmt: skip
+    chosen = arms(read_weights(weights), [part.strip() for part in views.split(",")])
+    where = device_of(device)
+    if proxies is None:
+        raise InputError("compare needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
+    real = datasets.load(data, data_path)
+    if strategy is None:
+        strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
+    ours: dict[str, Any] = {
+        "ipc": ipc, "iterations": iterations, "batch_real": batch_real, "lr": lr, "checkpoints": checkpoints,
+    }  # fmt: skip
+    ours = {name: value for name, value in ours.items() if value is not None}
+    settings = Settings(
+        strategy=strategy, arch=arch, width=width, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=options,
+        arguments=_arguments(host, arguments, ours), **ours,
+    )  # fmt: skip
+    pool = _pool(proxies, real)
+    judge = Judge(real.to(where), settings, pool, _pool(heldout, real) if heldout else None, where)
+    console = Console()
+    if without := lacking():  # said at once, and again at the end: the runs may take hours
+        console.print(without, soft_wrap=True, markup=False)
+    distil: Distiller = Own(real, settings, pool, where)
+    if host != "own":
+        from ddplug.comparison.upstream_host import Upstream
+        from ddplug.hosting import checkout as hosts
+
+        spec = hosts.load(host)
+        distil = Upstream(spec, hosts.find_repo(spec, repo), proxies, settings, download)
+    with Bars() as progress:
+        result = run_compare(
+            distil, chosen, seeds, out, judge, host=host, first_seed=first_seed, baseline=baseline, on_progress=progress
+        )
+    for table in tables(result):
+        console.print(table)
+    if missing := left_out(result):
+        console.print(missing, soft_wrap=True, markup=False)
+    out = user_path(out)
+    console.print(f"wrote {out / RESULT}", soft_wrap=True)
+    console.print(without or f"wrote {write_page(result, out, out / ENTRIES, judge)}", soft_wrap=True, markup=False)
+
+
+def _arguments(host: str, given: list[str] | None, ours: Iterable[str]) -> tuple[str, ...] | None:
+    """The host's own arguments, None for our trainer; `InputError` for what is said to the wrong one of the two."""
+    if host == "own":
+        if given:
+            raise InputError(f"own has no script to pass {' '.join(given)} to; leave it out.")
+        return None
+    foreign = [f"--{name.replace('_', '-')}" for name in ours]
+    if foreign:
+        raise InputError(
+            f"{', '.join(foreign)} is for own; tell {host} among its own arguments, after --, in its own words."
+        )
+    return tuple(given or ())
+
+
+def _pool(folder: Path, data: ImageData) -> ProxyPool:
+    """The pool in `folder`, which must be of this very data."""
+    from ddplug.errors import PoolError
+    from ddplug.proxies.pool import ProxyPool
+
+    pool = ProxyPool.load(folder, dataset=data.name)
+    if pool.info.fingerprint not in (None, data.fingerprint()):
+        raise PoolError(
+            f"the proxies in '{folder}' were trained on another edition of {data.name}; train some on this one with "
+            "`ddplug pretrain`."
+        )
+    return pool
+
+
+def _chunk(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError as error:
+        raise InputError(f"chunk must be auto or a number of images, got {text!r}.") from error

@@ -1,0 +1,107 @@
+"""The commands that say what a synthetic set is worth, and draw what came out: `ddplug evaluate`, `ddplug plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddplug.errors import InputError
+
+
+def evaluate(
+    synthetic: Annotated[
+        Path, typer.Argument(metavar="SET", help="Ours, or a host's: res_*.pt, images_N.pt, data.pt.")
+    ],
+    data: Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder.")] = "digits",
+    data_path: Annotated[Path | None, typer.Option("--data-path", help="Where it lies; digits need none.")] = None,
+    arch: Annotated[str, typer.Option(help="Names, joined by commas: ConvNet,ResNet18,VGG11,AlexNet.")] = "ConvNet",
+    runs: Annotated[int, typer.Option(help="Fresh networks of each.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the set.")] = 1000,
+    lr: Annotated[float | None, typer.Option(help="Initial rate; else the one learned with the set, or 0.01.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 256,
+    seed: Annotated[int, typer.Option(help="Run i has seed + i.")] = 0,
+    dsa: Annotated[str, typer.Option(help="DSA's operations in training.")] = "color_crop_cutout_flip_scale_rotate",
+    no_dsa: Annotated[bool, typer.Option("--no-dsa", help="Train without augmentation.")] = False,
+    width: Annotated[int | None, typer.Option(help="Channels; each architecture's own by default.")] = None,
+    norm: Annotated[str | None, typer.Option(help="instance, batch or none; each one's own by default.")] = None,
+    input_space: Annotated[
+        str | None, typer.Option(help="What the set's images are, if it does not say: normalized, unit or zca.")
+    ] = None,
+    unit: Annotated[bool, typer.Option("--unit", help="The same as --input-space unit.")] = False,
+    factor: Annotated[
+        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
+    ] = None,
+    proxies: Annotated[Path | None, typer.Option(help="A pool; the set's CMI under it is measured, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
+    export: Annotated[
+        tuple[str, Path] | None, typer.Option(metavar="FORMAT FOLDER", help="Write files for ddranking to a folder.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
+) -> None:
+    """Train fresh networks on a set and test them on real images; can be interrupted, and continued."""
+    from rich.console import Console
+
+    from ddplug import datasets
+    from ddplug.cli.options import device_of
+    from ddplug.datasets.synthetic import load_set
+    from ddplug.evaluation.ddranking import check_export, export_ddranking
+    from ddplug.evaluation.evaluate import DSAViews, with_space
+    from ddplug.evaluation.evaluate import evaluate as evaluate_set
+    from ddplug.evaluation.report import evaluation_table
+    from ddplug.proxies.pool import ProxyPool
+    from ddplug.utils.files import user_path, write_json
+    from ddplug.utils.progress import Bars
+
+    if unit and input_space not in (None, "unit"):
+        raise InputError(f"--unit and --input-space {input_space} contradict each other; give one of them.")
+    if export is not None and export[0] != "ddranking":
+        raise InputError(f"unknown format {export[0]!r} to export to, expected ddranking.")
+    synthetic = user_path(synthetic)  # and its neighbour, which is taken away at the end
+    json_file = user_path(json_file) if json_file is not None else None
+    where = device_of(device)
+    loaded = load_set(synthetic, factor=factor)
+    real = datasets.load(data, data_path)
+    pool = ProxyPool.load(proxies, dataset=real.name) if proxies is not None else None
+    chosen = with_space(loaded, "unit" if unit else input_space, real)
+    augment = None if no_dsa or dsa.lower() in ("", "none") else DSAViews(dsa)
+    names = [name.strip() for name in arch.split(",") if name.strip()]
+    options: dict[str, Any] = {"width": width, "norm": norm}
+    keep = json_file.with_name(f"{json_file.name}.runs") if json_file else synthetic.with_name(f"{synthetic.name}.runs")
+    recipe: dict[str, Any] = {"runs": runs, "epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment}
+    if export is not None and names:
+        check_export(chosen, real, export[1], architecture=names[0], augment=augment)
+    with Bars() as progress:
+        result = evaluate_set(
+            chosen, real, architectures=names, **recipe, seed=seed, pool=pool, device=where, keep=keep,
+            options={name: value for name, value in options.items() if value is not None}, on_progress=progress,
+        )  # fmt: skip
+    console = Console()
+    console.print(evaluation_table(result, str(synthetic)))
+    if json_file is not None:
+        write_json(result.to_json(), json_file)
+        console.print(
+            f"wrote {json_file}, and {keep}, by which more runs or architectures can be added", soft_wrap=True
+        )
+    if export is not None:
+        for file in export_ddranking(
+            chosen, real, export[1], architecture=names[0], **recipe, settings=result.to_json()
+        ):  # fmt: skip
+            console.print(f"wrote {file}", soft_wrap=True)
+    if json_file is None:
+        keep.unlink(missing_ok=True)  # it was for going on, and all is done
+
+
+def plot(
+    results: Annotated[
+        list[str],
+        typer.Argument(metavar="RESULT...", help="A comparison's folder, or the cmi*.json of a run; or LABEL=RESULT."),
+    ],
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("ddplug-plot.png"),
+) -> None:
+    """Draw comparisons (differences, CMI, accuracy over the iterations) or runs (CMI, lambda, share by round)."""
+    from ddplug.comparison.plot import labelled
+    from ddplug.comparison.plot import plot as draw
+
+    print(f"wrote {draw(labelled(results), out)}")

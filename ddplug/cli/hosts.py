@@ -1,0 +1,100 @@
+"""The commands about upstream codebases: `ddplug run` and `ddplug patch`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddplug.errors import InputError
+from ddplug.utils.files import user_path
+
+Host = Annotated[str, typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm or idc.")]
+
+
+def run(
+    host: Host,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
+    ] = None,
+    repo: Annotated[Path | None, typer.Option(help="The host's checkout; else DDPLUG_HOSTS, else here.")] = None,
+    weight: Annotated[str, typer.Option(help="Share of the host's own gradient, or paper; 0 is the host alone.")] = "1",
+    weighting: Annotated[str, typer.Option(help="What the weight is: relative or absolute.")] = "relative",
+    proxies: Annotated[str, typer.Option(help="A pool's folder, buffer:PATH or idc:PATH.")] = "",
+    every: Annotated[int, typer.Option(help="Act in every k-th step only, k times as strongly.")] = 1,
+    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
+    temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
+    views: Annotated[str, typer.Option(help="The host's augmented views (host) or the clean images (clean).")] = "host",
+    views_per_image: Annotated[int, typer.Option(help="Further views of each image; for one image per class.")] = 1,
+    calibrate: Annotated[int, typer.Option(help="Steps over which a share becomes a lambda.")] = 10,
+    draw: Annotated[int, typer.Option(help="Proxies drawn per step.")] = 1,
+    classes: Annotated[int, typer.Option(help="Random classes per step to estimate CMI on; 0 for all.")] = 0,
+    precision: Annotated[str, typer.Option(help="auto, exact or bf16; see docs/guide.md.")] = "auto",
+    chunk: Annotated[int, typer.Option(help="Images that go through a proxy together; 0 decides by itself.")] = 0,
+    graphs: Annotated[bool, typer.Option(help="On a GPU, replay the step from a CUDA graph.")] = False,
+    inner: Annotated[str | None, typer.Option(help="one, last or all inner steps' views, for MTT and DATM.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the regulariser's own generator.")] = 0,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
+    ] = False,
+) -> None:
+    """Run a host's unedited script with the regulariser in; everything after -- goes to the script."""
+    from ddplug.core.weighting import check_weight
+    from ddplug.hosting import checkout as hosts
+    from ddplug.hosting.adapter import upstream
+    from ddplug.hosting.options import weight as read_weight
+    from ddplug.hosting.script import run as run_host
+
+    spec = hosts.load(host)
+    checkout = hosts.find_repo(spec, repo)
+    spec.patched(checkout)  # the right checkout, before anything is said about the arguments
+    given = list(arguments or [])
+    if not download:
+        upstream(host).preflight(given)
+    try:
+        share = read_weight(weight)
+    except ValueError as error:
+        raise InputError(f"weight must be a number >= 0 or 'paper', got {weight!r}.") from error
+    share = share if isinstance(share, str) else check_weight(share)
+    ours = {
+        "weight": share, "weighting": weighting, "proxies": proxies, "every": every, "space": space,
+        "temperature": temperature, "views": views, "views_per_image": views_per_image, "calibrate": calibrate,
+        "draw": draw, "classes": classes, "precision": precision, "chunk": chunk, "graphs": int(graphs), "seed": seed,
+    }  # fmt: skip
+    if inner is not None:
+        ours["inner"] = inner
+    if proxies and ":" not in proxies:
+        ours["proxies"] = str(user_path(proxies).resolve())
+    options = [f"--cmi_{name}={value}" for name, value in ours.items() if value != ""]
+    run_host(spec, checkout, [*given, *options], must=share != 0)
+
+
+def patch(
+    host: Host,
+    path: Annotated[Path, typer.Argument(help="The host's checkout.")],
+    check: Annotated[bool, typer.Option("--check", help="Say whether the patch fits; change nothing.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Take the patch out again, to the byte.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Print the patch; change nothing.")] = False,
+) -> None:
+    """Put our lines into a host's files: all files or none, only if they are the ones the patch was made for."""
+    from ddplug.hosting import checkout as hosts
+
+    if check + reverse + diff > 1:
+        raise InputError("give one of --check, --reverse and --diff.")
+    spec = hosts.load(host)
+    repo = user_path(path).resolve()
+    if diff:
+        spec.check(repo)
+        sys.stdout.write(spec.patch.raw.decode())
+        return
+    if check:
+        for name, how in spec.check(repo).items():
+            print(f"{name}: {'the patch fits' if how == 'clean' else 'patched'}")
+        return
+    changed = spec.reverse(repo) if reverse else spec.apply(repo)
+    for name in changed:
+        print(f"{name}: {'as upstream has it' if reverse else 'patched'}")
+    if not reverse:
+        print(f"Now run {spec.script} with --cmi_weight 1. To undo: ddplug patch {host} {path} --reverse")

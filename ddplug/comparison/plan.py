@@ -1,0 +1,169 @@
+"""What is compared: the arms, the entries, and the settings that all of them share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
+
+from ddplug.attaching.places import Views
+from ddplug.core.regularizer import Regularizer
+from ddplug.core.weighting import check_weight
+from ddplug.errors import InputError, WeightError
+
+# What `Regularizer` takes that is said elsewhere (seed, input space), or cannot be written to a file (functions).
+_NOT_OPTIONS = {"proxies", "weight", "schedule", "view", "input_space", "setting", "scale", "seed", "announce"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to distil: a weight, and the views that it acts on. Weight 0 is the baseline, whatever the views."""
+
+    weight: float | str
+    """A number, or "paper"."""
+    views: Views = "host"
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is the host alone."""
+        return self.weight == 0
+
+    @property
+    def name(self) -> str:
+        """For files and tables, e.g. "weight-0.1-host"."""
+        if self.baseline:
+            return "weight-0"
+        shown = self.weight if isinstance(self.weight, str) else f"{self.weight:.12g}"
+        return f"weight-{shown}-{self.views}"
+
+
+OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "checkpoints")
+"""Settings that an upstream host has itself."""
+
+BASELINE = Arm(0.0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: an arm and a seed. Entries of one seed share everything but CMI."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files, e.g. "weight-0.1-host-seed0"."""
+        return f"{self.arm.name}-seed{self.seed}"
+
+
+def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",)) -> list[Arm]:
+    """The baseline, then every other weight on every kind of views; each once, in the order given.
+
+    Raises `WeightError` for a weight that is none, `InputError` for views that are neither "host" nor "clean".
+    """
+    unknown = [name for name in views if name not in get_args(Views)]
+    if unknown or not views:
+        raise InputError(f"views must be host, clean or both, got {', '.join(unknown) or 'none'}.")
+    checked = [weight if weight == "paper" else check_weight(weight) for weight in weights]  # type: ignore[arg-type]
+    others = [Arm(weight, kind) for kind in views for weight in checked if weight != 0]  # type: ignore[arg-type]
+    by_name: dict[str, Arm] = {}
+    for arm in others:
+        by_name.setdefault(arm.name, arm)  # weights that differ in the 13th digit would share their files
+    return [BASELINE, *by_name.values()]
+
+
+def read_weights(text: str) -> list[float | str]:
+    """The weights of a command line, "0,0.1,paper"; `WeightError` for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return [part if part == "paper" else check_weight(float(part)) for part in parts]
+    except ValueError as error:
+        if isinstance(error, WeightError):
+            raise
+        raise WeightError(f"weights are numbers >= 0 or paper, joined by commas, got {text!r}.") from error
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides how an entry ends, besides its arm, its seed and the data; alike in all entries of a comparison."""
+
+    ipc: int = 10
+    iterations: int = 300
+    batch_real: int = 64
+    lr: float = 1.0
+    """Of the synthetic images."""
+    strategy: str = "color_crop_cutout_flip_scale_rotate"
+    """DSA's operations, in distilling and in judging."""
+    arch: str = "convnet"
+    """Of the matching networks and of the judges."""
+    width: int | None = None
+    """Its channels; None for the architecture's own."""
+    checkpoints: int = 5
+    """How often along the iterations the set is kept and judged, the end included."""
+    runs: int = 3
+    """Fresh networks per judgement."""
+    epochs: int = 300
+    judge_lr: float = 0.03
+    regularizer: Mapping[str, Any] = field(default_factory=dict)
+    """Options for `ddplug.Regularizer`; see `ddplug.attach`."""
+    arguments: tuple[str, ...] | None = None
+    """An upstream host's own, which then say what the settings of our trainer would."""
+
+    def __post_init__(self) -> None:
+        for name in ("ipc", "iterations", "batch_real", "checkpoints", "runs", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("lr", "judge_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be more than 0 and finite, got {getattr(self, name)}.")
+        if self.checkpoints > self.iterations:
+            raise InputError(
+                f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
+            )
+        known = set(inspect.signature(Regularizer).parameters) - _NOT_OPTIONS
+        if unknown := sorted(set(self.regularizer) - known):
+            raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(known)}.")
+
+    def option(self, name: str) -> Any:
+        """An option of the regulariser: as given, else its default."""
+        return self.regularizer.get(name, inspect.signature(Regularizer).parameters[name].default)
+
+    def check_arms(self, arms: Sequence[Arm], ipc: int, rounds: int | None = None) -> None:
+        """Raise `InputError` for weights with which nothing would be compared: no CMI, or no lambda, to speak of.
+
+        `rounds` are those in which a run's layer acts, None if that is not known.
+        """
+        weighted = [arm for arm in arms if not arm.baseline]
+        if weighted and ipc == 1 and self.option("views_per_image") == 1:
+            raise InputError(
+                f"with one image per class and one view of it, CMI is 0 and {weighted[0].name} would be the baseline "
+                "again; ask for views_per_image 2 or more, or for more images per class."
+            )
+        shares = [arm for arm in weighted if arm.weight != "paper" and self.option("weighting") == "relative"]
+        if shares and rounds is not None and rounds <= self.option("calibrate"):
+            raise InputError(
+                f"{shares[0].name} is a share of the host's gradient, which becomes a lambda in the first "
+                f"{self.option('calibrate')} rounds (calibrate), and these runs have {rounds}; ask for more "
+                "iterations, a smaller calibrate, or weighting absolute."
+            )
+
+    @property
+    def points(self) -> list[int]:
+        """The iterations after which the set is kept and judged, rising; the last one is the end."""
+        return [self.iterations * part // self.checkpoints for part in range(1, self.checkpoints + 1)]
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """How CMI is measured: as the regulariser sees it."""
+        return {name: self.regularizer[name] for name in ("space", "temperature") if name in self.regularizer}
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Options of the architecture."""
+        return {} if self.width is None else {"width": self.width}
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary of the settings that mean something."""
+        unused = ("arguments",) if self.arguments is None else OF_OUR_TRAINER
+        return {name: value for name, value in asdict(self).items() if name not in unused}

@@ -1,0 +1,1 @@
+"""The layer itself: rounds, lambda, history. Knows no host."""

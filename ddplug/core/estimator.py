@@ -1,0 +1,161 @@
+"""One estimate of CMI and its gradient: which proxies, which classes, and which further views it is made on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddplug.datasets.spaces import AnySpace
+from ddplug.engine.cuda_graphs import Graphs
+from ddplug.engine.step import PieceByPiece, cmi_gradient
+from ddplug.errors import InputError
+from ddplug.objectives.base import Groups, group
+from ddplug.proxies.pool import ProxyPool
+
+
+class Estimate(NamedTuple):
+    """What a round needs to know."""
+
+    cmi: Tensor
+    """A scalar, in nats."""
+    grad: Tensor | None
+    """dCMI/dviews, (n, c, h, w), in fp32 or better; None if only the value was asked for."""
+    images: int
+    """How many views it was made on."""
+    groups: Groups
+    """The classes of those views."""
+
+
+class Estimator:
+    """Estimates CMI under proxies drawn from a pool.
+
+    Args:
+        pool: the proxies.
+        step: computes CMI and its gradient under one proxy.
+        draw: proxies per estimate, averaged over.
+        classes: classes per estimate, drawn anew each time, scaled so that the mean over all draws is CMI of all of
+            them; None for all.
+        views_per_image: further views of every image that the estimate is made on; 1 for the images themselves.
+        view: what makes such a view.
+        seed: of our own generators, the only ones drawn from.
+    """
+
+    def __init__(
+        self,
+        pool: ProxyPool,
+        step: PieceByPiece | Graphs,
+        *,
+        draw: int,
+        classes: int | None,
+        views_per_image: int,
+        view: Callable[[Tensor], Tensor] | None,
+        seed: int,
+    ) -> None:
+        self.pool, self.step, self.draw, self.classes = pool, step, draw, classes
+        self.views_per_image, self.view = views_per_image, view
+        self.generator = torch.Generator().manual_seed(seed)
+        # Of another seed: of one, the classes would go with the proxy that is drawn in the same round.
+        self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
+
+    def __call__(self, views: Tensor, labels: Tensor, *, all_classes: bool) -> Estimate:
+        """CMI of `views` (n, c, h, w) with class numbers `labels` (n,), and its gradient."""
+        some = None if self.classes is None or all_classes else self._some_classes(labels)
+        if some is None:
+            return self._of_all(views, labels)
+        rows = some.rows.to(views.device)
+        cmi, grad, images, groups = self._of_all(views[rows], labels[some.rows])
+        assert grad is not None
+        # Zero for the images of other classes, and right on average.
+        scattered = torch.zeros_like(views, dtype=grad.dtype).index_copy(0, rows, grad * some.factor)
+        return Estimate(cmi * some.factor, scattered, images, groups)
+
+    def value(self, views: Tensor, labels: Tensor) -> Estimate:
+        """CMI of `views` without its gradient, which costs a forward pass only."""
+        groups, images = self._groups(views, labels)
+        plain = self.step.step if isinstance(self.step, Graphs) else self.step
+        assert isinstance(plain, PieceByPiece)
+        with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
+            wide = views if views.dtype == torch.float64 else views.float()
+            seen = self._further_views(wide) if self.views_per_image > 1 else wide
+            values = [plain.value(proxy, seen, groups) for proxy in self._drawn()]
+        return Estimate(torch.stack(values).mean(), None, images, groups)
+
+    def prepare_graphs(self) -> None:
+        """Capture the CUDA graphs that earlier rounds have asked for; not within a backward pass."""
+        if isinstance(self.step, Graphs):
+            self.step.make_wanted()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators, and the state of `view` if it has one."""
+        return {
+            "generator": self.generator.get_state(),
+            "class_generator": self.class_generator.get_state(),
+            "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the draws of a `state_dict`."""
+        self.generator.set_state(state["generator"].cpu())
+        self.class_generator.set_state(state["class_generator"].cpu())
+        if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
+            self.view.load_state_dict(state["view"])
+
+    def _of_all(self, views: Tensor, labels: Tensor) -> Estimate:
+        groups, images = self._groups(views, labels)
+        drawn = self._drawn()
+        augment = self._further_views if self.views_per_image > 1 else None
+        return Estimate(*cmi_gradient(drawn, views, groups, self.step, augment), images, groups)
+
+    def _groups(self, views: Tensor, labels: Tensor) -> tuple[Groups, int]:
+        images = len(views) * self.views_per_image
+        return group(labels.repeat(self.views_per_image), images, views.device), images
+
+    def _drawn(self) -> list[Any]:
+        drawn = self.pool.draw(self.draw, self.generator)
+        self.pool.look_ahead(self.draw, self.generator)
+        return drawn
+
+    def _some_classes(self, labels: Tensor) -> _Some | None:
+        """Images of `self.classes` classes, drawn without replacement; None if that is all of them."""
+        assert self.classes is not None
+        present, of = torch.unique(labels, return_inverse=True)
+        if len(present) <= self.classes:
+            return None
+        drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
+        some = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
+        # A class's sum of divergences counts 1/n in CMI of all n images, but 1/m in CMI of the m drawn.
+        return _Some(some, len(present) / self.classes * len(some) / len(labels))
+
+    def _further_views(self, images: Tensor) -> Tensor:
+        assert self.view is not None
+        return torch.cat([self.view(images) for _ in range(self.views_per_image)])
+
+
+@dataclass
+class ToPool:
+    """Brings images into the pool's space; apart from the regulariser, which would else be kept alive by its step."""
+
+    pool: ProxyPool
+    space: AnySpace | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`images` (n, c, h, w) as the proxies want them."""
+        return self.pool.prepare(images, self.space)
+
+
+class _Some(NamedTuple):
+    """Images that stand for all, and what their CMI is to be multiplied by for that."""
+
+    rows: Tensor
+    factor: float
+
+
+def count(name: str, value: int) -> int:
+    """`value` if it is a whole number >= 1, else `InputError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number >= 1, got {value!r}.")
+    return value

@@ -1,0 +1,114 @@
+"""What happened, round by round, kept without holding a device back.
+
+On a GPU every number read is a wait for the device, so values collect in one small tensor there and are read in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.utils.files import write_json
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round in which the regulariser acted."""
+
+    number: int
+    """Backward passes through the layer before this one, skipped and lazy ones included."""
+    cmi: float
+    """CMI of the views under the proxies drawn, in nats, before the host's step."""
+    lam: float
+    """The factor on its gradient, schedule and laziness included."""
+    images: int
+    """Views in the round."""
+    skipped: bool
+    """Whether the gradient was not finite and was left out."""
+    share: float | None = None
+    """The norm of what was added over that of the host's own gradient on the views; None where it is not known."""
+
+
+class History:
+    """A sequence of `Round`s; reading it waits for the device, writing does not."""
+
+    def __init__(self, block: int = 64) -> None:
+        self._block = block
+        self._rounds: list[Round] = []
+        self._pending: list[tuple[int, float, int]] = []
+        self._buffer: Tensor | None = None
+
+    def append(
+        self, number: int, lam: float, images: int, cmi: Tensor, finite: Tensor, share: Tensor | None = None
+    ) -> bool:
+        """Note a round; True if the values have been read, so that `skipped` is up to date."""
+        if self._buffer is None or self._buffer.device != cmi.device:
+            self.flush()
+            self._buffer = torch.zeros(self._block if cmi.is_cuda else 1, 3, dtype=torch.float64, device=cmi.device)
+        row = self._buffer[len(self._pending)]
+        row[0].copy_(cmi.detach())
+        row[1].copy_(finite)
+        row[2].copy_(share) if share is not None else row[2].fill_(-1.0)
+        self._pending.append((number, lam, images))
+        if len(self._pending) == len(self._buffer):
+            self.flush()
+        return not self._pending
+
+    def flush(self) -> None:
+        """Read what has collected on the device."""
+        if self._buffer is not None and self._pending:
+            values = self._buffer[: len(self._pending)].tolist()
+            for (number, lam, images), (value, finite, share) in zip(self._pending, values, strict=True):
+                self._rounds.append(Round(number, value, lam, images, not finite, share if share >= 0 else None))
+            self._pending.clear()
+
+    @property
+    def cmi(self) -> list[float]:
+        """CMI of each round, in nats."""
+        return [round_.cmi for round_ in self]
+
+    @property
+    def skipped(self) -> int:
+        """Rounds left out because their gradient was not finite."""
+        return sum(round_.skipped for round_ in self)
+
+    @property
+    def share(self) -> list[float | None]:
+        """Share of the host's gradient that was added in each round; None where it is not known."""
+        return [round_.share for round_ in self]
+
+    def __iter__(self) -> Iterator[Round]:
+        self.flush()
+        return iter(self._rounds)
+
+    def __len__(self) -> int:
+        return len(self._rounds) + len(self._pending)
+
+    def __getitem__(self, index: int) -> Round:
+        self.flush()
+        return self._rounds[index]
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} rounds, {self.skipped} skipped)"
+
+    def save(self, path: str | Path) -> None:
+        """Write all rounds as JSON, whole or not at all, in the form that `ddplug plot` draws."""
+        rounds = self.state_dict()
+        content = {
+            "format": "ddplug-run", "version": 1, "rounds": len(rounds), "skipped": self.skipped, "history": rounds,
+        }  # fmt: skip
+        write_json(content, Path(path))
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """All rounds as plain dictionaries."""
+        return [asdict(round_) for round_ in self]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Replace all rounds by those of a `state_dict`."""
+        self._pending.clear()
+        self._rounds = [Round(**record) for record in state]

@@ -1,0 +1,77 @@
+"""The loss form: CMI of images as a module, to be added to a loss by hand, and twice differentiable."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from ddplug.datasets.spaces import AnySpace
+from ddplug.errors import DDPlugWarning, InputError, ProxyError
+from ddplug.objectives.base import group
+from ddplug.objectives.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
+from ddplug.proxies.pool import ProxyPool, Space, check_space
+
+
+class CMI(nn.Module):
+    """CMI of images under a pool of proxies, in nats: `loss = loss + lam * cmi(images, labels)`.
+
+    Use it where the identity layer, `ddplug.Regularizer`, cannot go: when somebody differentiates through it twice.
+
+    Args:
+        proxies: a `ProxyPool`, a pool's folder, a network or a list of them.
+        space: "feature" for penultimate features (the paper's choice) or "logit".
+        temperature: T > 0 in softmax(f / T).
+        draw: how many proxies each call averages over, drawn by a generator of our own; "all" for every one.
+        input_space: the images' normalisation, as for `ddplug.Regularizer`; None if it is the pool's.
+        seed: of that generator.
+    """
+
+    def __init__(
+        self,
+        proxies: object,
+        space: Space = "feature",
+        *,
+        temperature: float = 1.0,
+        draw: int | str = 1,
+        input_space: AnySpace | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # A plain attribute of a plain class: the proxies' weights never show up among the host's parameters.
+        self.pool = ProxyPool.of(proxies)
+        self.space = check_space(space)
+        self.temperature = check_temperature(temperature)
+        if draw != "all" and not (isinstance(draw, int) and 1 <= draw <= len(self.pool)):
+            raise InputError(f"draw must be 'all' or between 1 and the pool's size, {len(self.pool)}, got {draw!r}.")
+        self.draw = len(self.pool) if isinstance(draw, str) else draw
+        self.input_space = self.pool.space_of(input_space)
+        self.generator = torch.Generator().manual_seed(seed)
+        self._warned = False
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """CMI of `images`, (n, c, h, w) floats, with class numbers `labels`, (n,): a scalar.
+
+        Raises:
+            InputError: images or labels that are not such.
+            ProxyError: proxies that do not take the images, or give features that are not finite.
+            SpaceError: an input space that cannot be converted to the pool's.
+        """
+        groups = group(labels, len(images), images.device)
+        if groups.one_image_per_class and not self._warned:
+            self._warned = True
+            warnings.warn(ONE_IMAGE_PER_CLASS, DDPlugWarning, stacklevel=2)
+        self.pool.check(images, self.input_space)
+        prepared = self.pool.prepare(images, self.input_space)
+        values = []
+        for proxy in self.pool.draw(self.draw, self.generator):
+            features = proxy(prepared, self.space)
+            if not torch.isfinite(features).all():
+                raise ProxyError(
+                    f"proxy '{proxy.name}' gives {self.space}s that are not finite for these images (range "
+                    f"{images.min().item():.3g} to {images.max().item():.3g}). Check the images for NaN and their "
+                    "input space against the pool's."
+                )
+            values.append(class_sums(features, groups, self.temperature).sum() / len(images))
+        return torch.stack(values).mean()

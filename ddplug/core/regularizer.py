@@ -1,0 +1,343 @@
+"""The identity layer: forward nothing changes, on the way back the gradient gains lambda times that of CMI.
+
+    views = regularizer(views, labels)      # forward: the same values;  backward: g -> g + lambda * dCMI/dviews
+
+As the derivative of a sum is the sum of derivatives, the images get exactly the gradient of L_host + lambda * CMI,
+while the host's loss, log and thresholds stay as they are. All calls that one backward pass reaches form a *round*:
+at the first of them CMI is estimated on the views of all together, and each call is handed its slice. A host that takes
+its batch in several backward passes says so (`with regularizer.round():`, or `passes=`), and they form one round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.core.autograd import Call
+from ddplug.core.estimator import Estimator, ToPool, count
+from ddplug.core.history import History
+from ddplug.core.rounds import RoundKeeper
+from ddplug.core.watch import Watch
+from ddplug.core.weighting import Absolute, Schedule, WeightingName, make_weighting
+from ddplug.datasets.spaces import AnySpace
+from ddplug.engine.chunking import Chunk, check_chunk
+from ddplug.engine.cuda_graphs import Graphs
+from ddplug.engine.slots import check_compile
+from ddplug.engine.step import PieceByPiece
+from ddplug.errors import InputError
+from ddplug.networks.precision import Precision, check_precision
+from ddplug.objectives.base import check_labels, check_not_negative
+from ddplug.objectives.cmi import check_temperature
+from ddplug.proxies.pending import DeferredPool
+from ddplug.proxies.pool import ProxyPool, Space, check_space
+
+
+class Regularizer:
+    """Adds lambda * CMI's gradient to the views that pass through it; see the module for the idea.
+
+    Args:
+        proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
+        weight: a share of the host's own gradient (weighting="relative"), a lambda ("absolute"), or "paper". 0 is off.
+        weighting: what `weight` means.
+        space: "feature" for penultimate features (the paper's choice) or "logit".
+        temperature: T > 0 in softmax(f / T).
+        calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced. The first of
+            them only measures.
+        every: act in every k-th round only, k times as strongly.
+        draw: proxies drawn, and averaged over, per round.
+        passes: backward passes that make one round, for hosts that accumulate gradients over several before a step.
+            The round's gradient is complete when the last of them is. `round()` does the same for passes that are
+            not always as many.
+        set_size: for hosts that step on a part of their set at a time, class by class say: images of the whole set. A
+            round then counts in proportion to its images, so that lambda means what it does on all of them at once.
+            None: every round stands for itself.
+        classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
+            is CMI of all of them; None for all. Rounds that calibrate take all.
+        precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
+            "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.precision`. CMI itself is never reduced.
+        chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever
+            the number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
+        graphs: replay the step from a CUDA graph, on a GPU, where shapes repeat; falls back by itself. Off unless asked
+            for, until its tests have run on a GPU.
+        compile: pass images through torch.compile's version of the proxies. Compiling takes a minute, once.
+        schedule: a factor on lambda by round number, e.g. `ddplug.core.weighting.warmup(100)`.
+        views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
+            that it means something at one image per class and is less noisy elsewhere. 1: on what passes itself.
+        view: what makes such a view, (n, c, h, w) to (n, c, h, w), differentiable; by default `ddplug.augment.DSA()`.
+        input_space: the views' normalisation, as an `InputSpace` or "unit", "normalized:cifar10", "zca" (the pool's
+            own whitening); None if it is the pool's. Refused for a pool that does not say what its own is.
+        setting: (host, data set, images per class), for weight="paper".
+        scale: for mixed precision: the factor on the host's loss right now, e.g. `scaler.get_scale`.
+        record: at weight 0, note CMI of every round all the same, as a baseline; nothing is added to the gradient.
+        seed: of our own generator, the only one drawn from.
+        announce: where the resolved lambda is reported; `print` by default.
+
+    Raises:
+        WeightError, InputError, PoolError, SpaceError: arguments that mean nothing, each said in the message.
+    """
+
+    def __init__(
+        self,
+        proxies: object,
+        weight: float | str = 1.0,
+        *,
+        weighting: WeightingName = "relative",
+        space: Space = "feature",
+        temperature: float = 1.0,
+        calibrate: int = 10,
+        every: int = 1,
+        draw: int = 1,
+        passes: int = 1,
+        set_size: int | None = None,
+        classes: int | None = None,
+        precision: Precision = "auto",
+        chunk: Chunk = "auto",
+        graphs: bool = False,
+        compile: bool = False,
+        schedule: Schedule | None = None,
+        views_per_image: int = 1,
+        view: Callable[[Tensor], Tensor] | None = None,
+        input_space: AnySpace | str | None = None,
+        setting: tuple[str, str, int] | None = None,
+        scale: Callable[[], float] | None = None,
+        record: bool = False,
+        seed: int = 0,
+        announce: Callable[[str], object] = print,
+    ) -> None:
+        self.weight = weight
+        self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
+        self.record = record
+        # What is off asks for nothing, not even that the folder be there.
+        off = weight == 0 and not record
+        self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
+        self.space = check_space(space)
+        self.temperature = check_temperature(temperature)
+        self.every = count("every", every)
+        self.passes = count("passes", passes)
+        self.set_size = None if set_size is None else count("set_size", set_size)
+        if count("draw", draw) > len(self.pool) and not self.pool.pending:
+            raise _too_many(draw, self.pool)
+        if count("views_per_image", views_per_image) == 1 and view is not None:
+            raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
+        if views_per_image > 1 and view is None:
+            from ddplug.augment.dsa import DSA
+
+            view = DSA(seed=seed)
+        self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
+        step: PieceByPiece | Graphs = PieceByPiece(
+            self.space, self.temperature, self._to_pool, precision=check_precision(precision),
+            chunk=check_chunk(chunk), compile=check_compile(compile),
+        )  # fmt: skip
+        self.estimator = Estimator(
+            self.pool, Graphs(step) if graphs and not compile else step, draw=draw,
+            classes=None if classes is None else count("classes", classes),
+            views_per_image=views_per_image, view=view, seed=seed,
+        )  # fmt: skip
+        self.watch = Watch()
+        self._keeper = RoundKeeper(
+            self.estimator, self.weighting, self.watch, weight, every=self.every, passes=self.passes,
+            set_size=self.set_size, schedule=schedule, scale=scale, announce=announce,
+        )  # fmt: skip
+        self._probed = False
+        self._expected_pool: str | None = None
+
+    @property
+    def input_space(self) -> AnySpace | None:
+        """The views' normalisation; None if it is the pool's. May be set before the first call."""
+        return self._to_pool.space
+
+    @input_space.setter
+    def input_space(self, space: AnySpace | str | None) -> None:
+        self._to_pool.space = self.pool.space_of(space)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """What proxies are drawn with."""
+        return self.estimator.generator
+
+    @property
+    def history(self) -> History:
+        """CMI, lambda, share and images of each round."""
+        return self._keeper.history
+
+    @property
+    def rounds(self) -> int:
+        """Rounds so far, skipped and lazy ones included."""
+        return self._keeper.rounds
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it acts; False after `detach()`. May be switched off for a while, outside of backward passes."""
+        return self._keeper.enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._keeper.enabled = enabled
+
+    @property
+    def announce(self) -> Callable[[str], object]:
+        """Where the resolved lambda is reported."""
+        return self._keeper.announce
+
+    @property
+    def lam(self) -> float | None:
+        """Lambda, once it is settled; None while a share is still being measured."""
+        return self.weighting.lam
+
+    @property
+    def active(self) -> bool:
+        """Whether it does anything at all: neither detached nor of weight 0 with nothing to record."""
+        return self.enabled and (self.weight != 0 or self.record)
+
+    def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
+        """`views`, unchanged; their gradient will gain that of CMI.
+
+        Args:
+            views: (n, c, h, w) floats. Without a gradient, at weight 0 or after `detach()` they come back untouched.
+            labels: (n,) class numbers, in any order. Calls of one round are regularised together.
+
+        Raises:
+            InputError, ProxyError, SpaceError: views or labels that the pool cannot take, here or in the backward pass.
+        """
+        if not self.active:
+            return views
+        if not (torch.is_grad_enabled() and views.requires_grad):
+            self.watch.untouched()
+            return views
+        return self._keeper.passed(views, self._checked(views, labels))
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """All backward passes within are one round: CMI of the views of all of them, around common centroids.
+
+        The host's own gradient reaches its images as ever; CMI's is added to it when the block ends, so the step comes
+        after. Lambda then means the same however the batch was cut. Views are kept until then. A block that is left by
+        an exception adds nothing.
+
+        Raises:
+            InputError: rounds within each other, a step of an optimizer of the images within, or a backward pass with
+                create_graph=True.
+        """
+        if not self.active:
+            yield
+            return
+        with self._keeper.together():
+            yield
+
+    def added(self, images: Tensor, labels: Tensor, grad: Tensor) -> Tensor | None:
+        """Lambda * dCMI/dimages, to be added to `grad` by the caller: one round on images that no layer could see.
+
+        Shapes as in a call; `grad` is the host's gradient, (n, c, h, w). None if this round adds nothing.
+        """
+        return self._keeper.at_once(self._checked(images, labels), grad) if self.active else None
+
+    def skip(self) -> None:
+        """Leave out the calls whose backward pass is still to come: it passes as it is, and is no round."""
+        self._keeper.skip()
+
+    def detach(self) -> None:
+        """Switch off for good: calls become no-ops, also those whose backward pass is still to come. Idempotent."""
+        self._keeper.stop()
+
+    def settings(self) -> dict[str, Any]:
+        """What lambda depends on besides the weight: a state goes with these and with no others."""
+        return {
+            "space": self.space, "temperature": self.temperature, "every": self.every,
+            "draw": self.estimator.draw, "views_per_image": self.estimator.views_per_image,
+            "passes": self.passes, "set_size": self.set_size,
+        }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a continued run needs: what was measured, the generators, the history; and what it belongs to."""
+        return {
+            "weighting": self.weighting.state_dict(),
+            **self.estimator.state_dict(),
+            "rounds": self.rounds,
+            "history": self.history.state_dict(),
+            "settings": self.settings(),
+            "pool": None if self.pool.pending else self.pool.digest(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`; nothing is changed if it is refused.
+
+        Raises:
+            WeightError: it is of another weight or weighting.
+            InputError: it is no such state, or of another representation, temperature, `every`, `draw`, ... or pool.
+        """
+        missing = {"weighting", "generator", "class_generator", "view", "rounds", "history"} - set(state)
+        if missing:
+            raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
+        self.weighting.check(state["weighting"])
+        own = self.settings()
+        given = state.get("settings")
+        if given is None:
+            self.watch.warn("old state", "this state is of an older ddplug and does not say what options it was made "
+                            "with, so they could not be compared with these.")  # fmt: skip
+        elif differing := [
+            f"{key} {given.get(key)!r} (here {own[key]!r})" for key in own if given.get(key) != own[key]
+        ]:
+            raise InputError(
+                f"this state was made with {', '.join(differing)}; the lambda in it would mean something else here. "
+                "Give the same options, or start without the state."
+            )
+        if self.pool.pending:
+            self._expected_pool = state.get("pool")
+        else:
+            self._check_pool(state.get("pool"))
+        self.weighting.load_state_dict(state["weighting"])
+        self.estimator.load_state_dict(state)
+        self._keeper.rounds = self.watch.rounds = state["rounds"]
+        self.history.load_state_dict(state["history"])
+        self._keeper.reported = self.history.skipped
+
+    def __repr__(self) -> str:
+        how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
+        kind = "absolute" if isinstance(self.weighting, Absolute) else "relative"
+        return f"Regularizer(weight={self.weight}, {kind}, {self.space}, {self.pool}, {self.rounds} rounds, {how})"
+
+    def _check_pool(self, expected: str | None) -> None:
+        if expected is not None and expected != self.pool.digest():
+            raise InputError(
+                f"this state was made with other proxies than {self.pool}; the lambda in it would mean something else "
+                "here. Give the same proxies, in the same order, or start without the state."
+            )
+
+    def _checked(self, views: Tensor, labels: Tensor) -> Call:
+        """A call on views and labels that CMI can be estimated on."""
+        labels = torch.as_tensor(labels)
+        check_labels(labels, len(views))
+        if labels.device.type == "cpu":
+            check_not_negative(labels)  # a wrong label is best said where it was given
+            self.pool.check_classes(labels)
+        self.pool.check(views, self.input_space)
+        if not self._probed:
+            self._probe(views, labels)
+            self._probed = True
+        return Call(views.detach(), labels.detach())
+
+    def _probe(self, views: Tensor, labels: Tensor) -> None:
+        """What is looked at once, at the first call."""
+        if self._expected_pool is not None:
+            self._check_pool(self._expected_pool)
+        if self.estimator.draw > len(self.pool):
+            raise InputError(
+                f"draw must be between 1 and the pool's size, {len(self.pool)}, got {self.estimator.draw}."
+            )
+        self.pool.check_classes(labels)
+        self.pool.probe(views, self.input_space, self.space)
+        for doubt in self.pool.doubts(views, labels, self.input_space):
+            self.watch.warn(doubt, doubt)
+
+
+def _too_many(draw: int, pool: ProxyPool) -> InputError:
+    return InputError(f"draw must be between 1 and the pool's size, {len(pool)}, got {draw}.")
+
+
+# torch.compile would trace through all of the above, to find that it cannot be compiled; like this it does not try.
+Regularizer.__call__._torchdynamo_disable = True  # type: ignore[attr-defined]

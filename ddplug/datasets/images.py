@@ -1,0 +1,385 @@
+"""Real data sets, as tensors in a known input space, from the layouts they are commonly found in.
+
+`load` reads the digits that ship with scikit-learn, CIFAR-10 and CIFAR-100 in any of three layouts, and folders of
+images. It never downloads, and it refuses what it does not recognise with a list of what it would have taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddplug.datasets import layouts, splits
+from ddplug.datasets.layouts import Split
+from ddplug.datasets.spaces import NORMALIZATIONS, AnySpace, InputSpace, named_space
+from ddplug.errors import DataError
+from ddplug.utils.files import user_path
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A labelled data set with a fixed train/test split.
+
+    Images are float32 (n, c, h, w), already in `space`; labels are int64 (n,), indices into `class_names`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    space: AnySpace
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of one image."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """The same data with all four tensors on `device`."""
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+    def to_space(self, space: AnySpace) -> ImageData:
+        """The same data in another input space, e.g. whitened; `SpaceError` if there is no conversion."""
+        return replace(
+            self,
+            space=space,
+            train_images=self.space.convert(self.train_images, space),
+            test_images=self.space.convert(self.test_images, space),
+        )
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that are equal for equal data, in every run, on every device, in every input space.
+
+        Made of the name, the shape, the class names, and 64 images and labels spread over each split. Intensities
+        are rounded to 240 levels: neither n/255 nor n/16 falls on a rounding edge there, so the last bit of the
+        normalisation's arithmetic does not matter.
+        """
+        digest = hashlib.sha256(repr((self.name, self.shape, self.class_names)).encode())
+        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
+            chosen = torch.linspace(0, len(images) - 1, min(64, len(images)), dtype=torch.float64).long()
+            sample = self.space.to_unit(images[chosen.to(images.device)].cpu())
+            digest.update(repr((len(images), labels[chosen.to(labels.device)].tolist())).encode())
+            digest.update((sample * 240).round().to(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load(name: str, path: str | Path | None = None, *, progress: bool = True, size: int | None = None) -> ImageData:
+    """A data set by name, read from `path`, with a progress bar on stderr where decoding takes a while.
+
+    - "digits": the 1797 handwritten digits, 1 x 8 x 8, that ship with scikit-learn, split once and for all into about
+      1200 and 600, every class alike; no path. `size=16` enlarges them to 16 x 16, bilinearly.
+    - "cifar10", "cifar100": `path` is the folder holding torchvision's `cifar-10-batches-py` (`cifar-100-python`), or
+      that folder itself; or holds train/CLASS/*.png and test/CLASS/*.png; or holds one *train*.npz and one *test*.npz
+      (or is one of the two) with the arrays jpeg, uint8, all files end to end; offsets, int64 (n + 1,); labels,
+      uint8 (n,); and classes. Normalised by the field's constants.
+    - "folder": any folder of images train/CLASS/* and test/CLASS/*, all of one size; grey if all of them are. Opacity
+      is dropped. Normalised by the mean and std of the train split.
+
+    Raises `DataError` for an unknown name, a missing package, a layout that is none of these, a damaged file, or
+    content that is not what the name says.
+    """
+    if name not in ("digits", "folder", *_KNOWN):
+        raise DataError(f"unknown data set {name!r}; expected digits, {', '.join(_KNOWN)}, or folder with a path")
+    if name == "digits":
+        if path is not None:
+            raise DataError(f"digits ship with scikit-learn and take no path, got {path}; leave it out")
+        return _digits(size)
+    if size is not None:
+        raise DataError(f"size enlarges digits only, got size={size} for {name}; resize the files themselves")
+    if path is None or not user_path(path).exists():
+        raise DataError(f"{name} needs the path of the data, got {path}, which is not there. {_expected(name)}")
+    where = user_path(path).resolve()
+    if name == "folder":
+        splits = layouts.image_folder(where, progress) if layouts.is_image_folder(where) else None
+    else:
+        splits = _cifar_splits(name, where, progress)
+    if splits is None:
+        raise DataError(f"no {name} at {where}. {_expected(name)} Found there: {_listing(where)}.")
+    return _normalized(name, splits)
+
+
+def as_image_data(
+    data: object,
+    *,
+    name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    space: AnySpace | str | None = None,
+    test: object = None,
+) -> ImageData:
+    """An `ImageData` of what people have: tensors, torch data sets, or the name of a data set.
+
+    A function beside `load` and no method, as it also loads, and hands back what is an `ImageData` already.
+
+    Args:
+        data: an `ImageData`, returned as it is; "NAME" or "NAME:PATH", as `load` takes them; or a split: a pair of
+            images (n, c, h, w), of any floating dtype, and labels (n,), of any integer dtype; a `TensorDataset` of
+            these two; a map-style torch data set of (image, label) pairs, which is read once. Or a pair of two such
+            splits, for training and for testing. Tensors that are float32 and int64 already are not copied.
+        name: what the data are called, "data" by default: pools trained on them say so.
+        class_names: of classes 0, 1, ...; their numbers by default.
+        space: what the numbers in the images mean; has to be said for splits: `InputSpace.unit(3)` or "unit" for
+            intensities in [0, 1], `InputSpace.normalized(mean, std)` or "normalized:cifar10" for what torchvision's
+            `Normalize` made of these.
+        test: the test split, if `data` is the training split. Without any, a tenth of each class, rounded down but at
+            least one image, becomes the test split and is trained on no more: the same images every time, drawn by an
+            own generator.
+
+    The result is on the device of the training images.
+
+    Raises:
+        DataError: no such data; images or labels of another dtype, shape or length; labels that are no classes, or a
+            class without training images; images that are not finite or of two shapes; a space that is missing or of
+            another number of channels; or something is said that the data say themselves. What `load` raises.
+    """
+    if isinstance(data, ImageData | str):
+        said = {"name": name, "class_names": class_names, "test": test, "space": space}
+        if isinstance(data, ImageData) and space == data.space:
+            del said["space"]
+        if given := [f"{key}=" for key, value in said.items() if value is not None]:
+            what = f"the data set {data!r}" if isinstance(data, str) else f"an ImageData of {data.name}"
+            raise DataError(
+                f"{what} says itself what {' and '.join(given)} would say; leave it out. Another space or name has "
+                "data.to_space(space) or dataclasses.replace(data, name=...)."
+            )
+        if isinstance(data, ImageData):
+            return data
+        known, colon, path = data.partition(":")
+        return load(known, path if colon else None)
+    train = data
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Tensor):
+        if test is not None:
+            raise DataError("the data are two splits, and test= is a third; give the test split once.")
+        train, test = data
+    images, labels = splits.checked(*splits.gathered(train), "training")
+    if isinstance(space, str):
+        space = named_space(space, images.shape[1])
+    _check_space(space, images.shape[1])
+    assert space is not None  # _check_space sees to it
+    count, present = int(labels.max()) + 1, set(labels.tolist())
+    if class_names is not None:
+        count = max(count, len(class_names))  # labels beyond the names are the next check's
+    if len(present) < count:
+        raise DataError(
+            f"class {min(set(range(len(present) + 1)) - present)} has no training images; expected some of each of "
+            f"{count} classes, numbered from 0 without gaps."
+        )
+    names = tuple(class_names) if class_names is not None else tuple(map(str, range(count)))
+    _check_classes(labels, names, "training")
+    if test is None:
+        in_test = splits.drawn_test(labels, names)
+        test_images, test_labels = images[in_test], labels[in_test]
+        images, labels = images[~in_test], labels[~in_test]
+    else:
+        test_images, test_labels = splits.checked(*splits.gathered(test), "test")
+        _check_classes(test_labels, names, "test")
+        if test_images.shape[1:] != images.shape[1:]:
+            raise DataError(
+                f"the training images have shape {tuple(images.shape[1:])} and the test images "
+                f"{tuple(test_images.shape[1:])}; resize them to one."
+            )
+        test_images, test_labels = test_images.to(images.device), test_labels.to(images.device)
+    return ImageData("data" if name is None else name, names, space, images, labels, test_images, test_labels)
+
+
+def random_real(data: ImageData, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`ipc` (images per class) different training images of every class: where a synthetic set commonly starts.
+
+    Returns copies of the images, (classes * ipc, c, h, w), and their labels, int64 (classes * ipc,), sorted by class,
+    on the data's device. Raises `DataError` if `ipc` is not positive or a class has fewer images.
+    """
+    if ipc < 1:
+        raise DataError(f"ipc is the number of images per class, at least 1, got {ipc}")
+    chosen = []
+    for label, class_name in enumerate(data.class_names):
+        members = (data.train_labels == label).nonzero().flatten()
+        if len(members) < ipc:
+            raise DataError(
+                f"class {class_name!r} of {data.name} has {len(members)} training images, fewer than ipc={ipc}; "
+                "use a smaller ipc"
+            )
+        order = torch.randperm(len(members), generator=generator, device=generator.device)
+        chosen.append(members[order[:ipc].to(members.device)])
+    indices = torch.cat(chosen)
+    return data.train_images[indices], data.train_labels[indices]
+
+
+class _Known(NamedTuple):
+    """What is known beforehand of a data set: torchvision's class and folder for it, and the field's constants."""
+
+    reader: str
+    folder: str
+    marker: str
+    classes: int
+    space: InputSpace
+
+
+_KNOWN = {
+    "cifar10": _Known(
+        reader="CIFAR10",
+        folder="cifar-10-batches-py",
+        marker="batches.meta",
+        classes=10,
+        space=NORMALIZATIONS["cifar10"],
+    ),
+    "cifar100": _Known(
+        reader="CIFAR100",
+        folder="cifar-100-python",
+        marker="meta",
+        classes=100,
+        space=NORMALIZATIONS["cifar100"],
+    ),
+}
+
+
+def _check_space(space: AnySpace | None, channels: int) -> None:
+    if space is None:
+        raise DataError(
+            f"tensors do not say what their numbers mean: give space=InputSpace.unit({channels}) for intensities in "
+            "[0, 1], or space=InputSpace.normalized(mean, std) for images normalised by each channel's mean and std."
+        )
+    if getattr(space, "channels", None) != channels:
+        raise DataError(
+            f"the images have {channels} channels and space is {space}, expected an input space of as many channels; "
+            "images are (n, c, h, w), which images.permute(0, 3, 1, 2) makes of (n, h, w, c)."
+        )
+
+
+def _check_classes(labels: Tensor, names: tuple[str, ...], what: str) -> None:
+    if labels.max() >= len(names):
+        raise DataError(
+            f"the {what} labels go up to {int(labels.max())}, but there are {len(names)} classes, "
+            f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}; labels are class numbers from 0 on."
+        )
+
+
+def _digits(size: int | None) -> ImageData:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits come with scikit-learn, which is not installed: pip install 'ddplug[demo]'") from error
+    if size is not None and size < 8:
+        raise DataError(f"digits are 8 pixels wide and can be enlarged only, got size={size}; use 8 or more")
+    bunch = load_digits()
+    images = rearrange(torch.from_numpy(bunch.images).float() / 16, "n h w -> n 1 h w")
+    labels = torch.from_numpy(bunch.target).long()
+    if size is not None and size != 8:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    generator = torch.Generator().manual_seed(0)
+    in_test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(10):
+        members = (labels == label).nonzero().flatten()
+        in_test[members[torch.randperm(len(members), generator=generator)[: len(members) // 3]]] = True
+    space = _measured_space(images[~in_test])
+    return ImageData(
+        name="digits",
+        class_names=tuple(str(digit) for digit in range(10)),
+        space=space,
+        train_images=space.from_unit(images[~in_test]),
+        train_labels=labels[~in_test],
+        test_images=space.from_unit(images[in_test]),
+        test_labels=labels[in_test],
+    )
+
+
+def _cifar_splits(name: str, where: Path, progress: bool) -> tuple[Split, Split] | None:
+    known = _KNOWN[name]
+    for folder in (where / known.folder, where):
+        if (folder / known.marker).is_file():
+            splits = layouts.torchvision_splits(known.reader, folder)
+            break
+    else:
+        if layouts.is_image_folder(where):
+            splits = layouts.image_folder(where, progress)
+        elif (pair := layouts.npz_pair(where)) is not None:
+            splits = layouts.npz_split(pair[0], progress), layouts.npz_split(pair[1], progress)
+        else:
+            return None
+    for split in splits:
+        if len(split.class_names) != known.classes or split.images.shape[1:] != (3, 32, 32):
+            raise DataError(
+                f"{where} is not {name}: it has {len(split.class_names)} classes and images of shape "
+                f"{tuple(split.images.shape[1:])}, where {known.classes} and (3, 32, 32) were expected. Name the data "
+                "set that it is, or load it as 'folder'."
+            )
+    return splits
+
+
+def _normalized(name: str, splits: tuple[Split, Split]) -> ImageData:
+    train, test = splits
+    if train.class_names != test.class_names:
+        raise DataError(
+            f"the train and test splits of {name} name different classes, {train.class_names} and {test.class_names}; "
+            "take both from the same source"
+        )
+    space = _KNOWN[name].space if name in _KNOWN else _measured_space(train.images)
+    return ImageData(
+        name=name,
+        class_names=train.class_names,
+        space=space,
+        train_images=_in_space(train.images, space),
+        train_labels=train.labels,
+        test_images=_in_space(test.images, space),
+        test_labels=test.labels,
+    )
+
+
+def _in_space(pixels: Tensor, space: InputSpace) -> Tensor:
+    """Bytes (n, c, h, w) as float32 in `space`; piece by piece, so that a large set is in memory once."""
+    images = torch.empty(pixels.shape)
+    for piece, target in zip(torch.split(pixels, 4096), torch.split(images, 4096), strict=True):
+        target.copy_(space.from_unit(piece.float() / 255))
+    return images
+
+
+def _measured_space(images: Tensor) -> InputSpace:
+    """The space that gives `images`, uint8 or intensities, mean 0 and std 1 per channel.
+
+    Rounded to four decimals, as the field's constants are: the order of a sum, which differs between machines, must
+    not make two spaces out of one.
+    """
+    scale = 1.0 if images.is_floating_point() else 255.0
+    by_channel = rearrange(images, "n c h w -> c (n h w)")
+    moments = [(float(c.mean()), float(c.std())) for c in (channel.double() / scale for channel in by_channel)]
+    if any(std < 1e-4 for _, std in moments):
+        raise DataError("a channel has one and the same value in every training image; there is nothing to learn there")
+    return InputSpace.normalized([round(mean, 4) for mean, _ in moments], [round(std, 4) for _, std in moments])
+
+
+def _expected(name: str) -> str:
+    folder = "a folder with train/CLASS/*.png and test/CLASS/*.png, all of one size"
+    if name not in _KNOWN:
+        return f"Expected {folder}."
+    known = _KNOWN[name]
+    return (
+        f"Expected one of: torchvision's layout ({known.folder}/{known.marker} and its batches); {folder}; or one "
+        "*train*.npz and one *test*.npz with the arrays jpeg, offsets, labels and classes."
+    )
+
+
+def _listing(where: Path) -> str:
+    if where.is_file():
+        return f"a file, {where.name}"
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in where.iterdir())
+    return (", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")) or "nothing"

@@ -1,0 +1,157 @@
+"""Synthetic sets as files: images, labels and what the numbers mean, in one `.pt` that holds nothing but tensors.
+
+Ours, and the files that hosts leave; the files that belong together there are found beside each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ddplug.datasets import host_files as hostfiles
+from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.datasets.zca import space_from_json
+from ddplug.errors import DataError, SpaceError
+from ddplug.utils.files import replacing, user_path
+
+Meaning = Literal["normalized", "zca"]
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """Images (n, c, h, w) floats and their labels, int64 (n,) or probabilities, float (n, classes)."""
+
+    images: Tensor
+    labels: Tensor
+    space: AnySpace | None = None
+    """What the numbers in the images mean; None if the file does not say."""
+    dataset: str | None = None
+    meaning: Meaning | None = None
+    """Where `space` is None, what is known of it all the same: the data set's own normalisation, or its ZCA."""
+    lr: float | None = None
+    """The learning rate that was learned with the images, if one was."""
+    given_classes: Tensor | None = None
+    """Where labels are learned, the class that each image was distilled for, int64 (n,), if that is known."""
+
+    @property
+    def classes(self) -> Tensor:
+        """The class of every image, int64 (n,): the one it was made for, else its label, the largest if it is soft."""
+        if self.given_classes is not None:
+            return self.given_classes
+        return self.labels.argmax(1) if self.labels.ndim == 2 else self.labels
+
+
+def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
+    """Write a set, by renaming, as a dictionary that `torch.load(..., weights_only=True)` reads."""
+    record = {
+        "images": synthetic.images.detach().cpu(),
+        "labels": synthetic.labels.detach().cpu(),
+        "space": synthetic.space.to_json() if synthetic.space else None,
+        "space_tensors": getattr(synthetic.space, "tensors", dict)(),  # a whitening has matrices
+        "dataset": synthetic.dataset,
+        "meaning": synthetic.meaning,
+        "lr": synthetic.lr,
+        "given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,
+    }
+    with replacing(path) as temporary:
+        torch.save(record, temporary)
+
+
+def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
+    """Read a set: ours, a dictionary with images and labels, a pair of them, or what a host leaves.
+
+    - DM, DC, DSA: `res_*.pt`, of which the last set is taken.
+    - MTT, DATM: `images_N.pt`, with `labels_N.pt` beside it and, from DATM, `lr_N.pt`. Learned labels are logits
+      there, and become probabilities here; an image's class is its place in the set, whatever its label became.
+    - IDC: `data.pt`, whose images hold `factor` x `factor` smaller ones each; these are taken apart and enlarged, and
+      clamped to [0, 1], as the host does. Without `factor` it is read from the host's own `args.txt` beside the file.
+      A bare pair of another name is taken for IDC's if a factor is given.
+
+    With a `factor`, images of all other files are taken apart and enlarged as well; what their numbers mean stays what
+    the file says, and `factor` has to divide their height and width.
+
+    Labels of a dictionary or a pair may be soft, (n, classes), but only as probabilities. Read with
+    `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else, and for a factor that
+    does not fit the images.
+    """
+    path = user_path(path)
+    record = hostfiles.read(path, "synthetic set", "a .pt file with images and labels")
+    images, labels, extra = _unpack(record)
+    if isinstance(record, Tensor) and hostfiles.is_images(path):
+        learned = hostfiles.beside(path)
+        images, labels, extra = record, learned.labels, {"lr": learned.lr}
+        extra["meaning"] = "zca" if learned.whitened else None
+        extra["given_classes"] = learned.classes
+    _check(path, record, images, labels)
+    if isinstance(record, dict) and "accs_all_exps" in record:
+        extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
+    space = _space(path, extra)
+    images = images.float()
+    given = _classes(path, extra, len(images))
+    if hostfiles.is_formed(path, record) or (factor is not None and not isinstance(record, dict | Tensor)):
+        space = InputSpace.unit(images.shape[1])
+        images, labels = hostfiles.unform(images, labels, hostfiles.factor(path) if factor is None else factor)
+    elif factor is not None:
+        images, labels = hostfiles.apart(images, labels, factor)
+        given = given.repeat_interleave(factor**2) if given is not None else None
+    labels = labels.float() if labels.ndim == 2 else labels.long()
+    return SyntheticSet(
+        images,
+        labels,
+        space,
+        extra.get("dataset"),
+        extra.get("meaning"),
+        extra.get("lr"),
+        given,
+    )
+
+
+def _check(path: Path, record: object, images: Any, labels: Any) -> None:
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4 and labels.ndim in (1, 2)):
+        keys = f"a dictionary with {', '.join(sorted(map(str, record))[:6])}" if isinstance(record, dict) else None
+        held = keys or f"{type(record).__name__} of {_shape(images)} and {_shape(labels)}"
+        raise DataError(
+            f"'{path}' holds {held}, expected images (n, c, h, w) and labels (n,) or (n, classes): a dictionary with "
+            "the keys images and labels, a pair, DM's results, or images_N.pt with labels_N.pt beside it."
+        )
+    if len(images) != len(labels):
+        raise DataError(f"'{path}' holds {len(images)} images but {len(labels)} labels; it is damaged.")
+    if labels.ndim == 2 and not hostfiles.are_probabilities(labels):
+        raise DataError(
+            f"'{path}' holds labels of shape {tuple(labels.shape)} that are no probabilities (rows of numbers >= 0 "
+            "with sum 1). If the images' labels are logits, store their softmax."
+        )
+
+
+def _classes(path: Path, extra: dict[str, Any], count: int) -> Tensor | None:
+    found = extra.get("given_classes")
+    if found is None or (isinstance(found, Tensor) and found.dtype == torch.int64 and found.shape == (count,)):
+        return found
+    raise DataError(f"'{path}' holds given_classes of {_shape(found)}, expected int64 ({count},), one for each image.")
+
+
+def _space(path: Path, extra: dict[str, Any]) -> AnySpace | None:
+    try:
+        return space_from_json(extra["space"], extra.get("space_tensors")) if extra.get("space") else None
+    except SpaceError as error:
+        raise DataError(f"'{path}' does not say what its images mean: {error}") from error
+
+
+def _shape(found: object) -> str:
+    return f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+
+
+def _unpack(record: Any) -> tuple[Any, Any, dict[str, Any]]:
+    if isinstance(record, dict) and "data" in record and not {"images", "labels"} <= set(record):
+        record = record["data"]
+    if isinstance(record, dict):
+        return record.get("images"), record.get("labels"), record
+    while isinstance(record, list | tuple) and record and not isinstance(record[0], Tensor):
+        record = record[-1]
+    if isinstance(record, list | tuple) and len(record) == 2:
+        return record[0], record[1], {}
+    return None, None, {}

@@ -1,0 +1,231 @@
+"""ZCA whitening as an input space: what MTT and DATM call `--zca`, fitted, applied, undone and saved.
+
+space = ZCASpace.fit(intensities)            # (n, c, h, w) in [0, 1]; the field's settings, through kornia
+whitened = space.from_unit(intensities)
+proxy_input = space.convert(whitened, to=InputSpace.normalized(mean, std))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.errors import InputError, PoolError, SpaceError
+
+if TYPE_CHECKING:
+    from kornia.enhance import ZCAWhitening
+
+
+def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> AnySpace:
+    """The space of a `to_json` record and, for ZCA, the tensors saved beside it; `SpaceError` for an unknown kind."""
+    if not isinstance(record, dict):
+        raise SpaceError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
+    if record.get("kind") == "zca":
+        return ZCASpace.from_json(record, dict(tensors or {}))
+    return InputSpace.from_json(record)
+
+
+class ZCASpace:
+    """The space of ZCA-whitened images of one shape (c, h, w): whitened = (intensities - mean) @ whiten.
+
+    `mean` is (d,), `whiten` and its inverse `unwhiten` are (d, d), with d = c h w pixels in row-major order. Raises
+    `SpaceError` if their shapes do not agree, or if the one does not undo the other; without `unwhiten` it is computed.
+
+    Conversions move the matrices to the images' device and dtype once, and keep them there.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], mean: Tensor, whiten: Tensor, unwhiten: Tensor | None = None
+    ) -> None:
+        self.shape = shape
+        self.mean = mean.detach().flatten()
+        self.whiten = whiten.detach()
+        self.unwhiten = _inverse(self.whiten, shape) if unwhiten is None else unwhiten.detach()
+        size = shape[0] * shape[1] * shape[2]
+        sizes = [tuple(matrix.shape) for matrix in (self.mean, self.whiten, self.unwhiten)]
+        if sizes != [(size,), (size, size), (size, size)]:
+            raise SpaceError(f"whitening images of shape {shape} needs tensors of {size} pixels, got shapes {sizes}")
+        if not _undoes(self.unwhiten, self.whiten):
+            raise SpaceError(_not_invertible(shape))
+        self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
+
+    @classmethod
+    def fit(cls, images: Tensor, *, eps: float = 0.1, unbiased: bool = True) -> ZCASpace:
+        """The whitening of intensities (n, c, h, w) in [0, 1]; `eps` is added to every variance, 0.1 in the field.
+
+        Computed on the images' device, in their dtype, but never in half precision. Raises `InputError` for images
+        of another kind, `SpaceError` if the result cannot be inverted (eps=0 and too few images).
+        """
+        if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
+            raise InputError(
+                f"fitting ZCA needs two or more floating images of shape (n, c, h, w), got {images.dtype} "
+                f"of shape {tuple(images.shape)}"
+            )
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise InputError(
+                f"ZCA is fitted on intensities in [0, 1], got values from {low:.3g} to {high:.3g}; undo their "
+                "normalisation first, with InputSpace.to_unit"
+            )
+        work = images.detach() if images.dtype == torch.float64 else images.detach().float()
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        from kornia.enhance import ZCAWhitening  # heavy, and only whitened images need it
+
+        return cls.from_kornia(ZCAWhitening(eps=float(eps), unbiased=unbiased, compute_inv=True).fit(work), shape)
+
+    @classmethod
+    def from_kornia(cls, whitening: ZCAWhitening, shape: tuple[int, int, int]) -> ZCASpace:
+        """The space of a fitted `kornia.enhance.ZCAWhitening`, such as the `args.zca_trans` of MTT and DATM.
+
+        Raises `SpaceError` if it is not fitted, is not for images of `shape`, or cannot be inverted.
+        """
+        if not whitening.fitted:
+            raise SpaceError("this ZCAWhitening is not fitted yet; call its fit() on intensities in [0, 1] first")
+        inverse = whitening.transform_inv if whitening.compute_inv else None
+        return cls(shape, whitening.mean_vector, whitening.transform_matrix, inverse)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels an image in this space has."""
+        return self.shape[0]
+
+    def from_unit(self, images: Tensor) -> Tensor:
+        """Intensities in [0, 1], (..., c, h, w), whitened; differentiable, of the images' dtype."""
+        self._check(images)
+        mean, whiten, _ = self._matrices(images)
+        from kornia.enhance import linear_transform
+
+        whitened: Tensor = linear_transform(_rows(images, whiten), whiten, mean)
+        return whitened.to(images.dtype).reshape(images.shape)
+
+    def to_unit(self, images: Tensor) -> Tensor:
+        """Whitened images (..., c, h, w) as intensities in [0, 1]; differentiable, not clamped."""
+        self._check(images)
+        mean, _, unwhiten = self._matrices(images)
+        return torch.addmm(mean, _rows(images, unwhiten), unwhiten).to(images.dtype).reshape(images.shape)
+
+    def convert(self, images: Tensor, to: AnySpace) -> Tensor:
+        """Images (..., c, h, w) of this space in the space `to`, differentiable; a no-op if they are one.
+
+        Raises `SpaceError` if `to` is for other channels or, being a ZCA too, for another shape.
+        """
+        if self == to:
+            return images
+        if self.channels != to.channels or (isinstance(to, ZCASpace) and self.shape != to.shape):
+            raise SpaceError(
+                f"cannot convert images from {self} to {to}. Use a pool trained on the host's kind of images."
+            )
+        return to.from_unit(self.to_unit(images))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the whitening's numbers, by which two spaces are known to be one."""
+        numbers = hashlib.sha256()
+        for matrix in (self.mean, self.whiten):
+            numbers.update(matrix.to("cpu", torch.float64).contiguous().numpy().tobytes())
+        return numbers.hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that a pool's header keeps; the numbers themselves are in `tensors`."""
+        return {"kind": "zca", "shape": list(self.shape), "digest": self.digest}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that `from_json` needs beside the record, ready for a safetensors file."""
+        return {"zca.mean": self.mean, "zca.whiten": self.whiten, "zca.unwhiten": self.unwhiten}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any], tensors: dict[str, Tensor]) -> ZCASpace:
+        """The inverse of `to_json` and `tensors`; raises `SpaceError` if the two do not belong together."""
+        if record.get("kind") != "zca":
+            raise SpaceError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'zca'")
+        missing = [name for name in ("zca.mean", "zca.whiten", "zca.unwhiten") if name not in tensors]
+        if missing:
+            raise SpaceError(f"a ZCA space of shape {record['shape']} needs the tensors {missing} beside its record")
+        channels, height, width = record["shape"]
+        space = cls(
+            (channels, height, width), tensors["zca.mean"], tensors["zca.whiten"], unwhiten=tensors["zca.unwhiten"]
+        )
+        if space.digest != record["digest"]:
+            raise SpaceError(f"the tensors beside {record} are those of another ZCA; restore the file or fit it anew")
+        return space
+
+    def save(self, path: str | Path) -> None:
+        """Write the space to one safetensors file."""
+        tensors = {name: matrix.cpu().contiguous() for name, matrix in self.tensors().items()}
+        save_file(tensors, path, metadata={"space": json.dumps(self.to_json())})
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ZCASpace:
+        """Read what `save` wrote; raises `PoolError` for a file that is missing or is no such file."""
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                record = json.loads((file.metadata() or {})["space"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise PoolError(f"{path} is no saved ZCA space ({error}); write one with ZCASpace.save") from error
+        return cls.from_json(record, tensors)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ZCASpace) and self.shape == other.shape and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.digest))
+
+    def __str__(self) -> str:
+        return f"ZCA-whitened {' x '.join(map(str, self.shape))} images ({self.digest[:8]})"
+
+    def __repr__(self) -> str:
+        return f"ZCASpace(shape={self.shape}, digest={self.digest[:8]!r})"
+
+    def _matrices(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, whitening and inverse where the images are, in their dtype, or float32 for half precision."""
+        dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+        key = (images.device, dtype)
+        if key not in self._moved:
+            self._moved[key] = (
+                self.mean.to(images.device, dtype),
+                self.whiten.to(images.device, dtype),
+                self.unwhiten.to(images.device, dtype),
+            )
+        return self._moved[key]
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim < 3 or tuple(images.shape[-3:]) != self.shape:
+            raise SpaceError(
+                f"{self} cannot hold images of shape {tuple(images.shape)}; expected (..., c, h, w) of them"
+            )
+
+
+def _rows(images: Tensor, matrix: Tensor) -> Tensor:
+    """Images (..., c, h, w) as rows (n, c h w) of the matrix's dtype."""
+    return rearrange(images.to(matrix.dtype), "... c h w -> (...) (c h w)")
+
+
+def _inverse(whiten: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    try:
+        inverse: Tensor = torch.linalg.inv(whiten.double())
+    except RuntimeError as error:
+        raise SpaceError(_not_invertible(shape)) from error
+    return inverse.to(whiten.dtype)
+
+
+def _undoes(unwhiten: Tensor, whiten: Tensor) -> bool:
+    """Whether whitening and then unwhitening returns an image, tried on a few; also False for non-finite numbers."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(8, len(whiten), generator=random).to(whiten)
+    return bool(((images @ whiten @ unwhiten - images).abs().amax() <= 1e-2).item())
+
+
+def _not_invertible(shape: tuple[int, int, int]) -> str:
+    return f"the ZCA of images of shape {shape} cannot be inverted: fit it on more images, or with a larger eps"

@@ -1,0 +1,188 @@
+"""CMI of views and its gradient: what the regulariser computes once per round."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.engine import chunking as pieces
+from ddplug.engine.chunking import Chunk, Plan
+from ddplug.engine.slots import CompiledSlot, Slot
+from ddplug.errors import DDPlugWarning, InputError, ProxyError
+from ddplug.networks.precision import Precision
+from ddplug.objectives.base import Groups
+from ddplug.objectives.cmi import closed_form
+from ddplug.proxies.pool import Proxy, Space
+
+FAITHFUL = 0.99
+"""Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
+
+Step = Callable[[Proxy, Tensor, Groups], tuple[Tensor, Tensor]]
+"""A proxy, views and their groups to CMI and its gradient on the views."""
+
+
+def cmi_gradient(
+    proxies: Sequence[Proxy],
+    views: Tensor,
+    groups: Groups,
+    step: Step,
+    augment: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """CMI under each proxy, averaged, in nats, and its gradient on `views` (n, c, h, w), in fp32 or better.
+
+    `step` is asked once per proxy; `augment`, if given, turns each view into the several that CMI is estimated on,
+    `groups` being those of its result.
+    """
+    # The host may be in autocast during its backward pass; neither direction of ours is.
+    with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
+        # In half precision a pixel's share of CMI, 1e-8 and less, would be gone before lambda has made it large again.
+        wide = views if views.dtype == torch.float64 else views.float()
+        images = wide.detach().requires_grad_()
+        augmented = images if augment is None else augment(images)
+        if len(augmented) != len(groups.index) or not augmented.requires_grad:
+            raise InputError(
+                f"the further views of {len(images)} images are {len(augmented)}, expected {len(groups.index)} that "
+                "depend differentiably on the images; look at view=."
+            )
+        seen = augmented.detach()
+        value, grad = step(proxies[0], seen, groups)
+        for proxy in proxies[1:]:
+            another, part = step(proxy, seen, groups)
+            value, grad = value + another, grad + part
+        if len(proxies) > 1:
+            value, grad = value / len(proxies), grad / len(proxies)
+        if augment is not None:
+            (grad,) = torch.autograd.grad(augmented, images, grad)
+    return value, grad
+
+
+class PieceByPiece:
+    """The plain step: one or, where memory is short, two forward passes and one backward pass through a proxy.
+
+    Args:
+        space: "feature" or "logit".
+        temperature: T > 0.
+        prepare: brings images into the proxies' input space.
+        precision: of the network's layers; see `ddplug.precision`.
+        chunk: images per piece; see `ddplug.pieces`.
+        compile: pass images through torch.compile's version of the network, made once per kind of proxy.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        temperature: float,
+        prepare: Callable[[Tensor], Tensor],
+        *,
+        precision: Precision = "exact",
+        chunk: Chunk = "auto",
+        compile: bool = False,
+    ) -> None:
+        self.space, self.temperature, self.prepare = space, temperature, prepare
+        self.precision, self.chunk, self.compile = precision, chunk, compile
+        self._slots: dict[object, CompiledSlot] = {}
+        self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+    def __call__(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """CMI of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
+        value, grad = self._computed(proxy, views, groups)
+        # Not for a slot: what it does is compared by whoever made it, and a CUDA graph cannot wait for a number.
+        if self.precision == "bf16" and not isinstance(proxy, Slot) and proxy.network not in self._compared:
+            self._compared.add(proxy.network)
+            self._compare(proxy, views, groups, grad)
+        return value, grad
+
+    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor) -> None:
+        """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
+        exact = PieceByPiece(self.space, self.temperature, self.prepare, chunk=self.chunk)
+        _, expected = exact(proxy, views, groups)
+        cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
+        if cosine < FAITHFUL:
+            warnings.warn(
+                f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of CMI in bf16 has a cosine "
+                f"of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward pass moves its "
+                "activations across the kinks of the ReLUs. Use precision='auto', which keeps the forward pass exact.",
+                DDPlugWarning,
+                stacklevel=2,
+            )
+
+    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        plan = self.plan(proxy, views)
+        if self.compile:
+            proxy = self._compiled(proxy, views)
+        parts = torch.split(views, plan.piece)
+        features: list[Tensor] = []
+        graphs: list[tuple[Tensor, Tensor]] = []
+        for number, part in enumerate(parts):
+            if number < len(parts) - plan.kept:
+                with torch.no_grad():
+                    features.append(self.features(proxy, part))
+            else:
+                graphs.append(self._with_graph(proxy, part))
+                features.append(graphs[-1][1].detach())
+        # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
+        sums, derivative = closed_form(torch.cat(features).double(), groups, self.temperature)
+        directions = torch.split(derivative / len(views), plan.piece)
+        gradients: list[Tensor] = []
+        # From the last, so that the kept graphs are gone before others are made again.
+        for part, direction in zip(reversed(parts), reversed(directions), strict=True):
+            leaf, seen = graphs.pop() if graphs else self._with_graph(proxy, part)
+            gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
+            del leaf, seen
+        return (sums.sum() / len(views)).to(views.dtype), torch.cat(gradients[::-1])
+
+    def value(self, proxy: Proxy, views: Tensor, groups: Groups) -> Tensor:
+        """CMI of `views` (n, c, h, w) alone, a scalar."""
+        parts = torch.split(views, self.plan(proxy, views).piece)
+        with torch.no_grad():
+            features = torch.cat([self.features(proxy, part) for part in parts])
+            sums, _ = closed_form(features.double(), groups, self.temperature)
+        return (sums.sum() / len(views)).to(views.dtype)
+
+    def plan(self, proxy: Proxy, views: Tensor) -> Plan:
+        """How `views` are taken apart for `proxy`."""
+        if len(views) == 1:
+            return Plan(1, 1)
+        key = (views.shape[1:], views.dtype, views.device, self.space, self.precision)
+        if key not in proxy.costs:
+            proxy.costs[key] = pieces.measure(lambda images: self.features(proxy, images), views)
+        return pieces.plan(len(views), proxy.costs[key], self.chunk, views.device)
+
+    def features(self, proxy: Proxy, images: Tensor) -> Tensor:
+        """Features of `images`, (n, d), in the proxy's own dtype."""
+        return proxy(self.prepare(images), self.space, self.precision)
+
+    def _compiled(self, proxy: Proxy, views: Tensor) -> CompiledSlot:
+        if proxy.kind not in self._slots:
+            self._slots[proxy.kind] = CompiledSlot(proxy, self.space)
+        slot = self._slots[proxy.kind]
+        slot.take(proxy)
+        slot.check(proxy, self.prepare(views[:2]))
+        return slot
+
+    def forget(self) -> None:
+        """Let go of compiled networks."""
+        self._slots.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy compiles for itself."""
+        return {**self.__dict__, "_slots": {}, "_compared": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _compared=weakref.WeakSet())
+
+    def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = part.detach().requires_grad_()
+        seen = self.features(proxy, leaf)
+        if not seen.requires_grad:
+            raise ProxyError(
+                f"the {self.space}s of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not depend "
+                "differentiably on the images: something in its forward pass is detached or under no_grad. CMI has no "
+                "gradient through it; use another network or head."
+            )
+        return leaf, seen

@@ -1,0 +1,95 @@
+"""Measuring a set under a pool: CMI, NCMI and every class's own, averaged over the pool's proxies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.datasets.spaces import AnySpace
+from ddplug.errors import InputError, ProxyError
+from ddplug.objectives.base import group
+from ddplug.objectives.cmi import Separation, check_separation, check_temperature, class_separation, class_sums
+from ddplug.proxies.pool import ProxyPool, Space, check_space
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a set looks like to a pool. Information is in nats; the means are over proxies."""
+
+    images: int
+    proxies: int
+    space: Space
+    temperature: float
+    cmi: float
+    cmi_std: float
+    """Standard deviation between proxies; 0 for one."""
+    separation_name: Separation
+    """What `separation` and `ncmi` are made with; see `ddplug.class_separation`."""
+    separation: float | None
+    """None if there is only one class."""
+    ncmi: float | None
+    """CMI / separation."""
+    per_class: dict[int, float]
+    """CMI of each class by its label."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure(
+    proxies: object,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    space: Space = "feature",
+    temperature: float = 1.0,
+    separation: Separation = "cross_entropy",
+    input_space: AnySpace | str | None = None,
+    batch_size: int = 512,
+) -> Measurement:
+    """CMI, NCMI and per-class CMI of `images` (n, c, h, w) with `labels` (n,), under every proxy of a pool.
+
+    Raises what `ddplug.CMI` raises; measures sets of one image per class too, whose CMI is 0.
+    """
+    pool = ProxyPool.of(proxies)
+    found = pool.space_of(input_space)
+    check_space(space)
+    check_separation(separation)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    check_temperature(temperature)
+    groups = group(labels, len(images), images.device)
+    pool.check(images, found)
+    several = len(groups.classes) > 1
+    sums, separations = [], []
+    for proxy in pool:
+        batches = [proxy(pool.prepare(batch, found), space) for batch in torch.split(images, batch_size)]
+        features = torch.cat(batches)
+        if not torch.isfinite(features).all():
+            raise ProxyError(
+                f"proxy '{proxy.name}' gives {space}s that are not finite for this set. Check its images for NaN, and "
+                "its input space against the pool's."
+            )
+        sums.append(class_sums(features, groups, temperature).double())
+        if several:
+            separations.append(class_separation(features, labels, kind=separation, temperature=temperature))
+    by_proxy = torch.stack(sums).sum(1) / len(images)
+    per_class = torch.stack(sums).mean(0) / groups.counts
+    gamma = torch.stack(separations) if several else None
+    return Measurement(
+        images=len(images),
+        proxies=len(pool),
+        space=space,
+        temperature=temperature,
+        cmi=by_proxy.mean().item(),
+        cmi_std=by_proxy.std().item() if len(pool) > 1 else 0.0,
+        separation_name=separation,
+        separation=gamma.mean().item() if gamma is not None else None,
+        ncmi=(by_proxy / gamma).mean().item() if gamma is not None else None,
+        per_class=dict(zip(groups.classes.tolist(), per_class.tolist(), strict=True)),
+    )

@@ -1,0 +1,76 @@
+"""Finished runs of an evaluation in a small JSON file, so that it goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddplug.errors import InputError
+from ddplug.utils.files import user_path, write_json
+from ddplug.utils.locking import alone
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Finished runs, by architecture and number, and the file they are kept in."""
+
+    path: Path | None
+    settings: dict[str, Any]
+    runs: dict[str, dict[str, float]]
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: str | Path | None, settings: dict[str, Any]) -> Iterator[Finished]:
+        """What is in the file, if there is one. Until the end it is ours alone; it is written at once.
+
+        `path` is None to keep nothing; `settings` are everything that decides how a run ends, in JSON's own types.
+
+        Raises `InputError` if the file keeps runs of other settings, cannot be read or written, or if another process
+        is at work in it.
+        """
+        ours = json.loads(json.dumps(settings))
+        if path is None:
+            yield cls(None, ours, {})
+            return
+        path = user_path(path)
+        with alone(path.with_name(f".{path.name}.lock"), path):
+            finished = cls._read(path, ours) if path.exists() else cls(path, ours, {})
+            finished._write()  # what cannot be written is not to be found out after the first run
+            yield finished
+
+    @classmethod
+    def _read(cls, path: Path, ours: dict[str, Any]) -> Finished:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            theirs = dict(record["settings"])
+            runs = {str(name): {str(run): float(v) for run, v in of.items()} for name, of in record["runs"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"'{path}' cannot be read as the runs of an evaluation ({type(error).__name__}); delete it to "
+                "begin anew."
+            ) from error
+        differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+        if differing and any(runs.values()):
+            said = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)
+            raise InputError(
+                f"'{path}' keeps runs of an evaluation with other settings: {said}. Use the same ones to go on, keep "
+                "these runs in another file, or delete it to begin anew."
+            )
+        return cls(path, ours, runs)
+
+    def get(self, name: str, run: int) -> float | None:
+        """The accuracy of a run, or None if it is not finished."""
+        return self.runs.get(name, {}).get(str(run))
+
+    def put(self, name: str, run: int, value: float) -> None:
+        """Keep the accuracy of a run that has just finished."""
+        self.runs.setdefault(name, {})[str(run)] = value
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            write_json({"settings": self.settings, "runs": self.runs}, self.path)

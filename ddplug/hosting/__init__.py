@@ -1,0 +1,21 @@
+"""What the lines that a patch inserts call: `import ddplug.hosting as ddplug_cmi`."""
+
+from ddplug.hosting.layer import Attached, Layer, must_fire, save_all
+from ddplug.hosting.options import INNER, OPTIONS, Inner, Option, Views, add_config, add_options, weight
+from ddplug.hosting.start import start
+
+__all__ = [
+    "INNER",
+    "OPTIONS",
+    "Attached",
+    "Inner",
+    "Layer",
+    "Option",
+    "Views",
+    "add_config",
+    "add_options",
+    "must_fire",
+    "save_all",
+    "start",
+    "weight",
+]

@@ -1,0 +1,78 @@
+"""A host's own command line, as `preflight` and a comparison read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ddplug.errors import HostError, InputError
+from ddplug.utils.files import user_path
+
+
+def option(arguments: Sequence[str], name: str, default: str) -> str:
+    """The value of `--name` on a command line, for `preflight`."""
+    value = default
+    for index, argument in enumerate(arguments):
+        if argument == f"--{name}" and index + 1 < len(arguments):
+            value = arguments[index + 1]
+        elif argument.startswith(f"--{name}="):
+            value = argument.split("=", 1)[1]
+    return value
+
+
+def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
+    """Options that name folders, with their defaults, as they mean the same wherever the host is started."""
+    return [
+        word
+        for name, default in folders.items()
+        for word in (f"--{name}", str(user_path(option(arguments, name, default)).resolve()))
+    ]
+
+
+def refuse_short(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """`InputError` for an abbreviation of one of `names`, which the host would understand and we would not see."""
+    words = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
+    short = [word for word in words if word not in names and any(name.startswith(word) for name in names)]
+    if short:
+        raise InputError(f"--{short[0]} is an abbreviation; write the host's options in full for `ddplug compare`.")
+
+
+def refuse(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """`InputError` for options that `ddplug compare` sets itself."""
+    flags = [f"--{name}" for name in names]
+    taken = [flag for flag in flags for word in arguments if word == flag or word.startswith(f"{flag}=")]
+    if taken:
+        raise InputError(
+            f"{', '.join(taken)} is set by `ddplug compare`, which runs the host once per seed and judges its sets "
+            "itself; leave it out."
+        )
+
+
+def whole(arguments: Sequence[str], name: str, default: str) -> int:
+    """The value of `--name`, a whole number; `HostError` for another."""
+    given = option(arguments, name, default)
+    try:
+        return int(given)
+    except ValueError as error:
+        raise HostError(f"the host's --{name} is a whole number, got {given!r}.") from error
+
+
+TORCHVISION_FILES = {
+    "CIFAR10": "cifar-10-batches-py",
+    "CIFAR100": "cifar-100-python",
+    "MNIST": "MNIST/raw",
+    "FashionMNIST": "FashionMNIST/raw",
+    "SVHN": "train_32x32.mat",
+    "TinyImageNet": "tinyimagenet.pt",
+}
+"""By the name the hosts give a data set, what has to be in their data folder for it not to be fetched."""
+
+
+def check_data(host: str, dataset: str, folder: str, names: Mapping[str, str] = TORCHVISION_FILES) -> None:
+    """`HostError` unless `dataset` is in `folder`: the hosts would make the folder and go to the network for it."""
+    wanted = names.get(dataset)
+    if wanted is not None and not (Path(folder) / wanted).exists():
+        raise HostError(
+            f"{host} would look for {dataset} in '{folder}', where there is no {wanted}. Name the folder that has it "
+            "among the host's own arguments, or let the host fetch it: `ddplug run --download`. Nothing was changed."
+        )

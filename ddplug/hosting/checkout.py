@@ -1,0 +1,189 @@
+"""The upstream codebases that patches are shipped for: what `patches/hosts.toml` says, and finding their checkouts."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ddplug.errors import HostError, PatchError
+from ddplug.hosting.patch import Patch, check_name, inside, parse, states, write_all
+from ddplug.utils.files import user_path
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """One upstream codebase at the commit its patch was made for; the fields are explained in `hosts.toml`."""
+
+    name: str
+    title: str
+    url: str
+    commit: str
+    licence: str
+    folder: str
+    script: str
+    files: Mapping[str, str]
+    patch: Patch
+    path: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    redirect_cuda: bool = False
+    numpy_aliases: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (self.script, *self.path, *self.files):
+            check_name(name)
+        if set(self.files) != set(self.patch.files):
+            touched, known = sorted(self.patch.files), sorted(self.files)
+            raise PatchError(f"the patch of {self.name} touches {touched}, but hashes are known of {known}.")
+
+    @property
+    def clone(self) -> str:
+        """The commands that fetch the right checkout."""
+        return f"git clone {self.url} && git -C {self.folder} checkout {self.commit}"
+
+    def patched(self, repo: Path) -> dict[str, bytes]:
+        """The files of the patch with our lines in, in memory; `PatchError` if the checkout is not the right one."""
+        held = self.check(repo)
+        already = [name for name, how in held.items() if how == "patched"]
+        if already:
+            raise PatchError(
+                f"{', '.join(already)} in '{repo}' is patched already: run the script itself with --cmi_weight, or "
+                f"take the patch out first with `ddplug patch {self.name} {repo} --reverse`."
+            )
+        return {name: self.patch.apply_text(name, inside(repo, name).read_bytes()) for name in self.files}
+
+    def check(self, repo: Path) -> dict[str, str]:
+        """The state of each file, "clean" or "patched", all alike.
+
+        Raises:
+            HostError: `repo` is not a checkout of this host.
+            PatchError: a file is not the one the patch was made for; the message says what to insert by hand.
+        """
+        if not repo.is_dir():
+            raise HostError(f"there is no folder '{repo}'. Get {self.name} with: {self.clone}")
+        missing = [name for name in (self.script, *self.files) if not os.path.lexists(repo / name)]
+        if missing:
+            raise HostError(
+                f"'{repo}' is not {self.title} ({self.url}): it has no {', '.join(dict.fromkeys(missing))}; it holds "
+                f"{_listing(repo)}. Get it with: {self.clone}"
+            )
+        held = states(self.patch, repo, self.files)
+        other = [name for name, how in held.items() if how == "other"]
+        if other:
+            hand = "".join(self.patch.by_hand(name, self.places.get(name)) for name in other)
+            raise PatchError(
+                f"{', '.join(other)} in '{repo}' is not the file that the patch was made for{self._why(repo, other)}. "
+                f"Nothing was changed. Check out commit {self.commit} of {self.url}, or insert these lines by hand:\n"
+                f"{hand.rstrip()}"
+            )
+        if len(set(held.values())) > 1:
+            raise PatchError(
+                f"some files in '{repo}' are patched and some are not ({held}); restore them with "
+                f"`git -C {repo} checkout {' '.join(held)}`. Nothing was changed."
+            )
+        return dict(held)
+
+    def apply(self, repo: Path) -> list[str]:
+        """Patch the checkout: all files or none; the names of the files changed. `PatchError` if it is patched."""
+        texts = self.patched(repo)
+        write_all(repo, texts)
+        return list(texts)
+
+    def reverse(self, repo: Path) -> list[str]:
+        """Take the patch out again, to the byte; `PatchError` if it is not in."""
+        held = self.check(repo)
+        if "clean" in held.values():
+            raise PatchError(f"'{repo}' is not patched; there is nothing to take out.")
+        texts = {name: self.patch.reverse_text(name, inside(repo, name).read_bytes()) for name in self.files}
+        write_all(repo, texts)
+        return list(texts)
+
+    def _why(self, repo: Path, names: list[str]) -> str:
+        """What git knows about why the files differ, for the message; empty if it knows nothing."""
+        commit = _git(repo, "rev-parse", "HEAD")
+        if commit is None:
+            return ""
+        if commit != self.commit:
+            return f" (the checkout is at commit {commit[:12]}, expected {self.commit[:12]})"
+        return f" (the commit is right, but the file has been edited; `git checkout {' '.join(names)}` restores it)"
+
+
+def names() -> list[str]:
+    """Names of all hosts that a patch is shipped for."""
+    return sorted(table())
+
+
+def load(name: str) -> HostSpec:
+    """What is known of host `name`; `HostError` for a name that is not known."""
+    known = table()
+    if name not in known:
+        raise HostError(f"there is no host '{name}'; ddplug knows {', '.join(sorted(known))}.")
+    record = known[name]
+    raw = (importlib.resources.files("ddplug.patches") / f"{name}.patch").read_bytes()
+    return from_record(name, record, raw)
+
+
+def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
+    """The host of a table of `hosts.toml` and the text of its patch."""
+    known = dict(record)
+    known["places"] = {
+        file: {int(line): text for line, text in lines.items()} for file, lines in known.get("places", {}).items()
+    }
+    for listed in ("path", "packages", "numpy_aliases"):
+        known[listed] = tuple(known.get(listed, ()))
+    try:
+        return HostSpec(name=name, patch=parse(raw), **known)
+    except TypeError as error:
+        raise HostError(f"the record of host '{name}' is not complete: {error}.") from error
+
+
+def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
+    """The checkout of a host: as given, else in the folder named by DDPLUG_HOSTS, else here; resolved.
+
+    Whether it is the right one is `HostSpec.check`'s question. `HostError` if none of the places has its script.
+    """
+    if given is not None:
+        return user_path(given).resolve()
+    hosts = os.environ.get("DDPLUG_HOSTS")
+    places = [*([user_path(hosts) / spec.folder] if hosts else []), Path.cwd(), Path.cwd() / spec.folder]
+    for place in places:
+        if (place / spec.script).is_file():
+            return place.resolve()
+    looked = ", ".join(f"'{place}'" for place in places)
+    raise HostError(
+        f"no checkout of {spec.title} was found; looked in {looked}. Name it with --repo PATH, or get it with: "
+        f"{spec.clone}"
+    )
+
+
+@cache
+def table() -> dict[str, dict[str, Any]]:
+    """What `hosts.toml` says, by host."""
+    text = (importlib.resources.files("ddplug.patches") / "hosts.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def _git(repo: Path, *arguments: str) -> str | None:
+    """What git says in `repo`, or None if there is no git, or no repository whose top is `repo`."""
+    if not (repo / ".git").exists():
+        return None
+    try:
+        ran = subprocess.run(
+            ["git", "-C", str(repo), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ran.stdout.strip()
+
+
+def _listing(folder: Path) -> str:
+    held = sorted(path.name for path in folder.iterdir())
+    return ", ".join(held[:8]) + (", ..." if len(held) > 8 else "") or "nothing"

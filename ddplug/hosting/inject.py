@@ -1,0 +1,76 @@
+"""A patch in memory: functions of an imported module get the code that the patched text has for them."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from ddplug.attaching.hooks import Undo
+from ddplug.errors import AttachError
+from ddplug.hosting.layer import NAME, Attached
+
+
+def patch_module(module: types.ModuleType, original: bytes, patched: bytes, hosting: Attached) -> Undo:
+    """Give those functions of `module` that differ between the two texts the code of `patched`; undo restores it.
+
+    The function objects stay the same, so it holds wherever they have been imported to; nothing at the top level of the
+    module is run again. `hosting` stands under the name that our lines use.
+    """
+    file = module.__file__ or module.__name__
+    before, after = (dict(_functions(compile(text, file, "exec", dont_inherit=True))) for text in (original, patched))
+    changed = {name: code for name, code in after.items() if not _same(before[name], code)}
+    if not changed:
+        raise AttachError(f"the patch changes no function of {module.__name__}; run it with `ddplug run`.")
+    targets = {name: _function(module, name) for name in changed}
+    originals = {name: function.__code__ for name, function in targets.items()}
+    active = True
+    vars(module)[NAME] = hosting
+    for name, function in targets.items():
+        function.__code__ = changed[name]
+
+    def undo() -> None:
+        nonlocal active
+        if not active:
+            return
+        active = False
+        hosting.save()
+        for name, function in targets.items():
+            function.__code__ = originals[name]
+        vars(module).pop(NAME, None)
+
+    return undo
+
+
+def _functions(code: types.CodeType) -> Iterator[tuple[str, types.CodeType]]:
+    """Functions and methods of a module's code by qualified name; not those within functions."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            if constant.co_flags & inspect.CO_NEWLOCALS and constant.co_flags & inspect.CO_OPTIMIZED:
+                yield constant.co_qualname, constant
+            else:
+                yield from _functions(constant)  # the body of a class
+
+
+def _function(module: types.ModuleType, name: str) -> types.FunctionType:
+    """The function of `module` with this qualified name, below its decorators."""
+    found: Any = module
+    for part in name.split("."):
+        found = inspect.getattr_static(found, part, None)
+    found = inspect.unwrap(getattr(found, "__func__", found)) if found is not None else None
+    if not isinstance(found, types.FunctionType):
+        raise AttachError(f"{module.__name__} has no function '{name}' any more; it was replaced by somebody else.")
+    return found
+
+
+def _same(first: types.CodeType, second: types.CodeType) -> bool:
+    """Whether two code objects do the same, line numbers aside."""
+    if (first.co_code, first.co_names, first.co_varnames) != (second.co_code, second.co_names, second.co_varnames):
+        return False
+    if len(first.co_consts) != len(second.co_consts):
+        return False
+    return all(
+        _same(a, b) if isinstance(a, types.CodeType) and isinstance(b, types.CodeType) else repr(a) == repr(b)
+        for a, b in zip(first.co_consts, second.co_consts, strict=True)
+    )

@@ -1,0 +1,243 @@
+"""What the lines that a patch inserts into a host call: four kinds of line, all of them harmless at weight 0.
+
+    import ddplug.hosting as ddplug_cmi                  # this very name: attach puts its own object under it
+    ddplug_cmi.add_options(parser)                       # --cmi_weight 0.0 and the like, for an argparse parser
+    cmi = ddplug_cmi.start("dm", args, space=..., ...)   # once per synthetic set, when the real data is there
+    views = cmi(views, labels)                           # the identity layer, where the host made its views
+    images = cmi.clean(images, labels)                   # the same before its augmentation, for --cmi_views clean
+    cmi.save()                                           # where the host saves: history and lambda, as JSON
+
+`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.adapter.UpstreamAdapter`) what the host's own
+names mean; what it passes on by keyword is up to the two of them. Proxies are resolved by `ddplug.hosting.proxies`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ddplug.core.regularizer import Regularizer
+from ddplug.core.weighting import Relative
+from ddplug.errors import HostError, InputError
+from ddplug.hosting.options import Inner, Views
+from ddplug.hosting.proxies import DeferredPool, check_dataset, resolve
+from ddplug.proxies.host import Host
+from ddplug.utils.files import write_json
+
+NAME = "ddplug_cmi"
+"""The name under which patches import this module."""
+
+
+class Layer:
+    """The identity layer as a host sees it; off if there is no regulariser.
+
+    Where a host unrolls inner steps, the views of all of them reach one backward pass, and `inner` says which are used:
+
+    - "one": those of one step, drawn uniformly for each pass by a generator of our own. The gradient is, on average
+      over the draw, that of the mean over the inner steps of each step's own CMI; it costs one step, however many.
+    - "last": those of the last step.
+    - "all": CMI of all views together, around centroids that they share. That is the mean over the steps plus how far
+      the steps' centroids lie apart, so "one" is not an estimate of it.
+
+    Args:
+        regularizer: the layer itself; None is off: everything passes, nothing is saved.
+        views: whether calls ("host") or `clean` ("clean") are where it acts.
+        steps: inner steps whose views belong to one backward pass; 1 if there is no unrolled loop.
+        inner: which of them are used.
+        record: the JSON file that `save` writes; None for none.
+        facts: what is written there besides.
+    """
+
+    def __init__(
+        self,
+        regularizer: Regularizer | None,
+        *,
+        views: Views = "host",
+        steps: int = 1,
+        inner: Inner = "one",
+        record: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        if views not in get_args(Views) or inner not in get_args(Inner):
+            raise InputError(
+                f"unknown views {views!r} or inner {inner!r}; expected host or clean, and one, last or all."
+            )
+        self.regularizer, self.views, self.steps, self.inner = regularizer, views, steps, inner
+        self.record, self.facts = record.absolute() if record is not None else None, dict(facts or {})
+        # One regulariser may serve several synthetic sets in turn, when it was attached; this is where ours begins.
+        self._before = (regularizer.rounds, len(regularizer.history)) if regularizer is not None else (0, 0)
+        self._chosen = steps - 1
+        # Of its own, and of another seed than the regulariser's: of one seed, the step would go with the proxy drawn.
+        seed = regularizer.generator.initial_seed() if regularizer is not None else 0
+        self._generator = torch.Generator().manual_seed(seed + 0x5EED)
+
+    def __call__(self, views: Tensor, labels: Tensor | int, *, step: int | None = None, first: int = 0) -> Tensor:
+        """The host's views, unchanged; their gradient gains that of CMI.
+
+        Args:
+            views: (n, c, h, w), as the host's loss will see them.
+            labels: (n - first,) class numbers, or the one class that all of them are of.
+            step: which inner step of an unrolled loop this is, from 0.
+            first: rows before this one are real images in the same batch, and are left alone.
+        """
+        return views if self.views != "host" else self._pass(views, labels, step, first)
+
+    def clean(self, images: Tensor, labels: Tensor | int, *, step: int | None = None) -> Tensor:
+        """The same for the images before the host's augmentation, if those are what is to be regularised."""
+        return images if self.views != "clean" else self._pass(images, labels, step, 0)
+
+    def gate(self, loss: Tensor, limit: float) -> None:
+        """For a host that steps only if `loss` <= `limit`, just before its backward pass: else leave this round out.
+
+        The gradient of such a pass comes to nothing, so it gets no CMI, is not counted, and is no part of how lambda
+        is measured.
+        """
+        if self.regularizer is not None and self.regularizer.weight != 0 and not float(loss.detach()) <= limit:
+            self.regularizer.skip()
+
+    def _pass(self, views: Tensor, labels: Tensor | int, step: int | None, first: int) -> Tensor:
+        if self.regularizer is None or self.regularizer.weight == 0 or not self._takes(step):
+            return views
+        chosen = views[first:] if first else views
+        if not isinstance(labels, Tensor):
+            labels = torch.full((len(chosen),), labels)
+        chosen = self.regularizer(chosen, labels)
+        return torch.cat([views[:first], chosen]) if first else chosen
+
+    def _takes(self, step: int | None) -> bool:
+        """Whether the views of this inner step are regularised."""
+        if step is None or self.inner == "all" or self.steps == 1:
+            return True
+        if step == 0 and self.inner == "one":
+            self._chosen = int(torch.randint(self.steps, (), generator=self._generator))
+        return step == self._chosen
+
+    @property
+    def rounds(self) -> int:
+        """Backward passes that came through so far."""
+        return self.regularizer.rounds - self._before[0] if self.regularizer is not None else 0
+
+    def save(self) -> None:
+        """Write lambda and the history beside the host's results, by renaming; nothing if nothing has happened yet."""
+        if self.regularizer is None or self.record is None or not self.rounds:
+            return
+        reg = self.regularizer
+        history = reg.history.state_dict()[self._before[1] :]
+        content = {
+            "format": "ddplug-run", "version": 1, **self.facts, "weight": reg.weight, "lambda": reg.lam,
+            "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.every, "space": reg.space,
+            "temperature": reg.temperature, "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
+            "skipped": sum(round_["skipped"] for round_ in history), "history": history,
+        }  # fmt: skip
+        write_json(content, self.record)
+
+
+class Attached:
+    """What stands under the name of this module in a host to which `ddplug.attach` put a regulariser of its own."""
+
+    def __init__(self, adapter: Host, regularizer: Regularizer, views: Views, inner: Inner) -> None:
+        self._adapter, self._regularizer, self._views, self._inner = adapter, regularizer, views, inner
+        self._layer: Layer | None = None
+
+    def add_options(self, parser: argparse.ArgumentParser, **_: object) -> None:
+        """None: everything was said to `attach`."""
+
+    def add_config(self, config: Any, **_: object) -> None:
+        """None: everything was said to `attach`."""
+
+    def start(self, host: str, args: Any, **known: Any) -> Layer:
+        """The layer of one synthetic set, around the regulariser that was attached."""
+        reg = self._regularizer
+        if reg.weight == 0:
+            return Layer(reg)
+        if isinstance(reg.pool, DeferredPool) and reg.pool.pending:
+            reg.pool.fill(resolve(str(reg.pool.given), self._adapter, args, known))
+            reg.announce(f"ddplug: {host}, weight {reg.weight}, {reg.pool}")
+        else:
+            check_dataset(reg.pool, self._adapter.setting(args)[1])
+        if reg.input_space is None:
+            reg.input_space = reg.pool.derived_space(self._adapter.space(args, known))
+        self.save()
+        self._layer = layer_of(self._adapter, reg, args, known, self._views, self._inner)
+        return started(self._layer)
+
+    def save(self) -> None:
+        """The set under way is done: save what its layer has seen, once and for all."""
+        if self._layer is not None and self._layer in _LAYERS:
+            _LAYERS.remove(self._layer)
+            self._layer.save()
+
+
+def layer_of(
+    adapter: Host,
+    regularizer: Regularizer,
+    args: Any,
+    known: Mapping[str, Any],
+    views: Views,
+    inner: Inner,
+) -> Layer:
+    """The layer around `regularizer`."""
+    host, dataset, ipc = adapter.setting(args)
+    steps = int(known.get("steps", 1))
+    regularizer.watch.where = f"host {host}"
+    if adapter.class_by_class:
+        regularizer.watch.expect("one class per round")
+    if steps > 1 and inner != "all" and isinstance(regularizer.weighting, Relative):
+        # A share is measured on the views of one step. Over all steps the host's gradient is sqrt(steps) times as long
+        # as there, and CMI's, a mean over steps times as many views, 1/sqrt(steps) times: so lambda is `steps` times.
+        regularizer.weighting.factor = float(steps)
+    facts = {"host": host, "dataset": dataset, "ipc": ipc}
+    return Layer(regularizer, views=views, steps=steps, inner=inner, record=adapter.record(args, known), facts=facts)
+
+
+_LAYERS: list[Layer] = []
+
+
+def started(layer: Layer) -> Layer:
+    """Note a layer, to be saved once more when the program ends."""
+    if not _LAYERS:
+        atexit.register(save_all)
+    _LAYERS.append(layer)
+    return layer
+
+
+def save_all() -> None:
+    """Save every layer that was started, and forget them."""
+    while _LAYERS:
+        _LAYERS.pop().save()
+
+
+@contextmanager
+def must_fire(what: str, expected: bool) -> Iterator[list[Layer]]:
+    """Within, collect the layers that are started; at the end save them, and raise unless one came into action.
+
+    Args:
+        what: named in the error.
+        expected: whether it is an error; False at weight 0.
+
+    Raises:
+        HostError: no layer was started, or no backward pass came through any of them.
+    """
+    save_all()
+    try:
+        yield _LAYERS
+        layers = list(_LAYERS)
+    finally:
+        save_all()
+    if expected and not any(layer.rounds for layer in layers):
+        how = (
+            f"its layer was put in {len(layers)} times, but no backward pass ever reached images that went through it"
+            if layers
+            else "it ended before its synthetic images were made, so the layer was never put in"
+        )
+        raise HostError(
+            f"the CMI regulariser never came into action in {what}: {how}. Its results are those of the host alone. "
+            "Look at the host's own output above; --weight 0 runs the host alone on purpose."
+        )

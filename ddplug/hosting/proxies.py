@@ -1,0 +1,89 @@
+"""Where a host's proxies come from: a pool, something the user already has, the host's experts, or a small pool.
+
+`resolve` understands a pool's folder and `SCHEME:PATH`, where a scheme is the name of a reader of foreign files.
+Readers are known by name only and imported when they are asked for; see `SCHEMES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from ddplug.errors import PoolError
+from ddplug.proxies.host import Host
+from ddplug.proxies.pending import DeferredPool, scheme_of
+from ddplug.proxies.pool import ProxyPool
+
+__all__ = ["DeferredPool", "check_dataset", "resolve", "scheme_of"]
+
+Reader = Callable[[str, Host, Any, Mapping[str, Any]], ProxyPool]
+"""From what follows the colon, the adapter, the host's options and what the patch passed to `start`, to a pool."""
+
+SCHEMES: dict[str, str | Reader] = {
+    "buffer": "ddplug.proxies.expert_buffers:read_for_host",
+    "idc": "ddplug.proxies.idc_checkpoints:read_for_host",
+}
+"""Readers by scheme: a function, or "module:function" to be imported."""
+
+
+def resolve(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+    """The pool meant by what the user gave; for an empty string the host's experts, else the cache, else a new pool.
+
+    Raises:
+        PoolError: nothing there, an unknown scheme, a pool of other data, or no real data to train one on.
+    """
+    if given:
+        scheme = scheme_of(given)
+        pool = (
+            ProxyPool.load(given) if scheme is None else _reader(scheme)(given[len(scheme) + 1 :], adapter, args, known)
+        )
+    else:
+        found = adapter.experts(args, known)
+        if found is not None:
+            print(
+                f"ddplug: no proxies given; taking {adapter.name}'s own networks. In DM, CMI under networks like those "
+                "that match made sets worse, and under a ResNet-18 better: see docs/results, and name others by "
+                "--proxies."
+            )
+        pool = found if found is not None else _trained(adapter, args, known)
+    check_dataset(pool, adapter.setting(args)[1])
+    return pool
+
+
+def check_dataset(pool: ProxyPool, dataset: str) -> None:
+    """`PoolError` if the pool says that it was trained on another data set than `dataset`."""
+    named = pool.info.dataset
+    if named is not None and _plain(named) != _plain(dataset):
+        raise PoolError(
+            f"these proxies were trained on {named}, but the host distils {dataset}. A proxy says nothing useful of "
+            f"images it does not know; train some with `ddplug pretrain FOLDER --data {_plain(dataset)} ...`."
+        )
+
+
+def _reader(scheme: str) -> Reader:
+    known = SCHEMES.get(scheme)
+    if known is None:
+        kinds = ", ".join(f"{name}:PATH" for name in SCHEMES)
+        raise PoolError(f"unknown kind of proxies '{scheme}:'; expected a pool's folder, or {kinds}.")
+    if isinstance(known, str):
+        module, _, name = known.partition(":")
+        reader: Reader = getattr(import_module(module), name)
+        return reader
+    return known
+
+
+def _trained(adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+    data = adapter.real(args, known)
+    if data is None:
+        raise PoolError(
+            f"no proxies given, and {adapter.name} has no real data here to train some on. Name some: "
+            "--cmi_proxies FOLDER (made by `ddplug pretrain`), or with `ddplug run`, --proxies."
+        )
+    from ddplug.proxies.pretrain import default_pool
+
+    return default_pool(data)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

@@ -1,0 +1,204 @@
+"""`ddplug run`: an unedited upstream script, with our lines put in while it is read, as if it had been started itself.
+
+Nothing is written to the checkout. What the script needs of its surroundings is there for the time of the run and put
+back afterwards: `__main__`, `sys.argv`, the search path with the script's folder first, modules of the same names.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import linecache
+import os
+import sys
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ddplug.errors import DDPlugError, HostError
+from ddplug.hosting.checkout import HostSpec
+from ddplug.hosting.layer import must_fire
+
+INTERRUPTED = 130
+
+
+def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> None:
+    """Run the host's script with the patch in memory and `arguments` on its command line.
+
+    Args:
+        spec: the host.
+        repo: its checkout, which is left as it is.
+        arguments: everything after the script's name, our `--cmi_...` options among them.
+        must: whether it is an error if the layer never comes into action.
+
+    Raises:
+        HostError, PatchError: not the right checkout, a package missing, or the layer never fired.
+        HostError: the script failed; its own traceback is printed first.
+        SystemExit: the script ended itself with an error, a misspelt option for instance, or was interrupted.
+    """
+    texts = {(repo / name).resolve(): text for name, text in spec.patched(repo).items()}
+    missing = [name for name in spec.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise HostError(f"{spec.name} needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
+    script = (repo / spec.script).resolve()
+    source = texts.get(script) or script.read_bytes()
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=str(script), __builtins__=builtins)
+    folders = [script.parent, *((repo / folder).resolve() for folder in spec.path)]
+    with ExitStack() as stack:
+        stack.enter_context(must_fire(f"{spec.name} ({script.name})", must))
+        stack.enter_context(_surroundings(main, [str(script), *arguments], folders))
+        stack.enter_context(_patched_imports(texts))
+        stack.enter_context(old_names(spec.numpy_aliases))
+        for name, value in spec.environment.items():
+            os.environ.setdefault(name, value)
+        # Counted, as asking whether CUDA is available would start it, and hosts choose their devices before that.
+        if spec.redirect_cuda and torch.cuda.device_count() == 0:
+            stack.enter_context(CudaOnCpu())
+        try:
+            exec(compile(source, str(script), "exec", dont_inherit=True), main.__dict__)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+        except DDPlugError:
+            raise
+        except KeyboardInterrupt:
+            print("ddplug: interrupted; what CMI did so far is saved beside the host's results.", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            traceback.print_exc()
+            raise HostError(f"{script.name} ended with {type(error).__name__}, see above: {error}") from error
+
+
+@contextmanager
+def _surroundings(main: types.ModuleType, argv: list[str], folders: Sequence[Path]) -> Iterator[None]:
+    """What a script started by itself finds, for the time of its run."""
+    saved = (sys.argv, sys.path[:], sys.modules["__main__"], sys.dont_write_bytecode)
+    before = dict(sys.modules)
+    for name in _shadowing(folders):
+        del sys.modules[name]
+    sys.argv, sys.dont_write_bytecode = argv, True
+    sys.path[:0] = [str(folder) for folder in folders]
+    sys.modules["__main__"] = main
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:], sys.modules["__main__"], sys.dont_write_bytecode = saved
+        for name in [name for name, module in sys.modules.items() if _within(module, folders)]:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
+
+
+def _shadowing(folders: Sequence[Path]) -> list[str]:
+    """Modules already imported that stand in the way of the host's own of the same name."""
+    own = {path.stem for folder in folders for path in folder.glob("*.py")}
+    own |= {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    return [
+        name
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] in own - {"__main__", *sys.builtin_module_names} and not _within(module, folders)
+    ]
+
+
+def _within(module: object, folders: Sequence[Path]) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and any(Path(file).is_relative_to(folder) for folder in folders)
+
+
+@contextmanager
+def _patched_imports(texts: Mapping[Path, bytes]) -> Iterator[None]:
+    """Imports of the files in `texts` get these texts, and no cached bytecode; tracebacks show them, too."""
+    finder = _Finder(texts)
+    sys.meta_path.insert(0, finder)
+    for path, text in texts.items():
+        lines = text.decode("utf-8", errors="replace").splitlines(keepends=True)
+        linecache.cache[str(path)] = (len(text), None, lines, str(path))
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for path in texts:
+            linecache.cache.pop(str(path), None)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds what the ordinary finder finds, and takes over where that is one of the patched files."""
+
+    def __init__(self, texts: Mapping[Path, bytes]) -> None:
+        self._texts = texts
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if found is None or found.origin is None or not found.origin.endswith(".py"):
+            return None
+        text = self._texts.get(Path(found.origin).resolve())
+        if text is None:
+            return None
+        return importlib.util.spec_from_file_location(
+            fullname, found.origin, loader=_Loader(fullname, found.origin, text)
+        )
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Loads a file as if its content were `text`."""
+
+    def __init__(self, fullname: str, path: str, text: bytes) -> None:
+        super().__init__(fullname, path)
+        self._text = text
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        """Compiled from the text, past any cache."""
+        return compile(self._text, self.path, "exec", dont_inherit=True)
+
+    def get_data(self, path: str) -> bytes:
+        """The text, for `inspect` and the like."""
+        return self._text
+
+
+@contextmanager
+def old_names(names: Sequence[str]) -> Iterator[None]:
+    """Names that NumPy gave to builtins once (`np.int`), for code that still uses them."""
+    import numpy as np
+
+    added = [name for name in names if name not in vars(np)]
+    for name in added:
+        setattr(np, name, getattr(builtins, name))
+    try:
+        yield
+    finally:
+        for name in added:
+            delattr(np, name)
+
+
+class CudaOnCpu(TorchFunctionMode):
+    """Within, what code sends to "cuda" goes to the CPU: for hosts that know no other device, where there is none."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func` with every mention of a CUDA device replaced."""
+        if getattr(func, "__name__", "") == "cuda" and args and isinstance(args[0], torch.Tensor):
+            return args[0]
+        args = tuple(_on_cpu(arg) for arg in args)
+        kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return torch.device("cpu")
+    if isinstance(value, str) and (value == "cuda" or value.startswith("cuda:")):
+        return "cpu"
+    return value

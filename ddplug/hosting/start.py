@@ -1,0 +1,37 @@
+"""The layer of one synthetic set, made from a host's own options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddplug.core.regularizer import Regularizer
+from ddplug.hosting.adapter import upstream
+from ddplug.hosting.layer import Layer, layer_of, started
+from ddplug.hosting.options import INNER, OPTIONS
+from ddplug.hosting.proxies import resolve
+
+
+def start(host: str, args: Any, **known: Any) -> Layer:
+    """The layer of one synthetic set, made from the host's options; off, and nothing else, at `--cmi_weight 0`.
+
+    Args:
+        host: the adapter's name.
+        args: the host's options, ours among them.
+        known: whatever the adapter wants to know (normalisation, real data, number of the experiment, `steps`, ...).
+    """
+    options = {option.name: getattr(args, f"cmi_{option.name}", option.default) for option in (*OPTIONS, INNER)}
+    if options["weight"] == 0:
+        return Layer(None)
+    adapter = upstream(host)
+    setting = adapter.setting(args)
+    pool = resolve(options["proxies"], adapter, args, known)
+    regularizer = Regularizer(
+        pool, options["weight"], setting=setting,
+        input_space=pool.derived_space(adapter.space(args, known)),
+        classes=options["classes"] or None, chunk=options["chunk"] or "auto",
+        graphs=bool(options["graphs"]),
+        **{name: options[name] for name in
+           ("weighting", "space", "temperature", "calibrate", "every", "draw", "precision", "views_per_image", "seed")},
+    )  # fmt: skip
+    print(f"ddplug: {host}, weight {options['weight']}, {pool}", flush=True)
+    return started(layer_of(adapter, regularizer, args, known, options["views"], options["inner"]))

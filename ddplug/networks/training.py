@@ -1,0 +1,320 @@
+"""Training a network on images, measuring it, and judging a synthetic set by the networks it trains.
+
+Nothing here draws from the host's random state: shuffling and augmentation have a generator of their own, and layers
+that draw for themselves, such as dropout, run inside `seeded`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddplug.datasets.images import ImageData
+from ddplug.errors import InputError, PoolError, ProxyError
+from ddplug.networks.precision import layers
+from ddplug.networks.zoo import build, seeded
+from ddplug.utils.files import replacing
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Schedule = Literal["step", "cosine"]
+
+
+def fit(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    batch_size: int = 256,
+    schedule: Schedule = "step",
+    augment: Augment | None = None,
+    precision: Literal["exact", "bf16"] = "exact",
+    seed: int,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, float], object] | None = None,
+) -> nn.Module:
+    """Train `net` in place by SGD on cross-entropy, on the device it is on; returns it in eval mode.
+
+    `images` are (n, c, h, w) floats, `labels` int64 (n,) or probabilities, float (n, classes), on any device.
+    "step" is the field's schedule: `lr` for the first epochs // 2 + 1 epochs, a tenth of it for the others. "cosine"
+    goes from `lr` to zero, batch by batch. With precision="bf16" the layers compute in bf16; weights stay fp32.
+    `on_epoch(done, loss)` is told after every epoch how many are done and the mean loss of the last.
+
+    With `checkpoint`, the state is saved there after every epoch (before `on_epoch`), and a later call with the same
+    arguments goes on from it and ends at exactly the weights of an uninterrupted run, bit for bit where the device's
+    own arithmetic repeats itself, as the CPU's does. The file is removed when the training is finished.
+
+    Raises `InputError` for images, labels or settings that cannot be trained on, `ProxyError` if the loss stops being
+    finite, and `PoolError` if the checkpoint cannot be read or belongs to other arguments.
+    """
+    _check_training(net, images, labels, epochs, batch_size, schedule, precision)
+    device = _device(net)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    done, identity = 0, ""
+    if checkpoint is not None:
+        settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, _name(augment), precision)
+        identity = _identity(settings, (images, labels, *net.state_dict().values()))
+        done = _resume(checkpoint, identity, net, optimizer, generator)
+
+    batches = math.ceil(len(images) / batch_size)
+    for epoch in range(done, epochs):
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        layer_seed = int(torch.randint(2**62, (), generator=generator))
+        total = torch.zeros((), device=device)
+        net.train()
+        with torch.enable_grad(), seeded(layer_seed, device):
+            for step, chosen in enumerate(torch.split(order, batch_size)):
+                rate = _rate(schedule, lr, epoch + step / batches, epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batch = images[chosen].to(device)
+                targets = labels[chosen.to(labels.device)].to(device)
+                if augment is not None:
+                    batch = augment(batch, generator)
+                with layers(device, precision):
+                    logits = net(batch)
+                loss = F.cross_entropy(logits if precision == "exact" else logits.float(), targets)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                total += loss.detach() * len(batch)
+        mean = float(total) / len(images)  # one wait for the device per epoch, not per batch
+        if not math.isfinite(mean):
+            raise ProxyError(
+                f"the loss became {mean} in epoch {epoch + 1} of {epochs}, at lr={rate:g} (started at {lr:g}). "
+                "Use a smaller lr, and see that the images are finite and normalised."
+            )
+        if checkpoint is not None:
+            _save(checkpoint, identity, epoch + 1, net, optimizer, generator)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, mean)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return net.eval()
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
+    """Share of `images` (n, c, h, w) whose largest logit is at their label, int64 (n,); a number in [0, 1].
+
+    Measured in eval mode, on the device the network is on; every submodule gets back the mode it had. Raises
+    `InputError` if there are no images or not one hard label for each.
+    """
+    if len(images) == 0 or labels.shape != (len(images),):
+        raise InputError(
+            f"accuracy needs images and one hard label for each, got {len(images)} images and labels of shape "
+            f"{tuple(labels.shape)}"
+        )
+    device = _device(net)
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        for batch, targets in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+            right += (net(batch.to(device)).argmax(dim=1) == targets.to(device)).sum()
+    finally:
+        for module, training in modes:
+            module.training = training
+    return int(right) / len(images)
+
+
+def shift_and_flip(pad: int, flip: bool) -> Augment:
+    """An augmentation: each image moved by up to `pad` pixels along both axes and, if `flip`, mirrored half the time.
+
+    What moves in from outside is zero, which in a normalised space is the mean colour. Every image has its own draw,
+    made on the generator's device, so that a CPU generator gives the same result for images on any device. Call it
+    as `augment(images, generator)` on (n, c, h, w). Raises `InputError` for a negative `pad`.
+    """
+    return _ShiftAndFlip(pad, flip)
+
+
+@dataclass(frozen=True)
+class _ShiftAndFlip:
+    pad: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise InputError(f"pad is a number of pixels, zero or more, got {self.pad}")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count, _, height, width = images.shape
+        draw = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator, device=generator.device)
+        top, left = draw.to(images.device)
+        rows = top + torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device).expand(count, width)
+        if self.flip:
+            coin = torch.randint(2, (count, 1), generator=generator, device=generator.device).to(images.device)
+            columns = torch.where(coin.bool(), columns.flip(1), columns)
+        columns = columns + left
+        # One gather does it all: picture n, all channels, its own rows, its own columns. The channels end up last.
+        padded = F.pad(images, [self.pad] * 4)
+        picture = torch.arange(count, device=images.device)[:, None, None]
+        return padded[picture, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+
+
+def evaluate_set(
+    images: Tensor,
+    labels: Tensor,
+    data: ImageData,
+    *,
+    architecture: Callable[[], nn.Module] | str = "convnet",
+    runs: int = 5,
+    epochs: int = 1000,
+    lr: float = 0.01,
+    batch_size: int = 256,
+    schedule: Schedule = "step",
+    augment: Augment | None = None,
+    seed: int = 0,
+    progress: Callable[[int, float], object] | None = None,
+) -> list[float]:
+    """Test accuracies, each in [0, 1], of `runs` fresh networks trained on a small set: the field's measure of it.
+
+    `images` (n, c, h, w) are in `data.space`; `labels` are int64 (n,) or probabilities, float (n, classes). Networks
+    are built and trained with seeds `seed` to `seed + runs - 1`, on the device of `images`, and tested on all of
+    `data`'s test images. `architecture` is a name for `build` or a function that makes a network. The other settings
+    are those of `fit`; their defaults are the field's for sets of up to 50 images per class.
+    `progress(run, accuracy)` is told after every run how many are done and what the last one scored.
+
+    Raises `InputError` if the set does not fit `data`, and what `build` and `fit` raise.
+    """
+    if tuple(images.shape[1:]) != data.shape:
+        raise InputError(f"images of shape {tuple(images.shape)} do not fit {data.name}, whose images are {data.shape}")
+    if runs < 1:
+        raise InputError(f"runs must be at least 1, got {runs}")
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1 if len(labels) else 0
+    if (labels.ndim == 2 and classes != data.num_classes) or classes > data.num_classes:
+        raise InputError(f"labels for {classes} classes do not fit {data.name}, which has {data.num_classes}")
+    scores = []
+    for run in range(runs):
+        with seeded(seed + run):
+            net = _make(architecture, data)
+        net = fit(
+            net.to(images.device),
+            images,
+            labels,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            schedule=schedule,
+            augment=augment,
+            seed=seed + run,
+        )
+        scores.append(accuracy(net, data.test_images, data.test_labels))
+        if progress is not None:
+            progress(run + 1, scores[-1])
+    return scores
+
+
+def _make(architecture: Callable[[], nn.Module] | str, data: ImageData) -> nn.Module:
+    if not isinstance(architecture, str):
+        return architecture()
+    channels, height, width = data.shape
+    return build(architecture, num_classes=data.num_classes, channels=channels, size=(height, width))
+
+
+def _device(net: nn.Module) -> torch.device:
+    parameter = next(net.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _rate(schedule: Schedule, lr: float, epoch: float, epochs: int) -> float:
+    """The learning rate at `epoch`, counted from zero, with the part of the running epoch that is done."""
+    if schedule == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return lr if epoch < epochs // 2 + 1 else lr * 0.1
+
+
+def _check_training(
+    net: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch_size: int, schedule: str, precision: str
+) -> None:
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ProxyError("the network has no parameter that requires a gradient, so there is nothing to train")
+    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
+        raise InputError(f"images are floats (n, c, h, w) with n > 0, got {images.dtype} {tuple(images.shape)}")
+    hard = labels.dtype == torch.int64 and labels.ndim == 1
+    soft = labels.is_floating_point() and labels.ndim == 2
+    if not (hard or soft) or len(labels) != len(images):
+        raise InputError(
+            f"labels are int64 (n,) or probabilities, float (n, classes), with n = {len(images)} images, got "
+            f"{labels.dtype} {tuple(labels.shape)}"
+        )
+    if epochs < 1 or batch_size < 1:
+        raise InputError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
+    if schedule not in ("step", "cosine"):
+        raise InputError(f"unknown schedule {schedule!r}; expected 'step' or 'cosine'")
+    if precision not in ("exact", "bf16"):
+        raise InputError(f"unknown precision {precision!r}, expected 'exact' (fp32) or 'bf16'")
+
+
+def _name(augment: Augment | None) -> str:
+    """What can be said of an augmentation in every run alike: an object's plain repr may hold its address."""
+    if augment is None or dataclasses.is_dataclass(augment):
+        return repr(augment)
+    named = augment if hasattr(augment, "__qualname__") else type(augment)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _identity(settings: tuple[Any, ...], tensors: Iterable[Tensor]) -> str:
+    """A hash of everything that decides how a training ends: its settings, the data, the initial weights."""
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _save(
+    path: Path, identity: str, done: int, net: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> None:
+    state = {
+        "identity": identity,
+        "done": done,
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+    }
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(
+    path: Path, identity: str, net: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> int:
+    """Bring everything to the state saved at `path`, if there is one; returns how many epochs are done."""
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found, done = state["identity"], int(state["done"])
+        if found == identity:
+            net.load_state_dict(state["net"])
+            optimizer.load_state_dict(state["optimizer"])
+            generator.set_state(state["generator"])
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        # torch's own text, which advises to load such a file without its safeguard, is left out on purpose
+        raise PoolError(
+            f"the checkpoint {path} cannot be read as one of ours ({type(error).__name__}): it is damaged, or of "
+            "another kind. Delete it to train from the beginning."
+        ) from error
+    if found != identity:
+        raise PoolError(
+            f"the checkpoint {path} is of a training with other arguments (settings, images, labels, augmentation or "
+            "initial weights). Call with the same ones, and a network built anew from the same seed, to go on, or "
+            "delete it to train from the beginning."
+        )
+    return done

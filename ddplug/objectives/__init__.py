@@ -1,0 +1,1 @@
+"""The terms: functions of features and classes. Know nothing else."""

@@ -1,0 +1,226 @@
+"""The estimator: class-aware conditional mutual information of a set of features, in nats.
+
+For features z_s of images s with class y, P_s = softmax(z_s / T) and the centroid Q_y = mean of P_s over class y,
+
+    CMI = (1/n) * sum_s KL(P_s || Q_y(s)) = sum_y (n_y/n) * (H(Q_y) - mean_s H(P_s))        (arXiv 2412.09945)
+
+Q_y is the minimiser of a class's mean KL, so its own derivative cancels and the gradient is closed-form:
+
+    dCMI/dz_s = (1/(n T)) * P_s * (log P_s - log Q_y - KL_s)
+
+Everything happens in log space and in fp32 or better, because peaked features overflow the naive formula into NaN.
+No host, no proxy and no image is known here.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ddplug.errors import DDPlugWarning, InputError
+from ddplug.objectives.base import Groups, group
+
+Separation = Literal["cross_entropy", "kl", "centroid_kl"]
+
+ONE_IMAGE_PER_CLASS = (
+    "every class has exactly one image here, so its centroid is that image, CMI is identically 0 and its gradient "
+    "vanishes. To regularise such a set, give several augmented views of every image with the image's label "
+    "(views_per_image=4 does that), or use two or more images per class."
+)
+
+
+def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Conditional mutual information of `features` given the class, in nats: a scalar >= 0.
+
+    Args:
+        features: (n, d) penultimate features or logits, any floating dtype; half precision is computed in fp32.
+        labels: (n,) integers >= 0, in any order; classes may have unequal sizes.
+        temperature: T > 0 in softmax(features / T).
+
+    Returns:
+        A scalar tensor, fp32 (float64 for float64 features), between 0 and min(mean over images of log n_y, log d).
+        Differentiable twice; the first derivative is the closed form of arXiv 2412.09945's objective (see the module).
+
+    Raises:
+        InputError: labels of another length, dtype or sign, an empty batch, features that are not finite, T <= 0.
+
+    Warns:
+        DDPlugWarning: every class has one image, so the value is identically 0.
+    """
+    groups = _checked(features, labels, temperature)
+    if groups.one_image_per_class:
+        warnings.warn(ONE_IMAGE_PER_CLASS, DDPlugWarning, stacklevel=2)
+    return class_sums(features, groups, temperature).sum() / len(features)
+
+
+def cmi_per_class(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Each class's own CMI, mean over its images of KL(P_s || Q_y), in nats: (c,) in ascending order of the labels.
+
+    Arguments and errors as for `cmi`, which is the mean of these weighted by the classes' sizes. Differentiable twice.
+    """
+    groups = _checked(features, labels, temperature)
+    return class_sums(features, groups, temperature) / groups.counts
+
+
+def ncmi(
+    features: Tensor, labels: Tensor, *, separation: Separation = "cross_entropy", temperature: float = 1.0
+) -> Tensor:
+    """CMI divided by a separation between classes (a scalar without unit; smaller: tighter and further apart).
+
+    The literature divides by different things (arXiv 2309.09123, 2601.02543), so the divisor has a name: see
+    `ddplug.class_separation`. Arguments and errors as there; differentiable.
+    """
+    gamma = class_separation(features, labels, kind=separation, temperature=temperature)
+    return cmi(features, labels, temperature=temperature) / gamma
+
+
+def class_separation(
+    features: Tensor, labels: Tensor, *, kind: Separation = "cross_entropy", temperature: float = 1.0
+) -> Tensor:
+    """How far apart the classes are, in nats: a scalar, in time linear in the number of images.
+
+    Args:
+        features: (n, d), as for `cmi`.
+        labels: (n,), at least two classes.
+        kind: what is averaged. "cross_entropy": -sum P_i log P_j over ordered pairs of images i, j of different
+            classes (the Gamma of arXiv 2309.09123, as a mean over those pairs); "kl": KL(P_i || P_j) over the same
+            pairs; "centroid_kl": KL(Q_c || P_i) over pairs of a class c and an image i that is not of it.
+        temperature: T > 0.
+
+    Raises:
+        InputError: as for `cmi`, or fewer than two classes, or an unknown kind.
+    """
+    groups = _checked(features, labels, temperature)
+    check_separation(kind)
+    if len(groups.classes) < 2:
+        raise InputError(
+            f"a separation between classes needs at least two classes, got only class {int(groups.classes[0])}."
+        )
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    log_p = _log_probabilities(features.double(), temperature)
+    p, counts = log_p.exp(), groups.counts.to(log_p)
+    n = len(log_p)
+    # Sums over pairs of *different* classes are all pairs minus the pairs within a class: no n x n table is needed.
+    log_p_of_class = _sum_by_class(log_p, groups)
+    if kind == "centroid_kl":
+        log_q = _log_centroids(log_p, groups)
+        q = log_q.exp()
+        cross = (q * (log_p_of_class - log_p_of_class.sum(0))).sum()
+        own = ((q * log_q).sum(-1) * (n - counts)).sum()
+        return ((own + cross) / (n - counts).sum()).to(wide)
+    p_of_class = _sum_by_class(p, groups)
+    pairs = n * n - (counts * counts).sum()
+    cross = (p_of_class * log_p_of_class).sum() - (p.sum(0) * log_p.sum(0)).sum()
+    if kind == "kl":
+        cross = cross + ((p * log_p).sum(-1) * (n - counts)[groups.index]).sum()
+    return (cross / pairs).to(wide)
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` as it is, or `InputError` unless it is finite and > 0."""
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be > 0 and finite, got {temperature}.")
+    return temperature
+
+
+def check_separation(kind: str) -> None:
+    """Raise `InputError` unless `kind` is the name of a separation."""
+    if kind not in get_args(Separation):
+        raise InputError(f"unknown separation {kind!r}, expected one of {', '.join(map(repr, get_args(Separation)))}.")
+
+
+def class_sums(features: Tensor, groups: Groups, temperature: float) -> Tensor:
+    """Sum of KL(P_s || Q_y) over each class's images, (c,) in nats; differentiable twice. Checks nothing."""
+    sums: Tensor = _ClassSums.apply(features, groups.index, groups.counts, temperature)[0]
+    return sums
+
+
+def closed_form(features: Tensor, groups: Groups, temperature: float) -> tuple[Tensor, Tensor]:
+    """(c,) class sums of KL and the (n, d) derivative of their total with respect to `features`. Checks nothing."""
+    log_p = _log_probabilities(features, temperature)
+    p = log_p.exp()
+    shifted, log_totals, _ = _log_totals(log_p, groups)
+    # log(P / Q), but for the log of the class's size, which is one number per image and cancels in the derivative.
+    log_ratio = shifted - log_totals.index_select(0, groups.index)
+    kl = (p * log_ratio).sum(-1)
+    sums = _sum_by_class(kl, groups)
+    sizes = groups.counts.to(kl)
+    derivative = p * (log_ratio - kl[:, None])
+    return sums + sizes * sizes.log(), derivative if temperature == 1 else derivative / temperature
+
+
+class _ClassSums(torch.autograd.Function):
+    """`closed_form`'s sums, with its derivative instead of autograd's walk back through softmax and centroids."""
+
+    @staticmethod
+    def forward(features: Tensor, index: Tensor, counts: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        sums, derivative = closed_form(features, Groups(counts, index, counts), temperature)
+        # Rounding can leave a class that is all alike at -1e-8; the quantity itself cannot be negative.
+        return sums.clamp(min=0), derivative
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        features, index, counts, ctx.temperature = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(features, index, counts, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_sums: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        features, index, counts, derivative = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Somebody will differentiate again: redo the closed form where autograd can see it.
+            _, derivative = closed_form(features, Groups(counts, index, counts), ctx.temperature)
+        return (grad_sums[index, None] * derivative).to(features.dtype), None, None, None
+
+
+def _checked(features: Tensor, labels: Tensor, temperature: float) -> Groups:
+    if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
+        raise InputError(
+            f"features must be a floating-point tensor of shape (n, d), got {getattr(features, 'dtype', '')} "
+            f"{type(features).__name__} of shape {tuple(getattr(features, 'shape', ()))}; flatten each image's "
+            "features first."
+        )
+    check_temperature(temperature)
+    groups = group(labels, len(features), features.device)
+    if not torch.isfinite(features).all():
+        bad = int((~torch.isfinite(features)).any(-1).sum())
+        raise InputError(
+            f"features of {bad} of {len(features)} images are not finite (NaN or infinity). Look at the images and at "
+            "the network they come from: a diverged proxy, an overflow in half precision, or images in the wrong "
+            "input space."
+        )
+    return groups
+
+
+def _log_probabilities(features: Tensor, temperature: float) -> Tensor:
+    """Log softmax(features / T), (n, d), in fp32 or better whatever comes in."""
+    wide = features if features.dtype == torch.float64 else features.float()
+    return torch.log_softmax(wide if temperature == 1 else wide / temperature, -1)
+
+
+def _sum_by_class(values: Tensor, groups: Groups) -> Tensor:
+    """Sum of the rows of `values`, (n, ...), over each class: (c, ...)."""
+    return values.new_zeros(len(groups.counts), *values.shape[1:]).index_add_(0, groups.index, values)
+
+
+def _log_totals(log_p: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+    """A log-sum-exp over each class, in its parts: log P less its class's maximum (n, d), log of sums, maxima (c, d).
+
+    Shifting by the class's own maximum keeps the log of an underflowed sum finite. There are no more passes over the
+    tables by class than needed: with as many classes as images they are as large as the features.
+    """
+    rows = groups.index[:, None].expand_as(log_p)
+    top = log_p.new_full((len(groups.counts), log_p.shape[-1]), -torch.inf)
+    top = top.scatter_reduce_(0, rows, log_p.detach(), "amax")
+    shifted = log_p - top.index_select(0, groups.index)
+    return shifted, _sum_by_class(shifted.exp(), groups).log_(), top
+
+
+def _log_centroids(log_p: Tensor, groups: Groups) -> Tensor:
+    """Log of each class's mean probabilities, (c, d)."""
+    _, log_totals, top = _log_totals(log_p, groups)
+    return log_totals + top - groups.counts.to(log_p).log()[:, None]

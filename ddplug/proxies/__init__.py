@@ -1,0 +1,1 @@
+"""Frozen networks, pools of them, their files and their training."""

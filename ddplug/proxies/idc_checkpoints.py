@@ -1,0 +1,235 @@
+"""Proxies from what IDC's pretrain.py leaves: plain torch files of weights, read with `weights_only=True`.
+
+Its folder is `pretrained/DATASET/EXPERIMENT_SEED/checkpointEPOCH.pth.tar`. Such a file says nothing about its network;
+that is read off the names and shapes of the weights. A ConvNet and the ResNet-18 for small images are built by
+`ddplug.networks`, so that the pool can be saved as one of ours; any other network needs the host's own code, which is
+there when the host runs.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddplug.datasets.spaces import InputSpace
+from ddplug.errors import PoolError, ProxyError
+from ddplug.networks.zoo import Norm, build, seeded
+from ddplug.proxies.host import Host
+from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
+from ddplug.utils.files import user_path
+
+PRETRAINED = "pretrained"
+"""The host's folder of them, in the folder it was started in."""
+
+Weights = Mapping[str, Tensor]
+Builder = Callable[[], nn.Module]
+
+_CIFAR = InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+SPACES = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "svhn": InputSpace.normalized((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "mnist": InputSpace.normalized((0.1307,), (0.3081,)),
+    "fashion": InputSpace.normalized((0.2861,), (0.3530,)),
+    "imagenet": InputSpace.normalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""The normalisation in which IDC trains, by its name for the data set."""
+
+
+def read_for_host(path: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+    """`--proxies idc:PATH` of any host: PATH is a file, an experiment's folder, or a folder of experiments."""
+    folder = user_path(path)
+    dataset = next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])
+    space = _space(dataset)
+    if space is None:
+        raise PoolError(
+            f"IDC trains no networks on {dataset}, so '{path}' cannot be of use here; it knows {', '.join(SPACES)}."
+        )
+    fresh = getattr(adapter, "network", None) if "network" in known else None  # IDC itself is what runs
+    return read([folder], dataset, space, (lambda: fresh(args, known)) if fresh else None)
+
+
+def read(folders: Sequence[Path], dataset: str, space: InputSpace, builder: Builder | None = None) -> ProxyPool:
+    """A pool of pretrained networks: of each experiment below `folders` the last checkpoint.
+
+    Args:
+        folders: files, folders of checkpoints, or folders of such folders.
+        dataset: what they were trained on.
+        space: the normalisation in which.
+        builder: makes a network of the host's own, for weights that none of ours has.
+
+    Raises:
+        PoolError: nothing there, a file that is not one of weights, networks for different images or classes.
+        ProxyError: a network that neither ddplug nor `builder` has.
+    """
+    files = [file for folder in folders for file in checkpoints(folder)]
+    made = [network(weights(file), str(file), builder) for file in files]
+    shapes = {_taken(proxy) for proxy in made}
+    if len(shapes) > 1:
+        named = "; ".join(f"{file}: {_taken(proxy)}" for file, proxy in zip(files, made, strict=True))
+        raise PoolError(
+            f"the networks are for different images or numbers of classes ({named}); name one experiment's folder."
+        )
+    ((shape, _),) = shapes
+    proxies = [
+        Proxy(proxy, name=f"{file.parent.name}/{file.name.partition('.')[0]}", record={"epoch": _epoch(file)})
+        for file, proxy in zip(files, made, strict=True)
+    ]
+    return ProxyPool(proxies, PoolInfo(dataset=dataset, shape=shape, space=space))
+
+
+def checkpoints(path: Path) -> list[Path]:
+    """The file `path`, or the last checkpoint of each experiment in it, which is one network at several ages."""
+    if path.is_file():
+        return [path]
+    found = sorted({*path.glob("checkpoint*.pth.tar"), *path.glob("*/checkpoint*.pth.tar")})
+    last: dict[Path, Path] = {}
+    for file in found:
+        if file.parent not in last or _epoch(file) > _epoch(last[file.parent]):
+            last[file.parent] = file
+    if not last:
+        held = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing" if path.is_dir() else "no such folder"
+        raise PoolError(
+            f"there are no networks of IDC at '{path}' ({held}); expected checkpointEPOCH.pth.tar there or in its "
+            f"folders, as the host's pretrain.py writes them below {PRETRAINED}/DATASET."
+        )
+    return list(last.values())
+
+
+def weights(file: Path) -> dict[str, Tensor]:
+    """The state dict in `file`, by itself or as its entry "state_dict", without data-parallel prefixes."""
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise PoolError(
+            f"'{file}' cannot be read as a torch file of weights alone ({type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}): it is damaged, half-copied, or holds more than weights."
+        ) from error
+    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
+        held = held["state_dict"]
+    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+        raise PoolError(f"'{file}' holds no state dict but {type(held).__name__}; expected a checkpoint of IDC.")
+    return {str(name).removeprefix("module."): value for name, value in held.items()}
+
+
+def network(held: Weights, file: str, builder: Builder | None = None) -> nn.Module:
+    """The network that the weights `held` are of, with them in; `ProxyError` if nothing here has such weights."""
+    ours = _convnet(held) or _resnet18(held)
+    if ours is not None:
+        architecture, options, names = ours
+        renamed = {_renamed(name, names): value for name, value in held.items()}
+        with seeded(0):  # what is drawn is overwritten; nobody else's generator may notice
+            made = build(architecture, **options)
+        problem = _load(made, renamed)
+        if problem is None:
+            return made
+    else:
+        problem = f"its layers are {', '.join(dict.fromkeys(name.partition('.')[0] for name in held))}"
+    if builder is not None:
+        with seeded(0):
+            made = builder()
+        other = _load(made, held)
+        if other is None:
+            return made
+        problem = f"{problem}; for the host's own {type(made).__name__}, {other}"
+    raise ProxyError(
+        f"'{file}' is not a network that ddplug can build ({problem}); expected IDC's ConvNet, or its ResNet-18 for "
+        "small images, with instance or batch norm. Others are read while IDC runs with the same network "
+        "(-n, --depth, --norm_type, --width), or given as modules: ddplug.ProxyPool.from_modules([...])."
+    )
+
+
+def _load(made: nn.Module, held: Weights) -> str | None:
+    """Load strictly; what does not fit, or None."""
+    try:
+        made.load_state_dict(held)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        return " ".join(lines[1:3])[:300]
+    return None
+
+
+Found = tuple[str, dict[str, Any], Sequence[tuple[str, str]]]
+"""Architecture, options, and the renaming of weights: patterns and what takes their place."""
+
+
+def _convnet(held: Weights) -> Found | None:
+    """IDC's ConvNet, whose size is read off the width of its head; None if it is something else."""
+    depth = sum(1 for name in held if re.fullmatch(r"layers\.conv\.\d+\.weight", name))
+    head, first = held.get("classifier.weight"), held.get("layers.conv.0.weight")
+    if head is None or first is None or head.ndim != 2 or first.ndim != 4:
+        return None
+    width, channels = int(first.shape[0]), int(first.shape[1])
+    side = math.isqrt(int(head.shape[1]) // width) * 2**depth
+    # IDC pads every image of one channel by 3 pixels, ours only those of 28 x 28: no other size is the same network.
+    size = 28 if channels == 1 else side
+    options = {
+        "num_classes": int(head.shape[0]), "channels": channels, "size": [size, size], "width": width, "depth": depth,
+        "norm": _norm(held, "layers.norm.0"),
+    }  # fmt: skip
+    names = [(rf"layers\.{kind}\.{n}\.", f"features.{4 * n + at}.")
+             for n in range(depth) for at, kind in enumerate(("conv", "norm"))]  # fmt: skip
+    return "convnet", options, names
+
+
+def _resnet18(held: Weights) -> Found | None:
+    """IDC's ResNet-18 for small images, at any width; None for one of another depth, or with another stem."""
+    head, first = held.get("fc.weight"), held.get("layer0.conv1.weight")
+    blocks = {match[0] for name in held if (match := re.match(r"layer[1-4]\.\d+", name))}
+    if head is None or first is None or blocks != {f"layer{stage}.{n}" for stage in range(1, 5) for n in range(2)}:
+        return None
+    if tuple(first.shape[2:]) != (3, 3) or "layer1.0.conv3.weight" in held:
+        return None
+    options = {
+        "num_classes": int(head.shape[0]), "channels": int(first.shape[1]), "width": int(first.shape[0]),
+        "norm": _norm(held, "layer0.bn1"),
+    }  # fmt: skip
+    names = [(r"layer0\.conv1\.", "stem.0."), (r"layer0\.bn1\.", "stem.1."), (r"fc\.", "classifier.")]
+    inner = (("conv1", "residual.0"), ("bn1", "residual.1"), ("conv2", "residual.3"), ("bn2", "residual.4"),
+             ("downsample", "shortcut"))  # fmt: skip
+    names += [
+        (rf"layer{stage}\.{n}\.{theirs}\.", f"stages.{2 * (stage - 1) + n}.{ours}.")
+        for stage in range(1, 5) for n in range(2) for theirs, ours in inner
+    ]  # fmt: skip
+    return "resnet18", options, names
+
+
+def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
+    for pattern, ours in names:
+        new, count = re.subn(f"^{pattern}", ours, name)
+        if count:
+            return new
+    return name
+
+
+def _norm(held: Weights, layer: str) -> Norm:
+    """What kind of normalisation a layer is, by its weights."""
+    if f"{layer}.running_mean" in held:
+        return "batch"
+    return "instance" if f"{layer}.weight" in held else "none"
+
+
+def _taken(made: nn.Module) -> tuple[tuple[int, int, int] | None, int]:
+    """Shape of the images that a network takes, as far as known, and its number of classes."""
+    spec: Mapping[str, Any] = getattr(made, "spec", {})
+    heads = [module for module in made.modules() if isinstance(module, nn.Linear)]
+    shape = (spec["options"]["channels"], *spec["options"]["size"]) if spec.get("architecture") == "convnet" else None
+    return shape, heads[-1].out_features if heads else 0
+
+
+def _epoch(file: Path) -> int:
+    found = re.search(r"\d+", file.name)
+    return int(found[0]) if found else -1
+
+
+def _space(dataset: str) -> InputSpace | None:
+    """The space of a data set by the name of its folder, which for ImageNet's subsets has a number at its end."""
+    return SPACES.get(dataset) or (SPACES["imagenet"] if re.match(r"imagenet\d", dataset) else None)

@@ -1,0 +1,326 @@
+"""A pool of proxies: frozen networks of the same data in the same input space, one of which is drawn per round."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddplug.datasets.spaces import SPELLINGS, AnySpace, InputSpace, named_space
+from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.proxies.proxy import PoolInfo, Proxy, Space, check_space
+
+__all__ = ["PoolInfo", "Proxy", "ProxyPool", "Space", "check_space"]
+
+FLOOR = 1 / 3
+"""Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
+
+
+class ProxyPool:
+    """Frozen proxies of one data set in one input space, kept together on one device.
+
+    Made by `from_modules`, `load` or `ddplug pretrain`; `of` accepts whatever users pass as `proxies=`.
+    """
+
+    def __init__(self, proxies: Sequence[Proxy], info: PoolInfo | None = None) -> None:
+        if not proxies:
+            raise PoolError("a pool needs at least one proxy, got none.")
+        self.proxies = list(proxies)
+        self.info = info or PoolInfo()
+        self._device: torch.device | None = None
+
+    @classmethod
+    def from_modules(
+        cls,
+        modules: Sequence[nn.Module] | nn.Module,
+        *,
+        head: str | None = None,
+        info: PoolInfo | None = None,
+        names: Sequence[str] | None = None,
+        input_space: AnySpace | str | None = None,
+    ) -> ProxyPool:
+        """A pool of copies of the user's own networks, whose originals stay as they are.
+
+        Args:
+            modules: trained classifiers; copied, so that training on does not change the pool.
+            head: dotted name of the layer whose input are the features; found by itself if it is the last linear layer.
+            info: data set, classes, image shape and input space, as far as known.
+            names: for error messages and records.
+            input_space: what the numbers in the images they were trained on mean, if `info` does not say: an
+                `InputSpace`, "unit", or "normalized:cifar10" and the like.
+        """
+        modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+        for module in modules:
+            if not isinstance(module, nn.Module):
+                raise ProxyError(f"got {type(module).__name__} as a proxy, expected a torch.nn.Module.")
+        if names is not None and len(names) != len(modules):
+            raise ProxyError(f"got {len(names)} names for {len(modules)} networks, expected one each.")
+        names = names or [f"{type(module).__name__}-{i}" for i, module in enumerate(modules)]
+        proxies = [Proxy(copy.deepcopy(m), head, name) for m, name in zip(modules, names, strict=True)]
+        info = info or PoolInfo()
+        if input_space is not None:
+            if isinstance(input_space, str):
+                channels = info.shape[0] if info.shape is not None else _channels(proxies[0].network)
+                input_space = named_space(input_space, channels)
+            info = replace(info, space=input_space)
+        return cls(proxies, info)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dataset: str | None = None,
+        builders: dict[str, Callable[..., nn.Module]] | None = None,
+        partial: bool = False,
+        budget: int = 4 << 30,
+    ) -> ProxyPool:
+        """Read a pool that `save` or `ddplug pretrain` wrote.
+
+        Args:
+            folder: the pool's folder.
+            dataset: refuse a pool of another data set than this one.
+            builders: how to build architectures that are neither ddplug's nor torchvision's, by their recorded name.
+            partial: take the complete networks of a pool whose training was interrupted.
+            budget: bytes of weights. A larger pool is streamed from its files ahead of use, and as many of its
+                networks' weights as fit stay on the device; those on their way come on top.
+
+        Raises:
+            PoolError: no pool there, half-written, damaged, of another data set or architecture not known.
+        """
+        from ddplug.proxies.pool_files import read_pool
+
+        return cls(*read_pool(Path(folder), dataset=dataset, builders=builders or {}, partial=partial, budget=budget))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the pool as safetensors files and a `pool.json`; all or nothing.
+
+        Raises `PoolError` if the folder already holds something, or a network's architecture cannot be recorded (only
+        networks of `ddplug.networks.build`, or with a `spec` attribute of that form, can be built again from a file).
+        """
+        from ddplug.proxies.pool_files import write_pool
+
+        write_pool(self.proxies, self.info, Path(folder))
+
+    @classmethod
+    def of(cls, proxies: object) -> ProxyPool:
+        """The pool meant by a pool, a folder, one network or several."""
+        if isinstance(proxies, cls):
+            return proxies
+        if isinstance(proxies, str | Path):
+            return cls.load(proxies)
+        if isinstance(proxies, Proxy):
+            return cls([proxies])
+        if isinstance(proxies, Sequence) and proxies and all(isinstance(given, Proxy) for given in proxies):
+            return cls(proxies)
+        if isinstance(proxies, nn.Module | Sequence):
+            return cls.from_modules(proxies)
+        raise PoolError(
+            f"got {type(proxies).__name__} as proxies, expected a ProxyPool, a pool's folder, or trained networks "
+            "(torch.nn.Module)."
+        )
+
+    @property
+    def pending(self) -> bool:
+        """Whether its proxies are still to come."""
+        return False
+
+    def space_of(self, given: AnySpace | str | None) -> AnySpace | None:
+        """The input space that a user means by `given`, for images that these proxies are to look at.
+
+        Raises `SpaceError` for a string that means none, and for a pool that does not say what its own space is, as
+        nothing could be converted and the word would be ignored.
+        """
+        if given is None:
+            return None
+        own = self.info.space
+        found = named_space(given, own.channels if own is not None else 3, own) if isinstance(given, str) else given
+        if not hasattr(found, "to_unit"):
+            raise SpaceError(f"got {type(given).__name__} as an input space, expected {SPELLINGS}.")
+        if own is None and not self.pending:
+            raise SpaceError(
+                f"the images are said to be {found}, but this pool does not say what its proxies were trained on, so "
+                "nothing can be converted. Say it where the pool is made: ProxyPool.from_modules(networks, "
+                "input_space='normalized:cifar10'), or the like; or leave input_space out if it is the same."
+            )
+        return found
+
+    def derived_space(self, found: AnySpace | None) -> AnySpace | None:
+        """A host's space that was found out and not given: of no use to a pool that does not know its own."""
+        return found if self.info.space is not None or self.pending else None
+
+    def draw(self, count: int, generator: torch.Generator) -> list[Proxy]:
+        """`count` different proxies, drawn with `generator` (a CPU generator of the caller's own)."""
+        if not 1 <= count <= len(self):
+            raise PoolError(f"cannot draw {count} different proxies from a pool of {len(self)}.")
+        if len(self) == 1:
+            return list(self.proxies)
+        order = torch.randperm(len(self), generator=generator)[:count]
+        return [self.proxies[i] for i in order.tolist()]
+
+    def look_ahead(self, count: int, generator: torch.Generator) -> None:
+        """Have what `draw` with the same arguments would give next on its way, if it is not here; draws nothing."""
+        if any(proxy.streamed for proxy in self.proxies):
+            for proxy in self.draw(count, generator.clone_state()):
+                proxy.ask_ahead(count)
+
+    def check(self, images: Tensor, space: AnySpace | None) -> None:
+        """Raise unless these proxies can look at `images` of a host whose input space is `space`; reads no value.
+
+        Raises:
+            InputError: not (n, c, h, w) or not floating-point.
+            ProxyError: channels or size that the pool was not trained for.
+            SpaceError: an input space that cannot be converted.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise InputError(
+                f"expected images as a floating-point tensor (n, channels, height, width), got {images.dtype} of "
+                f"shape {tuple(images.shape)}."
+            )
+        if self.info.shape is not None and tuple(images.shape[1:]) != self.info.shape:
+            raise ProxyError(
+                f"got images of shape {tuple(images.shape[1:])} (channels, height, width), but these proxies were "
+                f"trained on {self.info.shape}{f' ({self.info.dataset})' if self.info.dataset else ''}. "
+                "Use a pool trained on the host's own data."
+            )
+        if space is not None and space.channels != images.shape[1]:
+            raise SpaceError(
+                f"got images of {images.shape[1]} channels in an input space of {space.channels} ({space}). Pass the "
+                "host's own input space."
+            )
+        if self.info.space is not None and space is not None:
+            space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
+
+    def check_classes(self, labels: Tensor) -> None:
+        """Raise `InputError` for class numbers (n,) that this pool's data set does not have; reads values."""
+        names = self.info.class_names
+        if names is not None and len(labels) and int(labels.max()) >= len(names):
+            raise InputError(
+                f"got labels up to {int(labels.max())}, but these proxies were trained on "
+                f"{self.info.dataset or 'a data set'} with {len(names)} classes (0 to {len(names) - 1}). Number the "
+                "classes as the pool does, or use proxies of the host's own data."
+            )
+
+    def doubts(self, images: Tensor, labels: Tensor, space: AnySpace | None) -> list[str]:
+        """What is legal about the first batch and almost surely a mistake; waits for the device.
+
+        Args:
+            images: (n, c, h, w), of a host whose input space is `space`; None if that was not said.
+            labels: (n,) class numbers.
+        """
+        return [text for text in (self._range(images, space), self._outputs(labels), self._accuracy()) if text]
+
+    def _range(self, images: Tensor, space: AnySpace | None) -> str | None:
+        if space is not None or not isinstance(self.info.space, InputSpace):
+            return None
+        least, most = (float(end) for end in torch.aminmax(images.detach()))
+        if self.info.space == InputSpace.unit(self.info.space.channels):
+            wrong = least < -0.5 or most > 1.5
+        else:
+            wrong = least >= 0 and most <= 1
+        if not wrong:
+            return None
+        return (
+            f"the first images run from {least:.3g} to {most:.3g}, and these proxies were trained on images "
+            f"{self.info.space}. Nothing was said of the images' own space, so they are taken to be in the pool's. If "
+            "they are not, pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
+        )
+
+    def _outputs(self, labels: Tensor) -> str | None:
+        if self.info.class_names is not None or not len(labels):
+            return None
+        known = [count for proxy in self.proxies if (count := proxy.outputs) is not None]
+        if not known or int(labels.max()) < max(known):
+            return None
+        return (
+            f"got labels up to {int(labels.max())}, but the proxies tell {max(known)} classes apart. A proxy says "
+            "nothing useful of classes it does not know; use proxies of the host's own data."
+        )
+
+    def _accuracy(self) -> str | None:
+        for proxy in self.proxies:
+            accuracy = proxy.record.get("test_accuracy")
+            classes = len(self.info.class_names) if self.info.class_names is not None else proxy.outputs
+            if not isinstance(accuracy, float) or not classes or classes < 2:
+                continue
+            least = 1 / classes + FLOOR * (1 - 1 / classes)
+            if accuracy < least:
+                return (
+                    f"proxy '{proxy.name}' is right on {accuracy:.1%} of its test images, where guessing is right on "
+                    f"{1 / classes:.1%}; expected {least:.1%} or more. CMI under networks that know so little says "
+                    "little: train them longer (`ddplug pretrain` with more --epochs)."
+                )
+        return None
+
+    def digest(self) -> str:
+        """Sixteen hex digits that are equal for equal proxies in the same order."""
+        together = "".join(proxy.digest() for proxy in self.proxies)
+        return hashlib.sha256(together.encode()).hexdigest()[:16]
+
+    def probe(self, images: Tensor, input_space: AnySpace | None, space: Space) -> None:
+        """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
+
+        A proxy that is broken, or of another kind of images, is best found out before it is relied on.
+        """
+        with torch.no_grad():
+            image = self.prepare(images.detach()[:1], input_space)
+            seen: set[object] = set()
+            for proxy in self.proxies:
+                if proxy.streamed and proxy.kind in seen:
+                    continue  # its weights were looked at when the pool was opened, and are far away
+                seen.add(proxy.kind)
+                before = _random_state(image.device)
+                features = proxy(image, space)
+                if not torch.equal(before, _random_state(image.device)):
+                    raise ProxyError(
+                        f"proxy '{proxy.name}' draws random numbers even in eval mode, from the generator that is the "
+                        "host's; dropout called as a function does so. Make it respect eval mode."
+                    )
+                if bool(torch.isfinite(image).all() & ~torch.isfinite(features).all()):
+                    raise ProxyError(
+                        f"proxy '{proxy.name}' gives {space}s that are not finite for a finite image (range "
+                        f"{image.min().item():.3g} to {image.max().item():.3g}): it is broken, or was trained on "
+                        "images of another input space. Leave it out or train it again."
+                    )
+
+    def prepare(self, images: Tensor, space: AnySpace | None) -> Tensor:
+        """`images` of a host whose input space is `space`, as these proxies want them; differentiable.
+
+        An unknown space is taken to be the pool's own. Moves the pool to the images' device, once.
+        """
+        if self._device != images.device:
+            self.to(images.device)
+        if self.info.space is None or space is None:
+            return images
+        return space.convert(images, self.info.space)
+
+    def to(self, device: torch.device | str) -> ProxyPool:
+        """Move all proxies to `device`; returns the pool."""
+        for proxy in self.proxies:
+            proxy.network.to(device)
+        self._device = torch.device(device)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.proxies)
+
+    def __iter__(self) -> Iterator[Proxy]:
+        return iter(self.proxies)
+
+    def __repr__(self) -> str:
+        kinds = sorted({type(proxy.network).__name__ for proxy in self.proxies})
+        return f"ProxyPool({len(self)} x {'/'.join(kinds)}, {self.info.dataset or 'unknown data set'})"
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.default_generator.get_state()
+
+
+def _channels(network: nn.Module) -> int | None:
+    """Channels of the images that `network` takes, if its first convolution says so."""
+    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), None)

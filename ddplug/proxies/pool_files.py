@@ -1,0 +1,274 @@
+"""A pool on disk: one safetensors file per network and a `pool.json` that says what they are.
+
+The header names every file with its size and SHA-256, and is written last and by renaming, so a pool that was cut off
+in the middle is recognised as such. Nothing in a pool is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ddplug.datasets.spaces import AnySpace
+from ddplug.datasets.zca import space_from_json
+from ddplug.errors import DDPlugError, PoolError, SpaceError
+from ddplug.proxies.proxy import PoolInfo, Proxy
+from ddplug.utils.files import mode_of, replacing, user_path
+
+HEADER = "pool.json"
+SPACE = "space.safetensors"
+FORMAT = "ddplug-pool"
+VERSION = 1
+NETWORK = ("file", "bytes", "sha256", "name", "head", "architecture", "options", "record")
+
+MAKE_ONE = "Make one with `ddplug pretrain`, or from your own networks with ProxyPool.from_modules(...)."
+
+
+@dataclass
+class Header:
+    """What `pool.json` says."""
+
+    info: PoolInfo
+    wanted: int
+    """Networks the pool is to have; fewer recorded ones mean that its making was interrupted."""
+    networks: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """How the networks were trained, so that a continued pretraining can tell whether it is the same one."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all networks are there."""
+        return len(self.networks) == self.wanted
+
+
+def read_header(folder: Path) -> Header:
+    """The header of the pool in `folder`; raises `PoolError` if there is none, or not one of ours."""
+    folder = user_path(folder)
+    if not folder.is_dir():
+        raise PoolError(f"there is no pool at '{folder}' (no such folder). {MAKE_ONE}")
+    path = folder / HEADER
+    if not path.is_file():
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+        raise PoolError(
+            f"'{folder}' is not a pool, or was half-written: it has no {HEADER} (it holds {held}). {MAKE_ONE}"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT or record["version"] > VERSION:
+            raise PoolError(
+                f"'{path}' is format {record['format']!r} version {record['version']}, this ddplug reads {FORMAT!r} up "
+                f"to version {VERSION}. A newer ddplug may read it."
+            )
+        data = record["dataset"]
+        info = PoolInfo(
+            dataset=data["name"],
+            class_names=tuple(data["class_names"]) if data["class_names"] is not None else None,
+            shape=tuple(data["shape"]) if data["shape"] is not None else None,
+            space=_read_space(folder, data["space"]) if data["space"] is not None else None,
+            fingerprint=data["fingerprint"],
+        )
+        networks = [{key: network[key] for key in NETWORK} for network in record["networks"]]
+        if not all(isinstance(network["file"], str) for network in networks):
+            raise TypeError("a network's file is not named by a string")
+        return Header(info, int(record["wanted"]), networks, record["recipe"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PoolError(
+            f"'{path}' cannot be read as a pool's header ({type(error).__name__}: {error}): it is damaged or "
+            f"half-written. Delete the folder and make the pool again. {MAKE_ONE}"
+        ) from error
+
+
+def write_header(folder: Path, header: Header) -> None:
+    """Write `pool.json`, by renaming."""
+    info = header.info
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "wanted": header.wanted,
+        "dataset": {
+            "name": info.dataset,
+            "class_names": info.class_names,
+            "shape": info.shape,
+            "space": info.space.to_json() if info.space is not None else None,
+            "fingerprint": info.fingerprint,
+        },
+        "recipe": header.recipe,
+        "networks": header.networks,
+    }
+    tensors: Any = getattr(info.space, "tensors", None)
+    if tensors is not None and not (folder / SPACE).is_file():  # a whitening matrix is nothing for a JSON file
+        _save_tensors(tensors(), folder / SPACE)
+    try:
+        text = json.dumps(record, indent=2)
+    except (TypeError, ValueError) as error:
+        raise PoolError(
+            f"the pool's header cannot be written ({error}): a network's record, spec and options may hold numbers, "
+            "strings, lists and dictionaries only."
+        ) from error
+    with replacing(folder / HEADER) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
+    """Write one network's weights, by renaming, and return its record for the header."""
+    spec = getattr(proxy.network, "spec", None)
+    if not isinstance(spec, Mapping) or "architecture" not in spec:
+        raise PoolError(
+            f"proxy '{proxy.name}' ({type(proxy.network).__name__}) cannot be saved: nothing says how to build it "
+            "again. Build it with ddplug.networks.build(...), or give it an attribute "
+            "spec = {'architecture': NAME, 'options': {...}} and load with builders={NAME: function}."
+        )
+    name = f"proxy_{index:03d}.safetensors"
+    _save_tensors(proxy.weights(), folder / name)
+    return {
+        "file": name,
+        "bytes": (folder / name).stat().st_size,
+        "sha256": _sha256(folder / name),
+        "name": proxy.name,
+        "head": proxy.head,
+        "architecture": spec["architecture"],
+        "options": dict(spec.get("options", {})),
+        "record": proxy.record,
+    }
+
+
+def read_network(
+    folder: Path, record: dict[str, Any], builders: Mapping[str, Callable[..., nn.Module]] | None = None
+) -> Proxy:
+    """Build the network of a header's `record` and load its weights; raises `PoolError` for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ddplug.networks.zoo import build, seeded
+
+    path = _checked(folder, record)
+    architecture, options = record["architecture"], record["options"]
+    try:
+        with seeded(0):  # initial weights are drawn, then overwritten; nobody else's generator may notice
+            builder = (builders or {}).get(architecture)
+            network = builder(**options) if builder else build(architecture, **options)
+        network.load_state_dict(load_file(path))
+    except (DDPlugError, SafetensorError, RuntimeError, TypeError) as error:
+        raise PoolError(
+            f"cannot build '{record['name']}' of the pool in '{folder}' ({architecture} with {options}): "
+            f"{str(error).splitlines()[0]}. If it is an architecture of your own, pass builders={{name: function}}."
+        ) from error
+    return Proxy(network, record["head"], record["name"], record["record"])
+
+
+def stream_networks(
+    folder: Path, records: Sequence[dict[str, Any]], builders: Mapping[str, Callable[..., nn.Module]], budget: int
+) -> list[Proxy]:
+    """Proxies whose weights stay in their files until they are needed, `budget` bytes of them at a time.
+
+    Every network is built and read once here, and refused as `read_network` would; later only weights are read.
+    """
+    from ddplug.proxies.streaming import Stream, StreamedProxy
+
+    largest = max(record["bytes"] for record in records)
+    files = [folder.resolve() / record["file"] for record in records]  # wherever the host goes from here
+    stream = Stream(files, resident=budget // largest)
+    modules: dict[str, nn.Module] = {}
+    proxies: list[Proxy] = []
+    for number, record in enumerate(records):
+        kind = json.dumps([record["architecture"], record["options"]], sort_keys=True)
+        # Every network is loaded once, to see that it can be; the module of its kind computes with any weights.
+        network = modules.setdefault(kind, read_network(folder, record, builders).network)
+        proxies.append(StreamedProxy(stream, number, network, record["head"], record["name"], record["record"]))
+    return proxies
+
+
+def _checked(folder: Path, record: dict[str, Any]) -> Path:
+    """The file of a header's `record`; raises `PoolError` unless it is there and as it was written."""
+    path: Path = folder / record["file"]
+    if path.parent != folder or not path.is_file():
+        raise PoolError(f"the pool in '{folder}' lacks '{record['file']}', which its header names. {MAKE_ONE}")
+    if path.stat().st_size != record["bytes"] or _sha256(path) != record["sha256"]:
+        raise PoolError(
+            f"'{path}' is not the file that the pool's header describes (size or checksum differ): it was damaged or "
+            "half-copied. Copy the pool again, or delete the folder and make it anew."
+        )
+    return path
+
+
+def read_pool(
+    folder: Path,
+    *,
+    dataset: str | None,
+    builders: Mapping[str, Callable[..., nn.Module]],
+    partial: bool,
+    budget: int | None = None,
+) -> tuple[list[Proxy], PoolInfo]:
+    """What `ProxyPool.load` makes a pool of; without a budget, everything is kept."""
+    folder = user_path(folder)
+    header = read_header(folder)
+    if dataset is not None and header.info.dataset != dataset:
+        raise PoolError(
+            f"the pool in '{folder}' was trained on {header.info.dataset or 'an unknown data set'}, not on {dataset}. "
+            f"A proxy says nothing useful of images it does not know. {MAKE_ONE}"
+        )
+    if not header.networks or not (header.complete or partial):
+        raise PoolError(
+            f"the pool in '{folder}' is unfinished: {len(header.networks)} of {header.wanted} networks. Run the same "
+            "`ddplug pretrain` again to continue it"
+            + (", or load what there is with partial=True." if header.networks else ".")
+        )
+    if budget is not None and sum(record["bytes"] for record in header.networks) > budget:
+        return stream_networks(folder, header.networks, builders, budget), header.info
+    return [read_network(folder, record, builders) for record in header.networks], header.info
+
+
+def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
+    """What `ProxyPool.save` does: everything into a temporary neighbour, then one rename.
+
+    The folder gets the permissions of the empty one that it replaces, or else those of any new folder here.
+    """
+    folder = user_path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PoolError(f"'{folder}' already exists and is not an empty folder; choose another, or delete it first.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    temporary.mkdir()  # not by tempfile, whose folders nobody else may enter
+    try:
+        records = [write_network(temporary, i, proxy) for i, proxy in enumerate(proxies)]
+        write_header(temporary, Header(info, len(proxies), records))
+        if folder.is_dir():
+            temporary.chmod(mode_of(folder))
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, by renaming."""
+    from safetensors.torch import save_file
+
+    # Copies, because safetensors takes no two tensors that share memory, as a layer used twice has.
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(copies, temporary)
+
+
+def _read_space(folder: Path, record: dict[str, Any]) -> AnySpace:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return space_from_json(record, load_file(folder / SPACE) if (folder / SPACE).is_file() else None)
+    except (SpaceError, SafetensorError) as error:
+        raise PoolError(f"the input space of the pool in '{folder}' cannot be read: {error} {MAKE_ONE}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

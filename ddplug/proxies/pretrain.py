@@ -1,0 +1,172 @@
+"""Training a pool of proxies on real data: one network after the other, interruptible at any moment.
+
+Every finished network is in the pool at once; the one under way leaves a checkpoint after every epoch. The same call
+again goes on from there and ends with the same pool.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ddplug.datasets.images import ImageData
+from ddplug.errors import InputError, PoolError
+from ddplug.networks.precision import fast_bf16
+from ddplug.networks.training import accuracy, fit, shift_and_flip
+from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
+from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
+from ddplug.utils.files import user_path
+from ddplug.utils.progress import Bars
+
+# Pictures of which a mirror image is a picture of the same class.
+MIRRORED = ("cifar10", "cifar100")
+
+# Recipes of default pools. The small one is what the figures in docs/results were made with.
+_LARGE: Mapping[str, Any] = {"count": 3, "epochs": 20}
+_SMALL: Mapping[str, Any] = {"count": 2, "epochs": 5, "options": {"width": 32}}
+
+
+def pretrain(
+    data: ImageData,
+    folder: str | Path,
+    *,
+    architecture: str | None = None,
+    count: int = 8,
+    epochs: int = 40,
+    lr: float = 0.05,
+    batch_size: int = 128,
+    seed: int = 0,
+    flip: bool | None = None,
+    precision: Literal["exact", "bf16"] = "exact",
+    options: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> ProxyPool:
+    """Train `count` networks on `data`'s training images into the pool at `folder`, and return the pool.
+
+    SGD with momentum 0.9, a cosine from `lr`, batches of `batch_size`, random shifts by an eighth of the side and, for
+    natural images, mirroring. Network i has seed `seed + i`. Each one's record holds seed, epochs and test accuracy.
+
+    Args:
+        data: real data, whose name, classes, shape and input space the pool records.
+        folder: of the pool. If it holds an unfinished pool of the same recipe, that one is finished; a larger `count`
+            than it was made with adds networks.
+        architecture: a name that `ddplug.networks.build` knows; None for `usual_architecture`.
+        count: networks in the pool.
+        epochs, lr, batch_size, seed: of the training.
+        flip: mirror images at random; None decides by the data set.
+        precision: "bf16" trains with bf16 layers, which some devices are much faster at; weights are fp32 in any case.
+        options: for the architecture, e.g. {"norm": "batch", "width": 64}.
+        device: to train on.
+        progress: show a progress bar.
+
+    Raises:
+        PoolError: `folder` holds a pool of another recipe or data set, or something else.
+        ProxyError: an architecture that does not exist or does not fit the images.
+    """
+    if count < 1 or epochs < 1:
+        raise InputError(f"a pool needs at least 1 network and 1 epoch, got count={count}, epochs={epochs}.")
+    folder, architecture = user_path(folder), architecture or usual_architecture(data)
+    flip = data.name in MIRRORED if flip is None else flip
+    fixed = {"num_classes": data.num_classes, "channels": data.shape[0], "size": list(data.shape[1:])}
+    resolved = {**fixed, **(options or {})}
+    recipe = {
+        "architecture": architecture, "options": resolved, "epochs": epochs, "lr": lr, "batch_size": batch_size,
+        "seed": seed, "flip": flip, "precision": precision,
+    }  # fmt: skip
+    with seeded(seed):
+        build(architecture, **resolved)  # an impossible network is refused before anything is on disk
+    header = _open(folder, Header(pool_info(data), count, [], recipe))
+    augment = shift_and_flip(max(1, data.shape[1] // 8), flip)
+    images, labels = data.train_images.to(device), data.train_labels.to(device)
+    what, total = f"proxies, {count} x {architecture} on {data.name}, epochs", header.wanted * epochs
+    with Bars(on=progress) as bars:
+
+        def epoch_done(before: int, done: int, loss: float) -> None:
+            bars(what, before + done, total, f"loss {loss:.3f}")
+
+        while not header.complete:
+            index = len(header.networks)
+            with seeded(seed + index):
+                network = build(architecture, **resolved).to(device)
+            fit(
+                network, images, labels, epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine",
+                augment=augment, precision=precision, seed=seed + index,
+                checkpoint=folder / f".proxy_{index:03d}.checkpoint", on_epoch=partial(epoch_done, index * epochs),
+            )  # fmt: skip
+            reached = accuracy(network, data.test_images, data.test_labels)
+            record = {"seed": seed + index, "epochs": epochs, "test_accuracy": reached}
+            head = "classifier" if hasattr(network, "embed") else None
+            header.networks.append(
+                write_network(folder, index, Proxy(network, head, f"{architecture}-{index}", record))
+            )
+            write_header(folder, header)
+            bars(what, (index + 1) * epochs, total, f"test accuracy {reached:.1%}")
+    return ProxyPool(*read_pool(folder, dataset=data.name, builders={}, partial=False)).to(device)
+
+
+def pool_info(data: ImageData) -> PoolInfo:
+    """What a pool trained on `data` records of it."""
+    return PoolInfo(data.name, data.class_names, data.shape, data.space, data.fingerprint())
+
+
+def usual_architecture(data: ImageData) -> str:
+    """What proxies of `data` are by default: "resnet18", but for pictures too small for it "convnet".
+
+    On CIFAR-10, CMI under a ResNet-18 made DM's sets better, and CMI under a ConvNet-3 as accurate made them worse; see
+    docs/results.
+    """
+    return "resnet18" if min(data.shape[1:]) > 8 else "convnet"
+
+
+def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.device | str | None = None) -> ProxyPool:
+    """A small pool for `data` out of the cache, trained once if it is not there; says where it is.
+
+    The cache is the folder named by the environment variable DDPLUG_CACHE, or the user's cache folder. The proxies are
+    three ResNet-18 on a GPU, and elsewhere, where they take a quarter of an hour each on CIFAR-10, two of half width
+    and few epochs; for pictures too small for them three ConvNet-3.
+    """
+    if cache is None:
+        from platformdirs import user_cache_path
+
+        cache = user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    architecture, recipe = usual_architecture(data), dict(_LARGE)
+    if architecture == "resnet18" and torch.device(device).type != "cuda":
+        recipe = {**_SMALL, "precision": "bf16" if fast_bf16(device) else "exact"}
+    size = "".join(f"-{name}{value}" for name, value in recipe.get("options", {}).items())
+    folder = cache / "pools" / f"{data.name}-{data.fingerprint()}-{architecture}{size}"
+    there = (folder / HEADER).is_file() and read_header(folder).complete
+    print(f"ddplug: no proxies given; {'taking' if there else 'training'} a small pool of {data.name} in {folder}")
+    return pretrain(data, folder, architecture=architecture, device=device, **recipe)
+
+
+def _open(folder: Path, wanted: Header) -> Header:
+    """The header to go on from: the one in `folder` if it is of the same recipe, else a new one, written."""
+    if not (folder / HEADER).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PoolError(f"'{folder}' exists and is not a pool of proxies; choose another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_header(folder, wanted)
+        return wanted
+    found = read_header(folder)
+    if found.recipe:
+        found.recipe.setdefault("precision", "exact")  # all there was when older pools were made
+    if found.info != wanted.info or found.recipe != wanted.recipe:
+        differing = {
+            key: (found.recipe.get(key), wanted.recipe.get(key))
+            for key in {*found.recipe, *wanted.recipe}
+            if found.recipe.get(key) != wanted.recipe.get(key)
+        }
+        what = f"other settings (there, asked for): {differing}" if differing else f"other data: {found.info.dataset}"
+        raise PoolError(f"'{folder}' holds a pool made with {what}. Choose another folder, or the settings it has.")
+    if wanted.wanted != found.wanted and (wanted.wanted > found.wanted or not found.complete):
+        found.wanted = max(wanted.wanted, len(found.networks))
+        write_header(folder, found)
+    return found

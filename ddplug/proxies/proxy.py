@@ -1,0 +1,205 @@
+"""A proxy: a frozen classifier whose penultimate features and logits can be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ddplug.datasets.spaces import AnySpace
+from ddplug.errors import DDPlugError, InputError, ProxyError
+from ddplug.networks.precision import Precision, layers
+
+Space = Literal["feature", "logit"]
+
+
+@dataclass(frozen=True)
+class PoolInfo:
+    """What all proxies of a pool have in common; a field that is None is not known and not checked."""
+
+    dataset: str | None = None
+    """Name of the data set they were trained on."""
+    class_names: tuple[str, ...] | None = None
+    """Its classes, in the order of the labels."""
+    shape: tuple[int, int, int] | None = None
+    """Channels, height and width of its images."""
+    space: AnySpace | None = None
+    """What the numbers in those images mean."""
+    fingerprint: str | None = None
+    """A hash of the data set, which tells two of one name apart."""
+
+
+@dataclass
+class Proxy:
+    """One frozen network and the name of its head, the layer whose input are the penultimate features.
+
+    The network is put in eval mode and its parameters ask for no gradient. `record` holds what is known of it (seed,
+    epochs, test accuracy, ...) and is saved with the pool.
+    """
+
+    network: nn.Module
+    head: str | None = None
+    name: str = "proxy"
+    record: dict[str, Any] = field(default_factory=dict)
+    costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What a pass over an image of some kind was seen to cost; see `ddplug.pieces`."""
+
+    streamed: ClassVar[bool] = False
+    """Whether the weights are somewhere else until they are needed."""
+
+    def __post_init__(self) -> None:
+        self._named_by_user = bool(self.head)
+        self._kind: tuple[object, ...] | None = None
+        self._hash: str | None = None
+        if not self.head:
+            self.head = _find_head(self.network, self.name)
+        else:
+            _submodule(self.network, self.head, self.name)
+        broken = [key for key, value in self.network.state_dict().items() if not _finite(value)]
+        if broken:
+            raise ProxyError(
+                f"proxy '{self.name}' has weights that are not finite ({', '.join(broken[:3])}): it diverged in "
+                "training or its file is damaged. Leave it out or train it again."
+            )
+        self.network.eval().requires_grad_(False)
+
+    def digest(self) -> str:
+        """A short hash of the weights, by which two networks are known to be one."""
+        if self._hash is None:
+            self._hash = _digest(sorted(self.weights().items()))
+        return self._hash
+
+    @property
+    def outputs(self) -> int | None:
+        """How many classes it tells apart, if its head is a linear layer."""
+        head = _submodule(self.network, self.head or "", self.name)
+        return head.out_features if isinstance(head, nn.Linear) else None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that this proxy has and another of its architecture has differently, by name."""
+        return self.network.state_dict()
+
+    def ask_ahead(self, together: int) -> None:
+        """Told that the next round will use it and `together` - 1 others."""
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for proxies that compute the same, but for their weights; for networks of unknown making, their own."""
+        if self._kind is None:
+            made: object = id(self.network)
+            if isinstance(spec := getattr(self.network, "spec", None), Mapping):
+                saved = self.network.state_dict()
+                unsaved = [(key, value) for key, value in self.network.named_buffers() if key not in saved]
+                # What was changed after building shows in the printed network and in what is saved with no weights.
+                made = (repr(sorted(spec.items())), repr(self.network), _digest(unsaved))
+            self._kind = type(self.network), made, self.head, self.dtype
+        return self._kind
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the weights, to which images are cast."""
+        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
+
+    def __call__(self, images: Tensor, space: Space = "feature", precision: Precision = "exact") -> Tensor:
+        """(n, d) penultimate features, or logits, of `images`, (n, c, h, w); differentiable in the images.
+
+        `precision` is that of the layers, see `ddplug.precision`; the host's own autocast is not the proxy's.
+
+        Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
+        """
+        try:
+            with layers(images.device, precision):
+                features = self._read(images.to(self.dtype), space)
+        except (torch.OutOfMemoryError, DDPlugError):
+            raise
+        except Exception as error:  # what a network raises for images it was not made for is its own affair
+            raise ProxyError(
+                f"proxy '{self.name}' ({type(self.network).__name__}) does not take images of shape "
+                f"{tuple(images.shape)} ({type(error).__name__}: {_first_line(error)}). Use proxies trained on images "
+                "of this size and number of channels."
+            ) from error
+        if len(features) != len(images):
+            raise ProxyError(
+                f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
+                "expected one row per image. Name another head."
+            )
+        return features
+
+    def _read(self, images: Tensor, space: Space) -> Tensor:
+        """What goes into the head, or comes out of it, as rows."""
+        seen: list[tuple[Tensor, ...]] = []
+        head = _submodule(self.network, self.head or "", self.name)
+        # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
+        hook = head.register_forward_hook(
+            lambda _, args, kwargs, output: seen.append((*args, *kwargs.values(), output)), with_kwargs=True
+        )
+        try:
+            output = self._compute(images)
+        finally:
+            hook.remove()
+        if not seen or not (self._named_by_user or _same(output, seen[-1][-1])):
+            raise ProxyError(
+                f"'{self.head}' of proxy '{self.name}' ({type(self.network).__name__}) "
+                f"{'gives something else than the network does' if seen else 'was not reached'}, so it is not the "
+                f"head. Name the head (head='...'); candidates: {', '.join(_candidates(self.network)) or 'none'}."
+            )
+        return seen[-1][0 if space == "feature" else -1].flatten(1)
+
+    def _compute(self, images: Tensor) -> Any:
+        return self.network(images)
+
+
+def check_space(space: str) -> Space:
+    """`space` if it is "feature" or "logit", else `InputError`."""
+    if space not in get_args(Space):
+        raise InputError(f"unknown space {space!r}, expected 'feature' (penultimate features) or 'logit'.")
+    return space  # type: ignore[return-value]
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    numbers = hashlib.sha256()
+    for key, value in tensors:
+        numbers.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return numbers.hexdigest()[:16]
+
+
+def _find_head(network: nn.Module, name: str) -> str:
+    found = _candidates(network)
+    if not found:
+        raise ProxyError(
+            f"proxy '{name}' ({type(network).__name__}) has no linear layer to take for its head. Name the layer "
+            "whose input are the penultimate features: head='...'."
+        )
+    return found[-1]
+
+
+def _candidates(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _submodule(network: nn.Module, name: str, proxy: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        raise ProxyError(
+            f"proxy '{proxy}' ({type(network).__name__}) has no layer '{name}'; "
+            f"linear layers: {', '.join(_candidates(network)) or 'none'}."
+        ) from error
+
+
+def _same(output: object, of_head: Tensor) -> bool:
+    """Whether the network's output is its head's (a tuple's first entry counts, as some networks add features)."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return isinstance(first, Tensor) and first.numel() == of_head.numel() and first.data_ptr() == of_head.data_ptr()
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
