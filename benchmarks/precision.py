@@ -19,6 +19,7 @@ from ddplug import datasets
 from ddplug.engine.step import PieceByPiece
 from ddplug.networks.precision import Precision
 from ddplug.objectives.base import group
+from ddplug.objectives.cmi import ConditionalMutualInformation
 from ddplug.proxies.pool import Proxy, ProxyPool
 
 REDUCED: tuple[Precision, ...] = ("auto", "bf16")
@@ -26,7 +27,7 @@ REDUCED: tuple[Precision, ...] = ("auto", "bf16")
 
 def gradient(proxy: Proxy, images: Tensor, labels: Tensor, precision: Precision) -> Tensor:
     """CMI's gradient on the images, flattened, float64."""
-    step = PieceByPiece("feature", 1.0, lambda views: views, precision=precision)
+    step = PieceByPiece("feature", ConditionalMutualInformation(), lambda views: views, precision=precision)
     return step(proxy, images, group(labels, len(images), images.device))[1].double().flatten()
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ddplug.engine.step import PieceByPiece
 from ddplug.objectives.base import group
+from ddplug.objectives.cmi import ConditionalMutualInformation
 
 # A benchmark may be of untrained networks; that their gradient turns in bf16 is among its figures.
 pytestmark = pytest.mark.filterwarnings("ignore:under proxy .* in bf16")
@@ -58,6 +59,6 @@ def test_the_recipe_is_the_same_regulariser(script: ModuleType, tmp_path: Path) 
     images, labels = measuring.random_images(20, torch.device("cpu"))
     script.Recipe.save([pool.proxies[0].network], tmp_path)
     expected = script.Recipe(tmp_path, torch.device("cpu")).step(images)
-    step = PieceByPiece("feature", 1.0, lambda views: views)
+    step = PieceByPiece("feature", ConditionalMutualInformation(), lambda views: views)
     got = step(pool.proxies[0], images, group(labels, 20, "cpu"))[1]
     assert ((got - expected).norm() / expected.norm()).item() < 1e-3

@@ -23,6 +23,7 @@ from ddplug.engine.step import PieceByPiece, cmi_gradient
 from ddplug.networks.precision import layers
 from ddplug.networks.zoo import build, seeded
 from ddplug.objectives.base import Groups, group
+from ddplug.objectives.cmi import ConditionalMutualInformation
 from ddplug.proxies.pool import Proxy
 
 pytestmark = pytest.mark.numerical
@@ -45,7 +46,7 @@ def groups(count: int = 13, classes: int = 3) -> Groups:
 
 
 def step(**options: Any) -> PieceByPiece:
-    return PieceByPiece("feature", 1.0, lambda images: images, **options)
+    return PieceByPiece("feature", ConditionalMutualInformation(), lambda images: images, **options)
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""One estimate of CMI and its gradient: which proxies, which classes, and which further views it is made on."""
+"""One estimate of the term and its gradient: which proxies, which classes, and which further views it is made on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.engine.cuda_graphs import Graphs
 from ddplug.engine.step import PieceByPiece, cmi_gradient
 from ddplug.errors import InputError
-from ddplug.objectives.base import Groups, group
+from ddplug.objectives.base import Groups, Objective, group
 from ddplug.proxies.pool import ProxyPool
 
 
@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     cmi: Tensor
     """A scalar, in nats."""
     grad: Tensor | None
-    """dCMI/dviews, (n, c, h, w), in fp32 or better; None if only the value was asked for."""
+    """Its derivative on the views, (n, c, h, w), in fp32 or better; None if only the value was asked for."""
     images: int
     """How many views it was made on."""
     groups: Groups
@@ -31,14 +31,14 @@ class Estimate(NamedTuple):
 
 
 class Estimator:
-    """Estimates CMI under proxies drawn from a pool.
+    """Estimates a term under proxies drawn from a pool.
 
     Args:
         pool: the proxies.
-        step: computes CMI and its gradient under one proxy.
+        step: computes the term and its gradient under one proxy.
         draw: proxies per estimate, averaged over.
-        classes: classes per estimate, drawn anew each time, scaled so that the mean over all draws is CMI of all of
-            them; None for all.
+        classes: classes per estimate, drawn anew each time, scaled so that the mean over all draws is the term of
+            all of them; None for all.
         views_per_image: further views of every image that the estimate is made on; 1 for the images themselves.
         view: what makes such a view.
         seed: of our own generators, the only ones drawn from.
@@ -61,8 +61,19 @@ class Estimator:
         # Of another seed: of one, the classes would go with the proxy that is drawn in the same round.
         self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
 
+    @property
+    def objective(self) -> Objective:
+        """The term that is estimated."""
+        return self._plain.objective
+
+    @property
+    def _plain(self) -> PieceByPiece:
+        plain = self.step.step if isinstance(self.step, Graphs) else self.step
+        assert isinstance(plain, PieceByPiece)
+        return plain
+
     def __call__(self, views: Tensor, labels: Tensor, *, all_classes: bool) -> Estimate:
-        """CMI of `views` (n, c, h, w) with class numbers `labels` (n,), and its gradient."""
+        """The term of `views` (n, c, h, w) with class numbers `labels` (n,), and its gradient."""
         some = None if self.classes is None or all_classes else self._some_classes(labels)
         if some is None:
             return self._of_all(views, labels)
@@ -74,14 +85,12 @@ class Estimator:
         return Estimate(cmi * some.factor, scattered, images, groups)
 
     def value(self, views: Tensor, labels: Tensor) -> Estimate:
-        """CMI of `views` without its gradient, which costs a forward pass only."""
+        """The term of `views` without its gradient, which costs a forward pass only."""
         groups, images = self._groups(views, labels)
-        plain = self.step.step if isinstance(self.step, Graphs) else self.step
-        assert isinstance(plain, PieceByPiece)
         with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
             wide = views if views.dtype == torch.float64 else views.float()
             seen = self._further_views(wide) if self.views_per_image > 1 else wide
-            values = [plain.value(proxy, seen, groups) for proxy in self._drawn()]
+            values = [self._plain.value(proxy, seen, groups) for proxy in self._drawn()]
         return Estimate(torch.stack(values).mean(), None, images, groups)
 
     def prepare_graphs(self) -> None:
@@ -127,7 +136,7 @@ class Estimator:
             return None
         drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
         some = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
-        # A class's sum of divergences counts 1/n in CMI of all n images, but 1/m in CMI of the m drawn.
+        # A class's sum counts 1/n in the mean over all n images, but 1/m in that over the m drawn.
         return _Some(some, len(present) / self.classes * len(some) / len(labels))
 
     def _further_views(self, images: Tensor) -> Tensor:
@@ -148,7 +157,7 @@ class ToPool:
 
 
 class _Some(NamedTuple):
-    """Images that stand for all, and what their CMI is to be multiplied by for that."""
+    """Images that stand for all, and what their term is to be multiplied by for that."""
 
     rows: Tensor
     factor: float

@@ -31,8 +31,8 @@ from ddplug.engine.slots import check_compile
 from ddplug.engine.step import PieceByPiece
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision, check_precision
+from ddplug.objectives import Objective, make
 from ddplug.objectives.base import check_labels, check_not_negative
-from ddplug.objectives.cmi import check_temperature
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool, Space, check_space
 
@@ -44,6 +44,7 @@ class Regularizer:
         proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
         weight: a share of the host's own gradient (weighting="relative"), a lambda ("absolute"), or "paper". 0 is off.
         weighting: what `weight` means.
+        term: what is added: the name of a term (`ddplug.objectives.terms()`), or an `Objective` of your own.
         space: "feature" for penultimate features (the paper's choice) or "logit".
         temperature: T > 0 in softmax(f / T).
         calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced. The first of
@@ -87,6 +88,7 @@ class Regularizer:
         weight: float | str = 1.0,
         *,
         weighting: WeightingName = "relative",
+        term: str | Objective = "cmi",
         space: Space = "feature",
         temperature: float = 1.0,
         calibrate: int = 10,
@@ -116,7 +118,12 @@ class Regularizer:
         off = weight == 0 and not record
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
         self.space = check_space(space)
-        self.temperature = check_temperature(temperature)
+        objective = make(term, temperature=temperature)
+        if classes is not None and not objective.additive_over_classes:
+            raise InputError(
+                f"classes={classes} lets some classes stand for all, but {objective.label} of all is not made up of "
+                "the classes' own; leave classes= out."
+            )
         self.every = count("every", every)
         self.passes = count("passes", passes)
         self.set_size = None if set_size is None else count("set_size", set_size)
@@ -130,7 +137,7 @@ class Regularizer:
             view = DSA(seed=seed)
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         step: PieceByPiece | Graphs = PieceByPiece(
-            self.space, self.temperature, self._to_pool, precision=check_precision(precision),
+            self.space, objective, self._to_pool, precision=check_precision(precision),
             chunk=check_chunk(chunk), compile=check_compile(compile),
         )  # fmt: skip
         self.estimator = Estimator(
@@ -154,6 +161,16 @@ class Regularizer:
     @input_space.setter
     def input_space(self, space: AnySpace | str | None) -> None:
         self._to_pool.space = self.pool.space_of(space)
+
+    @property
+    def objective(self) -> Objective:
+        """The term that is added."""
+        return self.estimator.objective
+
+    @property
+    def temperature(self) -> float:
+        """T in softmax(f / T), for terms that have one; else 1."""
+        return float(self.objective.settings().get("temperature", 1.0))
 
     @property
     def generator(self) -> torch.Generator:
@@ -247,7 +264,7 @@ class Regularizer:
     def settings(self) -> dict[str, Any]:
         """What lambda depends on besides the weight: a state goes with these and with no others."""
         return {
-            "space": self.space, "temperature": self.temperature, "every": self.every,
+            "term": self.objective.name, "space": self.space, **self.objective.settings(), "every": self.every,
             "draw": self.estimator.draw, "views_per_image": self.estimator.views_per_image,
             "passes": self.passes, "set_size": self.set_size,
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rounds: which calls belong together, one estimate of CMI for all of them, and to each its slice of the gradient."""
+"""Rounds: which calls belong together, one estimate of the term for all of them, and the slice of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddplug.core.history import History
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Absolute, Relative, Schedule, Weighting
 from ddplug.errors import InputError, WeightError
-from ddplug.objectives.cmi import ONE_IMAGE_PER_CLASS
+from ddplug.objectives.base import Groups
 
 
 @dataclass
@@ -171,7 +171,7 @@ class RoundKeeper:
             torch.autograd.backward(*zip(*reached, strict=True))
 
     def _start_round(self, calls: list[Call]) -> None:
-        """Estimate CMI on the views of all `calls` together and give each its slice of the gradient."""
+        """Estimate the term on the views of all `calls` together and give each its slice of the gradient."""
         number = self.rounds
         factor = self.every * self._scheduled(number)
         if number % self.every or factor == 0:
@@ -185,7 +185,7 @@ class RoundKeeper:
             found = self.estimator.value(views, labels)
         else:
             found = self.estimator(views, labels, all_classes=self.weighting.lam is None)
-        self._look(calls, found.groups.one_image_per_class, found.groups.classes)
+        self._look(calls, found.groups)
         finite = torch.isfinite(found.cmi)
         if found.grad is not None:
             finite = torch.isfinite(found.grad).all() & finite
@@ -196,10 +196,11 @@ class RoundKeeper:
             call.round, call.grad = round_, slices[position] if slices else None
         self.rounds += 1
 
-    def _look(self, calls: list[Call], one_image_per_class: bool, classes: Tensor) -> None:
+    def _look(self, calls: list[Call], groups: Groups) -> None:
         """Whether the round looks like a mistake."""
-        if one_image_per_class:
-            self.watch.warn("one image per class", ONE_IMAGE_PER_CLASS)
+        objective, classes = self.estimator.objective, groups.classes
+        if groups.fewer_than(objective.min_per_class):
+            self.watch.warn("too few images per class", objective.too_few)
         if self.rounds == 0 and self.scale is None and self.weight != 0:
             self.watch.scaled()
         whole = self._collected is not None or any(call.source is not None for call in calls)
@@ -242,9 +243,10 @@ class RoundKeeper:
         if round_.calibrating and isinstance(self.weighting, Relative) and isinstance(round_.own, Tensor):
             self.weighting.observe(float(round_.host), float(round_.own) * round_.part**2)
             if self.weighting.lam is not None:
+                of = self.estimator.objective
                 self.announce(
                     f"ddplug: lambda = {self.weighting.lam:.6g} from now on (weight {self.weight}, measured over "
-                    f"the first {round_.number + 1} rounds; CMI {round_.cmi.item():.4g} nats)"
+                    f"the first {round_.number + 1} rounds; {of.label} {round_.cmi.item():.4g} {of.unit})"
                 )
         applied = lam * round_.factor
         share = (round_.own / round_.host).sqrt() * applied if isinstance(round_.own, Tensor) else None
@@ -253,9 +255,9 @@ class RoundKeeper:
             self.reported = self.history.skipped
             self.watch.warn(
                 "not finite",
-                f"CMI's gradient was not finite in round {round_.number}; such rounds are left out and counted "
-                "(history.skipped). If they keep coming, look at the images' range and input space, at lambda, and at "
-                "the proxies.",
+                f"the gradient of {self.estimator.objective.label} was not finite in round {round_.number}; such "
+                "rounds are left out and counted (history.skipped). If they keep coming, look at the images' range and "
+                "input space, at lambda, and at the proxies.",
             )
 
 

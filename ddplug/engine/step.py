@@ -1,4 +1,4 @@
-"""CMI of views and its gradient: what the regulariser computes once per round."""
+"""A term of views and its gradient: what the regulariser computes once per round."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from ddplug.engine.chunking import Chunk, Plan
 from ddplug.engine.slots import CompiledSlot, Slot
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.networks.precision import Precision
-from ddplug.objectives.base import Groups
-from ddplug.objectives.cmi import closed_form
+from ddplug.objectives.base import Groups, Objective
 from ddplug.proxies.pool import Proxy, Space
 
 FAITHFUL = 0.99
 """Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
 
 Step = Callable[[Proxy, Tensor, Groups], tuple[Tensor, Tensor]]
-"""A proxy, views and their groups to CMI and its gradient on the views."""
+"""A proxy, views and their groups to the term and its gradient on the views."""
 
 
 def cmi_gradient(
@@ -33,14 +32,14 @@ def cmi_gradient(
     step: Step,
     augment: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """CMI under each proxy, averaged, in nats, and its gradient on `views` (n, c, h, w), in fp32 or better.
+    """The term under each proxy, averaged, and its gradient on `views` (n, c, h, w), in fp32 or better.
 
-    `step` is asked once per proxy; `augment`, if given, turns each view into the several that CMI is estimated on,
+    `step` is asked once per proxy; `augment`, if given, turns each view into the several that it is estimated on,
     `groups` being those of its result.
     """
     # The host may be in autocast during its backward pass; neither direction of ours is.
     with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
-        # In half precision a pixel's share of CMI, 1e-8 and less, would be gone before lambda has made it large again.
+        # In half precision a pixel's share of it, 1e-8 and less, would be gone before lambda has made it large again.
         wide = views if views.dtype == torch.float64 else views.float()
         images = wide.detach().requires_grad_()
         augmented = images if augment is None else augment(images)
@@ -66,7 +65,7 @@ class PieceByPiece:
 
     Args:
         space: "feature" or "logit".
-        temperature: T > 0.
+        objective: the term of the features that is computed.
         prepare: brings images into the proxies' input space.
         precision: of the network's layers; see `ddplug.precision`.
         chunk: images per piece; see `ddplug.pieces`.
@@ -76,20 +75,20 @@ class PieceByPiece:
     def __init__(
         self,
         space: Space,
-        temperature: float,
+        objective: Objective,
         prepare: Callable[[Tensor], Tensor],
         *,
         precision: Precision = "exact",
         chunk: Chunk = "auto",
         compile: bool = False,
     ) -> None:
-        self.space, self.temperature, self.prepare = space, temperature, prepare
+        self.space, self.objective, self.prepare = space, objective, prepare
         self.precision, self.chunk, self.compile = precision, chunk, compile
         self._slots: dict[object, CompiledSlot] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def __call__(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-        """CMI of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
+        """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
         value, grad = self._computed(proxy, views, groups)
         # Not for a slot: what it does is compared by whoever made it, and a CUDA graph cannot wait for a number.
         if self.precision == "bf16" and not isinstance(proxy, Slot) and proxy.network not in self._compared:
@@ -99,14 +98,15 @@ class PieceByPiece:
 
     def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor) -> None:
         """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
-        exact = PieceByPiece(self.space, self.temperature, self.prepare, chunk=self.chunk)
+        exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk)
         _, expected = exact(proxy, views, groups)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
             warnings.warn(
-                f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of CMI in bf16 has a cosine "
-                f"of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward pass moves its "
-                "activations across the kinks of the ReLUs. Use precision='auto', which keeps the forward pass exact.",
+                f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of {self.objective.label} "
+                f"in bf16 has a cosine of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward "
+                "pass moves its activations across the kinks of the ReLUs. Use precision='auto', which keeps the "
+                "forward pass exact.",
                 DDPlugWarning,
                 stacklevel=2,
             )
@@ -126,23 +126,23 @@ class PieceByPiece:
                 graphs.append(self._with_graph(proxy, part))
                 features.append(graphs[-1][1].detach())
         # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
-        sums, derivative = closed_form(torch.cat(features).double(), groups, self.temperature)
-        directions = torch.split(derivative / len(views), plan.piece)
+        value, derivative = self.objective.value_and_grad(torch.cat(features).double(), groups)
+        directions = torch.split(derivative, plan.piece)
         gradients: list[Tensor] = []
         # From the last, so that the kept graphs are gone before others are made again.
         for part, direction in zip(reversed(parts), reversed(directions), strict=True):
             leaf, seen = graphs.pop() if graphs else self._with_graph(proxy, part)
             gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
             del leaf, seen
-        return (sums.sum() / len(views)).to(views.dtype), torch.cat(gradients[::-1])
+        return value.to(views.dtype), torch.cat(gradients[::-1])
 
     def value(self, proxy: Proxy, views: Tensor, groups: Groups) -> Tensor:
-        """CMI of `views` (n, c, h, w) alone, a scalar."""
+        """The term of `views` (n, c, h, w) alone, a scalar."""
         parts = torch.split(views, self.plan(proxy, views).piece)
         with torch.no_grad():
             features = torch.cat([self.features(proxy, part) for part in parts])
-            sums, _ = closed_form(features.double(), groups, self.temperature)
-        return (sums.sum() / len(views)).to(views.dtype)
+            value = self.objective(features.double(), groups)
+        return value.to(views.dtype)
 
     def plan(self, proxy: Proxy, views: Tensor) -> Plan:
         """How `views` are taken apart for `proxy`."""
@@ -182,7 +182,7 @@ class PieceByPiece:
         if not seen.requires_grad:
             raise ProxyError(
                 f"the {self.space}s of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not depend "
-                "differentiably on the images: something in its forward pass is detached or under no_grad. CMI has no "
+                "differentiably on the images: something in its forward pass is detached or under no_grad. There is no "
                 "gradient through it; use another network or head."
             )
         return leaf, seen

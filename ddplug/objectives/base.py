@@ -1,13 +1,105 @@
-"""What every objective needs: images grouped by class, and labels that are such."""
+"""What a term of the objective is, terms by name, and what every term needs: images grouped by class.
+
+A term is a function of the features of a batch and of the classes of its images. To add one, derive from `Objective`,
+define `__call__`, and register it:
+
+    @register("compactness")
+    class Compactness(Objective):
+        unit = "squared features"
+
+        def __call__(self, features, groups):
+            centroids = groups.mean(features)
+            return (features - centroids[groups.index]).square().sum(-1).mean()
+
+`ddplug.attach(trainer, term="compactness")` then regularises by it.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddplug.errors import InputError
+
+
+class Objective:
+    """A term that is added to a host's loss: a function of features (n, d) and their classes to a scalar.
+
+    Instances are compared by what they compute: two of one name and the same options are one term.
+    """
+
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    """What messages and tables call it; its name, if nothing is said."""
+    unit: ClassVar[str] = ""
+    """Of its values, for tables and axes."""
+    min_per_class: ClassVar[int] = 1
+    """Images that a class needs at least for the term to say anything."""
+    too_few: ClassVar[str] = ""
+    """What to tell a user none of whose classes has that many."""
+    additive_over_classes: ClassVar[bool] = False
+    """Whether it is a mean over images of something that depends on the image's own class only, so that some classes
+    can stand for all (`classes=m`)."""
+
+    def __call__(self, features: Tensor, groups: Groups) -> Tensor:
+        """The term of `features` (n, d), in float32 or float64, a scalar; differentiable twice."""
+        raise NotImplementedError(f"the term '{self.name or type(self).__name__}' has no __call__(features, groups).")
+
+    def value_and_grad(self, features: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """The term and its derivative (n, d); by autograd, unless a term knows its closed form."""
+        with torch.enable_grad():
+            leaf = features.detach().requires_grad_()
+            value = self(leaf, groups)
+            (grad,) = torch.autograd.grad(value, leaf)
+        return value.detach(), grad
+
+    def settings(self) -> dict[str, Any]:
+        """Its options by name: what a lambda measured with it belongs to."""
+        return {}
+
+
+Term = TypeVar("Term", bound=type[Objective])
+
+_TERMS: dict[str, type[Objective]] = {}
+
+
+def register(name: str) -> Callable[[Term], Term]:
+    """Class decorator: make a term known under `name`; `InputError` if the name is taken by another."""
+
+    def add(term: Term) -> Term:
+        if _TERMS.get(name, term) is not term:
+            raise InputError(f"there already is a term named '{name}'; choose another name.")
+        term.name, term.label = name, term.label or name
+        _TERMS[name] = term
+        return term
+
+    return add
+
+
+def terms() -> list[str]:
+    """The names of all terms."""
+    return sorted(_TERMS)
+
+
+def make(term: str | Objective, **options: Any) -> Objective:
+    """The term of that name, with those of `options` that it takes; a term that is made already, as it is.
+
+    Raises `InputError` for an unknown name, and for a class in the place of a name or of a term.
+    """
+    if isinstance(term, Objective):
+        return term
+    if not isinstance(term, str) or term not in _TERMS:
+        raise InputError(
+            f"unknown term {term!r}, expected one of {', '.join(map(repr, terms()))}, or an instance of a class "
+            "derived from ddplug.objectives.Objective."
+        )
+    known = inspect.signature(_TERMS[term]).parameters
+    return _TERMS[term](**{name: value for name, value in options.items() if name in known})
 
 
 @dataclass(frozen=True)
@@ -23,8 +115,22 @@ class Groups:
 
     @property
     def one_image_per_class(self) -> bool:
-        """Whether no class has a second image, so that CMI is identically zero."""
+        """Whether no class has a second image."""
         return len(self.classes) == len(self.index)
+
+    def fewer_than(self, images: int) -> bool:
+        """Whether no class has as many images; waits for the device if more than two are asked for."""
+        if images <= 2:
+            return images == 2 and self.one_image_per_class
+        return bool((self.counts < images).all())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of the rows of `values`, (n, ...), over each class: (c, ...)."""
+        return values.new_zeros(len(self.counts), *values.shape[1:]).index_add_(0, self.index, values)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of the rows of `values`, (n, d), over each class: (c, d)."""
+        return self.sum(values) / self.counts.to(values)[:, None]
 
 
 def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:
@@ -52,7 +158,7 @@ def check_not_negative(labels: Tensor) -> None:
 def check_labels(labels: Tensor, rows: int) -> None:
     """Raise `InputError` unless `labels` is a (rows,) tensor of an integer dtype and rows > 0; reads no value."""
     if rows == 0:
-        raise InputError("got an empty batch (0 images), expected at least one image: CMI of nothing is not defined.")
+        raise InputError("got an empty batch (0 images), expected at least one image: nothing has no value.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         hint = "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
         raise InputError(

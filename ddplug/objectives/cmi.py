@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import DDPlugWarning, InputError
-from ddplug.objectives.base import Groups, group
+from ddplug.objectives.base import Groups, Objective, group, register
 
 Separation = Literal["cross_entropy", "kl", "centroid_kl"]
 
@@ -31,6 +31,37 @@ ONE_IMAGE_PER_CLASS = (
     "vanishes. To regularise such a set, give several augmented views of every image with the image's label "
     "(views_per_image=4 does that), or use two or more images per class."
 )
+
+
+@register("cmi")
+class ConditionalMutualInformation(Objective):
+    """CMI of features given the class, in nats, between 0 and min(mean over images of log n_y, log d).
+
+    Args:
+        temperature: T > 0 in softmax(features / T).
+    """
+
+    label = "CMI"
+    unit = "nats"
+    min_per_class = 2
+    too_few = ONE_IMAGE_PER_CLASS
+    additive_over_classes = True
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = check_temperature(temperature)
+
+    def __call__(self, features: Tensor, groups: Groups) -> Tensor:
+        """CMI of `features` (n, d), a scalar; differentiable twice."""
+        return class_sums(features, groups, self.temperature).sum() / len(features)
+
+    def value_and_grad(self, features: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """CMI and its derivative in closed form."""
+        sums, derivative = closed_form(features, groups, self.temperature)
+        return sums.sum() / len(features), derivative / len(features)
+
+    def settings(self) -> dict[str, Any]:
+        """The temperature."""
+        return {"temperature": self.temperature}
 
 
 def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -105,14 +136,14 @@ def class_separation(
     p, counts = log_p.exp(), groups.counts.to(log_p)
     n = len(log_p)
     # Sums over pairs of *different* classes are all pairs minus the pairs within a class: no n x n table is needed.
-    log_p_of_class = _sum_by_class(log_p, groups)
+    log_p_of_class = groups.sum(log_p)
     if kind == "centroid_kl":
         log_q = _log_centroids(log_p, groups)
         q = log_q.exp()
         cross = (q * (log_p_of_class - log_p_of_class.sum(0))).sum()
         own = ((q * log_q).sum(-1) * (n - counts)).sum()
         return ((own + cross) / (n - counts).sum()).to(wide)
-    p_of_class = _sum_by_class(p, groups)
+    p_of_class = groups.sum(p)
     pairs = n * n - (counts * counts).sum()
     cross = (p_of_class * log_p_of_class).sum() - (p.sum(0) * log_p.sum(0)).sum()
     if kind == "kl":
@@ -147,7 +178,7 @@ def closed_form(features: Tensor, groups: Groups, temperature: float) -> tuple[T
     # log(P / Q), but for the log of the class's size, which is one number per image and cancels in the derivative.
     log_ratio = shifted - log_totals.index_select(0, groups.index)
     kl = (p * log_ratio).sum(-1)
-    sums = _sum_by_class(kl, groups)
+    sums = groups.sum(kl)
     sizes = groups.counts.to(kl)
     derivative = p * (log_ratio - kl[:, None])
     return sums + sizes * sizes.log(), derivative if temperature == 1 else derivative / temperature
@@ -202,11 +233,6 @@ def _log_probabilities(features: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(wide if temperature == 1 else wide / temperature, -1)
 
 
-def _sum_by_class(values: Tensor, groups: Groups) -> Tensor:
-    """Sum of the rows of `values`, (n, ...), over each class: (c, ...)."""
-    return values.new_zeros(len(groups.counts), *values.shape[1:]).index_add_(0, groups.index, values)
-
-
 def _log_totals(log_p: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     """A log-sum-exp over each class, in its parts: log P less its class's maximum (n, d), log of sums, maxima (c, d).
 
@@ -217,7 +243,7 @@ def _log_totals(log_p: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     top = log_p.new_full((len(groups.counts), log_p.shape[-1]), -torch.inf)
     top = top.scatter_reduce_(0, rows, log_p.detach(), "amax")
     shifted = log_p - top.index_select(0, groups.index)
-    return shifted, _sum_by_class(shifted.exp(), groups).log_(), top
+    return shifted, groups.sum(shifted.exp()).log_(), top
 
 
 def _log_centroids(log_p: Tensor, groups: Groups) -> Tensor:
