@@ -6,6 +6,7 @@ argument), and an optimizer that holds the synthetic images (CMI's gradient is a
 
 from __future__ import annotations
 
+import copy
 import inspect
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim import Optimizer
 
 from ddplug.attaching import registry
 from ddplug.attaching.hooks import Undo, original
@@ -24,7 +25,7 @@ from ddplug.attaching.labels import Labels
 from ddplug.attaching.places import On, Place, Views, find_place
 from ddplug.core.history import History
 from ddplug.core.regularizer import Regularizer
-from ddplug.core.watch import Watch
+from ddplug.core.watch import Watch, count_steps
 from ddplug.datasets.images import ImageData, as_image_data
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import AttachError, PoolError
@@ -87,9 +88,22 @@ class Handle:
             self.regularizer.watch.expect("never acts")
         self.detach()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        """A handle of nothing: what is attached to a trainer is not attached to its copy."""
+        return _detached(copy.deepcopy(self.regularizer, memo), self.where)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detached, (self.regularizer, self.where)
+
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
         return f"Handle({state}, {self.where}, weight={self.regularizer.weight}, {self.history})"
+
+
+def _detached(regularizer: Regularizer, where: str) -> Handle:
+    handle = Handle(regularizer, where, _nothing_to_undo)
+    handle._undo = None
+    return handle
 
 
 def attach(
@@ -133,8 +147,7 @@ def attach(
             that `ddplug.Regularizer` takes; each is explained there:
 
             - what CMI is of: space, temperature, draw, classes, views_per_image, view, input_space;
-            - how strongly: weighting, calibrate, every, schedule, setting, scale (found by itself if the trainer holds
-              its `GradScaler`), passes, set_size;
+            - how strongly: weighting, calibrate, every, schedule, setting, scale, passes, set_size;
             - how it is computed: precision, chunk, graphs, compile;
             - and record (CMI at weight 0), seed, announce.
 
@@ -142,8 +155,7 @@ def attach(
         AttachError: no place found, or several, or already attached; it lists what was looked for.
         DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
     """
-    held = _scaler(trainer)  # before it is unwrapped, as Accelerate has it on the wrapper
-    trainer = original(trainer)
+    compiled, trainer = trainer, original(trainer)
     known = registry.find(trainer) if at is None else None
     if known:
         _configure(known, views, augment, options)
@@ -154,8 +166,6 @@ def attach(
         )
     _check_options(options)
     real = _real(data, options.get("input_space")) if data is not None else _held_data(trainer)
-    if held is not None:
-        options = {"scale": held.get_scale, **options}
     regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
     # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
     if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
@@ -168,6 +178,8 @@ def attach(
     regularizer.watch.where = where
     regularizer.watch.expects_action = weight != 0
     undo = _nothing_to_undo if idle else install(regularizer)
+    if compiled is not trainer and isinstance(trainer, torch.nn.Module) and not idle:
+        undo = _compiling_anew(undo)
     if weight != 0:
         undo = _counting_steps(trainer, regularizer.watch, undo)
     handle = Handle(regularizer, where, undo)
@@ -184,33 +196,30 @@ def _nothing_to_undo() -> None:
     """What undoes nothing."""
 
 
-def _counting_steps(trainer: object, watch: Watch, undo: Undo) -> Undo:
-    """Have the steps of the images' optimizer counted, until undone: many steps without a round are told of."""
-    noted = weakref.ref(watch)  # a trainer that is gone without detach() is not kept alive from here
-    try:
-        held: Callable[[], object] = weakref.ref(trainer)
-    except TypeError:
-        held = partial(_itself, trainer)
-
-    def stepped(optimizer: Optimizer, *_: object) -> None:
-        owner, found = held(), noted()
-        if owner is None or found is None:
-            return
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if parameters and all(parameter.ndim == 4 for parameter in parameters) and _holds(owner, optimizer, parameters):
-            found.stepped()
-
-    hook = register_optimizer_step_post_hook(stepped)
+def _compiling_anew(undo: Undo) -> Undo:
+    """What torch.compile has made of a trainer so far knows of no hooks: have it made again, now and when undone."""
+    torch.compiler.reset()
 
     def undo_both() -> None:
-        hook.remove()
         undo()
+        torch.compiler.reset()
 
     return undo_both
 
 
-def _itself(given: object) -> object:
-    return given
+def _counting_steps(trainer: object, watch: Watch, undo: Undo) -> Undo:
+    """Have the steps of the images' optimizer counted, until undone: many steps without a round are told of."""
+    try:
+        held = weakref.ref(trainer)
+    except TypeError:  # not to be asked about without being kept alive
+        return undo
+    end = count_steps(watch, lambda optimizer, images: _holds(held(), optimizer, images))
+
+    def undo_both() -> None:
+        end()
+        undo()
+
+    return undo_both
 
 
 def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
@@ -219,12 +228,6 @@ def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> boo
         return True
     known = {id(value) for value in getattr(owner, "__dict__", {}).values()}
     return id(optimizer) in known or any(id(parameter) in known for parameter in parameters)
-
-
-def _scaler(trainer: object) -> torch.amp.GradScaler | None:
-    """The GradScaler at work in a trainer, if it holds one."""
-    held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
-    return next((value for value in held if isinstance(value, torch.amp.GradScaler) and value.is_enabled()), None)
 
 
 def _real(data: object, space: AnySpace | str | None) -> ImageData:

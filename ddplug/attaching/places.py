@@ -115,7 +115,7 @@ def _callable_place(
     def before(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments.get(argument)
-        if isinstance(given, Tensor) and given.requires_grad:
+        if isinstance(given, Tensor) and _wanted(regularizer, given):
             bound.arguments[argument] = regularizer(given, read_labels(args, kwargs, given))
         return bound.args, bound.kwargs
 
@@ -124,14 +124,22 @@ def _callable_place(
 
     def instead(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         given: Tensor = signature.bind(*args, **kwargs).arguments[argument]
-        if views == "clean" and given.requires_grad:
+        if views == "clean" and _wanted(regularizer, given):
             given = regularizer(given, read_labels(args, kwargs, given))
         augmented = augment(given)
-        if views == "host" and augmented.requires_grad:
+        if views == "host" and _wanted(regularizer, augmented):
             augmented = regularizer(augmented, read_labels(args, kwargs, augmented))
         return augmented
 
     return where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer))
+
+
+def _wanted(regularizer: Regularizer, views: Tensor) -> bool:
+    """Whether these views are to be regularised; else their labels are not asked for, which may count the calls."""
+    if views.requires_grad and torch.is_grad_enabled() and regularizer.active:
+        return True
+    regularizer.passed_by()
+    return False
 
 
 def _regularize_result(
@@ -148,7 +156,7 @@ def _regularize_result(
         raise AttachError(
             f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a tuple."
         )
-    if not views.requires_grad:
+    if not _wanted(regularizer, views):
         return result
     views = regularizer(views, read_labels(args, kwargs, views))
     if not several:

@@ -5,6 +5,7 @@ On a GPU every number read is a wait for the device, so values collect in one sm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,9 @@ class History:
         if self._buffer is not None and self._pending:
             values = self._buffer[: len(self._pending)].tolist()
             for (number, lam, images), (value, finite, share) in zip(self._pending, values, strict=True):
-                self._rounds.append(Round(number, value, lam, images, not finite, share if share >= 0 else None))
+                self._rounds.append(
+                    Round(number, value, lam, images, not finite, share if 0 <= share < math.inf else None)
+                )
             self._pending.clear()
 
     @property

@@ -135,6 +135,7 @@ class Regularizer:
             from ddplug.augment.dsa import DSA
 
             view = DSA(seed=seed)
+        self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         step: PieceByPiece | Graphs = PieceByPiece(
             self.space, objective, self._to_pool, precision=check_precision(precision),
@@ -160,6 +161,7 @@ class Regularizer:
 
     @input_space.setter
     def input_space(self, space: AnySpace | str | None) -> None:
+        self._given_space = space
         self._to_pool.space = self.pool.space_of(space)
 
     @property
@@ -221,12 +223,15 @@ class Regularizer:
         Raises:
             InputError, ProxyError, SpaceError: views or labels that the pool cannot take, here or in the backward pass.
         """
-        if not self.active:
-            return views
-        if not (torch.is_grad_enabled() and views.requires_grad):
-            self.watch.untouched()
+        if not (self.active and torch.is_grad_enabled() and views.requires_grad):
+            self.passed_by()
             return views
         return self._keeper.passed(views, self._checked(views, labels))
+
+    def passed_by(self) -> None:
+        """Told that views came that are not to be regularised; many such and no others are warned about."""
+        if self.active:
+            self.watch.untouched()
 
     @contextmanager
     def round(self) -> Iterator[None]:
@@ -266,7 +271,8 @@ class Regularizer:
         return {
             "term": self.objective.name, "space": self.space, **self.objective.settings(), "every": self.every,
             "draw": self.estimator.draw, "views_per_image": self.estimator.views_per_image,
-            "passes": self.passes, "set_size": self.set_size,
+            "passes": self.passes, "set_size": self.set_size, "classes": self.estimator.classes,
+            "input_space": str(self._given_space) if self._given_space is not None else None,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,17 +291,41 @@ class Regularizer:
 
         Raises:
             WeightError: it is of another weight or weighting.
-            InputError: it is no such state, or of another representation, temperature, `every`, `draw`, ... or pool.
+            InputError: it is no such state, or of another term, space, temperature, `every`, `draw`, ... or pool.
         """
         missing = {"weighting", "generator", "class_generator", "view", "rounds", "history"} - set(state)
         if missing:
             raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
         self.weighting.check(state["weighting"])
+        self._check_settings(state.get("settings"))
+        if self.pool.pending:
+            self._expected_pool = state.get("pool")
+        else:
+            self._check_pool(state.get("pool"))
+        before = self.state_dict()
+        try:
+            self._take(state)
+        except Exception as error:  # a damaged state may be anything
+            self._take(before)
+            raise InputError(
+                f"this state of a Regularizer is damaged ({type(error).__name__}: {error}); nothing was taken from it."
+            ) from error
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.weighting.load_state_dict(state["weighting"])
+        self.estimator.load_state_dict(state)
+        self.history.load_state_dict(state["history"])
+        self._keeper.rounds = self.watch.rounds = int(state["rounds"])
+        self._keeper.reported = self.history.skipped
+
+    def _check_settings(self, given: dict[str, Any] | None) -> None:
         own = self.settings()
-        given = state.get("settings")
         if given is None:
-            self.watch.warn("old state", "this state is of an older ddplug and does not say what options it was made "
-                            "with, so they could not be compared with these.")  # fmt: skip
+            self.watch.warn(
+                "old state",
+                "this state is of an older ddplug and does not say what options it was made with, so they could not be "
+                "compared with these.",
+            )
         elif differing := [
             f"{key} {given.get(key)!r} (here {own[key]!r})" for key in own if given.get(key) != own[key]
         ]:
@@ -303,15 +333,6 @@ class Regularizer:
                 f"this state was made with {', '.join(differing)}; the lambda in it would mean something else here. "
                 "Give the same options, or start without the state."
             )
-        if self.pool.pending:
-            self._expected_pool = state.get("pool")
-        else:
-            self._check_pool(state.get("pool"))
-        self.weighting.load_state_dict(state["weighting"])
-        self.estimator.load_state_dict(state)
-        self._keeper.rounds = self.watch.rounds = state["rounds"]
-        self.history.load_state_dict(state["history"])
-        self._keeper.reported = self.history.skipped
 
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
@@ -342,6 +363,8 @@ class Regularizer:
         """What is looked at once, at the first call."""
         if self._expected_pool is not None:
             self._check_pool(self._expected_pool)
+        if self.input_space is None:  # by name, of a pool that was not there yet
+            self._to_pool.space = self.pool.space_of(self._given_space)
         if self.estimator.draw > len(self.pool):
             raise InputError(
                 f"draw must be between 1 and the pool's size, {len(self.pool)}, got {self.estimator.draw}."

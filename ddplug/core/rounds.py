@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from ddplug.core.autograd import Call, Collected, Identity, Round, gather, leaves
+from ddplug.core.autograd import Call, Collected, Identity, Round, gather
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.watch import Watch
@@ -53,26 +53,37 @@ class RoundKeeper:
 
     def _start(self) -> None:
         self._pending: list[weakref.ref[Call]] = []
-        self._collected: Collected | None = Collected(self.passes) if self.passes > 1 else None
         self._lock = threading.RLock()
+        self._own = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """With no call under way: a copy has its own."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_pending", "_collected", "_lock")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_pending", "_lock", "_own")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
 
+    @property
+    def _collected(self) -> Collected | None:
+        """The round of several passes that this thread is in."""
+        if not hasattr(self._own, "collected"):
+            self._own.collected = Collected(self.passes) if self.passes > 1 else None
+        found: Collected | None = self._own.collected
+        return found
+
     def passed(self, views: Tensor, call: Call) -> Tensor:
-        """`views`, behind a node that will ask for CMI's part of their gradient."""
+        """`views`, behind a node that will ask for the term's part of their gradient."""
+        collected = self._collected
         with self._lock:
             self.estimator.prepare_graphs()
-            if self._collected is not None:
-                # The host's graph ends here, at a leaf of ours, and is continued by hand: CMI's part comes later.
-                call.source, views = views, views.detach().requires_grad_()
-                self._collected.calls.append(call)
-                self.watch.called(0)
+            if collected is not None:
+                collected.add(call)
+                self.watch.called(collected.lost)
+                collected.lost = 0
+                if self.weight != 0:
+                    # The host's graph ends here, at a leaf of ours, and is continued by hand: more comes later.
+                    call.cut, call.source, views = True, views, views.detach().requires_grad_()
             else:
                 alive = [ref for ref in self._pending if ref() is not None]
                 self.watch.called(len(self._pending) - len(alive))
@@ -82,6 +93,11 @@ class RoundKeeper:
 
     def at_once(self, call: Call, grad: Tensor) -> Tensor | None:
         """A round of one call whose gradient is there already; what to add to it, or None for nothing."""
+        if self._collected is not None:
+            raise InputError(
+                "the gradient is added at the optimizer's step here, so the step is the round, whatever passes it "
+                "took: leave out passes= and round()."
+            )
         with self._lock:
             self.estimator.prepare_graphs()
             self._start_round([call])
@@ -94,7 +110,7 @@ class RoundKeeper:
             raise InputError(
                 "this is within a round already: rounds do not nest, and with passes= the layer counts by itself."
             )
-        collected = self._collected = Collected()
+        collected = self._own.collected = Collected()
         hook = register_optimizer_step_pre_hook(lambda optimizer, *_: _check_no_step(optimizer, collected))
         try:
             yield
@@ -103,15 +119,25 @@ class RoundKeeper:
             raise
         finally:
             hook.remove()
-            self._collected = None
+            del self._own.collected
+        waiting = collected.waiting()
+        if collected.added and not collected.arrived and self.enabled:
+            self.watch.warn(
+                "nothing came",
+                f"a round with {collected.added} batches of views ended, and no gradient had come to them. The backward "
+                "passes belong within the `with regularizer.round():` block, as plain backward() calls: "
+                "torch.autograd.grad and backward(inputs=...) do not reach the images there.",
+            )
+        for call in waiting:
+            call.release()
         self._finish(collected)
 
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come."""
         with self._lock:
             waiting = [call for ref in self._pending if (call := ref()) is not None]
-            if self._collected is not None:
-                waiting += self._collected.waiting()
+            if (collected := self._collected) is not None:
+                waiting += collected.waiting()
             for call in waiting:
                 call.release()
             self._pending.clear()
@@ -120,20 +146,30 @@ class RoundKeeper:
         """Add nothing from now on, also not to calls whose backward pass is still to come."""
         self.enabled = False
         self._pending.clear()
-        if self._collected is not None:
-            self._collected.drop()
+        if (collected := self._collected) is not None:
+            collected.drop()
         self.watch.close()
         self.estimator.step.forget()
 
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
         """What to add to the host's gradient `grad` on this call's views; None for nothing."""
-        if call.source is not None:
+        if call.cut:
+            if call.source is None:
+                raise InputError(
+                    "a graph was walked again after the round of several backward passes that it belonged to was over. "
+                    "Walk it within the round, or call the layer anew."
+                )
             # Not under the lock: this walks the host's graph, on whatever threads autograd takes for it. The host's own
-            # part reaches the images in its own time; the graph stays for CMI's, at the end of the round.
+            # part reaches the images in its own time; the graph stays for the rest, at the end of the round.
             torch.autograd.backward(call.source, grad, retain_graph=True)
-            collected = self._collected
-            if collected is not None and not call.done and collected.arrived(call, grad):
+        if _walking.rest:
+            return None  # not the host's pass, but the end of a round of some layer's
+        collected = call.collected
+        if collected is not None:
+            if self.enabled and collected.arrive(call, grad):
                 self._finish(collected)
+            return None
+        if call.cut:
             return None
         with self._lock:
             return self._to_add(call, grad)
@@ -158,17 +194,50 @@ class RoundKeeper:
         return self._hand_out(call, grad)
 
     def _finish(self, collected: Collected) -> None:
-        """The end of a round of several backward passes: CMI's gradient goes the way that the host's has gone."""
+        """The end of a round of several backward passes: the term's gradient goes the way that the host's has gone."""
         with self._lock:
-            calls = collected.take()
+            stepped, hooked, calls = collected.stepped(), collected.hooked(), collected.take()
             if not calls or not self.enabled:
                 return
-            self._start_round(calls)
+            if stepped:
+                for call in calls:
+                    call.release()
+                self._cut_through(collected.passes)
+                return
+            if hooked:
+                self.watch.warn(
+                    "hooks",
+                    "a hook on the images' gradient sees it in two parts in a round of several backward passes: the "
+                    "host's, and at the end the regulariser's. What it computes of each, a norm say, is not of both.",
+                )
             sources, arrived = [call.source for call in calls], [call.arrived for call in calls]
+            self._start_round(calls)
             extras = [self._hand_out(call, grad) for call, grad in zip(calls, arrived, strict=True) if grad is not None]
-        reached = [(source, extra) for source, extra in zip(sources, extras, strict=True) if extra is not None]
-        if reached:
-            torch.autograd.backward(*zip(*reached, strict=True))
+        rest = [(source, extra) for source, extra in zip(sources, extras, strict=True) if extra is not None]
+        if rest:
+            _walking.rest = True
+            try:
+                # Kept, as the host's own pass may still be under way in parts of it; it goes with the calls.
+                torch.autograd.backward(*zip(*rest, strict=True), retain_graph=True)
+            except RuntimeError as error:
+                if "second time" not in str(error):
+                    raise
+                raise InputError(
+                    "the images' graph behind the views is shared with something that was walked beside the layer, a "
+                    "penalty on the images say, and is gone by the end of the round. Pass retain_graph=True to the "
+                    "backward passes of the round, or make what is shared anew in each."
+                ) from error
+            finally:
+                _walking.rest = False
+
+    def _cut_through(self, passes: int | None) -> None:
+        told = f"passes={passes}" if passes is not None else "`with regularizer.round():`"
+        self.watch.warn(
+            "cut through",
+            f"the images were stepped in the middle of a round of several backward passes ({told}), so the round was "
+            "left out: its gradients would not have been of the same images. Give as many passes as the host takes "
+            "between two steps, with the step after them.",
+        )
 
     def _start_round(self, calls: list[Call]) -> None:
         """Estimate the term on the views of all `calls` together and give each its slice of the gradient."""
@@ -178,9 +247,16 @@ class RoundKeeper:
             for call in calls:
                 call.release()
             self.rounds += 1
+            self.watch.rounds += 1
             return
         views, labels = gather(calls)
         part = 1.0 if self.set_size is None else len(views) / self.set_size
+        if part > 1:
+            self.watch.warn(
+                "set size",
+                f"a round has {len(views)} views, more than set_size={self.set_size} says that the whole set has, so "
+                "it counts more than once. Count every view of an image: set_size is in views.",
+            )
         if self.weight == 0:
             found = self.estimator.value(views, labels)
         else:
@@ -201,9 +277,7 @@ class RoundKeeper:
         objective, classes = self.estimator.objective, groups.classes
         if groups.fewer_than(objective.min_per_class):
             self.watch.warn("too few images per class", objective.too_few)
-        if self.rounds == 0 and self.scale is None and self.weight != 0:
-            self.watch.scaled()
-        whole = self._collected is not None or any(call.source is not None for call in calls)
+        whole = any(call.collected is not None for call in calls)
         expected = whole or self.set_size is not None or self.estimator.classes is not None
         single = int(classes[0]) if len(classes) == 1 and not expected else None
         absolute = isinstance(self.weighting, Absolute) and self.weight != 0
@@ -228,6 +302,8 @@ class RoundKeeper:
         if delta is not None:
             call.acted = True
             scale = 1.0 if self.scale is None else float(self.scale())
+            if self.scale is None and round_.number == 0:
+                self.watch.scaled(grad)
             round_.host = round_.host + _squared_norm(grad) / scale**2
             round_.own = round_.own + _squared_norm(delta)
             extra = (delta * (lam * round_.factor * scale)).to(grad.dtype)
@@ -264,12 +340,20 @@ class RoundKeeper:
 def _check_no_step(optimizer: Optimizer, collected: Collected) -> None:
     """`InputError` if the images whose gradient is still incomplete are about to be stepped."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    waiting = [call.source for call in collected.calls if call.arrived is not None and call.source is not None]
-    if any(id(leaf) in held for leaf in leaves(waiting)):
+    if any(id(leaf) in held for leaf in collected.images()):
         raise InputError(
             "the optimizer of the images was stepped within a round, before CMI's gradient was added, which happens "
             "when the round ends. Put the step after the `with regularizer.round():` block."
         )
+
+
+class _Walking(threading.local):
+    """Whether this thread is walking back what a round has added, which other layers on the way leave alone."""
+
+    rest = False
+
+
+_walking = _Walking()
 
 
 def _squared_norm(gradient: Tensor) -> Tensor:

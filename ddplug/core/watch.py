@@ -7,16 +7,18 @@ import gc
 import sys
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from ddplug.core.autograd import Call, leaves
 from ddplug.errors import DDPlugWarning
 
-LOST = 10
+LOST = 40
 """Graphs dropped without a backward pass, before the first round, after which that is said."""
 UNTOUCHED = 200
 """Calls on views that need no gradient, with no other call before, after which that is said."""
@@ -38,12 +40,12 @@ class Watch:
         self._warned: set[str] = set()
         self._untouched = self._lost = self._steps = self._cut = 0
         self._single: set[int] | None = set()
-        self._before: list[tuple[weakref.ref[Tensor], int]] = []
+        self._before: list[_Seen] = []
         _WATCHES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has seen nothing of the graphs yet."""
-        return {**self.__dict__, "_before": []}
+        """A copy has seen nothing of the graphs yet, and nothing is expected of it before it is called."""
+        return {**self.__dict__, "_before": [], "expects_action": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -121,11 +123,8 @@ class Watch:
 
     def _accumulates(self, calls: Sequence[Call]) -> None:
         """Whether the gradient of the round before still waits for a step, so that this one adds to it."""
-        for ref, version in self._before:
-            leaf = ref()
-            if leaf is not None and leaf._version == version and leaf.grad is not None and bool(leaf.grad.any()):
-                self._cut += 1
-                break
+        if self._before and all(seen.waits() for seen in self._before):
+            self._cut += 1
         if self._cut >= 2:
             self.warn(
                 "several passes",
@@ -134,19 +133,22 @@ class Watch:
                 "round: `with regularizer.round():` around the passes, or passes=N.",
             )
         nodes = [node for call in calls if call.node is not None and (node := call.node()) is not None]
-        self._before = [(weakref.ref(leaf), leaf._version) for leaf in leaves(nodes=nodes)]
+        self._before = [_Seen(leaf) for leaf in leaves(nodes=nodes)]
 
-    def scaled(self) -> None:
-        """Look for a GradScaler at work, of whose factor nothing was said."""
+    def scaled(self, grad: Tensor) -> None:
+        """Look for a GradScaler at work, of whose factor nothing was said, where `grad` looks as if it had it."""
+        if not bool(grad.abs().max() > 1):  # unscaled, a pixel's gradient is far below
+            return
         for found in gc.get_objects():
             if issubclass(type(found), torch.amp.GradScaler) and found.is_enabled() and found._scale is not None:
                 factor = found.get_scale()
                 if factor != 1:
                     self.warn(
                         "scaled",
-                        f"a GradScaler is at work, and its factor is {factor:g}. The layer sees gradients of the "
-                        "scaled loss: a lambda given as it is would all but vanish beside them, and a share would come "
-                        f"out as a lambda {factor:g} times too large. Pass scale=scaler.get_scale.",
+                        f"a GradScaler is at work, and its factor is {factor:g}. If it scales the loss of these views, "
+                        "the layer sees gradients of the scaled loss: a lambda given as it is all but vanishes beside "
+                        f"them, and a share comes out as a lambda {factor:g} times too large. Pass "
+                        "scale=scaler.get_scale; or scale=lambda: 1.0, if it is another model's.",
                     )
                     return
 
@@ -164,7 +166,60 @@ class Watch:
             )
 
 
+class _Seen:
+    """A leaf as it was when a round began."""
+
+    def __init__(self, leaf: Tensor) -> None:
+        self._leaf, self._version = weakref.ref(leaf), leaf._version
+        self._gradient = self._state(leaf)
+
+    def waits(self) -> bool:
+        """Whether a gradient has come since that still waits for a step."""
+        leaf = self._leaf()
+        if leaf is None or leaf._version != self._version or leaf.grad is None:
+            return False
+        return self._state(leaf) != self._gradient and bool(leaf.grad.any())
+
+    @staticmethod
+    def _state(leaf: Tensor) -> tuple[int, int] | None:
+        return None if leaf.grad is None else (id(leaf.grad), leaf.grad._version)
+
+
 _WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+def count_steps(watch: Watch, holds: Callable[[Optimizer, list[Tensor]], bool]) -> Callable[[], None]:
+    """Have the steps of optimizers that hold images only, and of which `holds` says so, counted; returns what ends it.
+
+    There is one hook for all watches, whose owners it does not keep alive.
+    """
+    global _hook
+    _COUNTED[watch] = holds
+    if _hook is None:
+        _hook = register_optimizer_step_post_hook(_stepped)
+    gone = weakref.ref(watch)
+
+    def end() -> None:
+        global _hook
+        if (found := gone()) is not None:
+            _COUNTED.pop(found, None)
+        if not _COUNTED and _hook is not None:
+            _hook.remove()
+            _hook = None
+
+    return end
+
+
+_COUNTED: weakref.WeakKeyDictionary[Watch, Callable[[Optimizer, list[Tensor]], bool]] = weakref.WeakKeyDictionary()
+_hook: RemovableHandle | None = None
+
+
+def _stepped(optimizer: Optimizer, *_: object) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if parameters and all(parameter.ndim == 4 for parameter in parameters):
+        for watch, holds in list(_COUNTED.items()):
+            if holds(optimizer, parameters):
+                watch.stepped()
 
 
 @atexit.register

@@ -99,11 +99,11 @@ class Layer:
         The gradient of such a pass comes to nothing, so it gets no CMI, is not counted, and is no part of how lambda
         is measured.
         """
-        if self.regularizer is not None and self.regularizer.weight != 0 and not float(loss.detach()) <= limit:
+        if self.regularizer is not None and self.regularizer.active and not float(loss.detach()) <= limit:
             self.regularizer.skip()
 
     def _pass(self, views: Tensor, labels: Tensor | int, step: int | None, first: int) -> Tensor:
-        if self.regularizer is None or self.regularizer.weight == 0 or not self._takes(step):
+        if self.regularizer is None or not self.regularizer.active or not self._takes(step):
             return views
         chosen = views[first:] if first else views
         if not isinstance(labels, Tensor):
@@ -155,7 +155,7 @@ class Attached:
     def start(self, host: str, args: Any, **known: Any) -> Layer:
         """The layer of one synthetic set, around the regulariser that was attached."""
         reg = self._regularizer
-        if reg.weight == 0:
+        if not reg.active:
             return Layer(reg)
         if isinstance(reg.pool, DeferredPool) and reg.pool.pending:
             reg.pool.fill(resolve(str(reg.pool.given), self._adapter, args, known))

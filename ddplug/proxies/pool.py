@@ -139,6 +139,10 @@ class ProxyPool:
         if given is None:
             return None
         own = self.info.space
+        if self.pending and isinstance(given, str):
+            if given not in ("unit", "zca"):
+                named_space(given)  # a name that means nothing is best refused at once
+            return None
         found = named_space(given, own.channels if own is not None else 3, own) if isinstance(given, str) else given
         if not hasattr(found, "to_unit"):
             raise SpaceError(f"got {type(given).__name__} as an input space, expected {SPELLINGS}.")
