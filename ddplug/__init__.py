@@ -30,7 +30,17 @@ from ddplug.objectives.cmi import class_separation, cmi, cmi_per_class, ncmi
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 
 # Modules that bring torchvision, kornia or files along: there on first use, so that `import ddplug` stays light.
-_ON_FIRST_USE = ("adapters", "augment", "datasets", "distill", "networks", "training", "zca")
+_ON_FIRST_USE = {
+    "adapters": "ddplug.adapters",
+    "augment": "ddplug.augment",
+    "datasets": "ddplug.datasets",
+    "distill": "ddplug.comparison.dm_trainer",
+    "networks": "ddplug.networks",
+    "objectives": "ddplug.objectives",
+    "training": "ddplug.networks.training",
+    "weighting": "ddplug.core.weighting",
+    "zca": "ddplug.datasets.zca",
+}
 
 __version__ = "0.1.0"
 
@@ -65,7 +75,7 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     if name in _ON_FIRST_USE:
-        return import_module(f"ddplug.{name}")
+        return import_module(_ON_FIRST_USE[name])
     raise AttributeError(f"module 'ddplug' has no attribute '{name}'")
 
 

@@ -944,3 +944,51 @@ def _lam(pool: ddplug.ProxyPool, batch: Batch) -> float:
     plain(batch[0].clone().requires_grad_(), batch[1]).square().sum().backward()
     assert plain.lam is not None
     return plain.lam
+
+
+def test_calls_that_are_not_regularised_are_no_turn_of_a_class(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """A look at the loss under no_grad between two steps."""
+    images, labels = batch
+
+    class Matching:
+        def loss(self, images: Tensor) -> Tensor:
+            return images.square().sum()
+
+    trainer, seen = Matching(), []
+    cycle = ddplug.one_class_per_call(3)
+
+    def noted(views: Tensor) -> int:
+        seen.append(cycle(views))
+        return seen[-1]
+
+    leaf = images.clone().requires_grad_()
+    with attach(trainer, pool, labels=noted, set_size=12):
+        for _ in range(2):
+            for c in range(3):
+                trainer.loss(leaf[labels == c]).backward()
+                leaf.grad = None
+            with torch.no_grad():
+                trainer.loss(leaf)
+    assert seen == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_trainer_that_was_compiled_before(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    module = Compilable(batch, False)
+    step: Any = torch.compile(module, backend="eager")
+    step().backward()
+    with attach(step, pool) as handle:
+        step().backward()
+        assert len(handle.history) == 1
+    module.zero_grad()
+    step().backward()
+    torch.testing.assert_close(module.images.grad, 4.5 * batch[0], rtol=1e-12, atol=0)
+
+
+def test_recording_at_weight_zero_in_a_host(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    from ddplug import hosting
+
+    regularizer = ddplug.Regularizer(pool, 0, record=True)
+    leaf = batch[0].clone().requires_grad_()
+    hosting.Layer(regularizer)(leaf, batch[1]).sum().backward()
+    assert len(regularizer.history) == 1
+    assert torch.equal(leaf.grad, torch.ones_like(leaf))  # type: ignore[arg-type]

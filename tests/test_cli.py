@@ -418,7 +418,7 @@ def test_an_interruption_has_status_130_and_says_that_one_can_go_on(
 
 def test_a_failing_process_shows_no_traceback() -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", "from ddplug.cli import main; main()", "measure", "--proxies", "nowhere"],
+        [sys.executable, "-c", "from ddplug.cli.app import main; main()", "measure", "--proxies", "nowhere"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ran.returncode == 2

@@ -223,10 +223,10 @@ KILLED = """
     import torch._dynamo  # every child would import it for itself
     torch.set_num_threads(1)
     from ddplug import ProxyPool, datasets
-    from ddplug.compare import compare
-    from ddplug.compare_entry import Own
-    from ddplug.compare_judge import Judge, judge_seed
-    from ddplug.compare_plan import Settings, arms
+    from ddplug.comparison.compare import compare
+    from ddplug.comparison.own_trainer import Own
+    from ddplug.comparison.judge import Judge, judge_seed
+    from ddplug.comparison.plan import Settings, arms
 
     out, pool, heldout, settings = sys.argv[1:]
     data, pool, heldout = datasets.load("digits"), ProxyPool.load(pool), ProxyPool.load(heldout)
@@ -345,7 +345,7 @@ def test_entries_of_another_version_are_refused_but_not_of_an_unknown_one(key: s
 HOLDS = """
     import sys
     from pathlib import Path
-    from ddplug.locking import alone
+    from ddplug.utils.locking import alone
 
     with alone(Path(sys.argv[1]), Path("it")):
         print("held", flush=True)
@@ -393,7 +393,7 @@ def test_memory_is_what_came_on_top() -> None:
     """In a process of its own: in this one, other tests' garbage may be handed back at any moment."""
     script = """
 import torch
-from ddplug.meter import Meter
+from ddplug.utils.meter import Meter
 before = torch.ones(64 * 2**18)
 meter = Meter("cpu")
 with meter:

@@ -389,7 +389,7 @@ def test_defaults_are_off_and_any_config_can_hold_them() -> None:
 
 
 def test_off_loads_nothing_and_returns_the_very_same_tensor(untouched: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.hosting.start.upstream", lambda name: pytest.fail("nobody should be asked"))
+    monkeypatch.setattr("ddplug.hosting.from_options.upstream", lambda name: pytest.fail("nobody should be asked"))
     layer = hosting.start("dm", argparse.Namespace(cmi_weight=0.0, cmi_proxies="/nowhere"))
     views = torch.zeros(2, 3, 4, 4, requires_grad=True)
     assert layer(views, 0) is views
@@ -412,9 +412,8 @@ def test_proxies_as_named_then_experts_then_a_small_pool(
     adapter = Known()
     with pytest.raises(PoolError, match="no real data"):
         hostproxies.resolve("", adapter, None, {})
-    import ddplug.proxies.pretrain
 
-    monkeypatch.setattr(ddplug.pretrain, "default_pool", lambda data: pool)
+    monkeypatch.setattr("ddplug.proxies.pretrain.default_pool", lambda data: pool)
     monkeypatch.setattr(adapter, "real", lambda args, known: "data")
     assert hostproxies.resolve("", adapter, None, {}) is pool
     adapter.found = ProxyPool(pool.proxies)

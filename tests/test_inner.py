@@ -231,7 +231,7 @@ def test_one_lambda_means_the_same_whichever_steps_are_used(
     found = {}
     for inner in ("one", "last", "all"):
         regularizer = ddplug.Regularizer(pool, 0.1, calibrate=1, announce=lambda text: None)
-        layer = hosting._layer(Host(), regularizer, None, {"steps": STEPS}, "host", inner)
+        layer = hosting.layer.layer_of(Host(), regularizer, None, {"steps": STEPS}, "host", inner)
         layer.record = None
         leaf = images.clone().requires_grad_()
         sum((layer(leaf * 1.0, labels, step=step) * pull).sum() for step in range(STEPS)).backward()

@@ -229,7 +229,7 @@ def test_the_guide_does_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "as_image_data" in block)
     asked: list[Any] = []
-    monkeypatch.setattr(datasets, "load", lambda *given: asked.append(given))
+    monkeypatch.setattr("ddplug.datasets.images.load", lambda *given: asked.append(given))
     pair = (IMAGES, LABELS)
     exec(block, {"images": IMAGES, "labels": LABELS, "train": pair, "test": pair, "mean": [0.5] * 3, "std": [0.2] * 3})
     assert asked == [("cifar10", "FOLDER")]

@@ -10,6 +10,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -446,7 +447,10 @@ def test_a_pretraining_killed_between_two_networks_goes_on(
     few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(f"ddplug.pretrain.{what}", interrupted(getattr(ddplug.pretrain, what), at=2)[0])
+        patch.setattr(
+            f"ddplug.proxies.pretrain.{what}",
+            interrupted(getattr(import_module("ddplug.proxies.pretrain"), what), at=2)[0],
+        )
         with pytest.raises(KeyboardInterrupt):
             train(few, tmp_path / "pool")
     assert same(train(few, tmp_path / "pool"), trained[0])

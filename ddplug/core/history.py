@@ -17,7 +17,7 @@ from torch import Tensor
 from ddplug.utils.files import write_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Round:
     """One round in which the regulariser acted."""
 

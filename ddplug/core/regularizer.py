@@ -60,7 +60,8 @@ class Regularizer:
         classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
             is CMI of all of them; None for all. Rounds that calibrate take all.
         precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
-            "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.precision`. CMI itself is never reduced.
+            "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.networks.precision`. The
+            term itself is never reduced.
         chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever
             the number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
         graphs: replay the step from a CUDA graph, on a GPU, where shapes repeat; falls back by itself. Off unless asked

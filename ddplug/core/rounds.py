@@ -124,8 +124,8 @@ class RoundKeeper:
         if collected.added and not collected.arrived and self.enabled:
             self.watch.warn(
                 "nothing came",
-                f"a round with {collected.added} batches of views ended, and no gradient had come to them. The backward "
-                "passes belong within the `with regularizer.round():` block, as plain backward() calls: "
+                f"a round with {collected.added} batches of views ended, and no gradient had come to them. The "
+                "backward passes belong within the `with regularizer.round():` block, as plain backward() calls: "
                 "torch.autograd.grad and backward(inputs=...) do not reach the images there.",
             )
         for call in waiting:
@@ -302,7 +302,7 @@ class RoundKeeper:
         if delta is not None:
             call.acted = True
             scale = 1.0 if self.scale is None else float(self.scale())
-            if self.scale is None and round_.number == 0:
+            if self.scale is None and round_.number == 0 and call.node is not None:  # else an optimizer's, unscaled
                 self.watch.scaled(grad)
             round_.host = round_.host + _squared_norm(grad) / scale**2
             round_.own = round_.own + _squared_norm(delta)

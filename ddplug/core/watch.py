@@ -142,7 +142,8 @@ class Watch:
         for found in gc.get_objects():
             if issubclass(type(found), torch.amp.GradScaler) and found.is_enabled() and found._scale is not None:
                 factor = found.get_scale()
-                if factor != 1:
+                if factor != 1 and found not in _ASKED_ABOUT:
+                    _ASKED_ABOUT.add(found)
                     self.warn(
                         "scaled",
                         f"a GradScaler is at work, and its factor is {factor:g}. If it scales the loss of these views, "
@@ -186,6 +187,8 @@ class _Seen:
 
 
 _WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
+_ASKED_ABOUT: weakref.WeakSet[torch.amp.GradScaler] = weakref.WeakSet()
+"""Scalers that were asked about once: one that belongs to another model is not to be a nuisance to every layer."""
 
 
 def count_steps(watch: Watch, holds: Callable[[Optimizer, list[Tensor]], bool]) -> Callable[[], None]:

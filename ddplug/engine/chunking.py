@@ -102,7 +102,7 @@ def _saved(features: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor
         sizes.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor.detach()  # with the graph behind it, a node that saves its output would hold itself alive
 
-    note.only_looks = True  # type: ignore[attr-defined]  # for `ddplug.precision`, which makes way for other hooks
+    note.only_looks = True  # type: ignore[attr-defined]  # for `ddplug.networks.precision`, which makes way for other hooks
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = features(images.clone().requires_grad_())
     return result.detach(), list(sizes.values())

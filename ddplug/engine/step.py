@@ -67,8 +67,8 @@ class PieceByPiece:
         space: "feature" or "logit".
         objective: the term of the features that is computed.
         prepare: brings images into the proxies' input space.
-        precision: of the network's layers; see `ddplug.precision`.
-        chunk: images per piece; see `ddplug.pieces`.
+        precision: of the network's layers; see `ddplug.networks.precision`.
+        chunk: images per piece; see `ddplug.engine.chunking`.
         compile: pass images through torch.compile's version of the network, made once per kind of proxy.
     """
 

@@ -1,11 +1,12 @@
 """What the lines that a patch inserts call: `import ddplug.hosting as ddplug_cmi`."""
 
-from ddplug.hosting.layer import Attached, Layer, must_fire, save_all
+from ddplug.hosting.from_options import start
+from ddplug.hosting.layer import NAME, Attached, Layer, must_fire, save_all
 from ddplug.hosting.options import INNER, OPTIONS, Inner, Option, Views, add_config, add_options, weight
-from ddplug.hosting.start import start
 
 __all__ = [
     "INNER",
+    "NAME",
     "OPTIONS",
     "Attached",
     "Inner",

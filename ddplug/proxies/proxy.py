@@ -46,7 +46,7 @@ class Proxy:
     name: str = "proxy"
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What a pass over an image of some kind was seen to cost; see `ddplug.pieces`."""
+    """What a pass over an image of some kind was seen to cost; see `ddplug.engine.chunking`."""
 
     streamed: ClassVar[bool] = False
     """Whether the weights are somewhere else until they are needed."""
@@ -107,7 +107,7 @@ class Proxy:
     def __call__(self, images: Tensor, space: Space = "feature", precision: Precision = "exact") -> Tensor:
         """(n, d) penultimate features, or logits, of `images`, (n, c, h, w); differentiable in the images.
 
-        `precision` is that of the layers, see `ddplug.precision`; the host's own autocast is not the proxy's.
+        `precision` is that of the layers, see `ddplug.networks.precision`; the host's own autocast is not the proxy's.
 
         Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
         """
