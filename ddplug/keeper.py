@@ -19,6 +19,7 @@ from ddplug.errors import InputError, WeightError
 from ddplug.estimator import Estimator
 from ddplug.history import History
 from ddplug.rounds import Call, Collected, Identity, Round, gather, leaves
+from ddplug.uncompiled import uncompiled
 from ddplug.watch import Watch
 from ddplug.weighting import Absolute, Relative, Schedule, Weighting
 
@@ -125,6 +126,7 @@ class RoundKeeper:
         self.watch.close()
         self.estimator.step.forget()
 
+    @uncompiled
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
         """What to add to the host's gradient `grad` on this call's views; None for nothing."""
         if call.source is not None:
@@ -157,6 +159,7 @@ class RoundKeeper:
             self._pending = [weakref.ref(found) for found in live if found not in reached]
         return self._hand_out(call, grad)
 
+    @uncompiled
     def _finish(self, collected: Collected) -> None:
         """The end of a round of several backward passes: CMI's gradient goes the way that the host's has gone."""
         with self._lock:
@@ -168,7 +171,7 @@ class RoundKeeper:
             extras = [self._hand_out(call, grad) for call, grad in zip(calls, arrived, strict=True) if grad is not None]
         reached = [(source, extra) for source, extra in zip(sources, extras, strict=True) if extra is not None]
         if reached:
-            torch.autograd.backward(*zip(*reached, strict=True))
+            torch.autograd.backward([source for source, _ in reached], [extra for _, extra in reached])
 
     def _start_round(self, calls: list[Call]) -> None:
         """Estimate CMI on the views of all `calls` together and give each its slice of the gradient."""

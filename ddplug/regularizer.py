@@ -32,6 +32,7 @@ from ddplug.proxies import ProxyPool, Space, check_space
 from ddplug.rounds import Call
 from ddplug.slots import check_compile
 from ddplug.spaces import AnySpace
+from ddplug.uncompiled import uncompiled
 from ddplug.watch import Watch
 from ddplug.weighting import Absolute, Schedule, WeightingName, make_weighting
 
@@ -193,6 +194,7 @@ class Regularizer:
         """Whether it does anything at all: neither detached nor of weight 0 with nothing to record."""
         return self.enabled and (self.weight != 0 or self.record)
 
+    @uncompiled
     def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
         """`views`, unchanged; their gradient will gain that of CMI.
 
@@ -228,6 +230,7 @@ class Regularizer:
         with self._keeper.together():
             yield
 
+    @uncompiled
     def added(self, images: Tensor, labels: Tensor, grad: Tensor) -> Tensor | None:
         """Lambda * dCMI/dimages, to be added to `grad` by the caller: one round on images that no layer could see.
 
@@ -336,7 +339,3 @@ class Regularizer:
 
 def _too_many(draw: int, pool: ProxyPool) -> InputError:
     return InputError(f"draw must be between 1 and the pool's size, {len(pool)}, got {draw}.")
-
-
-# torch.compile would trace through all of the above, to find that it cannot be compiled; like this it does not try.
-Regularizer.__call__._torchdynamo_disable = True  # type: ignore[attr-defined]

@@ -184,6 +184,8 @@ MUTANTS = [
     Mutant("lost graphs unsaid", "watch.py", "if self._lost >= LOST and not self.rounds:", "if False:", WATCH),
     Mutant("idle views unsaid", "watch.py", "if self._untouched == UNTOUCHED and", "if False and", WATCH),
     Mutant("idle steps unsaid", "watch.py", "if self._steps == STEPS and not self.rounds:", "if False:", WATCH),
+    Mutant("a module's images unknown", "attach.py", ', *held.get("_parameters", {}).values()', "", WATCH),
+    Mutant("way back compiled", "keeper.py", "@uncompiled\n    def _on_backward", "def _on_backward", f"{ATTACH} -k compiled_as_a_whole"),
     Mutant("anybody's steps", "attach.py", "and _holds(owner, optimizer, parameters)", "", WATCH),
     Mutant("nothing at the end", "watch.py", "@atexit.register\n", "", WATCH),
     Mutant("classes cut unsaid", "watch.py", "if len(self._single) > 1 and absolute:", "if False:", WATCH),

@@ -798,6 +798,43 @@ def test_compiled_modules(pool: ddplug.ProxyPool, batch: Batch, compiled: str, o
     assert not torch.equal(gradients[0], 4.5 * batch[0])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("how", ["layer", "round", "optimizer"])
+def test_a_step_compiled_as_a_whole(pool: ddplug.ProxyPool, batch: Batch, how: str) -> None:
+    """With its backward pass in it, on whose way back a compiler would otherwise come upon our own code."""
+    images, labels = batch
+    half = len(labels) // 2
+
+    def run(compiled: bool) -> Tensor:
+        leaf = images.clone().requires_grad_()
+        optimizer = torch.optim.SGD([leaf], lr=0.1)
+        handle = attach(optimizer, pool, labels=labels) if how == "optimizer" else None
+        options: dict[str, Any] = {"weighting": "absolute", "announce": lambda line: None}
+        layer = handle.regularizer if handle else ddplug.Regularizer(pool, LAM, **options)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            if how == "optimizer":
+                (leaf * 1.5).square().sum().backward()
+            elif how == "layer":
+                layer(leaf * 1.5, labels).square().sum().backward()
+            else:
+                with layer.round():
+                    layer(leaf[:half] * 1.5, labels[:half]).square().sum().backward()
+                    layer(leaf[half:] * 1.5, labels[half:]).square().sum().backward()
+            optimizer.step()
+
+        do = torch.compile(step, backend="eager") if compiled else step
+        for _ in range(3):
+            do()
+        assert layer.rounds == 3
+        layer.detach()
+        if handle:
+            handle.detach()
+        return leaf.detach()
+
+    torch.testing.assert_close(run(compiled=True), run(compiled=False), rtol=1e-12, atol=0)
+
+
 class Wrapper(torch.optim.Optimizer):
     """An optimizer around another, as Accelerate's is."""
 
