@@ -493,8 +493,6 @@ def test_optimizers_that_do_not_hold_images(pool: ddplug.ProxyPool, batch: Batch
         leaf.sum().backward()
         with pytest.raises(ddplug.InputError, match=r"labels of shape \(5,\) for 12 images"):
             optimizer.step()
-        with pytest.raises(ddplug.AttachError, match="closure"):
-            optimizer.step(lambda: leaf.sum())
 
 
 def test_no_proxies_and_nothing_to_train_them_on(pool: ddplug.ProxyPool, batch: Batch) -> None:
@@ -801,6 +799,43 @@ def test_compiled_modules(pool: ddplug.ProxyPool, batch: Batch, compiled: str, o
     assert not torch.equal(gradients[0], 4.5 * batch[0])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("how", ["layer", "round", "optimizer"])
+def test_a_step_compiled_as_a_whole(pool: ddplug.ProxyPool, batch: Batch, how: str) -> None:
+    """With its backward pass in it, on whose way back a compiler would otherwise come upon our own code."""
+    images, labels = batch
+    half = len(labels) // 2
+
+    def run(compiled: bool) -> Tensor:
+        leaf = images.clone().requires_grad_()
+        optimizer = torch.optim.SGD([leaf], lr=0.1)
+        handle = attach(optimizer, pool, labels=labels) if how == "optimizer" else None
+        options: dict[str, Any] = {"weighting": "absolute", "announce": lambda line: None}
+        layer = handle.regularizer if handle else ddplug.Regularizer(pool, LAM, **options)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            if how == "optimizer":
+                (leaf * 1.5).square().sum().backward()
+            elif how == "layer":
+                layer(leaf * 1.5, labels).square().sum().backward()
+            else:
+                with layer.round():
+                    layer(leaf[:half] * 1.5, labels[:half]).square().sum().backward()
+                    layer(leaf[half:] * 1.5, labels[half:]).square().sum().backward()
+            optimizer.step()
+
+        do = torch.compile(step, backend="eager") if compiled else step
+        for _ in range(3):
+            do()
+        assert layer.rounds == 3
+        layer.detach()
+        if handle:
+            handle.detach()
+        return leaf.detach()
+
+    torch.testing.assert_close(run(compiled=True), run(compiled=False), rtol=1e-12, atol=0)
+
+
 class Wrapper(torch.optim.Optimizer):
     """An optimizer around another, as Accelerate's is."""
 
@@ -825,6 +860,49 @@ def test_an_optimizer_in_a_wrapper(pool: ddplug.ProxyPool, batch: Batch) -> None
         got = trainer.gradient()
         assert len(handle.history) == 1
     torch.testing.assert_close(got, expected_gradient(pool, batch, 1.0), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_stepped_with_a_closure(
+    pool: ddplug.ProxyPool, batch: Batch, kind: Callable[..., torch.optim.Optimizer], by_name: bool
+) -> None:
+    """As Lightning does it: what the closure returns is the host's own, and each step has a round."""
+    trainer = Trainer(*batch)
+    optimizer = kind([trainer.images], lr=0.1)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = trainer.images.square().sum()
+        loss.backward()
+        return loss.item()
+
+    of_cmi = ddplug.CMI(pool)
+    with attach(optimizer, pool, labels=batch[1]) as handle:
+        for step in range(3):
+            before = trainer.images.detach().clone().requires_grad_()
+            (expected,) = torch.autograd.grad(before.square().sum() + LAM * of_cmi(before, batch[1]), before)
+            got = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+            assert got == before.square().sum().item()
+            torch.testing.assert_close(trainer.images.grad, expected, rtol=1e-12, atol=0)
+            assert len(handle.history) == step + 1
+    before = trainer.images.detach().clone()
+    optimizer.step(closure)
+    assert torch.equal(trainer.images.grad, 2 * before)  # type: ignore[arg-type]
+
+
+def test_an_optimizer_that_evaluates_its_closure_repeatedly(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    leaf = batch[0].clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([leaf], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = leaf.square().sum()
+        loss.backward()
+        return loss
+
+    with attach(optimizer, pool, labels=batch[1]), pytest.raises(ddplug.AttachError, match="closure several times"):
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
 def test_an_optimizer_of_one_tensor_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None:

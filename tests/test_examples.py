@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,21 @@ from ddplug.datasets.images import load
 from ddplug.proxies.pretrain import pretrain
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    """What an example prints."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / arguments[0]), *arguments[1:]],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "DDPlugWarning" not in done.stderr
+    assert "ddplug: lambda = " in done.stdout
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -26,14 +43,34 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def test_example(arguments: list[str], says: str, tmp_path: Path) -> None:
     if "pool" in arguments:
         pretrain(load("digits"), tmp_path / "pool", count=1, epochs=1, options={"width": 8}, progress=False)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / arguments[0]), *arguments[1:]],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert says in done.stdout
-    assert "ddplug: lambda = " in done.stdout
+    assert says in run(arguments, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needs"),
+    [
+        (["with_accelerate.py"], "accelerate"),
+        (["with_accelerate.py", "--layer"], "accelerate"),
+        (["with_lightning.py"], "lightning"),
+        (["with_lightning.py", "--at", "fit"], "lightning"),
+        (["with_lightning.py", "--at", "configure"], "lightning"),
+    ],
+)
+def test_in_a_training_framework(arguments: list[str], needs: str, tmp_path: Path) -> None:
+    """As many rounds as steps, and CMI of the images lower than without, from the same start."""
+    if importlib.util.find_spec(needs) is None:
+        pytest.skip(f"{needs} is not installed; the extra 'test' has it")
+    said = run([*arguments, "--steps", "20"], tmp_path)
+    found = re.findall(r"^weight (\d+): (\d+) rounds, CMI (\S+) -> (\S+) nats$", said, re.MULTILINE)
+    assert [(weight, rounds) for weight, rounds, *_ in found] == [("0", "0"), ("1", "20")], said
+    (*_, start, without), (*_, same, regularised) = found
+    assert start == same
+    assert float(regularised) < 0.5 * float(without)
+
+
+def test_a_compiled_trainer(tmp_path: Path) -> None:
+    said = run(["with_compile.py", "--steps", "12"], tmp_path)
+    assert said.count("12 rounds") == 2
+    difference = re.search(r"the two gradients differ by (\S+) of their norm", said)
+    assert difference is not None
+    assert float(difference[1]) < 1e-5

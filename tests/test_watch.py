@@ -95,6 +95,30 @@ def test_steps_of_the_images_without_a_round(pool: ddplug.ProxyPool, batch: Batc
     handle.detach()  # says it no second time
 
 
+class LoopModule(nn.Module):
+    """The same, as people write it for Lightning: the images are a parameter."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.images = nn.Parameter(batch[0].clone())
+        self.register_buffer("labels", batch[1])
+
+    def augment(self, images: Tensor) -> Tensor:
+        return images * 1.5
+
+
+def test_steps_of_a_modules_images_without_a_round(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    loop = LoopModule(batch)
+    optimizer = torch.optim.SGD(loop.parameters(), lr=0.1)
+    handle = ddplug.attach(loop, 0.7, proxies=pool, announce=lambda line: None)
+    with pytest.warns(ddplug.DDPlugWarning, match=r"took 50 steps, and CMI was never added.*LoopModule.augment"):
+        for _ in range(50):
+            optimizer.zero_grad()
+            loop.images.square().sum().backward()
+            optimizer.step()
+    handle.detach()
+
+
 def test_at_the_end_of_the_program() -> None:
     """50 backward passes, no round, no detach: said at exit."""
     program = """

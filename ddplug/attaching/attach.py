@@ -226,7 +226,9 @@ def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> boo
     """Whether `optimizer` is that of the images of `owner`; a script's are among the variables of a function of its."""
     if owner is optimizer or isinstance(owner, ModuleType):
         return True
-    known = {id(value) for value in getattr(owner, "__dict__", {}).values()}
+    held = vars(owner) if hasattr(owner, "__dict__") else {}
+    # A module has its parameters in a dictionary of its own.
+    known = {id(value) for value in (*held.values(), *held.get("_parameters", {}).values())}
     return id(optimizer) in known or any(id(parameter) in known for parameter in parameters)
 
 

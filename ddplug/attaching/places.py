@@ -185,14 +185,8 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
         raise AttachError("ddplug is already attached to this optimizer; detach() that handle first.")
     read_labels = label_reader(optimizer, "step", None, labels)
 
-    def before_step(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not regularizer.active:
-            return
-        if any(callable(given) for given in (*args[1:], kwargs.get("closure"))):
-            raise AttachError(
-                "this optimizer is stepped with a closure, inside which the gradient is made, so nothing can be added "
-                "before the step. Attach to the augmentation or the loss instead: at='...'."
-            )
+    def add(regularizer: Regularizer) -> None:
+        """Add CMI's gradient to the host's, which is complete."""
         if all(leaf.grad is None for leaf in leaves):
             return
         every = torch.cat([leaf.detach() for leaf in leaves])
@@ -214,6 +208,17 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
                     if leaf.grad is not None:
                         leaf.grad += part
 
+    def before_step(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if not regularizer.active:
+            return None
+        # Lightning steps with a closure, always; the gradient is made inside, so it is added to when that returns.
+        if callable(closure := kwargs.get("closure")):
+            return args, {**kwargs, "closure": _then(closure, partial(add, regularizer))}
+        if len(args) > 1 and callable(args[1]):  # the first is the optimizer itself
+            return (args[0], _then(args[1], partial(add, regularizer)), *args[2:]), kwargs
+        add(regularizer)
+        return None
+
     def install(regularizer: Regularizer) -> Undo:
         optimizer.__dict__["__ddplug_attached__"] = True
         hook = optimizer.register_step_pre_hook(lambda _, args, kwargs: before_step(regularizer, args, kwargs))
@@ -226,6 +231,26 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
 
     of = f"images {tuple(leaves[0].shape)}" if len(leaves) == 1 else f"{images} images in {len(leaves)} tensors"
     return f"{type(optimizer).__name__} of {of}", install
+
+
+def _then(closure: Callable[[], Any], add: Callable[[], None]) -> Callable[[], Any]:
+    """The closure of one step, followed by `add`; `AttachError` if the optimizer asks for it once more."""
+    evaluations = 0
+
+    def evaluated() -> Any:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > 1:
+            raise AttachError(
+                "this optimizer evaluates its closure several times a step, as LBFGS does to search along a line, and "
+                "would compare losses that CMI is no part of. Take one that evaluates it once (SGD, Adam, ...), or add "
+                "CMI to the loss: ddplug.CMI."
+            )
+        result = closure()
+        add()
+        return result
+
+    return evaluated
 
 
 def _maximizes(optimizer: Optimizer, leaf: Tensor) -> bool:

@@ -35,6 +35,7 @@ from ddplug.objectives import Objective, make
 from ddplug.objectives.base import check_labels, check_not_negative
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool, Space, check_space
+from ddplug.utils.uncompiled import uncompiled
 
 
 class Regularizer:
@@ -214,6 +215,7 @@ class Regularizer:
         """Whether it does anything at all: neither detached nor of weight 0 with nothing to record."""
         return self.enabled and (self.weight != 0 or self.record)
 
+    @uncompiled
     def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
         """`views`, unchanged; their gradient will gain that of CMI.
 
@@ -252,6 +254,7 @@ class Regularizer:
         with self._keeper.together():
             yield
 
+    @uncompiled
     def added(self, images: Tensor, labels: Tensor, grad: Tensor) -> Tensor | None:
         """Lambda * dCMI/dimages, to be added to `grad` by the caller: one round on images that no layer could see.
 
@@ -378,7 +381,3 @@ class Regularizer:
 
 def _too_many(draw: int, pool: ProxyPool) -> InputError:
     return InputError(f"draw must be between 1 and the pool's size, {len(pool)}, got {draw}.")
-
-
-# torch.compile would trace through all of the above, to find that it cannot be compiled; like this it does not try.
-Regularizer.__call__._torchdynamo_disable = True  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from ddplug.core.watch import Watch
 from ddplug.core.weighting import Absolute, Relative, Schedule, Weighting
 from ddplug.errors import InputError, WeightError
 from ddplug.objectives.base import Groups
+from ddplug.utils.uncompiled import uncompiled
 
 
 @dataclass
@@ -151,6 +152,7 @@ class RoundKeeper:
         self.watch.close()
         self.estimator.step.forget()
 
+    @uncompiled
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
         """What to add to the host's gradient `grad` on this call's views; None for nothing."""
         if call.cut:
@@ -193,6 +195,7 @@ class RoundKeeper:
             self._pending = [weakref.ref(found) for found in live if found not in reached]
         return self._hand_out(call, grad)
 
+    @uncompiled
     def _finish(self, collected: Collected) -> None:
         """The end of a round of several backward passes: the term's gradient goes the way that the host's has gone."""
         with self._lock:
@@ -218,7 +221,7 @@ class RoundKeeper:
             _walking.rest = True
             try:
                 # Kept, as the host's own pass may still be under way in parts of it; it goes with the calls.
-                torch.autograd.backward(*zip(*rest, strict=True), retain_graph=True)
+                torch.autograd.backward([s for s, _ in rest], [extra for _, extra in rest], retain_graph=True)
             except RuntimeError as error:
                 if "second time" not in str(error):
                     raise
