@@ -345,9 +345,9 @@ def test_entries_of_another_version_are_refused_but_not_of_an_unknown_one(key: s
 HOLDS = """
     import sys
     from pathlib import Path
-    from ddplug.locking import alone
+    from ddplug.utils.files import exclusive_lock
 
-    with alone(Path(sys.argv[1]), Path("it")):
+    with exclusive_lock(Path(sys.argv[1]), Path("it")):
         print("held", flush=True)
         sys.stdin.read()
 """
@@ -393,7 +393,7 @@ def test_memory_is_what_came_on_top() -> None:
     """In a process of its own: in this one, other tests' garbage may be handed back at any moment."""
     script = """
 import torch
-from ddplug.meter import Meter
+from ddplug.utils.meter import Meter
 before = torch.ones(64 * 2**18)
 meter = Meter("cpu")
 with meter:

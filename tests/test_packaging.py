@@ -66,7 +66,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("LICENSE")]
-    wanted = {f"ddplug/{path.name}" for path in (ROOT / "ddplug").glob("*.py")} | {"ddplug/py.typed"}
+    sources = (path for path in (ROOT / "ddplug").rglob("*") if path.suffix in (".py", ".typed", ".j2"))
+    wanted = {path.relative_to(ROOT).as_posix() for path in sources}
     wanted |= {f"ddplug/adapters/{path.name}" for path in (ROOT / "adapters").glob("*.py")}
     wanted |= {f"ddplug/patches/{path.name}" for path in (ROOT / "patches").iterdir()
                if path.suffix in (".py", ".patch", ".toml")}  # fmt: skip
@@ -107,7 +108,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_the_heavier_modules_come_on_first_use(installed: Path, tmp_path: Path) -> None:
     program = "import ddplug; print(ddplug.networks.convnet(size=(8, 8)).spec['architecture'], ddplug.augment.DSA)"
-    assert python("-c", program, cwd=tmp_path, path=installed).startswith("convnet <class 'ddplug.augment.DSA'>")
+    assert python("-c", program, cwd=tmp_path, path=installed).startswith("convnet <class 'ddplug.augment.dsa.DSA'>")
     assert "networks" in dir(__import__("ddplug"))
 
 
