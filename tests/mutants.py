@@ -69,7 +69,7 @@ MUTANTS = [
     Mutant("closed form in fp32", "gradient.py", "torch.cat(features).double()", "torch.cat(features)", ENGINE),
     Mutant("graphs without end", "graphs.py", "len(self._made | self._wanted) < AT_MOST", "True", ENGINE),
     Mutant("graph believed unseen", "graphs.py", "made.note(proxy, same)", "made.note(proxy, True)", ENGINE),
-    Mutant("kinds by their making alone", "proxy.py", "(repr(sorted(spec.items())), repr(self.network), _digest(unsaved))", "repr(sorted(spec.items()))", ENGINE),
+    Mutant("kinds by their making alone", "proxy.py", "(repr(sorted(spec.items())), repr(self.network), short_sha256(named_bytes(unsaved)))", "repr(sorted(spec.items()))", ENGINE),
     Mutant("no word of detached features", "gradient.py", "if not seen.requires_grad:", "if False:", ENGINE),
     Mutant("backward in fp32", "precision.py", "elif precision == \"auto\" and fast_bf16(device):", "elif False:", ENGINE),
     Mutant("trained layers too", "precision.py", " and not weight.requires_grad", "", ENGINE),
@@ -245,7 +245,7 @@ MUTANTS = [
     Mutant("of without folders", "proxies.py", "isinstance(proxies, str | Path)", "isinstance(proxies, Path)", PROXIES),
     Mutant("of without lists", "proxies.py", "isinstance(proxies, Sequence)", "isinstance(proxies, tuple)", PROXIES),
     # Pool files
-    Mutant("checksum not checked", "poolfiles.py", ' or _sha256(path) != record["sha256"]', "", FILES),
+    Mutant("checksum not checked", "poolfiles.py", ' or file_sha256(path) != record["sha256"]', "", FILES),
     Mutant("files outside the pool", "poolfiles.py", "path.parent != folder or not path.is_file()", "not path.is_file()", FILES),
     Mutant("newer version read", "poolfiles.py", ' or record["version"] > VERSION', "", FILES),
     Mutant("data set not compared", "poolfiles.py", "dataset is not None and header.info.dataset != dataset", "False", FILES),
@@ -421,7 +421,7 @@ MUTANTS = [
     Mutant("a host's regulariser not tried", "compare_host.py", "if not arm.baseline:\n                Regularizer", "if False:\n                Regularizer", f"{COMPARE_HOST} -k fails_before_it"),
     Mutant("judged on other data", "compare_host.py", "if setting[1] != judge.data.name:", "if False:", f"{COMPARE_HOST} -k fails_before_it"),
     Mutant("a host's one image per class", "compare_host.py", "self.settings.check_arms(arms, adapter.views_per_class(arguments))", "pass", f"{COMPARE_HOST} -k fails_before_it"),
-    Mutant("another checkout gone on with", "compare_host.py", "hashlib.sha256(path.read_bytes()).digest()", 'b""', f"{COMPARE_HOST} -k another_checkout"),
+    Mutant("another checkout gone on with", "compare_host.py", "bytes.fromhex(file_sha256(path))", 'b""', f"{COMPARE_HOST} -k another_checkout"),
     Mutant("hidden folders are code", "compare_host.py", 'if not name.startswith(".")', "", f"{COMPARE_HOST} -k another_checkout"),
     Mutant("no CMI to compare", "compare_plan.py", "if weighted and ipc == 1 and", "if False and", f"{COMPARE} -k compare_nothing"),
     Mutant("no lambda to compare", "compare_plan.py", "rounds <= self.option", "rounds < self.option", f"{COMPARE} -k compare_nothing"),
@@ -446,7 +446,7 @@ MUTANTS = [
     Mutant("adapters left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.patches"]', WHEEL),
     Mutant("patches left out", "../pyproject.toml", 'packages = ["ddplug", "ddplug.adapters", "ddplug.patches"]', 'packages = ["ddplug", "ddplug.adapters"]', WHEEL),
     Mutant("version not in the text", "__init__.py", '__version__ = "0.1.0"', '__version__ = str("0.1.0")', WHEEL),
-    Mutant("torchvision at import", "datasets.py", "import hashlib\n", "import hashlib\nimport torchvision\n", WHEEL),
+    Mutant("torchvision at import", "datasets.py", "\nimport torch\n", "\nimport torch\nimport torchvision\n", WHEEL),
     Mutant('kornia at import', 'attach.py', 'import weakref\n', 'import weakref\nimport kornia\n', WHEEL),
 ]  # fmt: skip
 

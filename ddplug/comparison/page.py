@@ -31,6 +31,7 @@ _SHOWN_PER_CLASS = 10
 _REAL, _SYNTHETIC = 500, 200
 """Points of the t-SNE: real images, and synthetic ones of each arm."""
 
+
 @dataclass(frozen=True)
 class _Picture:
     """A figure as the template shows it."""

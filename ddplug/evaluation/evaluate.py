@@ -7,7 +7,6 @@ Every finished run can be kept in a file, so that an evaluation that was interru
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +27,7 @@ from ddplug.evaluation.run_store import Finished
 from ddplug.networks.training import Augment, accuracy, fit
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.digest import short_sha256, typed_bytes
 
 FIELDS_LR = 0.01
 Progress = Callable[[str, int, int, str], object]
@@ -135,7 +135,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "dataset": data.name,
         "data": data.fingerprint(),
-        "set": _digest(synthetic.images, synthetic.labels),
+        "set": short_sha256(typed_bytes((synthetic.images, synthetic.labels))),
         "space": "ZCA-whitened" if is_whitened(judge.space) else str(judge.space),  # its last bits may vary
         "epochs": epochs,
         "lr": rate,
@@ -265,12 +265,3 @@ def _maker(name: str, data: ImageData, options: dict[str, Any]) -> Callable[[], 
     channels, height, width = data.shape
     own = {"channels": channels, "size": (height, width)}
     return lambda: build(name, num_classes=data.num_classes, **own, **options)
-
-
-def _digest(*tensors: Tensor) -> str:
-    """Sixteen hex digits of the numbers in a set."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, InputSpace, named_space
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
 from ddplug.proxies.proxy import PoolInfo, Proxy, Space, check_space
+from ddplug.utils.digest import short_sha256
 
 __all__ = ["PoolInfo", "Proxy", "ProxyPool", "Space", "check_space"]
 
@@ -259,8 +259,7 @@ class ProxyPool:
 
     def digest(self) -> str:
         """Sixteen hex digits that are equal for equal proxies in the same order."""
-        together = "".join(proxy.digest() for proxy in self.proxies)
-        return hashlib.sha256(together.encode()).hexdigest()[:16]
+        return short_sha256(proxy.digest().encode() for proxy in self.proxies)
 
     def probe(self, images: Tensor, input_space: AnySpace | None, space: Space) -> None:
         """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
