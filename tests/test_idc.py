@@ -302,7 +302,7 @@ class Strange:
 
 @pytest.mark.parametrize(("held", "error", "said"), [
     (b"not a torch file", PoolError, "cannot be read as a torch file of weights alone"),
-    ({"state_dict": Strange()}, PoolError, "holds more than weights"),
+    ({"state_dict": Strange()}, PoolError, "holds more than tensors"),
     ([1, 2], PoolError, "no state dict but list"),
     ({}, PoolError, "no state dict but dict"),
     ({"block.weight": torch.ones(2)}, ProxyError, "its layers are block"),

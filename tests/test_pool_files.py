@@ -21,6 +21,7 @@ import ddplug
 from ddplug import InputSpace, PoolError, PoolInfo, ProxyPool, SpaceError, datasets
 from ddplug.datasets.images import ImageData
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies import pretrain as pretraining
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pool_info, pretrain, usual_architecture
 
@@ -446,7 +447,7 @@ def test_a_pretraining_killed_between_two_networks_goes_on(
     few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(f"ddplug.pretrain.{what}", interrupted(getattr(ddplug.pretrain, what), at=2)[0])
+        patch.setattr(pretraining, what, interrupted(getattr(pretraining, what), at=2)[0])
         with pytest.raises(KeyboardInterrupt):
             train(few, tmp_path / "pool")
     assert same(train(few, tmp_path / "pool"), trained[0])

@@ -430,7 +430,7 @@ def test_drawing_does_not_touch_pyplot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     program = f"""
 import sys, torch
-from ddplug.report import curves, picture_grid
+from ddplug.evaluation.report import curves, picture_grid
 from ddplug import InputSpace
 draw = lambda: (curves({{"a": ([0, 1], [1.0, 2.0])}}, r"{tmp_path}/c.png", title="", x="", y=""),
     picture_grid({{"a": torch.rand(2, 1, 4, 4)}}, InputSpace.unit(1), r"{tmp_path}/g.png", columns=2))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +24,7 @@ from ddplug.networks.precision import layers
 from ddplug.networks.zoo import build, seeded
 from ddplug.utils.digest import blake2b, typed_bytes
 from ddplug.utils.files import replacing
+from ddplug.utils.reading import load_tensors, reported_as
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["step", "cosine"]
@@ -295,19 +295,14 @@ def _resume(
     """Bring everything to the state saved at `path`, if there is one; returns how many epochs are done."""
     if not path.exists():
         return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    expected, advice = "a checkpoint of a training", "Delete it to train from the beginning."
+    state = load_tensors(path, "checkpoint", expected, advice, error=PoolError)
+    with reported_as(path, expected, advice, error=PoolError):
         found, done = state["identity"], int(state["done"])
         if found == identity:
             net.load_state_dict(state["net"])
             optimizer.load_state_dict(state["optimizer"])
             generator.set_state(state["generator"])
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        # torch's own text, which advises to load such a file without its safeguard, is left out on purpose
-        raise PoolError(
-            f"the checkpoint {path} cannot be read as one of ours ({type(error).__name__}): it is damaged, or of "
-            "another kind. Delete it to train from the beginning."
-        ) from error
     if found != identity:
         raise PoolError(
             f"the checkpoint {path} is of a training with other arguments (settings, images, labels, augmentation or "
