@@ -21,7 +21,7 @@ from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.synthetic import SyntheticSet
-from ddplug.errors import InputError, PoolError, SpaceError
+from ddplug.errors import InputError, SpaceError
 from ddplug.evaluation.measure import Measurement, measure
 from ddplug.evaluation.run_store import Finished
 from ddplug.networks.training import Augment, accuracy, fit
@@ -240,8 +240,8 @@ def _check(synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int
         raise InputError(f"labels for {classes} classes do not fit {data.name}, which has {data.num_classes}")
     if not torch.isfinite(synthetic.images).all():
         raise InputError("the set's images are not all finite; nothing can be learned from such a set")
-    if pool is not None and pool.info.dataset not in (None, data.name):
-        raise PoolError(f"the pool was trained on {pool.info.dataset}, not on {data.name}; use one of the same data")
+    if pool is not None:
+        pool.check_data(data.name)
 
 
 def is_whitened(space: AnySpace) -> bool:

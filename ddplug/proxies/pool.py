@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, InputSpace, named_space
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.proxies.data_check import check_data
 from ddplug.proxies.proxy import PoolInfo, Proxy, Space, check_space
 from ddplug.utils.digest import short_sha256
 
@@ -195,6 +196,14 @@ class ProxyPool:
             )
         if self.info.space is not None and space is not None:
             space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
+
+    def check_data(self, dataset: str, fingerprint: str | None = None, *, because: str = "") -> None:
+        """Raise `PoolError` if this pool says that it was trained on other data than `dataset`.
+
+        `fingerprint` is that of the data, to tell editions of one name apart; None compares names only, and so does a
+        pool without one. `because` says in the error why it has to be this data set.
+        """
+        check_data(self.info, dataset, fingerprint, because=because)
 
     def check_classes(self, labels: Tensor) -> None:
         """Raise `InputError` for class numbers (n,) that this pool's data set does not have; reads values."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DDPlugError, PoolError, SpaceError
+from ddplug.proxies.data_check import check_data
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import mode_of, replacing, user_path
@@ -211,11 +212,8 @@ def read_pool(
     """What `ProxyPool.load` makes a pool of; without a budget, everything is kept."""
     folder = user_path(folder)
     header = read_header(folder)
-    if dataset is not None and header.info.dataset != dataset:
-        raise PoolError(
-            f"the pool in '{folder}' was trained on {header.info.dataset or 'an unknown data set'}, not on {dataset}. "
-            f"A proxy says nothing useful of images it does not know. {MAKE_ONE}"
-        )
+    if dataset is not None:
+        check_data(header.info, dataset, pool=f"the pool in '{folder}'", unknown=False)
     if not header.networks or not (header.complete or partial):
         raise PoolError(
             f"the pool in '{folder}' is unfinished: {len(header.networks)} of {header.wanted} networks. Run the same "
