@@ -18,7 +18,10 @@ Parts = Iterable[bytes | memoryview]
 
 def sha256(parts: Parts) -> str:
     """The SHA-256 of `parts`, 64 hex digits."""
-    return _hexdigest(hashlib.sha256(), parts)
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 def short_sha256(parts: Parts) -> str:
@@ -28,7 +31,10 @@ def short_sha256(parts: Parts) -> str:
 
 def blake2b(parts: Parts) -> str:
     """The BLAKE2b of 16 bytes of `parts`, 32 hex digits: faster than SHA-256, for whole data sets."""
-    return _hexdigest(hashlib.blake2b(digest_size=16), parts)
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -60,9 +66,3 @@ def named_bytes(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | memor
     for name, tensor in tensors:
         yield name.encode()
         yield tensor_bytes(tensor)
-
-
-def _hexdigest(hashed: hashlib._Hash, parts: Parts) -> str:
-    for part in parts:
-        hashed.update(part)
-    return hashed.hexdigest()
