@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ddplug.hosting.adapter import UpstreamAdapter
 from ddplug.hosting.arguments import absolute, check_data, option, refuse, refuse_short, whole
 from ddplug.proxies import expert_buffers as buffers
 from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.digest import short_sha256
 from ddplug.utils.files import user_path
 
 SAVES = 1000
@@ -130,13 +130,13 @@ def sets_in(folder: Path, meaning: Meaning) -> dict[int, SyntheticSet]:
 
 def experts_in(folder: Path) -> str:
     """Sixteen hex digits that tell buffers apart by their files' names, sizes and last 64 KiB: they may be huge."""
-    digest = hashlib.sha256()
+    parts: list[bytes] = []
     for path in sorted(user_path(folder).rglob(buffers.FILES)):
         size = path.stat().st_size
         with path.open("rb") as file:
             file.seek(max(0, size - 65536))
-            digest.update(f"{path.name}\0{size}\0".encode() + file.read())
-    return digest.hexdigest()[:16]
+            parts.append(f"{path.name}\0{size}\0".encode() + file.read())
+    return short_sha256(parts)
 
 
 def check_buffer(host: str, folder: Path, dataset: str, model: str, zca: bool) -> None:

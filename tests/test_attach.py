@@ -389,8 +389,8 @@ def test_proxies_of_other_data_are_refused_and_the_space_is_the_datas(
         assert handle.regularizer.input_space == space
         trainer.gradient()
     for info, says in (
-        ({"dataset": "theirs"}, "trained on theirs, and the host distils ours"),
-        ({"dataset": "ours", "fingerprint": "0123"}, "another edition of it"),
+        ({"dataset": "theirs"}, "trained on theirs, not on ours"),
+        ({"dataset": "ours", "fingerprint": "0123"}, "another edition of ours"),
     ):
         with pytest.raises(ddplug.PoolError, match=says):
             attach(trainer, pool(**info))
@@ -755,7 +755,7 @@ def test_real_data_in_any_form(network: Callable[..., nn.Module], batch: Batch, 
     info = ddplug.PoolInfo(dataset="ours", space=space)
     pool = ddplug.ProxyPool.from_modules([network(7)], info=info)
     if form == "name":
-        with pytest.raises(ddplug.PoolError, match="trained on ours, and the host distils digits"):
+        with pytest.raises(ddplug.PoolError, match="trained on ours, not on digits"):
             attach(Trainer(*batch), pool, data=data)
         return
     check(Trainer(*batch), pool, batch, data=data, input_space=space)

@@ -151,7 +151,7 @@ def test_a_folder_that_does_not_say_is_taken_to_be_of_the_hosts_kind(folder: Pat
 
 def test_experts_of_another_data_set_are_refused(folder: Path) -> None:
     args = options(dataset="CIFAR100")
-    with pytest.raises(PoolError, match="trained on cifar10, but the host distils"):
+    with pytest.raises(PoolError, match="trained on cifar10, not on"):
         ddplug.hosting.proxies.resolve(f"buffer:{folder}", adapters.upstream("mtt"), args, KNOWN)
 
 

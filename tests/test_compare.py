@@ -345,9 +345,9 @@ def test_entries_of_another_version_are_refused_but_not_of_an_unknown_one(key: s
 HOLDS = """
     import sys
     from pathlib import Path
-    from ddplug.utils.locking import alone
+    from ddplug.utils.files import exclusive_lock
 
-    with alone(Path(sys.argv[1]), Path("it")):
+    with exclusive_lock(Path(sys.argv[1]), Path("it")):
         print("held", flush=True)
         sys.stdin.read()
 """

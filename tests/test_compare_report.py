@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ddplug import datasets
 from ddplug.cli import app as cli
+from ddplug.comparison.page import template
 from ddplug.comparison.statistics import curve, summary, t_quantile
 from ddplug.errors import DDPlugError, InputError, WeightError
 from ddplug.proxies.pretrain import pretrain
@@ -121,6 +122,21 @@ def test_the_command_prints_tables_and_writes_one_page(
     fewer = command("--out", tmp_path / "out", *given[:-2], "--seeds", 1)
     assert "Left out of this report, but in the folder: weight-0-seed1, weight-0.5-clean-seed1" in fewer
     assert "weight-0.5-clean-seed1" in (tmp_path / "out/report.html").read_text()
+
+
+def test_what_is_put_into_the_page_is_escaped() -> None:
+    picture = {"text": 'of "mine"', "png": "AA=="}
+    page = template().render(
+        host="own", data="<script>mine</script>", seeds=1, runs=1, judging="", left_out=None, columns=("a < b",),
+        tables=[{"views": "host", "rows": [("x & y",)], "curves": picture}], seed=0, images=[picture], proxy="<b>",
+        pool="training", embedding=picture, settings='{"a": "</pre>"}',
+    )  # fmt: skip
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert page.count("</pre>") == 1
+    assert "<th>a &lt; b" in page
+    assert "<td>x &amp; y" in page
+    assert 'alt="of &#34;mine&#34;"' in page
 
 
 def test_without_the_packages_the_page_alone_is_left_out(

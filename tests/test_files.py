@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
-from ddplug import InputError, PoolInfo, ProxyPool, datasets
+from ddplug import DDPlugWarning, InputError, PoolInfo, ProxyPool, datasets
 from ddplug.cli import app as cli
 from ddplug.comparison.compare import compare
 from ddplug.comparison.demo import run_demo
@@ -34,7 +36,7 @@ from ddplug.proxies import expert_buffers as buffers
 from ddplug.proxies import idc_checkpoints as idcpools
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pretrain
-from ddplug.utils.files import mode_of, replacing, user_path, write_json
+from ddplug.utils.files import exclusive_lock, mode_of, replacing, user_path, write_json
 
 IMAGES, LABELS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
 NOBODY = "~nobody-of-this-name/x"
@@ -254,3 +256,39 @@ def test_commands_at_home(home: Path, digits: ImageData) -> None:
 def test_somebody_who_has_no_home(use: Callable[[str], object]) -> None:
     with pytest.raises(InputError, match="begins with the home folder of a user who has none here"):
         use(NOBODY)
+
+
+# --- locks
+
+
+def test_a_file_system_without_locks_is_worth_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with (
+        pytest.warns(DDPlugWarning, match=r"'.*\.lock' cannot be locked \(No locks available\); see to it yourself"),
+        exclusive_lock(tmp_path / ".lock", tmp_path),
+    ):
+        (tmp_path / "kept").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="no folder is read-only here")
+def test_a_read_only_place_cannot_be_locked(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with (
+        pytest.raises(InputError, match="nothing can be kept in .*Permission denied.*choose another place"),
+        exclusive_lock(tmp_path / ".lock", tmp_path),
+    ):
+        pytest.fail("nobody can hold this lock")
+
+
+def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / ".lock"
+    with pytest.raises(KeyError), exclusive_lock(lock, tmp_path):
+        assert lock.is_file()
+        raise KeyError
+    with exclusive_lock(lock, tmp_path):
+        assert lock.is_file()
+    assert not lock.exists()

@@ -430,9 +430,9 @@ def test_proxies_as_named_then_experts_then_a_small_pool(
 
 def test_a_pool_of_other_data_is_refused(pool: ProxyPool) -> None:
     pool.info = ddplug.PoolInfo(dataset="cifar10")
-    hostproxies.check_dataset(pool, "CIFAR-10")
-    with pytest.raises(PoolError, match="trained on cifar10, but the host distils svhn"):
-        hostproxies.check_dataset(pool, "svhn")
+    pool.check_data("CIFAR-10")
+    with pytest.raises(PoolError, match="trained on cifar10, not on svhn"):
+        pool.check_data("svhn")
 
 
 def test_a_deferred_pool_becomes_the_pool(pool: ProxyPool) -> None:

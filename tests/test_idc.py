@@ -290,7 +290,7 @@ def test_a_training_checkpoint_is_read_too(tmp_path: Path) -> None:
 
 def test_networks_of_another_data_set_are_refused(tmp_path: Path) -> None:
     folder = pretrained(tmp_path / "pretrained" / "svhn", "conv3in_cut_0/checkpoint9.pth.tar")
-    with pytest.raises(PoolError, match="trained on svhn, but the host distils cifar10"):
+    with pytest.raises(PoolError, match="trained on svhn, not on cifar10"):
         host_pool(folder)
     with pytest.raises(PoolError, match="IDC trains no networks on digits"):
         host_pool(pretrained(tmp_path / "other", "a_cut_0/checkpoint9.pth.tar"), "digits")
@@ -302,7 +302,7 @@ class Strange:
 
 @pytest.mark.parametrize(("held", "error", "said"), [
     (b"not a torch file", PoolError, "cannot be read as a torch file of weights alone"),
-    ({"state_dict": Strange()}, PoolError, "holds more than weights"),
+    ({"state_dict": Strange()}, PoolError, "holds more than tensors"),
     ([1, 2], PoolError, "no state dict but list"),
     ({}, PoolError, "no state dict but dict"),
     ({"block.weight": torch.ones(2)}, ProxyError, "its layers are block"),

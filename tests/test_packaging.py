@@ -66,7 +66,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("LICENSE")]
-    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ddplug").rglob("*.py")} | {"ddplug/py.typed"}
+    sources = (path for path in (ROOT / "ddplug").rglob("*") if path.suffix in (".py", ".typed", ".j2"))
+    wanted = {path.relative_to(ROOT).as_posix() for path in sources}
     wanted |= {f"ddplug/adapters/{path.name}" for path in (ROOT / "adapters").glob("*.py")}
     wanted |= {f"ddplug/patches/{path.name}" for path in (ROOT / "patches").iterdir()
                if path.suffix in (".py", ".patch", ".toml")}  # fmt: skip

@@ -10,7 +10,6 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import ddplug
 from ddplug import InputSpace, PoolError, PoolInfo, ProxyPool, SpaceError, datasets
 from ddplug.datasets.images import ImageData
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies import pretrain as pretraining
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pool_info, pretrain, usual_architecture
 
@@ -447,10 +447,7 @@ def test_a_pretraining_killed_between_two_networks_goes_on(
     few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            f"ddplug.proxies.pretrain.{what}",
-            interrupted(getattr(import_module("ddplug.proxies.pretrain"), what), at=2)[0],
-        )
+        patch.setattr(pretraining, what, interrupted(getattr(pretraining, what), at=2)[0])
         with pytest.raises(KeyboardInterrupt):
             train(few, tmp_path / "pool")
     assert same(train(few, tmp_path / "pool"), trained[0])

@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_refused(few, tmp_path, content):
     file = tmp_path / "fit.pt"
     interrupted(few, file)
     file.write_bytes(file.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(PoolError, match=r"fit.pt cannot be read.*Delete it"):
+    with pytest.raises(PoolError, match=r"fit.pt' cannot be read.*Delete it"):
         fit(small_net(), *few, epochs=3, seed=0, augment=shift_and_flip(1, True), checkpoint=file)
 
 

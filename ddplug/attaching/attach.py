@@ -28,9 +28,8 @@ from ddplug.core.regularizer import Regularizer
 from ddplug.core.watch import Watch, count_steps
 from ddplug.datasets.images import ImageData, as_image_data
 from ddplug.datasets.spaces import AnySpace
-from ddplug.errors import AttachError, PoolError
+from ddplug.errors import AttachError
 from ddplug.proxies.pending import DeferredPool
-from ddplug.proxies.pool import ProxyPool
 
 
 class Handle:
@@ -169,7 +168,7 @@ def attach(
     regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
     # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
     if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
-        _check_data(regularizer.pool, real)
+        regularizer.pool.check_data(real.name, real.fingerprint())
     if real is not None and regularizer.input_space is None:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
     # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
@@ -248,18 +247,6 @@ def _held_data(trainer: object) -> ImageData | None:
     """The real data that a trainer has as an attribute, if it has."""
     held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
     return next((value for value in held if isinstance(value, ImageData)), None)
-
-
-def _check_data(pool: ProxyPool, data: ImageData) -> None:
-    """`PoolError` if the pool says that it was trained on other data than `data`."""
-    info = pool.info
-    other = info.dataset is not None and info.dataset != data.name
-    if other or info.fingerprint not in (None, data.fingerprint()):
-        raise PoolError(
-            f"these proxies were trained on {info.dataset}{'' if other else ', but another edition of it'}, and the "
-            f"host distils {data.name}. A proxy says nothing useful of images it does not know. Train some on this "
-            "data; or, if you know better, leave dataset and fingerprint out of the pool's info."
-        )
 
 
 def _configure(known: tuple[str, object], views: Views, augment: object, options: dict[str, Any]) -> None:

@@ -180,7 +180,6 @@ def measure(
     """CMI, NCMI and every class's CMI of a synthetic set or of a real data set, under a pool."""
     from ddplug.datasets.spaces import InputSpace
     from ddplug.datasets.synthetic import SyntheticSet, load_set
-    from ddplug.errors import PoolError
     from ddplug.evaluation.measure import measure as measure_set
     from ddplug.proxies.pool import ProxyPool
 
@@ -201,11 +200,8 @@ def measure(
         assert synthetic is not None
         chosen, title = load_set(synthetic, factor=factor), str(synthetic)
         pool = ProxyPool.load(proxies)
-        if chosen.dataset is not None and pool.info.dataset not in (None, chosen.dataset):
-            raise PoolError(
-                f"'{synthetic}' was distilled from {chosen.dataset}, but the pool in '{proxies}' was trained on "
-                f"{pool.info.dataset}. Measure it under a pool of its own data."
-            )
+        if chosen.dataset is not None:
+            pool.check_data(chosen.dataset, because=f"'{synthetic}' was distilled from {chosen.dataset}")
     where = device_of(device)
     input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
     result = measure_set(

@@ -20,8 +20,7 @@ from ddplug.comparison.plan import Arm, Entry
 from ddplug.comparison.statistics import summary
 from ddplug.errors import DataError, InputError
 from ddplug.proxies.pool import ProxyPool
-from ddplug.utils.files import user_path, write_json
-from ddplug.utils.locking import alone
+from ddplug.utils.files import exclusive_lock, user_path, write_json
 
 SETTINGS, RESULT, ENTRIES, LOCK = "settings.json", "compare.json", "entries", ".lock"
 NOTED = ("ddplug", "torch", "checkout", "configuration", "experts")
@@ -94,7 +93,7 @@ def compare(
     if baseline is not None and (lacking := to_make(out / ENTRIES, entries)):
         differing = _differing(source, made_with, ignored=REGULARIZERS)
         taken = to_take(source / ENTRIES, lacking, differing)
-    with alone(out / LOCK, out):
+    with exclusive_lock(out / LOCK, out):
         _claim(out, made_with)
         for entry in taken:
             take(source / ENTRIES / entry.name, out / ENTRIES / entry.name)
@@ -111,7 +110,7 @@ def _compare(
     made_with: dict[str, Any],
     on_progress: Callable[[str, int, int, str], object] | None,
 ) -> dict[str, Any]:
-    """The same in a folder that is ours."""
+    """Run the comparison while holding the lock of its folder `out`."""
     tell = on_progress or (lambda what, done, total, note: None)
     total = len(entries) * distil.length
     what, records = f"compare {host} on {judge.data.name}", []

@@ -7,7 +7,6 @@ which the folder holds half of something, and what is made a second time is the 
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +21,10 @@ from ddplug.comparison.plan import Arm, Entry, Settings
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import SyntheticSet, save_set
-from ddplug.errors import DataError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.files import replacing, write_json
 from ddplug.utils.meter import Meter
+from ddplug.utils.reading import load_tensors, reported_as
 
 DONE, RUNNING = "distilled.json", "running.pt"
 PEEKS = 4
@@ -156,17 +155,13 @@ class Own(NamedTuple):
         """Bring everything to the state at `path`, if there is one; returns what was noted of its checkpoints."""
         if not path.is_file():
             return []
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        expected, advice = "the state of a distillation", "Delete it to distil this entry from the beginning."
+        state = load_tensors(path, "state", expected, advice)
+        with reported_as(path, expected, advice):
             trainer.load_state_dict(state["trainer"])
             handle.load_state_dict(state["regularizer"])
             meter.go_on(state["meter"])
             return list(state["notes"])
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise DataError(
-                f"'{path}' cannot be read as the state of a distillation ({type(error).__name__}): it is damaged, or "
-                "of another kind. Delete it to distil this entry from the beginning."
-            ) from error
 
 
 def set_name(iteration: int) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
-import html
 import importlib.util
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from einops import rearrange
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from torch import Tensor
 
 from ddplug.comparison.judge import Judge
@@ -30,13 +31,15 @@ _SHOWN_PER_CLASS = 10
 _REAL, _SYNTHETIC = 500, 200
 """Points of the t-SNE: real images, and synthetic ones of each arm."""
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .3em .7em; text-align: right; }
-th { border-bottom: 2px solid #222; } td { border-bottom: 1px solid #ddd; } img { max-width: 100%; }
-.row { display: flex; flex-wrap: wrap; gap: 1em; } figure { margin: 0; } pre { background: #f6f6f6; padding: 1em; }
-.note { color: #666; }
-"""
+
+@dataclass(frozen=True)
+class _Picture:
+    """A figure as the template shows it."""
+
+    text: str
+    """What it shows, for those who cannot see it."""
+    png: str
+    """The bytes of the PNG file in base64."""
 
 
 def lacking() -> str | None:
@@ -64,35 +67,42 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
         for entry in first
     }
     kept = {arm: (_plain(made, judge), made.classes) for arm, made in sets.items()}
-    host, data = html.escape(result["host"]), html.escape(result["data"]["name"])
-    parts = [f"<h1>{host} on {data}, with and without CMI</h1>", _intro(result)]
-    for views, rows in by_views(dict(result)).items():
-        parts += [f"<h2>On {views} views</h2>", _table(result, rows), _curves(result, [row["arm"] for row in rows])]
-    parts += ["<h2>Images</h2>", f"<p class=note>Seed {shown}, at the end; a class is a row.</p><div class=row>"]
-    parts += [f"<figure>{_images(arm, *given, judge)}</figure>" for arm, given in kept.items()]
-    parts += ["</div><h2>Where they lie</h2>", _embedding_note(judge), _embedding(kept, judge)]
-    parts += ["<h2>Settings</h2>", f"<pre>{html.escape(json.dumps(_settings(result), indent=1))}</pre>"]
-    text = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>ddplug compare: {host} on {data}</title>"
-        f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
+    pool = judge.heldout or judge.pool
+    text = template().render(
+        host=result["host"],
+        data=result["data"]["name"],
+        seeds=result["seeds"],
+        runs=result["settings"]["runs"],
+        judging=judging(result),
+        left_out=left_out(result),
+        columns=(*RESULTS, *COSTS),
+        tables=[_table(result, views, rows) for views, rows in by_views(dict(result)).items()],
+        seed=shown,
+        images=[_images(arm, *given, judge) for arm, given in kept.items()],
+        proxy=pool.proxies[0].name,
+        pool="held-out" if judge.heldout else "training",
+        embedding=_embedding(kept, judge),
+        settings=json.dumps(_settings(result), indent=1),
     )
     with replacing(out / PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out / PAGE
 
 
-def _intro(result: Mapping[str, Any]) -> str:
-    missing = left_out(result)
-    return (
-        f"<p>{result['seeds']} seeds, in each of which all arms share start, networks, batches and augmentation; every "
-        f"set judged by {result['settings']['runs']} fresh networks ({judging(result)}). After an accuracy stands the "
-        "standard deviation over seeds; after a difference, which is paired by seed, its 95 % t-interval. CMI in nats."
-        "</p>" + (f"<p class=note>{html.escape(missing)}</p>" if missing else "")
+def template() -> Template:
+    """The page's markup, a file beside this one. Whatever is put in is escaped."""
+    environment = Environment(
+        loader=PackageLoader("ddplug.comparison", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
+    return environment.get_template("page.html.j2")
 
 
 def _plain(made: SyntheticSet, judge: Judge) -> Tensor:
-    """A set's images as the data's are."""
+    """The images (n, c, h, w) of a set in the input space of the data."""
     space = with_space(made, None, judge.data).space
     assert space is not None  # with_space sees to it
     return space.convert(made.images, judge.data.space)
@@ -102,16 +112,16 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in ("ddplug", "torch", "host", "data", "device", "settings", "proxies", "heldout")}
 
 
-def _table(result: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}" for name in (*RESULTS, *COSTS))
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in (*results(row), *costs(dict(result), row)))
-        for row in rows
-    )
-    return f"<table><tr>{head}{body}</table>"
+def _table(result: Mapping[str, Any], views: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The arms of one kind of views: a row of cells for each, and the curves."""
+    return {
+        "views": views,
+        "rows": [(*results(row), *costs(dict(result), row)) for row in rows],
+        "curves": _curves(result, [row["arm"] for row in rows]),
+    }
 
 
-def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> str:
+def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> _Picture:
     """Accuracy and CMI over the iterations: the mean over seeds, in a band of one standard deviation either way."""
     kinds = [("accuracies", "test accuracy (%)", 100.0), ("cmi", "CMI, training pool (nats)", 1.0)]
     if result["heldout"] is not None:
@@ -129,10 +139,10 @@ def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> str:
         axis.set(xlabel="iteration", ylabel=label)
         axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    return _img(figure, "accuracy and CMI over the iterations")
+    return _picture(figure, "accuracy and CMI over the iterations")
 
 
-def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> str:
+def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> _Picture:
     """The first images of every class, a class to a row."""
     chosen = _some_of_each(labels, _SHOWN_PER_CLASS)
     columns = int(torch.bincount(labels[chosen]).max())
@@ -148,20 +158,10 @@ def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> str:
     axis.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_title(arm)
     axis.axis("off")
-    return _img(figure, f"synthetic images of {arm}")
+    return _picture(figure, f"synthetic images of {arm}")
 
 
-def _embedding_note(judge: Judge) -> str:
-    pool = judge.heldout or judge.pool
-    kind = "held-out" if judge.heldout else "training"
-    return (
-        f"<p class=note>t-SNE of the penultimate features under {html.escape(pool.proxies[0].name)} of the {kind} "
-        "pool: real test images (dots) and the same seed's synthetic images (stars), coloured by class. One embedding "
-        "for all panels, so that the real images are where they are in each.</p>"
-    )
-
-
-def _embedding(kept: Mapping[str, tuple[Tensor, Tensor]], judge: Judge) -> str:
+def _embedding(kept: Mapping[str, tuple[Tensor, Tensor]], judge: Judge) -> _Picture:
     data, pool = judge.data, judge.heldout or judge.pool
     chosen = _some_of_each(data.test_labels, max(1, _REAL // data.num_classes))
     parts = {"": (data.test_images[chosen], data.test_labels[chosen].cpu())}
@@ -189,11 +189,11 @@ def _embedding(kept: Mapping[str, tuple[Tensor, Tensor]], judge: Judge) -> str:
         axis.set_title(arm)
     for axis in axes:
         axis.axis("off")
-    return _img(figure, "t-SNE of real and synthetic images")
+    return _picture(figure, "t-SNE of real and synthetic images")
 
 
 def _tsne(features: Tensor) -> Tensor:
-    """(n, d) to (n, 2), with a random state of its own."""
+    """The t-SNE of features (n, d) as points (n, 2), drawn with a random state of its own."""
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
@@ -213,9 +213,8 @@ def _classes(labels: Tensor) -> list[int]:
     return sorted(set(labels.tolist()))
 
 
-def _img(figure: Any, what: str) -> str:
-    """The figure as an <img> that holds its own bytes."""
+def _picture(figure: Any, text: str) -> _Picture:
+    """The figure, drawn, and what it shows."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(what)}" src="data:image/png;base64,{encoded}">'
+    return _Picture(text, base64.b64encode(buffer.getvalue()).decode())

@@ -8,7 +8,6 @@ to be asked for its set to be found is its adapter's to say: `command` and `save
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
@@ -29,6 +28,7 @@ from ddplug.hosting.adapter import upstream
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.deterministic import TIMES
 from ddplug.hosting.options import OPTIONS
+from ddplug.utils.digest import file_sha256, short_sha256
 from ddplug.utils.files import user_path
 
 LOG, RUN = "host.log", "host"
@@ -58,7 +58,7 @@ class Upstream(NamedTuple):
     @property
     def made_with(self) -> dict[str, Any]:
         """A hash over the checkout's Python files, and what else decides by the adapter's account."""
-        return {"checkout": _digest_of(self.repo), **upstream(self.spec.name).decided_by(self.arguments)}
+        return {"checkout": code_digest(self.repo), **upstream(self.spec.name).decided_by(self.arguments)}
 
     def check(self, arms: Sequence[Arm], judge: Judge) -> None:
         """Raise for a checkout, options or arguments that the host cannot be run with, before anything is done."""
@@ -165,13 +165,13 @@ class Upstream(NamedTuple):
         return read_json(found[-1]) if found else None
 
 
-def _digest_of(repo: Path) -> str:
-    """Sixteen hex digits of the Python files of a checkout and their names; hidden folders are nobody's code."""
-    digest = hashlib.sha256()
+def code_digest(repo: Path) -> str:
+    """Sixteen hex digits of the Python files of a checkout and their names; hidden folders are ignored."""
+    parts: list[bytes] = []
     for folder, inner, files in os.walk(repo):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(file for file in files if file.endswith(".py")):
             path = Path(folder, name)
-            digest.update(f"{path.relative_to(repo).as_posix()}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+            parts.append(f"{path.relative_to(repo).as_posix()}\0".encode())
+            parts.append(bytes.fromhex(file_sha256(path)))
+    return short_sha256(parts)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from ddplug.errors import DataError
+from ddplug.utils.reading import load_tensors
 
 _IMAGES = "images_"
 
@@ -31,29 +31,6 @@ class Beside(NamedTuple):
     """int64 (n,): where labels were learned, the class that each image was made for, one class after another."""
 
 
-def read(path: Path, what: str, expected: str) -> Any:
-    """What a `.pt` file of tensors and numbers holds; `DataError` if it is not there or holds anything else."""
-    if not path.is_file():
-        raise DataError(f"there is no {what} at '{path}'; expected {expected}.")
-    try:
-        with torch.serialization.safe_globals(_numbers()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's readers raise whatever a damaged file makes them stumble over
-        # Torch's own text advises to load such a file without its safeguard; it is left out on purpose.
-        raise DataError(
-            f"'{path}' cannot be read as tensors ({type(error).__name__}): it is no .pt file of images and labels, is "
-            "damaged, or holds Python objects, which are not executed."
-        ) from error
-
-
-def _numbers() -> list[Any]:
-    """What NumPy's numbers are read with: DM keeps its accuracies as such, under a name that NumPy 2 has changed."""
-    scalar = np.float64(0).__reduce__()[0]
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
-    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
-    return [*((scalar, name) for name in names), np.dtype, *kinds]
-
-
 def is_images(path: Path) -> bool:
     """Whether a file has the name of MTT's and DATM's images (and not of a picture of whitened ones)."""
     return path.name.startswith(_IMAGES) and not path.name.startswith(f"{_IMAGES}zca_")
@@ -62,7 +39,7 @@ def is_images(path: Path) -> bool:
 def beside(path: Path) -> Beside:
     """The labels, learning rate and whitening that belong to `images_N.pt`; `DataError` if there are no labels."""
     name = path.name.removeprefix(_IMAGES)
-    labels = read(
+    labels = load_tensors(
         path.with_name(f"labels_{name}"), f"file of labels for '{path}'", "the labels_N.pt that the host wrote with it"
     )
     classes = None
@@ -156,7 +133,7 @@ def _parts(images: Tensor, labels: Tensor, factor: int, size: tuple[int, int]) -
 
 
 def _rate(path: Path) -> float:
-    value = read(path, "learning rate", "a number")
+    value = load_tensors(path, "learning rate", "a number")
     try:
         rate = float(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -6,7 +6,6 @@ images. It never downloads, and it refuses what it does not recognise with a lis
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ddplug.datasets import layouts, splits
 from ddplug.datasets.layouts import Split
 from ddplug.datasets.spaces import NORMALIZATIONS, AnySpace, InputSpace, named_space
 from ddplug.errors import DataError
+from ddplug.utils.digest import short_sha256, tensor_bytes
 from ddplug.utils.files import user_path
 
 
@@ -76,13 +76,13 @@ class ImageData:
         are rounded to 240 levels: neither n/255 nor n/16 falls on a rounding edge there, so the last bit of the
         normalisation's arithmetic does not matter.
         """
-        digest = hashlib.sha256(repr((self.name, self.shape, self.class_names)).encode())
+        parts: list[bytes | memoryview] = [repr((self.name, self.shape, self.class_names)).encode()]
         for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
             chosen = torch.linspace(0, len(images) - 1, min(64, len(images)), dtype=torch.float64).long()
             sample = self.space.to_unit(images[chosen.to(images.device)].cpu())
-            digest.update(repr((len(images), labels[chosen.to(labels.device)].tolist())).encode())
-            digest.update((sample * 240).round().to(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
+            parts.append(repr((len(images), labels[chosen.to(labels.device)].tolist())).encode())
+            parts.append(tensor_bytes((sample * 240).round().to(torch.int16)))
+        return short_sha256(parts)
 
 
 def load(name: str, path: str | Path | None = None, *, progress: bool = True, size: int | None = None) -> ImageData:

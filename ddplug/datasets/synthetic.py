@@ -17,6 +17,7 @@ from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, SpaceError
 from ddplug.utils.files import replacing, user_path
+from ddplug.utils.reading import load_tensors
 
 Meaning = Literal["normalized", "zca"]
 
@@ -79,7 +80,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     does not fit the images.
     """
     path = user_path(path)
-    record = hostfiles.read(path, "synthetic set", "a .pt file with images and labels")
+    record = load_tensors(path, "synthetic set", "a .pt file with images and labels")
     images, labels, extra = _unpack(record)
     if isinstance(record, Tensor) and hostfiles.is_images(path):
         learned = hostfiles.beside(path)

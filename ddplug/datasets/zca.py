@@ -7,7 +7,6 @@ proxy_input = space.convert(whitened, to=InputSpace.normalized(mean, std))
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.errors import InputError, PoolError, SpaceError
+from ddplug.utils.digest import sha256, tensor_bytes
 
 if TYPE_CHECKING:
     from kornia.enhance import ZCAWhitening
@@ -131,10 +131,7 @@ class ZCASpace:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the whitening's numbers, by which two spaces are known to be one."""
-        numbers = hashlib.sha256()
-        for matrix in (self.mean, self.whiten):
-            numbers.update(matrix.to("cpu", torch.float64).contiguous().numpy().tobytes())
-        return numbers.hexdigest()
+        return sha256(tensor_bytes(matrix.to("cpu", torch.float64)) for matrix in (self.mean, self.whiten))
 
     def to_json(self) -> dict[str, Any]:
         """The record that a pool's header keeps; the numbers themselves are in `tensors`."""

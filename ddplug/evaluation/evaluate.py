@@ -7,7 +7,6 @@ Every finished run can be kept in a file, so that an evaluation that was interru
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,12 +21,13 @@ from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.synthetic import SyntheticSet
-from ddplug.errors import InputError, PoolError, SpaceError
+from ddplug.errors import InputError, SpaceError
 from ddplug.evaluation.measure import Measurement, measure
 from ddplug.evaluation.run_store import Finished
 from ddplug.networks.training import Augment, accuracy, fit
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.digest import short_sha256, typed_bytes
 
 FIELDS_LR = 0.01
 Progress = Callable[[str, int, int, str], object]
@@ -135,7 +135,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "dataset": data.name,
         "data": data.fingerprint(),
-        "set": _digest(synthetic.images, synthetic.labels),
+        "set": short_sha256(typed_bytes((synthetic.images, synthetic.labels))),
         "space": "ZCA-whitened" if is_whitened(judge.space) else str(judge.space),  # its last bits may vary
         "epochs": epochs,
         "lr": rate,
@@ -240,8 +240,8 @@ def _check(synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int
         raise InputError(f"labels for {classes} classes do not fit {data.name}, which has {data.num_classes}")
     if not torch.isfinite(synthetic.images).all():
         raise InputError("the set's images are not all finite; nothing can be learned from such a set")
-    if pool is not None and pool.info.dataset not in (None, data.name):
-        raise PoolError(f"the pool was trained on {pool.info.dataset}, not on {data.name}; use one of the same data")
+    if pool is not None:
+        pool.check_data(data.name)
 
 
 def is_whitened(space: AnySpace) -> bool:
@@ -265,12 +265,3 @@ def _maker(name: str, data: ImageData, options: dict[str, Any]) -> Callable[[], 
     channels, height, width = data.shape
     own = {"channels": channels, "size": (height, width)}
     return lambda: build(name, num_classes=data.num_classes, **own, **options)
-
-
-def _digest(*tensors: Tensor) -> str:
-    """Sixteen hex digits of the numbers in a set."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

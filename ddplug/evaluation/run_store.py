@@ -1,4 +1,4 @@
-"""Finished runs of an evaluation in a small JSON file, so that it goes on where it was interrupted."""
+"""Finished runs of an evaluation in a small JSON file, so that an interrupted evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.errors import InputError
-from ddplug.utils.files import user_path, write_json
-from ddplug.utils.locking import alone
+from ddplug.utils.files import exclusive_lock, user_path, write_json
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Finished:
     @classmethod
     @contextmanager
     def open(cls, path: str | Path | None, settings: dict[str, Any]) -> Iterator[Finished]:
-        """What is in the file, if there is one. Until the end it is ours alone; it is written at once.
+        """What is in the file, if there is one. It is written at once, and locked until the end.
 
         `path` is None to keep nothing; `settings` are everything that decides how a run ends, in JSON's own types.
 
@@ -37,9 +36,9 @@ class Finished:
             yield cls(None, ours, {})
             return
         path = user_path(path)
-        with alone(path.with_name(f".{path.name}.lock"), path):
+        with exclusive_lock(path.with_name(f".{path.name}.lock"), path):
             finished = cls._read(path, ours) if path.exists() else cls(path, ours, {})
-            finished._write()  # what cannot be written is not to be found out after the first run
+            finished._write()  # a file that cannot be written must be noticed before the first run
             yield finished
 
     @classmethod

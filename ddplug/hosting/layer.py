@@ -27,7 +27,7 @@ from ddplug.core.regularizer import Regularizer
 from ddplug.core.weighting import Relative
 from ddplug.errors import HostError, InputError
 from ddplug.hosting.options import Inner, Views
-from ddplug.hosting.proxies import DeferredPool, check_dataset, resolve
+from ddplug.hosting.proxies import DeferredPool, resolve
 from ddplug.proxies.host import Host
 from ddplug.utils.files import write_json
 
@@ -161,7 +161,7 @@ class Attached:
             reg.pool.fill(resolve(str(reg.pool.given), self._adapter, args, known))
             reg.announce(f"ddplug: {host}, weight {reg.weight}, {reg.pool}")
         else:
-            check_dataset(reg.pool, self._adapter.setting(args)[1])
+            reg.pool.check_data(self._adapter.setting(args)[1])
         if reg.input_space is None:
             reg.input_space = reg.pool.derived_space(self._adapter.space(args, known))
         self.save()

@@ -13,7 +13,6 @@ so a patch is only ever put where it was made for: all files or none, and never 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -24,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ddplug.errors import PatchError
+from ddplug.utils.digest import blob_hash
 
 State = Literal["clean", "patched", "other"]
 
@@ -150,11 +150,6 @@ def build(files: Mapping[str, tuple[Insertion, ...]]) -> bytes:
             made += b"".join(b"+" + line for line in insertion.lines)
             shift += count
     return made
-
-
-def blob_hash(data: bytes) -> str:
-    """The hash that git gives a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def check_name(name: str) -> None:

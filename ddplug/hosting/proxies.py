@@ -15,7 +15,7 @@ from ddplug.proxies.host import Host
 from ddplug.proxies.pending import DeferredPool, scheme_of
 from ddplug.proxies.pool import ProxyPool
 
-__all__ = ["DeferredPool", "check_dataset", "resolve", "scheme_of"]
+__all__ = ["DeferredPool", "resolve", "scheme_of"]
 
 Reader = Callable[[str, Host, Any, Mapping[str, Any]], ProxyPool]
 """From what follows the colon, the adapter, the host's options and what the patch passed to `start`, to a pool."""
@@ -47,18 +47,8 @@ def resolve(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> P
                 "--proxies."
             )
         pool = found if found is not None else _trained(adapter, args, known)
-    check_dataset(pool, adapter.setting(args)[1])
+    pool.check_data(adapter.setting(args)[1])
     return pool
-
-
-def check_dataset(pool: ProxyPool, dataset: str) -> None:
-    """`PoolError` if the pool says that it was trained on another data set than `dataset`."""
-    named = pool.info.dataset
-    if named is not None and _plain(named) != _plain(dataset):
-        raise PoolError(
-            f"these proxies were trained on {named}, but the host distils {dataset}. A proxy says nothing useful of "
-            f"images it does not know; train some with `ddplug pretrain FOLDER --data {_plain(dataset)} ...`."
-        )
 
 
 def _reader(scheme: str) -> Reader:
@@ -83,7 +73,3 @@ def _trained(adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
     from ddplug.proxies.pretrain import default_pool
 
     return default_pool(data)
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")

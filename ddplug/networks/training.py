@@ -7,11 +7,10 @@ that draw for themselves, such as dropout, run inside `seeded`.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,9 @@ from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError, PoolError, ProxyError
 from ddplug.networks.precision import layers
 from ddplug.networks.zoo import build, seeded
+from ddplug.utils.digest import blake2b, typed_bytes
 from ddplug.utils.files import replacing
+from ddplug.utils.reading import load_tensors, reported_as
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["step", "cosine"]
@@ -67,7 +68,7 @@ def fit(
     done, identity = 0, ""
     if checkpoint is not None:
         settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, _name(augment), precision)
-        identity = _identity(settings, (images, labels, *net.state_dict().values()))
+        identity = identity_of(settings, (images, labels, *net.state_dict().values()))
         done = _resume(checkpoint, identity, net, optimizer, generator)
 
     batches = math.ceil(len(images) / batch_size)
@@ -269,13 +270,9 @@ def _name(augment: Augment | None) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _identity(settings: tuple[Any, ...], tensors: Iterable[Tensor]) -> str:
+def identity_of(settings: tuple[Any, ...], tensors: Iterable[Tensor]) -> str:
     """A hash of everything that decides how a training ends: its settings, the data, the initial weights."""
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return blake2b(chain([repr(settings).encode()], typed_bytes(tensors)))
 
 
 def _save(
@@ -298,19 +295,14 @@ def _resume(
     """Bring everything to the state saved at `path`, if there is one; returns how many epochs are done."""
     if not path.exists():
         return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    expected, advice = "a checkpoint of a training", "Delete it to train from the beginning."
+    state = load_tensors(path, "checkpoint", expected, advice, error=PoolError)
+    with reported_as(path, expected, advice, error=PoolError):
         found, done = state["identity"], int(state["done"])
         if found == identity:
             net.load_state_dict(state["net"])
             optimizer.load_state_dict(state["optimizer"])
             generator.set_state(state["generator"])
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        # torch's own text, which advises to load such a file without its safeguard, is left out on purpose
-        raise PoolError(
-            f"the checkpoint {path} cannot be read as one of ours ({type(error).__name__}): it is damaged, or of "
-            "another kind. Delete it to train from the beginning."
-        ) from error
     if found != identity:
         raise PoolError(
             f"the checkpoint {path} is of a training with other arguments (settings, images, labels, augmentation or "

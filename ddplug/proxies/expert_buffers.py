@@ -11,7 +11,6 @@ does, as in `BUFFERS/CIFAR10_NO_ZCA/ConvNet/`, or else the host's own option.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.host import Host
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.utils.files import user_path
+from ddplug.utils.reading import load_tensors
 
 Snapshot = Sequence[Tensor]
 Expert = Sequence[Snapshot]
@@ -91,16 +91,8 @@ def load(path: Path) -> list[Expert]:
 
     Raises `PoolError` for a file that cannot be read or holds something else.
     """
-    try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # written in the old format, which cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        raise PoolError(
-            f"'{path}' cannot be read as an expert buffer ({str(error).partition(chr(10))[0]}); copy it again, or "
-            "write it again with the host's buffer script."
-        ) from error
+    advice = "Copy it again, or write it again with the host's buffer script."
+    content = load_tensors(path, "expert buffer", "an expert buffer", advice, error=PoolError, mmap=True)
     if not _is_buffer(content):
         raise PoolError(
             f"'{path}' is no expert buffer: expected a list of experts, each a list of snapshots, each a list of "

@@ -9,14 +9,11 @@ there when the host runs.
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import InputSpace
@@ -25,6 +22,7 @@ from ddplug.networks.zoo import Norm, build, seeded
 from ddplug.proxies.host import Host
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.utils.files import user_path
+from ddplug.utils.reading import load_tensors
 
 PRETRAINED = "pretrained"
 """The host's folder of them, in the folder it was started in."""
@@ -106,13 +104,9 @@ def checkpoints(path: Path) -> list[Path]:
 
 def weights(file: Path) -> dict[str, Tensor]:
     """The state dict in `file`, by itself or as its entry "state_dict", without data-parallel prefixes."""
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise PoolError(
-            f"'{file}' cannot be read as a torch file of weights alone ({type(error).__name__}: "
-            f"{str(error).strip().partition(chr(10))[0]}): it is damaged, half-copied, or holds more than weights."
-        ) from error
+    held = load_tensors(
+        file, "checkpoint", "a torch file of weights alone", "Copy it again, or train it again.", error=PoolError
+    )
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]
     if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):

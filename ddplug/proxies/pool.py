@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, InputSpace, named_space
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.proxies.data_check import check_data
 from ddplug.proxies.proxy import PoolInfo, Proxy, Space, check_space
+from ddplug.utils.digest import short_sha256
 
 __all__ = ["PoolInfo", "Proxy", "ProxyPool", "Space", "check_space"]
 
@@ -200,6 +201,14 @@ class ProxyPool:
         if self.info.space is not None and space is not None:
             space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
 
+    def check_data(self, dataset: str, fingerprint: str | None = None, *, because: str = "") -> None:
+        """Raise `PoolError` if this pool says that it was trained on other data than `dataset`.
+
+        `fingerprint` is that of the data, to tell editions of one name apart; None compares names only, and so does a
+        pool without one. `because` says in the error why it has to be this data set.
+        """
+        check_data(self.info, dataset, fingerprint, because=because)
+
     def check_classes(self, labels: Tensor) -> None:
         """Raise `InputError` for class numbers (n,) that this pool's data set does not have; reads values."""
         names = self.info.class_names
@@ -263,8 +272,7 @@ class ProxyPool:
 
     def digest(self) -> str:
         """Sixteen hex digits that are equal for equal proxies in the same order."""
-        together = "".join(proxy.digest() for proxy in self.proxies)
-        return hashlib.sha256(together.encode()).hexdigest()[:16]
+        return short_sha256(proxy.digest().encode() for proxy in self.proxies)
 
     def probe(self, images: Tensor, input_space: AnySpace | None, space: Space) -> None:
         """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.

@@ -6,7 +6,6 @@ in the middle is recognised as such. Nothing in a pool is ever executed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DDPlugError, PoolError, SpaceError
+from ddplug.proxies.data_check import check_data
 from ddplug.proxies.proxy import PoolInfo, Proxy
+from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import mode_of, replacing, user_path
 
 HEADER = "pool.json"
@@ -132,7 +133,7 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
     return {
         "file": name,
         "bytes": (folder / name).stat().st_size,
-        "sha256": _sha256(folder / name),
+        "sha256": file_sha256(folder / name),
         "name": proxy.name,
         "head": proxy.head,
         "architecture": spec["architecture"],
@@ -192,7 +193,7 @@ def _checked(folder: Path, record: dict[str, Any]) -> Path:
     path: Path = folder / record["file"]
     if path.parent != folder or not path.is_file():
         raise PoolError(f"the pool in '{folder}' lacks '{record['file']}', which its header names. {MAKE_ONE}")
-    if path.stat().st_size != record["bytes"] or _sha256(path) != record["sha256"]:
+    if path.stat().st_size != record["bytes"] or file_sha256(path) != record["sha256"]:
         raise PoolError(
             f"'{path}' is not the file that the pool's header describes (size or checksum differ): it was damaged or "
             "half-copied. Copy the pool again, or delete the folder and make it anew."
@@ -211,11 +212,8 @@ def read_pool(
     """What `ProxyPool.load` makes a pool of; without a budget, everything is kept."""
     folder = user_path(folder)
     header = read_header(folder)
-    if dataset is not None and header.info.dataset != dataset:
-        raise PoolError(
-            f"the pool in '{folder}' was trained on {header.info.dataset or 'an unknown data set'}, not on {dataset}. "
-            f"A proxy says nothing useful of images it does not know. {MAKE_ONE}"
-        )
+    if dataset is not None:
+        check_data(header.info, dataset, pool=f"the pool in '{folder}'", unknown=False)
     if not header.networks or not (header.complete or partial):
         raise PoolError(
             f"the pool in '{folder}' is unfinished: {len(header.networks)} of {header.wanted} networks. Run the same "
@@ -267,8 +265,3 @@ def _read_space(folder: Path, record: dict[str, Any]) -> AnySpace:
         return space_from_json(record, load_file(folder / SPACE) if (folder / SPACE).is_file() else None)
     except (SpaceError, SafetensorError) as error:
         raise PoolError(f"the input space of the pool in '{folder}' cannot be read: {error} {MAKE_ONE}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugError, InputError, ProxyError
 from ddplug.networks.precision import Precision, layers
+from ddplug.utils.digest import named_bytes, short_sha256
 
 Space = Literal["feature", "logit"]
 
@@ -70,7 +70,7 @@ class Proxy:
     def digest(self) -> str:
         """A short hash of the weights, by which two networks are known to be one."""
         if self._hash is None:
-            self._hash = _digest(sorted(self.weights().items()))
+            self._hash = short_sha256(named_bytes(sorted(self.weights().items())))
         return self._hash
 
     @property
@@ -95,7 +95,7 @@ class Proxy:
                 saved = self.network.state_dict()
                 unsaved = [(key, value) for key, value in self.network.named_buffers() if key not in saved]
                 # What was changed after building shows in the printed network and in what is saved with no weights.
-                made = (repr(sorted(spec.items())), repr(self.network), _digest(unsaved))
+                made = (repr(sorted(spec.items())), repr(self.network), short_sha256(named_bytes(unsaved)))
             self._kind = type(self.network), made, self.head, self.dtype
         return self._kind
 
@@ -158,13 +158,6 @@ def check_space(space: str) -> Space:
     if space not in get_args(Space):
         raise InputError(f"unknown space {space!r}, expected 'feature' (penultimate features) or 'logit'.")
     return space  # type: ignore[return-value]
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    numbers = hashlib.sha256()
-    for key, value in tensors:
-        numbers.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return numbers.hexdigest()[:16]
 
 
 def _find_head(network: nn.Module, name: str) -> str:

@@ -1,15 +1,22 @@
-"""Files that are either the old one or the new one, never half of either; and what a path that was given means."""
+"""Files that are replaced as a whole, locks on folders and files, and what a path that was given means."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddplug.errors import InputError
+from filelock import FileLock, Timeout
+
+from ddplug.errors import DDPlugWarning, InputError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
 
 
 def user_path(given: str | Path) -> Path:
@@ -64,3 +71,39 @@ def write_json(content: object, path: Path) -> None:
     """Write `content`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def exclusive_lock(lock: Path, what: Path) -> Iterator[None]:
+    """Hold the file `lock`, so that no other process works in `what`, as far as it asks for the same lock.
+
+    The lock file is made with its folders and deleted at the end; one that a killed process left behind locks nobody
+    out. On a file system without locks a `DDPlugWarning` says so and nothing is held.
+
+    Raises:
+        InputError: another process holds the lock, or nothing can be written where it belongs.
+    """
+    held = FileLock(lock, blocking=False)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another process is at work in '{what}'; wait for its end, or stop it. The same command then goes on "
+            "from there."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise InputError(f"nothing can be kept in '{what}' ({error.strerror}); choose another place.") from error
+        warnings.warn(
+            f"'{lock}' cannot be locked ({error.strerror}); see to it yourself that no other process works in "
+            f"'{what}' at the same time.",
+            DDPlugWarning,
+            stacklevel=4,
+        )
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows deletes no open file; its locks are deleted by filelock
+            lock.unlink(missing_ok=True)  # while it is still held, so that nobody else's new file is deleted
+        held.release()

@@ -1,0 +1,65 @@
+"""Reading torch files of tensors and numbers, of which nothing is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddplug.errors import DataError, DDPlugError
+
+
+def load_tensors(
+    path: Path, what: str, expected: str, advice: str = "", *, error: type[DDPlugError] = DataError, mmap: bool = False
+) -> Any:
+    """The content of a torch file that holds tensors, numbers, strings and containers of them, on the CPU.
+
+    Args:
+        path: the file.
+        what: what it is, in a few words, for the error if there is none.
+        expected: what it should hold, "a state dict" for instance, for both errors.
+        advice: what to do about a file that cannot be read, as a sentence; by default only what may be wrong is said.
+        error: class of the error.
+        mmap: leave the tensors on disk until they are used, where the format of the file allows it.
+
+    Raises `error` if the file is not there or cannot be read, or if it holds any other Python object.
+    """
+    if not path.is_file():
+        raise error(f"there is no {what} at '{path}'; expected {expected}. {advice}".rstrip())
+    with reported_as(path, expected, advice, error=error), torch.serialization.safe_globals(_numbers()):
+        if mmap:
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # written in the old format, which cannot be mapped
+                pass
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def reported_as(path: Path, expected: str, advice: str = "", *, error: type[DDPlugError] = DataError) -> Iterator[None]:
+    """Turn whatever is raised while the content of `path` is read or used into `error`, other than `error` itself.
+
+    The message says that the file is not `expected`, and ends with `advice`, a sentence on what to do.
+    """
+    try:
+        yield
+    except error:
+        raise
+    except Exception as cause:  # torch's readers raise whatever a damaged file makes them stumble over
+        # Torch's own text advises to load such a file without its safeguard; it is left out on purpose.
+        raise error(
+            f"'{path}' cannot be read as {expected} ({type(cause).__name__}): it is damaged, half-copied or of another "
+            f"kind, or holds more than tensors and numbers; Python objects are not executed. {advice}".rstrip()
+        ) from cause
+
+
+def _numbers() -> list[Any]:
+    """What NumPy's numbers are read with: DM keeps its accuracies as such, under a name that NumPy 2 has changed."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [*((scalar, name) for name in names), np.dtype, *kinds]
