@@ -216,7 +216,8 @@ class RoundKeeper:
             sources, arrived = [call.source for call in calls], [call.arrived for call in calls]
             self._start_round(calls)
             extras = [self._hand_out(call, grad) for call, grad in zip(calls, arrived, strict=True) if grad is not None]
-        rest = [(source, extra) for source, extra in zip(sources, extras, strict=True) if extra is not None]
+        found = zip(sources, extras, strict=True)
+        rest = [(source, extra) for source, extra in found if source is not None and extra is not None]
         if rest:
             _walking.rest = True
             try:
