@@ -27,7 +27,9 @@ def run(arguments: list[str], folder: Path) -> str:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "DDPlugWarning" not in done.stderr
+    # In a few steps a proxy learns little, which is rightly said; nothing else is.
+    warned = [line for line in done.stderr.splitlines() if "DDPlugWarning" in line]
+    assert all(" is right on " in line for line in warned), done.stderr
     assert "ddplug: lambda = " in done.stdout
     return done.stdout
 
