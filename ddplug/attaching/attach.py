@@ -30,6 +30,7 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import AttachError, PoolError
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.representations import formerly_space
 
 
 class Handle:
@@ -92,6 +93,7 @@ class Handle:
         return f"Handle({state}, {self.where}, weight={self.regularizer.weight}, {self.history})"
 
 
+@formerly_space
 def attach(
     trainer: object,
     weight: float | str = 1.0,
@@ -132,7 +134,7 @@ def attach(
         options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
             that `ddplug.Regularizer` takes; each is explained there:
 
-            - what CMI is of: space, temperature, draw, classes, views_per_image, view, input_space;
+            - what CMI is of: representation, temperature, draw, classes, views_per_image, view, input_space;
             - how strongly: weighting, calibrate, every, schedule, setting, scale (found by itself if the trainer holds
               its `GradScaler`), passes, set_size;
             - how it is computed: precision, chunk, graphs, compile;

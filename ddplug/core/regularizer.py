@@ -19,22 +19,23 @@ import torch
 from torch import Tensor
 
 from ddplug.core.autograd import Call
-from ddplug.core.estimator import Estimator, ToPool, count
+from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
+from ddplug.core.options import ABOUT, Options, renamed
 from ddplug.core.rounds import RoundKeeper
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Absolute, Schedule, WeightingName, make_weighting
 from ddplug.datasets.spaces import AnySpace
-from ddplug.engine.chunking import Chunk, check_chunk
+from ddplug.engine.chunking import Chunk
 from ddplug.engine.cuda_graphs import Graphs
 from ddplug.engine.slots import check_compile
 from ddplug.engine.step import PieceByPiece
 from ddplug.errors import InputError
-from ddplug.networks.precision import Precision, check_precision
+from ddplug.networks.precision import Precision
 from ddplug.objectives.base import check_labels, check_not_negative
-from ddplug.objectives.cmi import check_temperature
 from ddplug.proxies.pending import DeferredPool
-from ddplug.proxies.pool import ProxyPool, Space, check_space
+from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.representations import Representation, formerly_space
 
 
 class Regularizer:
@@ -44,7 +45,8 @@ class Regularizer:
         proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
         weight: a share of the host's own gradient (weighting="relative"), a lambda ("absolute"), or "paper". 0 is off.
         weighting: what `weight` means.
-        space: "feature" for penultimate features (the paper's choice) or "logit".
+        representation: "feature" for penultimate features (the paper's choice), "pooled" for these averaged over the
+            positions of the maps that a network flattens before its head, or "logit".
         temperature: T > 0 in softmax(f / T).
         calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced. The first of
             them only measures.
@@ -81,13 +83,14 @@ class Regularizer:
         WeightError, InputError, PoolError, SpaceError: arguments that mean nothing, each said in the message.
     """
 
+    @formerly_space
     def __init__(
         self,
         proxies: object,
         weight: float | str = 1.0,
         *,
         weighting: WeightingName = "relative",
-        space: Space = "feature",
+        representation: Representation = "feature",
         temperature: float = 1.0,
         calibrate: int = 10,
         every: int = 1,
@@ -109,20 +112,18 @@ class Regularizer:
         seed: int = 0,
         announce: Callable[[str], object] = print,
     ) -> None:
+        self.options = Options(**{name: value for name, value in locals().items() if name in ABOUT})
         self.weight = weight
         self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
         self.record = record
         # What is off asks for nothing, not even that the folder be there.
         off = weight == 0 and not record
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
-        self.space = check_space(space)
-        self.temperature = check_temperature(temperature)
-        self.every = count("every", every)
-        self.passes = count("passes", passes)
-        self.set_size = None if set_size is None else count("set_size", set_size)
-        if count("draw", draw) > len(self.pool) and not self.pool.pending:
+        self.representation, self.temperature = representation, temperature
+        self.every, self.passes, self.set_size = every, passes, set_size
+        if draw > len(self.pool) and not self.pool.pending:
             raise _too_many(draw, self.pool)
-        if count("views_per_image", views_per_image) == 1 and view is not None:
+        if views_per_image == 1 and view is not None:
             raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
         if views_per_image > 1 and view is None:
             from ddplug.augment.dsa import DSA
@@ -130,18 +131,17 @@ class Regularizer:
             view = DSA(seed=seed)
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         step: PieceByPiece | Graphs = PieceByPiece(
-            self.space, self.temperature, self._to_pool, precision=check_precision(precision),
-            chunk=check_chunk(chunk), compile=check_compile(compile),
+            representation, temperature, self._to_pool, precision=precision, chunk=chunk,
+            compile=check_compile(compile),
         )  # fmt: skip
         self.estimator = Estimator(
-            self.pool, Graphs(step) if graphs and not compile else step, draw=draw,
-            classes=None if classes is None else count("classes", classes),
+            self.pool, Graphs(step) if graphs and not compile else step, draw=draw, classes=classes,
             views_per_image=views_per_image, view=view, seed=seed,
         )  # fmt: skip
         self.watch = Watch()
         self._keeper = RoundKeeper(
-            self.estimator, self.weighting, self.watch, weight, every=self.every, passes=self.passes,
-            set_size=self.set_size, schedule=schedule, scale=scale, announce=announce,
+            self.estimator, self.weighting, self.watch, weight, every=every, passes=passes,
+            set_size=set_size, schedule=schedule, scale=scale, announce=announce,
         )  # fmt: skip
         self._probed = False
         self._expected_pool: str | None = None
@@ -154,6 +154,11 @@ class Regularizer:
     @input_space.setter
     def input_space(self, space: AnySpace | str | None) -> None:
         self._to_pool.space = self.pool.space_of(space)
+
+    @property
+    def space(self) -> Representation:
+        """The former name of `representation`."""
+        return self.representation
 
     @property
     def generator(self) -> torch.Generator:
@@ -246,11 +251,7 @@ class Regularizer:
 
     def settings(self) -> dict[str, Any]:
         """What lambda depends on besides the weight: a state goes with these and with no others."""
-        return {
-            "space": self.space, "temperature": self.temperature, "every": self.every,
-            "draw": self.estimator.draw, "views_per_image": self.estimator.views_per_image,
-            "passes": self.passes, "set_size": self.set_size,
-        }  # fmt: skip
+        return self.options.of_lambda()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs: what was measured, the generators, the history; and what it belongs to."""
@@ -275,7 +276,7 @@ class Regularizer:
             raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
         self.weighting.check(state["weighting"])
         own = self.settings()
-        given = state.get("settings")
+        given = renamed(state["settings"]) if "settings" in state else None
         if given is None:
             self.watch.warn("old state", "this state is of an older ddplug and does not say what options it was made "
                             "with, so they could not be compared with these.")  # fmt: skip
@@ -299,7 +300,8 @@ class Regularizer:
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
         kind = "absolute" if isinstance(self.weighting, Absolute) else "relative"
-        return f"Regularizer(weight={self.weight}, {kind}, {self.space}, {self.pool}, {self.rounds} rounds, {how})"
+        what = f"weight={self.weight}, {kind}, {self.representation}"
+        return f"Regularizer({what}, {self.pool}, {self.rounds} rounds, {how})"
 
     def _check_pool(self, expected: str | None) -> None:
         if expected is not None and expected != self.pool.digest():
@@ -330,7 +332,7 @@ class Regularizer:
                 f"draw must be between 1 and the pool's size, {len(self.pool)}, got {self.estimator.draw}."
             )
         self.pool.check_classes(labels)
-        self.pool.probe(views, self.input_space, self.space)
+        self.pool.probe(views, self.input_space, self.representation)
         for doubt in self.pool.doubts(views, labels, self.input_space):
             self.watch.warn(doubt, doubt)
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, InputSpace, named_space
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
-from ddplug.proxies.proxy import PoolInfo, Proxy, Space, check_space
+from ddplug.proxies.proxy import PoolInfo, Proxy
+from ddplug.proxies.representations import PLURAL, Representation
 
-__all__ = ["PoolInfo", "Proxy", "ProxyPool", "Space", "check_space"]
+__all__ = ["PoolInfo", "Proxy", "ProxyPool"]
 
 FLOOR = 1 / 3
 """Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
@@ -262,7 +263,7 @@ class ProxyPool:
         together = "".join(proxy.digest() for proxy in self.proxies)
         return hashlib.sha256(together.encode()).hexdigest()[:16]
 
-    def probe(self, images: Tensor, input_space: AnySpace | None, space: Space) -> None:
+    def probe(self, images: Tensor, input_space: AnySpace | None, representation: Representation) -> None:
         """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
 
         A proxy that is broken, or of another kind of images, is best found out before it is relied on.
@@ -275,7 +276,7 @@ class ProxyPool:
                     continue  # its weights were looked at when the pool was opened, and are far away
                 seen.add(proxy.kind)
                 before = _random_state(image.device)
-                features = proxy(image, space)
+                features = proxy(image, representation)
                 if not torch.equal(before, _random_state(image.device)):
                     raise ProxyError(
                         f"proxy '{proxy.name}' draws random numbers even in eval mode, from the generator that is the "
@@ -283,9 +284,9 @@ class ProxyPool:
                     )
                 if bool(torch.isfinite(image).all() & ~torch.isfinite(features).all()):
                     raise ProxyError(
-                        f"proxy '{proxy.name}' gives {space}s that are not finite for a finite image (range "
-                        f"{image.min().item():.3g} to {image.max().item():.3g}): it is broken, or was trained on "
-                        "images of another input space. Leave it out or train it again."
+                        f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for a "
+                        f"finite image (range {image.min().item():.3g} to {image.max().item():.3g}): it is broken, or "
+                        "was trained on images of another input space. Leave it out or train it again."
                     )
 
     def prepare(self, images: Tensor, space: AnySpace | None) -> Tensor:
