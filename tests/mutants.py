@@ -214,7 +214,7 @@ MUTANTS = [
     Mutant("first tensor only", "places.py", "every = torch.cat([leaf.detach() for leaf in leaves])", "every = leaves[0].detach()", ATTACH),
     Mutant("tensors have names", "attach.py", "and (data is None or isinstance(data, ImageData | str))", "", ATTACH),
     # Proxies
-    Mutant("features and logits swapped", "proxy.py", '[0 if space == "feature" else -1]', '[-1 if space == "feature" else 0]', PROXIES),
+    Mutant("features and logits swapped", "proxy.py", 'if representation == "logit":', 'if representation != "logit":', PROXIES),
     Mutant("first linear layer is the head", "proxy.py", "return found[-1]", "return found[0]", PROXIES),
     Mutant("head not verified", "proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "False", PROXIES),
     Mutant("named head verified too", "proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "not _same(output, seen[-1][-1])", PROXIES),
@@ -229,7 +229,7 @@ MUTANTS = [
     Mutant("not frozen", "proxy.py", "self.network.eval().requires_grad_(False)", "self.network.eval()", PROXIES),
     Mutant("NaN weights pass", "proxy.py", "        if broken:", "        if False:", PROXIES),
     Mutant("buffers not looked at", "proxy.py", "in self.network.state_dict().items() if", "in self.network.named_parameters() if", PROXIES),
-    Mutant("images not cast", "proxy.py", "self._read(images.to(self.dtype), space)", "self._read(images, space)", PROXIES),
+    Mutant("images not cast", "proxy.py", "self._read(images.to(self.dtype), representation)", "self._read(images, representation)", PROXIES),
     Mutant("rows not counted", "proxy.py", "if len(features) != len(images):", "if False:", PROXIES),
     Mutant("recorded shape not checked", "proxies.py", "tuple(images.shape[1:]) != self.info.shape", "False", PROXIES),
     Mutant("channels of the space not checked", "proxies.py", "space.channels != images.shape[1]", "False", PROXIES),

@@ -340,7 +340,7 @@ def test_the_table_holds_every_number() -> None:
     shown = text(measurement_table(RESULT, "my set"))
     words = " ".join(shown.split())
     for expected in ("my set", "0.125000 ± 0.031250", "(kl)", "2.500000", "0.062500", "0.111111", "0.222222",
-                     "20 images", "3 proxies", "logit space", "T = 0.5"):  # fmt: skip
+                     "20 images", "3 proxies", "logits", "T = 0.5"):  # fmt: skip
         assert expected in words
     rows = {line.split()[1]: line for line in shown.splitlines() if "0.1111" in line or "0.2222" in line}
     assert "0.111111" in rows["0"]
