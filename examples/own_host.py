@@ -75,7 +75,7 @@ def main() -> None:
     training.fit(proxy, data.train_images, data.train_labels, epochs=20, lr=0.05, batch_size=64, seed=0)
     for weight in (0, 0.5):
         trainer = PixelMatching(data, ipc=5)
-        with ddplug.attach(trainer, weight, proxies=proxy, space="logit"):
+        with ddplug.attach(trainer, weight, proxies=proxy, representation="logit"):
             for _ in range(steps):
                 trainer.step()
         print(f"weight {weight}: CMI {ddplug.CMI(proxy, 'logit')(trainer.pixels, trainer.classes).item():.4f} nats")

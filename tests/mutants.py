@@ -232,7 +232,7 @@ MUTANTS = [
     Mutant("classes of any term", "core/regularizer.py", "if classes is not None and not objective.additive_over_classes:", "if False:", "tests/test_terms.py"),
     Mutant("too few for a term", "core/rounds.py", "if groups.fewer_than(objective.min_per_class):", "if False:", "tests/test_terms.py"),
     # Proxies
-    Mutant("features and logits swapped", "proxies/proxy.py", '[0 if space == "feature" else -1]', '[-1 if space == "feature" else 0]', PROXIES),
+    Mutant("features and logits swapped", "proxies/proxy.py", 'if representation == "logit":', 'if representation != "logit":', PROXIES),
     Mutant("first linear layer is the head", "proxies/proxy.py", "return found[-1]", "return found[0]", PROXIES),
     Mutant("head not verified", "proxies/proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "False", PROXIES),
     Mutant("named head verified too", "proxies/proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "not _same(output, seen[-1][-1])", PROXIES),
@@ -247,7 +247,7 @@ MUTANTS = [
     Mutant("not frozen", "proxies/proxy.py", "self.network.eval().requires_grad_(False)", "self.network.eval()", PROXIES),
     Mutant("NaN weights pass", "proxies/proxy.py", "        if broken:", "        if False:", PROXIES),
     Mutant("buffers not looked at", "proxies/proxy.py", "in self.network.state_dict().items() if", "in self.network.named_parameters() if", PROXIES),
-    Mutant("images not cast", "proxies/proxy.py", "self._read(images.to(self.dtype), space)", "self._read(images, space)", PROXIES),
+    Mutant("images not cast", "proxies/proxy.py", "self._read(images.to(self.dtype), representation)", "self._read(images, representation)", PROXIES),
     Mutant("rows not counted", "proxies/proxy.py", "if len(features) != len(images):", "if False:", PROXIES),
     Mutant("recorded shape not checked", "proxies/pool.py", "tuple(images.shape[1:]) != self.info.shape", "False", PROXIES),
     Mutant("channels of the space not checked", "proxies/pool.py", "space.channels != images.shape[1]", "False", PROXIES),

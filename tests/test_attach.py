@@ -505,7 +505,7 @@ def test_no_proxies_and_nothing_to_train_them_on(pool: ddplug.ProxyPool, batch: 
 def test_an_error_leaves_the_trainer_as_it_was(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
     before = dict(vars(trainer))
-    for options in ({"space": "none"}, {"weight": -1.0}, {"at": "nothing"}):
+    for options in ({"representation": "none"}, {"weight": -1.0}, {"at": "nothing"}):
         weight = options.pop("weight", LAM)  # type: ignore[call-overload]
         with pytest.raises(ddplug.DDPlugError):
             ddplug.attach(trainer, weight, proxies=pool, **options)  # type: ignore[arg-type]

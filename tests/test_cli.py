@@ -298,9 +298,9 @@ def test_measuring_as_json(pool_folder: Path, set_file: Path) -> None:
     for space, temperature, kind in (("feature", 1.0, "cross_entropy"), ("logit", 2.0, "kl")):
         expected = measure(
             pool_folder, synthetic.images, synthetic.labels, input_space=synthetic.space,
-            space=space, temperature=temperature, separation=kind,  # type: ignore[arg-type]
+            representation=space, temperature=temperature, separation=kind,  # type: ignore[arg-type]
         )  # fmt: skip
-        options = ("--space", space, "--temperature", temperature, "--separation", kind)
+        options = ("--representation", space, "--temperature", temperature, "--separation", kind)
         assert measured(set_file, "--proxies", pool_folder, *options) == expected.to_json()
 
 
@@ -368,7 +368,7 @@ def test_a_pool_of_another_data_set_is_refused(
         ("measure nowhere.pt --proxies POOL", "no synthetic set at 'nowhere.pt'"),
         ("measure SET --proxies nowhere", "no pool at 'nowhere'"),
         ("measure --data digits --split all --proxies POOL", "unknown split 'all'"),
-        ("measure SET --space pixels --proxies POOL", "unknown space 'pixels'"),
+        ("measure SET --representation pixels --proxies POOL", "unknown representation 'pixels'"),
         ("measure SET --separation none --proxies POOL", "unknown separation 'none'"),
         ("measure SET --temperature 0 --proxies POOL", "temperature must be > 0"),
         ("measure SET --device gpu --proxies POOL", "unknown device 'gpu'"),

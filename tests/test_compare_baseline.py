@@ -26,7 +26,7 @@ FEATURES = Settings(
     ipc=2, iterations=4, batch_real=4, strategy="color_crop", width=8, checkpoints=2, runs=2, epochs=2,
     regularizer={"calibrate": 2},
 )  # fmt: skip
-LOGITS = replace(FEATURES, regularizer={"calibrate": 2, "space": "logit", "temperature": 2.0})
+LOGITS = replace(FEATURES, regularizer={"calibrate": 2, "representation": "logit", "temperature": 2.0})
 
 
 @pytest.fixture(scope="module")

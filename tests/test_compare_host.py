@@ -165,7 +165,7 @@ class Patched(HostSpec):
         ("dm", "--dataset Digits --ipc=1", (0.5,), {}, "with one image per class"),
         ("dm", "--dataset Digits --ipc many", (0.5,), {}, "--ipc is a whole number, got 'many'"),
         ("dm", "--dataset Digits", (0.5,), {"draw": 2}, "draw must be between 1 and the pool's size, 1"),
-        ("dm", "--dataset Digits", (0.5,), {"space": "pixels"}, "unknown space 'pixels'"),
+        ("dm", "--dataset Digits", (0.5,), {"representation": "pixels"}, "unknown representation 'pixels'"),
         ("dm", "--dataset Digits", (0.5,), {"temperature": -1.0}, "temperature"),
     ],
 )

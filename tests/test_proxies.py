@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import ddplug
 from ddplug import InputError, InputSpace, PoolError, PoolInfo, Proxy, ProxyError, ProxyPool, SpaceError
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.representations import check_representation
 
 pytestmark = pytest.mark.numerical
 
@@ -341,9 +342,9 @@ def test_only_batches_of_floats_are_images(pool: ProxyPool, x: Tensor) -> None:
 
 
 def test_an_unknown_feature_space_is_refused() -> None:
-    assert [ddplug.proxies.pool.check_space(space) for space in SPACES] == list(SPACES)
+    assert [check_representation(name) for name in ("feature", "pooled", "logit")]
     with pytest.raises(InputError, match=r"'feature'.*'logit'"):
-        ddplug.proxies.pool.check_space("pixels")
+        check_representation("pixels")
 
 
 # --- input spaces

@@ -45,7 +45,7 @@ def test_plain_loss(
 ) -> None:
     images, labels = batch
     host, cmi = network(1), ddplug.CMI(pool, space, temperature=temperature)
-    regularizer = layer(pool, space=space, temperature=temperature)
+    regularizer = layer(pool, representation=space, temperature=temperature)
     expected = image_gradient(lambda x: F.cross_entropy(host(1.3 * x), labels) + LAM * cmi(1.3 * x, labels), images)
     got = image_gradient(lambda x: F.cross_entropy(host(regularizer(1.3 * x, labels)), labels), images)
     without = image_gradient(lambda x: F.cross_entropy(host(1.3 * x), labels), images)
@@ -647,7 +647,7 @@ def test_further_views_that_are_none(pool: ddplug.ProxyPool, batch: Batch, made:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"space": "features"}, "unknown space 'features'"),
+        ({"representation": "features"}, "unknown representation 'features'"),
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"temperature": torch.inf}, "temperature must be > 0 and finite"),
         ({"every": 2.5}, "every must be a whole number"),

@@ -221,7 +221,7 @@ def test_a_measurement_is_the_mean_over_proxies(
     mean = sum(values) / 3
     std = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
 
-    result = measure(three, x, y, space=space, temperature=temperature, separation=separation)
+    result = measure(three, x, y, representation=space, temperature=temperature, separation=separation)
     assert result.cmi == pytest.approx(mean, rel=1e-12)
     assert result.cmi_std == pytest.approx(std, rel=1e-9)
     assert result.separation == pytest.approx(sum(gammas) / 3, rel=1e-12)
@@ -257,8 +257,9 @@ def test_one_class_has_no_separation(three: ProxyPool, batch: tuple[Tensor, Tens
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0]], ids=["several classes", "one class"])
-@pytest.mark.parametrize("setting", [{"temperature": 0.0}, {"temperature": -1.0}, {"separation": "x"}, {"space": "x"}],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "setting", [{"temperature": 0.0}, {"temperature": -1.0}, {"separation": "x"}, {"representation": "x"}], ids=str
+)
 def test_settings_that_mean_nothing_are_refused(
     three: ProxyPool, batch: tuple[Tensor, Tensor], labels: list[int], setting: dict[str, Any]
 ) -> None:
@@ -330,7 +331,7 @@ def text(table: object) -> str:
 
 
 RESULT = Measurement(
-    images=20, proxies=3, space="logit", temperature=0.5, cmi=0.125, cmi_std=0.03125, separation_name="kl",
+    images=20, proxies=3, representation="logit", temperature=0.5, cmi=0.125, cmi_std=0.03125, separation_name="kl",
     separation=2.5, ncmi=0.0625, per_class={0: 0.111111, 3: 0.222222},
 )  # fmt: skip
 
@@ -339,7 +340,7 @@ def test_the_table_holds_every_number() -> None:
     shown = text(measurement_table(RESULT, "my set"))
     words = " ".join(shown.split())
     for expected in ("my set", "0.125000 ± 0.031250", "(kl)", "2.500000", "0.062500", "0.111111", "0.222222",
-                     "20 images", "3 proxies", "logit space", "T = 0.5"):  # fmt: skip
+                     "20 images", "3 proxies", "logits", "T = 0.5"):  # fmt: skip
         assert expected in words
     rows = {line.split()[1]: line for line in shown.splitlines() if "0.1111" in line or "0.2222" in line}
     assert "0.111111" in rows["0"]

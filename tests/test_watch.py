@@ -374,7 +374,14 @@ def test_bf16_that_is_faithful_is_not_remarked_upon() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("space", "logit"), ("temperature", 2.0), ("every", 2), ("draw", 2), ("views_per_image", 2), ("set_size", 12)],
+    [
+        ("representation", "logit"),
+        ("temperature", 2.0),
+        ("every", 2),
+        ("draw", 2),
+        ("views_per_image", 2),
+        ("set_size", 12),
+    ],
 )
 def test_a_state_goes_with_its_options(network: Callable[..., nn.Module], batch: Batch, name: str, value: Any) -> None:
     """A frozen lambda means something else under others."""

@@ -30,6 +30,7 @@ from ddplug.datasets.images import ImageData, as_image_data
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import AttachError
 from ddplug.proxies.pending import DeferredPool
+from ddplug.proxies.representations import formerly_space
 
 
 class Handle:
@@ -105,6 +106,7 @@ def _detached(regularizer: Regularizer, where: str) -> Handle:
     return handle
 
 
+@formerly_space
 def attach(
     trainer: object,
     weight: float | str = 1.0,
@@ -145,7 +147,7 @@ def attach(
         options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
             that `ddplug.Regularizer` takes; each is explained there:
 
-            - what CMI is of: space, temperature, draw, classes, views_per_image, view, input_space;
+            - what CMI is of: term, representation, temperature, draw, classes, views_per_image, view, input_space;
             - how strongly: weighting, calibrate, every, schedule, setting, scale, passes, set_size;
             - how it is computed: precision, chunk, graphs, compile;
             - and record (CMI at weight 0), seed, announce.

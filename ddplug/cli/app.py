@@ -12,7 +12,7 @@ import typer
 from ddplug.cli import compare as cli_compare
 from ddplug.cli import evaluate as cli_evidence
 from ddplug.cli import hosts as cli_hosts
-from ddplug.cli.options import DataName, DataPath, DeviceName, device_of, load_data
+from ddplug.cli.options import DataName, DataPath, DeviceName, RepresentationName, device_of, load_data
 from ddplug.errors import DDPlugError, InputError
 
 app = typer.Typer(
@@ -165,7 +165,7 @@ def measure(
     data: Annotated[str | None, typer.Option(help="A real data set to measure instead: digits, cifar10, ...")] = None,
     data_path: DataPath = None,
     split: Annotated[str, typer.Option(help="train or test, of --data.")] = "test",
-    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
+    representation: RepresentationName = "feature",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
     separation: Annotated[str, typer.Option(help="cross_entropy, kl or centroid_kl.")] = "cross_entropy",
     unit: Annotated[
@@ -205,7 +205,8 @@ def measure(
     where = device_of(device)
     input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
     result = measure_set(
-        pool.to(where), chosen.images.to(where), chosen.classes.to(where), space=space, temperature=temperature,  # type: ignore[arg-type]
+        pool.to(where), chosen.images.to(where), chosen.classes.to(where), temperature=temperature,
+        representation=representation,  # type: ignore[arg-type]
         separation=separation, input_space=input_space if unit else pool.derived_space(input_space),  # type: ignore[arg-type]
     )  # fmt: skip
     if as_json:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddplug.cli.options import takes
+from ddplug.core.options import HOSTS, meant
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ddplug.proxies.pool import ProxyPool
 
 
+@takes([name for name in (*HOSTS, "compile") if name != "seed"])
 def compare(
     host: Annotated[
         str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa, mtt, datm, idc.")
@@ -52,23 +55,12 @@ def compare(
     runs: Annotated[int, typer.Option(help="Fresh networks per judgement.")] = 3,
     epochs: Annotated[int, typer.Option(help="Epochs for each; the field's are 1000.")] = 300,
     judge_lr: Annotated[float, typer.Option(help="Their learning rate; the field's is 0.01.")] = 0.03,
-    weighting: Annotated[str, typer.Option(help="What a weight is: relative or absolute.")] = "relative",
-    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
-    temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
-    calibrate: Annotated[int, typer.Option(help="Steps over which a share becomes a lambda.")] = 10,
-    every: Annotated[int, typer.Option(help="Act in every k-th step only, k times as strongly.")] = 1,
-    draw: Annotated[int, typer.Option(help="Proxies drawn per step.")] = 1,
-    views_per_image: Annotated[int, typer.Option(help="Further views of each image.")] = 1,
-    classes: Annotated[int | None, typer.Option(help="Classes that a step's CMI is estimated on.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, exact or bf16: of the proxies' layers.")] = "auto",
-    chunk: Annotated[str, typer.Option(help="Images that go through a proxy together, or auto.")] = "auto",
-    graphs: Annotated[bool, typer.Option(help="On a GPU, replay steps from CUDA graphs.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Put the proxies through torch.compile.")] = False,
     repo: Annotated[Path | None, typer.Option(help="A host's checkout; else DDPLUG_HOSTS, else here.")] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
+    **options: Any,
 ) -> None:
     """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
 
@@ -90,11 +82,7 @@ def compare(
     from ddplug.utils.files import user_path
     from ddplug.utils.progress import Bars
 
-    options: dict[str, Any] = {
-        "weighting": weighting, "space": space, "temperature": temperature, "calibrate": calibrate, "every": every,
-        "draw": draw, "views_per_image": views_per_image, "classes": classes, "precision": precision,
-        "chunk": _chunk(chunk), "graphs": graphs, "compile": compile,
-    }  # fmt: skip
+    regularizer = {name: meant(name, value) for name, value in options.items()}
     chosen = arms(read_weights(weights), [part.strip() for part in views.split(",")])
     where = device_of(device)
     if proxies is None:
@@ -107,7 +95,7 @@ def compare(
     }  # fmt: skip
     ours = {name: value for name, value in ours.items() if value is not None}
     settings = Settings(
-        strategy=strategy, arch=arch, width=width, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=options,
+        strategy=strategy, arch=arch, width=width, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=regularizer,
         arguments=_arguments(host, arguments, ours), **ours,
     )  # fmt: skip
     pool = _pool(proxies, real)
@@ -161,10 +149,3 @@ def _pool(folder: Path, data: ImageData) -> ProxyPool:
             "`ddplug pretrain`."
         )
     return pool
-
-
-def _chunk(text: str) -> int | str:
-    try:
-        return text if text == "auto" else int(text)
-    except ValueError as error:
-        raise InputError(f"chunk must be auto or a number of images, got {text!r}.") from error

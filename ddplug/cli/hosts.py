@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ddplug.cli.options import takes
+from ddplug.core.options import ABOUT, HOSTS, meant
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 
 Host = Annotated[str, typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm or idc.")]
 
 
+@takes(HOSTS)
 def run(
     host: Host,
     arguments: Annotated[
@@ -21,24 +24,13 @@ def run(
     ] = None,
     repo: Annotated[Path | None, typer.Option(help="The host's checkout; else DDPLUG_HOSTS, else here.")] = None,
     weight: Annotated[str, typer.Option(help="Share of the host's own gradient, or paper; 0 is the host alone.")] = "1",
-    weighting: Annotated[str, typer.Option(help="What the weight is: relative or absolute.")] = "relative",
     proxies: Annotated[str, typer.Option(help="A pool's folder, buffer:PATH or idc:PATH.")] = "",
-    every: Annotated[int, typer.Option(help="Act in every k-th step only, k times as strongly.")] = 1,
-    space: Annotated[str, typer.Option(help="feature or logit.")] = "feature",
-    temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
     views: Annotated[str, typer.Option(help="The host's augmented views (host) or the clean images (clean).")] = "host",
-    views_per_image: Annotated[int, typer.Option(help="Further views of each image; for one image per class.")] = 1,
-    calibrate: Annotated[int, typer.Option(help="Steps over which a share becomes a lambda.")] = 10,
-    draw: Annotated[int, typer.Option(help="Proxies drawn per step.")] = 1,
-    classes: Annotated[int, typer.Option(help="Random classes per step to estimate CMI on; 0 for all.")] = 0,
-    precision: Annotated[str, typer.Option(help="auto, exact or bf16; see docs/guide.md.")] = "auto",
-    chunk: Annotated[int, typer.Option(help="Images that go through a proxy together; 0 decides by itself.")] = 0,
-    graphs: Annotated[bool, typer.Option(help="On a GPU, replay the step from a CUDA graph.")] = False,
     inner: Annotated[str | None, typer.Option(help="one, last or all inner steps' views, for MTT and DATM.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the regulariser's own generator.")] = 0,
     download: Annotated[
         bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
     ] = False,
+    **options: Any,
 ) -> None:
     """Run a host's unedited script with the regulariser in; everything after -- goes to the script."""
     from ddplug.core.weighting import check_weight
@@ -58,17 +50,14 @@ def run(
     except ValueError as error:
         raise InputError(f"weight must be a number >= 0 or 'paper', got {weight!r}.") from error
     share = share if isinstance(share, str) else check_weight(share)
-    ours = {
-        "weight": share, "weighting": weighting, "proxies": proxies, "every": every, "space": space,
-        "temperature": temperature, "views": views, "views_per_image": views_per_image, "calibrate": calibrate,
-        "draw": draw, "classes": classes, "precision": precision, "chunk": chunk, "graphs": int(graphs), "seed": seed,
-    }  # fmt: skip
+    spelt = {name: ABOUT[name].spell(meant(name, value)) for name, value in options.items()}
+    ours = {"weight": share, "proxies": proxies, "views": views, **spelt}
     if inner is not None:
         ours["inner"] = inner
     if proxies and ":" not in proxies:
         ours["proxies"] = str(user_path(proxies).resolve())
-    options = [f"--cmi_{name}={value}" for name, value in ours.items() if value != ""]
-    run_host(spec, checkout, [*given, *options], must=share != 0)
+    said = [f"--cmi_{name}={value}" for name, value in ours.items() if value != ""]
+    run_host(spec, checkout, [*given, *said], must=share != 0)
 
 
 def patch(

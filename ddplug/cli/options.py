@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ddplug.core.options import ABOUT
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +20,42 @@ if TYPE_CHECKING:
 
 DataName = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder.")]
 DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the data lies; digits need none.")]
+RepresentationName = Annotated[
+    str, typer.Option("--representation", "--space", help="What CMI is computed on: feature, pooled or logit.")
+]
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")]
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def takes(names: Iterable[str]) -> Callable[[Command], Command]:
+    """Decorator of a command with `**options`: it has these options of `ddplug.core.options.Options`, by their names.
+
+    What comes in is as it was typed; `ddplug.core.options.meant` tells what that stands for.
+    """
+
+    def add(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        typed = {name: _typed(name) for name in names}
+        added = [inspect.Parameter(name, keyword, default=how[0], annotation=how[1]) for name, how in typed.items()]
+        command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        return command
+
+    return add
+
+
+def _typed(name: str) -> tuple[Any, Any]:
+    """Default and annotation of an option as a command's parameter."""
+    about = ABOUT[name]
+    default = about.default if isinstance(about.default, bool | str) else about.spell(about.default)
+    if name == "representation":
+        return default, RepresentationName
+    choices = f": {', '.join(about.choices)}" if about.choices and "(" not in about.help else ""
+    text = f"{about.help[0].upper()}{about.help[1:]}{choices}."
+    return default, Annotated[type(default), typer.Option(help=text)]
 
 
 def load_data(name: str, path: Path | None) -> ImageData:

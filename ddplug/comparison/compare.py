@@ -18,6 +18,7 @@ from ddplug.comparison.judge import Judge, read_json
 from ddplug.comparison.own_trainer import DONE, set_name
 from ddplug.comparison.plan import Arm, Entry
 from ddplug.comparison.statistics import summary
+from ddplug.core.options import ABOUT, renamed
 from ddplug.errors import DataError, InputError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.files import exclusive_lock, user_path, write_json
@@ -235,6 +236,8 @@ def _flat(record: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> d
     for key, value in record.items():
         if key in ignored:
             continue
+        if key == "regularizer":  # as any version wrote it: by its names, and with or without what was the default
+            value = {**{name: about.default for name, about in ABOUT.items()}, **renamed(value)}
         if isinstance(value, dict):
             flat |= _flat(value, ignored, "" if key in ("settings", "regularizer") else f"{key} ")
         else:

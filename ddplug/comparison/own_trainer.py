@@ -122,7 +122,7 @@ class Own(NamedTuple):
         """
         if entry.arm.baseline or handle.lam is None:
             return None
-        kept = ("space", "temperature", "draw", "precision", "chunk", "views_per_image")
+        kept = ("representation", "temperature", "draw", "precision", "chunk", "views_per_image")
         options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
         probe = Regularizer(
             self.pool, 1.0, weighting="absolute", input_space=self.pool.derived_space(self.data.space), seed=entry.seed,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from ddplug.attaching.places import Views
-from ddplug.core.regularizer import Regularizer
+from ddplug.core.options import ABOUT, renamed
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
-
-# What `Regularizer` takes that is said elsewhere (seed, input space), or cannot be written to a file (functions).
-_NOT_OPTIONS = {"proxies", "weight", "schedule", "view", "input_space", "setting", "scale", "seed", "announce"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ class Settings:
     epochs: int = 300
     judge_lr: float = 0.03
     regularizer: Mapping[str, Any] = field(default_factory=dict)
-    """Options for `ddplug.Regularizer`; see `ddplug.attach`."""
+    """Of `ddplug.core.options.Options`, as far as they are not the defaults."""
     arguments: tuple[str, ...] | None = None
     """An upstream host's own, which then say what the settings of our trainer would."""
 
@@ -121,13 +117,14 @@ class Settings:
             raise InputError(
                 f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
             )
-        known = set(inspect.signature(Regularizer).parameters) - _NOT_OPTIONS
+        object.__setattr__(self, "regularizer", renamed(self.regularizer))
+        known = set(ABOUT) - {"seed"}  # an entry's own
         if unknown := sorted(set(self.regularizer) - known):
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(known)}.")
 
     def option(self, name: str) -> Any:
         """An option of the regulariser: as given, else its default."""
-        return self.regularizer.get(name, inspect.signature(Regularizer).parameters[name].default)
+        return self.regularizer.get(name, ABOUT[name].default)
 
     def check_arms(self, arms: Sequence[Arm], ipc: int, rounds: int | None = None) -> None:
         """Raise `InputError` for weights with which nothing would be compared: no CMI, or no lambda, to speak of.
@@ -156,7 +153,7 @@ class Settings:
     @property
     def measuring(self) -> dict[str, Any]:
         """How CMI is measured: as the regulariser sees it."""
-        return {name: self.regularizer[name] for name in ("space", "temperature") if name in self.regularizer}
+        return {name: self.regularizer[name] for name in ("representation", "temperature") if name in self.regularizer}
 
     @property
     def network(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ to be asked for its set to be found is its adapter's to say: `command` and `save
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -21,13 +20,13 @@ from typing import Any, NamedTuple
 from ddplug.comparison.judge import Judge, read_json
 from ddplug.comparison.own_trainer import DONE, set_name, write_done
 from ddplug.comparison.plan import Arm, Entry, Settings
+from ddplug.core.options import ABOUT, HOSTS
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import save_set
 from ddplug.errors import HostError, InputError
 from ddplug.hosting.adapter import upstream
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.deterministic import TIMES
-from ddplug.hosting.options import OPTIONS
 from ddplug.utils.digest import file_sha256, short_sha256
 from ddplug.utils.files import user_path
 
@@ -146,16 +145,14 @@ class Upstream(NamedTuple):
         if not entry.arm.baseline:
             ours |= {
                 "views": entry.arm.views, "seed": entry.seed, "proxies": user_path(self.proxies).resolve(),
-                **self._options(),
+                **{name: ABOUT[name].spell(value) for name, value in self._options().items()},
             }  # fmt: skip
         return [f"--cmi_{name}={value}" for name, value in ours.items()]
 
     def _options(self) -> dict[str, Any]:
         """The regulariser's options that hosts have; `InputError` for another that is not left as it is."""
-        known = {option.name for option in OPTIONS}
-        defaults = {name: found.default for name, found in inspect.signature(Regularizer).parameters.items()}
-        given = {name: value for name, value in self.settings.regularizer.items() if value != defaults[name]}
-        if odd := sorted(set(given) - known):
+        given = {name: value for name, value in self.settings.regularizer.items() if value != ABOUT[name].default}
+        if odd := sorted(set(given) - set(HOSTS)):
             raise InputError(f"{', '.join(odd)} cannot be set in a host; leave it out, or compare own.")
         return given
 

@@ -11,7 +11,8 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.objectives.base import group
 from ddplug.objectives.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
-from ddplug.proxies.pool import ProxyPool, Space, check_space
+from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
 
 
 class CMI(nn.Module):
@@ -21,17 +22,19 @@ class CMI(nn.Module):
 
     Args:
         proxies: a `ProxyPool`, a pool's folder, a network or a list of them.
-        space: "feature" for penultimate features (the paper's choice) or "logit".
+        representation: "feature" for penultimate features (the paper's choice), "pooled" or "logit"; as for
+            `ddplug.Regularizer`.
         temperature: T > 0 in softmax(f / T).
         draw: how many proxies each call averages over, drawn by a generator of our own; "all" for every one.
         input_space: the images' normalisation, as for `ddplug.Regularizer`; None if it is the pool's.
         seed: of that generator.
     """
 
+    @formerly_space
     def __init__(
         self,
         proxies: object,
-        space: Space = "feature",
+        representation: Representation = "feature",
         *,
         temperature: float = 1.0,
         draw: int | str = 1,
@@ -41,7 +44,7 @@ class CMI(nn.Module):
         super().__init__()
         # A plain attribute of a plain class: the proxies' weights never show up among the host's parameters.
         self.pool = ProxyPool.of(proxies)
-        self.space = check_space(space)
+        self.representation = check_representation(representation)
         self.temperature = check_temperature(temperature)
         if draw != "all" and not (isinstance(draw, int) and 1 <= draw <= len(self.pool)):
             raise InputError(f"draw must be 'all' or between 1 and the pool's size, {len(self.pool)}, got {draw!r}.")
@@ -49,6 +52,11 @@ class CMI(nn.Module):
         self.input_space = self.pool.space_of(input_space)
         self.generator = torch.Generator().manual_seed(seed)
         self._warned = False
+
+    @property
+    def space(self) -> Representation:
+        """The former name of `representation`."""
+        return self.representation
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """CMI of `images`, (n, c, h, w) floats, with class numbers `labels`, (n,): a scalar.
@@ -66,12 +74,12 @@ class CMI(nn.Module):
         prepared = self.pool.prepare(images, self.input_space)
         values = []
         for proxy in self.pool.draw(self.draw, self.generator):
-            features = proxy(prepared, self.space)
+            features = proxy(prepared, self.representation)
             if not torch.isfinite(features).all():
                 raise ProxyError(
-                    f"proxy '{proxy.name}' gives {self.space}s that are not finite for these images (range "
-                    f"{images.min().item():.3g} to {images.max().item():.3g}). Check the images for NaN and their "
-                    "input space against the pool's."
+                    f"proxy '{proxy.name}' gives {PLURAL[self.representation]} that are not finite for "
+                    f"these images (range {images.min().item():.3g} to {images.max().item():.3g}). Check the images "
+                    "for NaN and their input space against the pool's."
                 )
             values.append(class_sums(features, groups, self.temperature).sum() / len(images))
         return torch.stack(values).mean()

@@ -19,22 +19,24 @@ import torch
 from torch import Tensor
 
 from ddplug.core.autograd import Call
-from ddplug.core.estimator import Estimator, ToPool, count
+from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
+from ddplug.core.options import ABOUT, Options, renamed
 from ddplug.core.rounds import RoundKeeper
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Absolute, Schedule, WeightingName, make_weighting
 from ddplug.datasets.spaces import AnySpace
-from ddplug.engine.chunking import Chunk, check_chunk
+from ddplug.engine.chunking import Chunk
 from ddplug.engine.cuda_graphs import Graphs
 from ddplug.engine.slots import check_compile
 from ddplug.engine.step import PieceByPiece
 from ddplug.errors import InputError
-from ddplug.networks.precision import Precision, check_precision
+from ddplug.networks.precision import Precision
 from ddplug.objectives import Objective, make
 from ddplug.objectives.base import check_labels, check_not_negative
 from ddplug.proxies.pending import DeferredPool
-from ddplug.proxies.pool import ProxyPool, Space, check_space
+from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.representations import Representation, formerly_space
 from ddplug.utils.uncompiled import uncompiled
 
 
@@ -46,7 +48,8 @@ class Regularizer:
         weight: a share of the host's own gradient (weighting="relative"), a lambda ("absolute"), or "paper". 0 is off.
         weighting: what `weight` means.
         term: what is added: the name of a term (`ddplug.objectives.terms()`), or an `Objective` of your own.
-        space: "feature" for penultimate features (the paper's choice) or "logit".
+        representation: "feature" for penultimate features (the paper's choice), "pooled" for these averaged over the
+            positions of the maps that a network flattens before its head, or "logit".
         temperature: T > 0 in softmax(f / T).
         calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced. The first of
             them only measures.
@@ -84,6 +87,7 @@ class Regularizer:
         WeightError, InputError, PoolError, SpaceError: arguments that mean nothing, each said in the message.
     """
 
+    @formerly_space
     def __init__(
         self,
         proxies: object,
@@ -91,7 +95,7 @@ class Regularizer:
         *,
         weighting: WeightingName = "relative",
         term: str | Objective = "cmi",
-        space: Space = "feature",
+        representation: Representation = "feature",
         temperature: float = 1.0,
         calibrate: int = 10,
         every: int = 1,
@@ -113,25 +117,24 @@ class Regularizer:
         seed: int = 0,
         announce: Callable[[str], object] = print,
     ) -> None:
+        self.options = Options(**{name: value for name, value in locals().items() if name in ABOUT})
         self.weight = weight
         self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
         self.record = record
         # What is off asks for nothing, not even that the folder be there.
         off = weight == 0 and not record
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
-        self.space = check_space(space)
+        self.representation = representation
         objective = make(term, temperature=temperature)
         if classes is not None and not objective.additive_over_classes:
             raise InputError(
                 f"classes={classes} lets some classes stand for all, but {objective.label} of all is not made up of "
                 "the classes' own; leave classes= out."
             )
-        self.every = count("every", every)
-        self.passes = count("passes", passes)
-        self.set_size = None if set_size is None else count("set_size", set_size)
-        if count("draw", draw) > len(self.pool) and not self.pool.pending:
+        self.every, self.passes, self.set_size = every, passes, set_size
+        if draw > len(self.pool) and not self.pool.pending:
             raise _too_many(draw, self.pool)
-        if count("views_per_image", views_per_image) == 1 and view is not None:
+        if views_per_image == 1 and view is not None:
             raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
         if views_per_image > 1 and view is None:
             from ddplug.augment.dsa import DSA
@@ -140,18 +143,17 @@ class Regularizer:
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         step: PieceByPiece | Graphs = PieceByPiece(
-            self.space, objective, self._to_pool, precision=check_precision(precision),
-            chunk=check_chunk(chunk), compile=check_compile(compile),
+            representation, objective, self._to_pool, precision=precision, chunk=chunk,
+            compile=check_compile(compile),
         )  # fmt: skip
         self.estimator = Estimator(
-            self.pool, Graphs(step) if graphs and not compile else step, draw=draw,
-            classes=None if classes is None else count("classes", classes),
+            self.pool, Graphs(step) if graphs and not compile else step, draw=draw, classes=classes,
             views_per_image=views_per_image, view=view, seed=seed,
         )  # fmt: skip
         self.watch = Watch()
         self._keeper = RoundKeeper(
-            self.estimator, self.weighting, self.watch, weight, every=self.every, passes=self.passes,
-            set_size=self.set_size, schedule=schedule, scale=scale, announce=announce,
+            self.estimator, self.weighting, self.watch, weight, every=every, passes=passes,
+            set_size=set_size, schedule=schedule, scale=scale, announce=announce,
         )  # fmt: skip
         self._probed = False
         self._expected_pool: str | None = None
@@ -175,6 +177,11 @@ class Regularizer:
     def temperature(self) -> float:
         """T in softmax(f / T), for terms that have one; else 1."""
         return float(self.objective.settings().get("temperature", 1.0))
+
+    @property
+    def space(self) -> Representation:
+        """The former name of `representation`."""
+        return self.representation
 
     @property
     def generator(self) -> torch.Generator:
@@ -273,9 +280,8 @@ class Regularizer:
     def settings(self) -> dict[str, Any]:
         """What lambda depends on besides the weight: a state goes with these and with no others."""
         return {
-            "term": self.objective.name, "space": self.space, **self.objective.settings(), "every": self.every,
-            "draw": self.estimator.draw, "views_per_image": self.estimator.views_per_image,
-            "passes": self.passes, "set_size": self.set_size, "classes": self.estimator.classes,
+            **self.options.of_lambda(), **self.objective.settings(), "term": self.objective.name,
+            "classes": self.estimator.classes,
             "input_space": str(self._given_space) if self._given_space is not None else None,
         }  # fmt: skip
 
@@ -324,6 +330,7 @@ class Regularizer:
 
     def _check_settings(self, given: dict[str, Any] | None) -> None:
         own = self.settings()
+        given = None if given is None else renamed(given)
         if given is None:
             self.watch.warn(
                 "old state",
@@ -341,7 +348,8 @@ class Regularizer:
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
         kind = "absolute" if isinstance(self.weighting, Absolute) else "relative"
-        return f"Regularizer(weight={self.weight}, {kind}, {self.space}, {self.pool}, {self.rounds} rounds, {how})"
+        what = f"weight={self.weight}, {kind}, {self.representation}"
+        return f"Regularizer({what}, {self.pool}, {self.rounds} rounds, {how})"
 
     def _check_pool(self, expected: str | None) -> None:
         if expected is not None and expected != self.pool.digest():
@@ -374,7 +382,7 @@ class Regularizer:
                 f"draw must be between 1 and the pool's size, {len(self.pool)}, got {self.estimator.draw}."
             )
         self.pool.check_classes(labels)
-        self.pool.probe(views, self.input_space, self.space)
+        self.pool.probe(views, self.input_space, self.representation)
         for doubt in self.pool.doubts(views, labels, self.input_space):
             self.watch.warn(doubt, doubt)
 

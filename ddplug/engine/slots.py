@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.errors import ProxyError
-from ddplug.proxies.pool import Proxy, Space
+from ddplug.proxies.pool import Proxy
+from ddplug.proxies.representations import Representation
 
 NEEDS = (
     "torch.compile needs, on a CPU, a C++ compiler that works (g++, on macOS clang++, or what the environment variable "
@@ -108,7 +109,7 @@ class Slot(Proxy):
 class CompiledSlot(Slot):
     """A slot whose network went through torch.compile, up to its head or all of it."""
 
-    def __init__(self, of: Proxy, space: Space) -> None:
+    def __init__(self, of: Proxy, representation: Representation) -> None:
         try:
             super().__init__(of)
         except RuntimeError as error:
@@ -119,8 +120,8 @@ class CompiledSlot(Slot):
         for device in {value.device for value in self._values.values()}:
             if (why := cannot_compile(device)) is not None:
                 raise self._not_compiled(why)
-        self._space, self._checked = space, set[int]()
-        if space == "feature":
+        self._representation, self._checked = representation, set[int]()
+        if representation != "logit":
             parent, _, name = (self.head or "").rpartition(".")
             setattr(self.network.get_submodule(parent), name, nn.Identity())
         self._compiled: Any = torch.compile(self.network, options=_instructions(self.network))
@@ -130,11 +131,12 @@ class CompiledSlot(Slot):
         """Raise `ProxyError` unless it gives for `images` what `of` does; looked at once per proxy."""
         if id(of) in self._checked:
             return
-        expected, got = of(images, self._space), self._first(self.network(images.to(self.dtype)))
+        images = images.to(self.dtype)
+        expected, got = of(images, self._representation), self._of_output(self.network(images), images)
         if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ProxyError(
                 f"proxy '{of.name}' ({type(of.network).__name__}) cannot be compiled: without its head '{of.head}' it "
-                "gives something else than its features. Leave out compile=True, or use space='logit'."
+                "gives something else than its features. Leave out compile=True, or use representation='logit'."
             )
         self._checked.add(id(of))
 
@@ -150,10 +152,9 @@ class CompiledSlot(Slot):
             "or leave out compile=True."
         )
 
-    def _read(self, images: Tensor, space: Space) -> Tensor:
-        return self._first(self._compute(images))
+    def _read(self, images: Tensor, representation: Representation) -> Tensor:
+        return self._of_output(self._compute(images), images)
 
-    @staticmethod
-    def _first(output: Any) -> Tensor:
+    def _of_output(self, output: Any, images: Tensor) -> Tensor:
         found: Tensor = output[0] if isinstance(output, tuple | list) else output
-        return found.flatten(1)
+        return self._pooled(found, images) if self._representation == "pooled" else found.flatten(1)

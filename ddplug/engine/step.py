@@ -16,7 +16,8 @@ from ddplug.engine.slots import CompiledSlot, Slot
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.networks.precision import Precision
 from ddplug.objectives.base import Groups, Objective
-from ddplug.proxies.pool import Proxy, Space
+from ddplug.proxies.pool import Proxy
+from ddplug.proxies.representations import PLURAL, Representation
 
 FAITHFUL = 0.99
 """Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
@@ -64,7 +65,7 @@ class PieceByPiece:
     """The plain step: one or, where memory is short, two forward passes and one backward pass through a proxy.
 
     Args:
-        space: "feature" or "logit".
+        space: the representation: "feature", "pooled" or "logit".
         objective: the term of the features that is computed.
         prepare: brings images into the proxies' input space.
         precision: of the network's layers; see `ddplug.networks.precision`.
@@ -74,7 +75,7 @@ class PieceByPiece:
 
     def __init__(
         self,
-        space: Space,
+        space: Representation,
         objective: Objective,
         prepare: Callable[[Tensor], Tensor],
         *,
@@ -181,7 +182,7 @@ class PieceByPiece:
         seen = self.features(proxy, leaf)
         if not seen.requires_grad:
             raise ProxyError(
-                f"the {self.space}s of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not depend "
+                f"the {PLURAL[self.space]} of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not depend "
                 "differentiably on the images: something in its forward pass is detached or under no_grad. There is no "
                 "gradient through it; use another network or head."
             )

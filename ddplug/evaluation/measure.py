@@ -12,7 +12,8 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError
 from ddplug.objectives.base import group
 from ddplug.objectives.cmi import Separation, check_separation, check_temperature, class_separation, class_sums
-from ddplug.proxies.pool import ProxyPool, Space, check_space
+from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Measurement:
 
     images: int
     proxies: int
-    space: Space
+    representation: Representation
     temperature: float
     cmi: float
     cmi_std: float
@@ -35,18 +36,24 @@ class Measurement:
     per_class: dict[int, float]
     """CMI of each class by its label."""
 
+    @property
+    def space(self) -> Representation:
+        """The former name of `representation`."""
+        return self.representation
+
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
         return asdict(self)
 
 
+@formerly_space
 @torch.no_grad()
 def measure(
     proxies: object,
     images: Tensor,
     labels: Tensor,
     *,
-    space: Space = "feature",
+    representation: Representation = "feature",
     temperature: float = 1.0,
     separation: Separation = "cross_entropy",
     input_space: AnySpace | str | None = None,
@@ -58,7 +65,7 @@ def measure(
     """
     pool = ProxyPool.of(proxies)
     found = pool.space_of(input_space)
-    check_space(space)
+    check_representation(representation)
     check_separation(separation)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
@@ -68,12 +75,12 @@ def measure(
     several = len(groups.classes) > 1
     sums, separations = [], []
     for proxy in pool:
-        batches = [proxy(pool.prepare(batch, found), space) for batch in torch.split(images, batch_size)]
+        batches = [proxy(pool.prepare(batch, found), representation) for batch in torch.split(images, batch_size)]
         features = torch.cat(batches)
         if not torch.isfinite(features).all():
             raise ProxyError(
-                f"proxy '{proxy.name}' gives {space}s that are not finite for this set. Check its images for NaN, and "
-                "its input space against the pool's."
+                f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for this set. Check "
+                "its images for NaN, and its input space against the pool's."
             )
         sums.append(class_sums(features, groups, temperature).double())
         if several:
@@ -84,7 +91,7 @@ def measure(
     return Measurement(
         images=len(images),
         proxies=len(pool),
-        space=space,
+        representation=representation,
         temperature=temperature,
         cmi=by_proxy.mean().item(),
         cmi_std=by_proxy.std().item() if len(pool) > 1 else 0.0,

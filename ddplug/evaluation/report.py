@@ -13,6 +13,7 @@ from torch import Tensor
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DataError
 from ddplug.evaluation.measure import Measurement
+from ddplug.proxies.representations import PLURAL
 from ddplug.utils.files import replacing
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
 
 def _caption(measurement: Measurement) -> str:
     return (
-        f"{measurement.images} images, {measurement.proxies} proxies (± std between them), {measurement.space} space, "
-        f"T = {measurement.temperature:g}"
+        f"{measurement.images} images, {measurement.proxies} proxies (± std between them), "
+        f"{PLURAL[measurement.representation]}, T = {measurement.temperature:g}"
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ddplug.core.options import HOSTS
 from ddplug.core.regularizer import Regularizer
 from ddplug.hosting.adapter import upstream
 from ddplug.hosting.layer import Layer, layer_of, started
-from ddplug.hosting.options import INNER, OPTIONS
+from ddplug.hosting.options import options_of
 from ddplug.hosting.proxies import resolve
 
 
@@ -19,19 +20,14 @@ def start(host: str, args: Any, **known: Any) -> Layer:
         args: the host's options, ours among them.
         known: whatever the adapter wants to know (normalisation, real data, number of the experiment, `steps`, ...).
     """
-    options = {option.name: getattr(args, f"cmi_{option.name}", option.default) for option in (*OPTIONS, INNER)}
+    options = options_of(args)
     if options["weight"] == 0:
         return Layer(None)
     adapter = upstream(host)
-    setting = adapter.setting(args)
     pool = resolve(options["proxies"], adapter, args, known)
     regularizer = Regularizer(
-        pool, options["weight"], setting=setting,
-        input_space=pool.derived_space(adapter.space(args, known)),
-        classes=options["classes"] or None, chunk=options["chunk"] or "auto",
-        graphs=bool(options["graphs"]),
-        **{name: options[name] for name in
-           ("weighting", "space", "temperature", "calibrate", "every", "draw", "precision", "views_per_image", "seed")},
+        pool, options["weight"], setting=adapter.setting(args),
+        input_space=pool.derived_space(adapter.space(args, known)), **{name: options[name] for name in HOSTS},
     )  # fmt: skip
     print(f"ddplug: {host}, weight {options['weight']}, {pool}", flush=True)
     return started(layer_of(adapter, regularizer, args, known, options["views"], options["inner"]))

@@ -132,8 +132,9 @@ class Layer:
         history = reg.history.state_dict()[self._before[1] :]
         content = {
             "format": "ddplug-run", "version": 1, **self.facts, "weight": reg.weight, "lambda": reg.lam,
-            "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.every, "space": reg.space,
-            "temperature": reg.temperature, "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
+            "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.every,
+            "representation": reg.representation, "temperature": reg.temperature,
+            "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
             "skipped": sum(round_["skipped"] for round_ in history), "history": history,
         }  # fmt: skip
         write_json(content, self.record)

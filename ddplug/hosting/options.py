@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
-from ddplug.networks.precision import Precision
+from ddplug.core.options import ABOUT, meant
 
 Inner = Literal["one", "last", "all"]
 Views = Literal["host", "clean"]
@@ -29,26 +29,19 @@ class Option(NamedTuple):
 
 OPTIONS = (
     Option("weight", weight, 0.0, "CMI regulariser: share of the host's own gradient, or paper; 0 is off"),
-    Option("weighting", str, "relative", "what the weight is", ("relative", "absolute")),
     Option("proxies", str, "", "a pool's folder, buffer:PATH or idc:PATH; else the host's experts, else a small pool"),
-    Option("every", int, 1, "act in every k-th step only, k times as strongly"),
-    Option("space", str, "feature", "what CMI is computed on", ("feature", "logit")),
-    Option("temperature", float, 1.0, "T in softmax(f / T)"),
-    Option("calibrate", int, 10, "steps over which a share is turned into a lambda"),
-    Option("draw", int, 1, "proxies drawn per step"),
-    Option("classes", int, 0, "random classes per step that CMI is estimated on, scaled; 0 for all"),
-    Option(
-        "precision", str, "auto", "auto: bf16 backward where fast; exact: fp32; bf16: both ways", get_args(Precision)
-    ),
-    Option("graphs", int, 0, "1: on a GPU, replay the step from a CUDA graph"),
-    Option("chunk", int, 0, "images that go through a proxy together; 0 for as many as memory allows"),
     Option("views", str, "host", "the host's augmented views, or the clean images", get_args(Views)),
-    Option("views_per_image", int, 1, "further views of each image, made by kornia; for one image per class"),
-    Option("seed", int, 0, "of the regulariser's own generator"),
+    *(
+        Option(name, about.scalar, about.spell(about.default), about.help, about.choices)
+        for name, about in ABOUT.items()
+        if about.hosts
+    ),
 )
 INNER = Option(
     "inner", str, "one", "of the views of an unrolled loop's inner steps, those of one, last or all", get_args(Inner)
 )
+FORMER = {"representation": "space"}
+"""Names that options had before, which are still understood."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
@@ -58,12 +51,18 @@ def add_options(parser: argparse.ArgumentParser, *, inner: bool = False) -> None
     """
     group = parser.add_argument_group("CMI regulariser (ddplug)")
     for option in (*OPTIONS, *((INNER,) if inner else ())):
-        group.add_argument(
-            f"--cmi_{option.name}", type=option.type, default=option.default, choices=option.choices, help=option.help
-        )
+        names = [f"--cmi_{name}" for name in (option.name, FORMER.get(option.name)) if name]
+        group.add_argument(*names, type=option.type, default=option.default, choices=option.choices, help=option.help)
 
 
 def add_config(config: Any, *, inner: bool = False) -> None:
     """The same options as entries of a config object (yacs and the like), under the same names, with their defaults."""
     for option in (*OPTIONS, *((INNER,) if inner else ())):
         setattr(config, f"cmi_{option.name}", option.default)
+
+
+def options_of(args: Any) -> dict[str, Any]:
+    """What `args`, a host's options or config, say of ours: those of the regulariser as it takes them."""
+    found = {option.name: getattr(args, f"cmi_{option.name}", option.default) for option in (*OPTIONS, INNER)}
+    found |= {name: said for name, former in FORMER.items() if (said := getattr(args, f"cmi_{former}", ""))}
+    return {name: meant(name, said) if name in ABOUT else said for name, said in found.items()}

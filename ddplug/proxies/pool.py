@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, InputSpace, named_space
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
 from ddplug.proxies.data_check import check_data
-from ddplug.proxies.proxy import PoolInfo, Proxy, Space, check_space
+from ddplug.proxies.proxy import PoolInfo, Proxy
+from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.utils.digest import short_sha256
 
-__all__ = ["PoolInfo", "Proxy", "ProxyPool", "Space", "check_space"]
+__all__ = ["PoolInfo", "Proxy", "ProxyPool"]
 
 FLOOR = 1 / 3
 """Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
@@ -274,7 +275,7 @@ class ProxyPool:
         """Sixteen hex digits that are equal for equal proxies in the same order."""
         return short_sha256(proxy.digest().encode() for proxy in self.proxies)
 
-    def probe(self, images: Tensor, input_space: AnySpace | None, space: Space) -> None:
+    def probe(self, images: Tensor, input_space: AnySpace | None, representation: Representation) -> None:
         """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
 
         A proxy that is broken, or of another kind of images, is best found out before it is relied on.
@@ -287,7 +288,7 @@ class ProxyPool:
                     continue  # its weights were looked at when the pool was opened, and are far away
                 seen.add(proxy.kind)
                 before = _random_state(image.device)
-                features = proxy(image, space)
+                features = proxy(image, representation)
                 if not torch.equal(before, _random_state(image.device)):
                     raise ProxyError(
                         f"proxy '{proxy.name}' draws random numbers even in eval mode, from the generator that is the "
@@ -295,9 +296,9 @@ class ProxyPool:
                     )
                 if bool(torch.isfinite(image).all() & ~torch.isfinite(features).all()):
                     raise ProxyError(
-                        f"proxy '{proxy.name}' gives {space}s that are not finite for a finite image (range "
-                        f"{image.min().item():.3g} to {image.max().item():.3g}): it is broken, or was trained on "
-                        "images of another input space. Leave it out or train it again."
+                        f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for a "
+                        f"finite image (range {image.min().item():.3g} to {image.max().item():.3g}): it is broken, or "
+                        "was trained on images of another input space. Leave it out or train it again."
                     )
 
     def prepare(self, images: Tensor, space: AnySpace | None) -> Tensor:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import AnySpace
-from ddplug.errors import DDPlugError, InputError, ProxyError
+from ddplug.errors import DDPlugError, ProxyError
 from ddplug.networks.precision import Precision, layers
+from ddplug.proxies.representations import Flattening, Representation, Shape, formerly_space, pool_positions
 from ddplug.utils.digest import named_bytes, short_sha256
-
-Space = Literal["feature", "logit"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Proxy:
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What a pass over an image of some kind was seen to cost; see `ddplug.engine.chunking`."""
+    maps: dict[tuple[int, ...], Shape] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What the head's input is flattened from, (c, h, w), by the shape of an image."""
 
     streamed: ClassVar[bool] = False
     """Whether the weights are somewhere else until they are needed."""
@@ -104,16 +105,20 @@ class Proxy:
         """Floating dtype of the weights, to which images are cast."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
 
-    def __call__(self, images: Tensor, space: Space = "feature", precision: Precision = "exact") -> Tensor:
-        """(n, d) penultimate features, or logits, of `images`, (n, c, h, w); differentiable in the images.
+    @formerly_space
+    def __call__(
+        self, images: Tensor, representation: Representation = "feature", precision: Precision = "exact"
+    ) -> Tensor:
+        """(n, d) penultimate features, pooled or not, or logits of `images`, (n, c, h, w); differentiable in them.
 
         `precision` is that of the layers, see `ddplug.networks.precision`; the host's own autocast is not the proxy's.
 
-        Raises `ProxyError` if the network does not take such images or its head is not where it was said to be.
+        Raises `ProxyError` if the network does not take such images, its head is not where it was said to be, or it
+        cannot be told what positions there are to pool.
         """
         try:
             with layers(images.device, precision):
-                features = self._read(images.to(self.dtype), space)
+                features = self._read(images.to(self.dtype), representation)
         except (torch.OutOfMemoryError, DDPlugError):
             raise
         except Exception as error:  # what a network raises for images it was not made for is its own affair
@@ -129,8 +134,32 @@ class Proxy:
             )
         return features
 
-    def _read(self, images: Tensor, space: Space) -> Tensor:
+    def _read(self, images: Tensor, representation: Representation) -> Tensor:
         """What goes into the head, or comes out of it, as rows."""
+        seen = self._at_head(images)
+        if representation == "logit":
+            return seen[-1].flatten(1)
+        return self._pooled(seen[0], images) if representation == "pooled" else seen[0].flatten(1)
+
+    def _pooled(self, features: Tensor, images: Tensor) -> Tensor:
+        """The head's input averaged over positions."""
+        if features.ndim == 4:
+            return features.mean((2, 3))
+        key = tuple(images.shape[1:])
+        if key not in self.maps:
+            with torch.no_grad(), Flattening() as flattening:
+                rows = self._at_head(images[:1])[0]
+            if (shape := flattening.shape_of(rows)) is None:
+                raise ProxyError(
+                    f"what goes into the head '{self.head}' of proxy '{self.name}' ({type(self.network).__name__}) is "
+                    "not seen to be maps (n, c, h, w) that were just flattened or pooled, so it cannot be told what to "
+                    "average over. Use representation='feature', or name another head."
+                )
+            self.maps[key] = shape
+        return pool_positions(features, self.maps[key])
+
+    def _at_head(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What goes into the head and, at the end, what comes out of it, as it is."""
         seen: list[tuple[Tensor, ...]] = []
         head = _submodule(self.network, self.head or "", self.name)
         # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
@@ -147,17 +176,10 @@ class Proxy:
                 f"{'gives something else than the network does' if seen else 'was not reached'}, so it is not the "
                 f"head. Name the head (head='...'); candidates: {', '.join(_candidates(self.network)) or 'none'}."
             )
-        return seen[-1][0 if space == "feature" else -1].flatten(1)
+        return seen[-1]
 
     def _compute(self, images: Tensor) -> Any:
         return self.network(images)
-
-
-def check_space(space: str) -> Space:
-    """`space` if it is "feature" or "logit", else `InputError`."""
-    if space not in get_args(Space):
-        raise InputError(f"unknown space {space!r}, expected 'feature' (penultimate features) or 'logit'.")
-    return space  # type: ignore[return-value]
 
 
 def _find_head(network: nn.Module, name: str) -> str:

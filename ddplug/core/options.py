@@ -1,0 +1,124 @@
+"""The regulariser's options, each said once: its default, what it means, and how a command line spells it.
+
+From here come the options on hosts' command lines, those of `ddplug run` and `ddplug compare`, what a comparison's
+record may name, and what a `Regularizer` checks and saves of what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, get_args
+
+from ddplug.core.estimator import count
+from ddplug.core.weighting import WeightingName
+from ddplug.engine.chunking import Chunk, check_chunk
+from ddplug.errors import InputError
+from ddplug.networks.precision import Precision, check_precision
+from ddplug.objectives.cmi import check_temperature
+from ddplug.proxies.representations import Representation, check_representation
+
+_NOTHING = object()
+
+
+class About(NamedTuple):
+    """What is to be known of an option besides its type."""
+
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None = None
+    zero: Any = _NOTHING
+    """What 0 on a command line stands for, where that is not 0."""
+    hosts: bool = True
+    """Whether hosts have it on their command lines."""
+    of_lambda: bool = False
+    """Whether a lambda that was measured with one value means something else with another."""
+
+    @property
+    def scalar(self) -> type:
+        """Of a command line's spelling: configs of hosts know neither None nor several types for one option."""
+        return int if isinstance(self.default, bool) or self.zero is not _NOTHING else type(self.default)
+
+    def spell(self, value: Any) -> Any:
+        """The scalar or string for `value`."""
+        if self.zero is not _NOTHING and value == self.zero:
+            return 0
+        return int(value) if isinstance(value, bool) else value
+
+
+def _is(help: str, choices: tuple[str, ...] | None = None, **more: Any) -> dict[str, Any]:
+    return {"help": help, "choices": choices, **more}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Those options of `ddplug.Regularizer`, which explains them, that can be written on a line or into a file.
+
+    Raises `InputError` for a value that means nothing; the weighting is for who knows the weight to check.
+    """
+
+    weighting: WeightingName = field(default="relative", metadata=_is("what the weight is", get_args(WeightingName)))
+    every: int = field(default=1, metadata=_is("act in every k-th step only, k times as strongly", of_lambda=True))
+    representation: Representation = field(
+        default="feature", metadata=_is("what CMI is computed on", get_args(Representation), of_lambda=True)
+    )
+    temperature: float = field(default=1.0, metadata=_is("T in softmax(f / T)", of_lambda=True))
+    calibrate: int = field(default=10, metadata=_is("steps over which a share is turned into a lambda"))
+    draw: int = field(default=1, metadata=_is("proxies drawn per step", of_lambda=True))
+    classes: int | None = field(
+        default=None, metadata=_is("random classes per step that CMI is estimated on, scaled; 0 for all", zero=None)
+    )
+    precision: Precision = field(
+        default="auto",
+        metadata=_is("of proxies: bf16 backward where fast (auto), fp32 (exact), bf16 both ways", get_args(Precision)),
+    )
+    graphs: bool = field(default=False, metadata=_is("on a GPU, replay the step from a CUDA graph"))
+    chunk: Chunk = field(
+        default="auto",
+        metadata=_is("images that go through a proxy together; 0 for as many as memory allows", zero="auto"),
+    )
+    views_per_image: int = field(
+        default=1,
+        metadata=_is("further views of each image, made by kornia; for one image per class", of_lambda=True),
+    )
+    seed: int = field(default=0, metadata=_is("of the regulariser's own generator"))
+    passes: int = field(default=1, metadata=_is("backward passes that make one round", hosts=False, of_lambda=True))
+    set_size: int | None = field(
+        default=None, metadata=_is("images of the whole set, of parts", zero=None, hosts=False, of_lambda=True)
+    )
+    compile: bool = field(default=False, metadata=_is("put the proxies through torch.compile", hosts=False))
+    record: bool = field(default=False, metadata=_is("at weight 0, note CMI all the same", hosts=False))
+
+    def __post_init__(self) -> None:
+        for name in ("every", "draw", "classes", "views_per_image", "passes", "set_size"):
+            if (value := getattr(self, name)) is not None or ABOUT[name].default is not None:
+                count(name, value)
+        check_representation(self.representation)
+        check_temperature(self.temperature)
+        check_precision(self.precision)
+        check_chunk(self.chunk)
+
+    def of_lambda(self) -> dict[str, Any]:
+        """What lambda depends on besides the weight."""
+        return {name: getattr(self, name) for name, about in ABOUT.items() if about.of_lambda}
+
+
+ABOUT = {option.name: About(option.default, **option.metadata) for option in fields(Options)}
+HOSTS = tuple(name for name, about in ABOUT.items() if about.hosts)
+"""Names of the options that hosts have."""
+
+
+def meant(name: str, spelling: Any) -> Any:
+    """The value of option `name` that `spelling`, of a command line or a config, stands for; `InputError` if none."""
+    about = ABOUT[name]
+    if about.zero is _NOTHING:
+        return bool(spelling) if isinstance(about.default, bool) else spelling
+    try:
+        return about.zero if spelling == about.zero else int(spelling) or about.zero
+    except ValueError as error:
+        raise InputError(f"{name} must be {about.zero or 0} or a number, got {spelling!r}.") from error
+
+
+def renamed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as written by any version, by their present names."""
+    return {"representation" if name == "space" else name: value for name, value in record.items()}
