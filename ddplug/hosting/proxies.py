@@ -42,9 +42,9 @@ def resolve(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> P
         found = adapter.experts(args, known)
         if found is not None:
             print(
-                f"ddplug: no proxies given; taking {adapter.name}'s own networks. In DM, CMI under networks like those "
-                "that match made sets worse, and under a ResNet-18 better: see docs/results, and name others by "
-                "--proxies."
+                f"ddplug: no proxies given; taking {adapter.name}'s own networks. In DM, CMI of the flattened features "
+                "of networks like those that match made sets worse, and of their logits better: see docs/results, and "
+                "ask for --representation logit, or name other networks by --proxies."
             )
         pool = found if found is not None else _trained(adapter, args, known)
     pool.check_data(adapter.setting(args)[1])
