@@ -12,7 +12,7 @@ import pytest
 from ddplug.comparison.judge import read_json
 from ddplug.comparison.statistics import summary
 
-RESULTS = Path(__file__).parent.parent / "docs/results"
+RESULTS = Path(__file__).parents[2] / "docs/results"
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob("*/compare.json"))
 PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
 

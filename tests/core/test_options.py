@@ -18,7 +18,7 @@ from ddplug.comparison.plan import Settings
 from ddplug.core.options import ABOUT, HOSTS, Options, meant, renamed
 from ddplug.hosting.options import add_config, add_options, options_of
 
-RESULTS = sorted(Path(__file__).parents[1].glob("docs/results/*/compare.json"))
+RESULTS = sorted(Path(__file__).parents[2].glob("docs/results/*/compare.json"))
 
 
 def test_the_layers_defaults_are_these() -> None:

@@ -1,6 +1,6 @@
 """Breaks every contract once, on purpose, in a copy of the checkout, and sees its test go red.
 
-    python tests/mutants.py [WORD ...]      # only the mutants whose name contains one of the words
+    python tests/tools/mutants.py [WORD ...]      # only the mutants whose name contains one of the words
 
 A test that stays green on its mutant cannot fail and is a defect; so is a mutant whose text is no longer in the code.
 """
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Mutant(NamedTuple):
@@ -28,14 +28,18 @@ class Mutant(NamedTuple):
     """What pytest is given: a test file, FILE::NAME, or FILE -k WORD."""
 
 
-CMI, LAYER, ATTACH = "tests/test_cmi.py", "tests/test_regularizer.py", "tests/test_attach.py"
-PROXIES, FILES, SETS = "tests/test_proxies.py", "tests/test_pool_files.py", "tests/test_sets_and_measure.py"
-CUT, WATCH = "tests/test_cut_batches.py", "tests/test_watch.py"
-ENGINE, STREAMING = "tests/test_engine.py", "tests/test_streaming.py"
-COMMANDS, WHEEL = "tests/test_cli.py", "tests/test_packaging.py"
+CMI, LAYER, ATTACH = "tests/objectives/test_cmi.py", "tests/core/test_regularizer.py", "tests/attaching/test_attach.py"
+PROXIES, FILES, SETS = (
+    "tests/proxies/test_proxies.py",
+    "tests/proxies/test_pool_files.py",
+    "tests/evaluation/test_sets_and_measure.py",
+)
+CUT, WATCH = "tests/core/test_cut_batches.py", "tests/core/test_watch.py"
+ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
+COMMANDS, WHEEL = "tests/cli/test_cli.py", "tests/project/test_packaging.py"
 
-COMPARE, COMPARE_HOST = "tests/test_compare.py", "tests/test_compare_host.py"
-BASELINE, REPORT = "tests/test_compare_baseline.py", "tests/test_compare_report.py"
+COMPARE, COMPARE_HOST = "tests/comparison/test_compare.py", "tests/comparison/test_compare_host.py"
+BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
 
 MUTANTS = [
     # The estimator
@@ -229,8 +233,8 @@ MUTANTS = [
     Mutant("copies undo", "attaching/attach.py", "    handle._undo = None\n    return handle", "    return handle", WATCH),
     Mutant("labels asked for all", "attaching/places.py", "if views.requires_grad and torch.is_grad_enabled() and regularizer.active:", "if views.requires_grad:", ATTACH),
     Mutant("compiled before", "attaching/attach.py", "        undo = _compiling_anew(undo)\n", "        pass\n", ATTACH),
-    Mutant("classes of any term", "core/regularizer.py", "if classes is not None and not objective.additive_over_classes:", "if False:", "tests/test_terms.py"),
-    Mutant("too few for a term", "core/rounds.py", "if groups.fewer_than(objective.min_per_class):", "if False:", "tests/test_terms.py"),
+    Mutant("classes of any term", "core/regularizer.py", "if classes is not None and not objective.additive_over_classes:", "if False:", "tests/objectives/test_terms.py"),
+    Mutant("too few for a term", "core/rounds.py", "if groups.fewer_than(objective.min_per_class):", "if False:", "tests/objectives/test_terms.py"),
     # Proxies
     Mutant("features and logits swapped", "proxies/proxy.py", 'if representation == "logit":', 'if representation != "logit":', PROXIES),
     Mutant("first linear layer is the head", "proxies/proxy.py", "return found[-1]", "return found[0]", PROXIES),
@@ -295,15 +299,15 @@ MUTANTS = [
     Mutant("DM's first run", "datasets/synthetic.py", "record = record[-1]", "record = record[0]", SETS),
     Mutant("lengths not compared", "datasets/synthetic.py", "if len(images) != len(labels):", "if False:", SETS),
     Mutant("dtype kept", "datasets/synthetic.py", "images = images.float()", "pass", SETS),
-    Mutant("NumPy's numbers not read", "utils/reading.py", "*((scalar, name) for name in names), ", "", "tests/test_hostfiles.py -k numpy"),
-    Mutant("logits taken for probabilities", "datasets/host_files.py", "labels = labels.detach().float().softmax(1)", "pass", "tests/test_hostfiles.py -k logits"),
-    Mutant("another iteration's labels", "datasets/host_files.py", 'f"labels_{name}"', '"labels_100.pt"', "tests/test_hostfiles.py -k beside"),
-    Mutant("whitening not noticed", "datasets/host_files.py", 'any(path.parent.glob(f"{_IMAGES}zca_*.pt"))', "False", "tests/test_hostfiles.py -k pictures"),
-    Mutant("formed images: columns first", "datasets/host_files.py", "(n i j) c h w", "(n j i) c h w", "tests/test_hostfiles.py -k quarter"),
-    Mutant("formed images: labels tiled", "datasets/host_files.py", "labels.repeat_interleave(factor**2, dim=0)", "torch.cat([labels] * factor**2)", "tests/test_hostfiles.py -k quarter"),
-    Mutant("formed images: padded black", "datasets/host_files.py", "value=0.5", "value=0.0", "tests/test_hostfiles.py -k lacks"),
-    Mutant("formed images: not clamped", "datasets/host_files.py", "images = images.clamp(0, 1)", "pass", "tests/test_hostfiles.py -k has_to_be_given"),
-    Mutant("the host's factor not read", "datasets/host_files.py", 'int(record["factor"])', "1", "tests/test_hostfiles.py -k hosts_arguments"),
+    Mutant("NumPy's numbers not read", "utils/reading.py", "*((scalar, name) for name in names), ", "", "tests/datasets/test_hostfiles.py -k numpy"),
+    Mutant("logits taken for probabilities", "datasets/host_files.py", "labels = labels.detach().float().softmax(1)", "pass", "tests/datasets/test_hostfiles.py -k logits"),
+    Mutant("another iteration's labels", "datasets/host_files.py", 'f"labels_{name}"', '"labels_100.pt"', "tests/datasets/test_hostfiles.py -k beside"),
+    Mutant("whitening not noticed", "datasets/host_files.py", 'any(path.parent.glob(f"{_IMAGES}zca_*.pt"))', "False", "tests/datasets/test_hostfiles.py -k pictures"),
+    Mutant("formed images: columns first", "datasets/host_files.py", "(n i j) c h w", "(n j i) c h w", "tests/datasets/test_hostfiles.py -k quarter"),
+    Mutant("formed images: labels tiled", "datasets/host_files.py", "labels.repeat_interleave(factor**2, dim=0)", "torch.cat([labels] * factor**2)", "tests/datasets/test_hostfiles.py -k quarter"),
+    Mutant("formed images: padded black", "datasets/host_files.py", "value=0.5", "value=0.0", "tests/datasets/test_hostfiles.py -k lacks"),
+    Mutant("formed images: not clamped", "datasets/host_files.py", "images = images.clamp(0, 1)", "pass", "tests/datasets/test_hostfiles.py -k has_to_be_given"),
+    Mutant("the host's factor not read", "datasets/host_files.py", 'int(record["factor"])', "1", "tests/datasets/test_hostfiles.py -k hosts_arguments"),
     Mutant("set's space lost", "datasets/synthetic.py", '"space": synthetic.space.to_json() if synthetic.space else None', '"space": None', SETS),
     # Measuring
     Mutant("spread of the population", "evaluation/measure.py", "by_proxy.std().item()", "by_proxy.std(correction=0).item()", SETS),
@@ -322,20 +326,20 @@ MUTANTS = [
     Mutant("rows by columns", "evaluation/report.py", "(row column) c h w -> (row h) (column w) c", "(column row) c h w -> (column h) (row w) c", SETS),
     Mutant("picture not in unit space", "evaluation/report.py", "space.to_unit(images.detach().cpu().float())", "images.detach().cpu().float()", SETS),
     Mutant("through pyplot", "evaluation/report.py", "    return Figure(figsize=(width, height))", "    import matplotlib.pyplot as plt\n    return plt.figure(figsize=(width, height))", SETS),
-    Mutant("permissions as the writer likes", "utils/files.py", "if mode_of(temporary) != mode:", "if False:", "tests/test_files.py -k permissions"),
-    Mutant("permissions of a new file", "utils/files.py", "mode_of(path) if path.is_file() else _new_mode", "_new_mode", "tests/test_files.py -k permissions"),
-    Mutant("a pool's folder closed", "proxies/pool_files.py", "temporary.mkdir()", "temporary.mkdir(0o700)", "tests/test_files.py -k permissions"),
-    Mutant("an empty folder's permissions lost", "proxies/pool_files.py", "temporary.chmod(mode_of(folder))", "pass", "tests/test_files.py -k permissions"),
-    Mutant("home taken literally", "utils/files.py", "return Path(given).expanduser()", "return Path(given)", "tests/test_files.py"),
-    Mutant("parts of any file clamped", "datasets/host_files.py", "return _parts(images, labels", "return _parts(images.clamp(0, 1), labels", "tests/test_hostfiles.py -k hold_others"),
-    Mutant("classes of parts not repeated", "datasets/synthetic.py", "given.repeat_interleave(factor**2)", "given", "tests/test_hostfiles.py -k hold_others"),
-    Mutant("a factor that divides nothing", "datasets/host_files.py", "factor < 1 or height % factor or width % factor", "factor < 1", "tests/test_hostfiles.py -k divide"),
-    Mutant("bytes taken for floats", "datasets/splits.py", "if not images.is_floating_point():", "if False:", "tests/test_own_data.py"),
-    Mutant("labels taken from fractions", "datasets/splits.py", "labels.is_floating_point() or", "", "tests/test_own_data.py"),
-    Mutant("NaN images taken", "datasets/splits.py", "if not torch.isfinite(images).all():", "if False:", "tests/test_own_data.py"),
-    Mutant("test images trained on", "datasets/images.py", "images, labels = images[~in_test], labels[~in_test]", "pass", "tests/test_own_data.py -k tenth"),
-    Mutant("the first images are for testing", "datasets/splits.py", "torch.randperm(len(members), generator=generator)", "torch.arange(len(members))", "tests/test_own_data.py -k first"),
-    Mutant("a share drawn where there is none", "comparison/plot.py", "if any(shares.values()):", "if True:", "tests/test_plot.py -k nobody"),
+    Mutant("permissions as the writer likes", "utils/files.py", "if mode_of(temporary) != mode:", "if False:", "tests/utils/test_files.py -k permissions"),
+    Mutant("permissions of a new file", "utils/files.py", "mode_of(path) if path.is_file() else _new_mode", "_new_mode", "tests/utils/test_files.py -k permissions"),
+    Mutant("a pool's folder closed", "proxies/pool_files.py", "temporary.mkdir()", "temporary.mkdir(0o700)", "tests/utils/test_files.py -k permissions"),
+    Mutant("an empty folder's permissions lost", "proxies/pool_files.py", "temporary.chmod(mode_of(folder))", "pass", "tests/utils/test_files.py -k permissions"),
+    Mutant("home taken literally", "utils/files.py", "return Path(given).expanduser()", "return Path(given)", "tests/utils/test_files.py"),
+    Mutant("parts of any file clamped", "datasets/host_files.py", "return _parts(images, labels", "return _parts(images.clamp(0, 1), labels", "tests/datasets/test_hostfiles.py -k hold_others"),
+    Mutant("classes of parts not repeated", "datasets/synthetic.py", "given.repeat_interleave(factor**2)", "given", "tests/datasets/test_hostfiles.py -k hold_others"),
+    Mutant("a factor that divides nothing", "datasets/host_files.py", "factor < 1 or height % factor or width % factor", "factor < 1", "tests/datasets/test_hostfiles.py -k divide"),
+    Mutant("bytes taken for floats", "datasets/splits.py", "if not images.is_floating_point():", "if False:", "tests/datasets/test_own_data.py"),
+    Mutant("labels taken from fractions", "datasets/splits.py", "labels.is_floating_point() or", "", "tests/datasets/test_own_data.py"),
+    Mutant("NaN images taken", "datasets/splits.py", "if not torch.isfinite(images).all():", "if False:", "tests/datasets/test_own_data.py"),
+    Mutant("test images trained on", "datasets/images.py", "images, labels = images[~in_test], labels[~in_test]", "pass", "tests/datasets/test_own_data.py -k tenth"),
+    Mutant("the first images are for testing", "datasets/splits.py", "torch.randperm(len(members), generator=generator)", "torch.arange(len(members))", "tests/datasets/test_own_data.py -k first"),
+    Mutant("a share drawn where there is none", "comparison/plot.py", "if any(shares.values()):", "if True:", "tests/comparison/test_plot.py -k nobody"),
     Mutant("a hidden file stays", "utils/files.py", "temporary.unlink(missing_ok=True)", "pass", SETS),
     # Command line
     Mutant("status 1", "cli/app.py", "        sys.exit(2)", "        sys.exit(1)", f"{COMMANDS} -k 'errors or traceback'"),
@@ -359,37 +363,37 @@ MUTANTS = [
     Mutant("judged by the proxies it used", "comparison/demo.py", "pool.proxies[-settings.held_out :]", "pool.proxies[: -settings.held_out]", f"{COMMANDS} -k numbers_of_its_runs"),
     Mutant("pools known by their records only", "comparison/demo.py", "proxy.digest() for proxy in pool", "proxy.record for proxy in pool", f"{COMMANDS} -k another_pool"),
     # Judging a set
-    Mutant("one network for all runs", "evaluation/evaluate.py", "with seeded(seed + run):", "with seeded(seed):", "tests/test_evaluate.py -k fresh_network"),
-    Mutant("one order for all runs", "evaluation/evaluate.py", "seed=seed + run, on_epoch", "seed=seed, on_epoch", "tests/test_evaluate.py -k fresh_network"),
-    Mutant("tested on training images", "evaluation/evaluate.py", "judge.test_images.to(device), judge.test_labels.to(device)", "judge.train_images.to(device), judge.train_labels.to(device)", "tests/test_evaluate.py -k fresh_network"),
-    Mutant("views share one draw", "evaluation/evaluate.py", "siamese=False, seed=seed", "siamese=True, seed=seed", "tests/test_evaluate.py -k own_numbers"),
-    Mutant("views of one seed", "evaluation/evaluate.py", "siamese=False, seed=seed", "siamese=False, seed=0", "tests/test_evaluate.py -k drawn_from"),
-    Mutant("learned rate ignored", "evaluation/evaluate.py", "synthetic.lr if synthetic.lr is not None else FIELDS_LR", "FIELDS_LR", "tests/test_evaluate.py -k learned_rate"),
-    Mutant("set not converted", "evaluation/evaluate.py", "space.convert(synthetic.images, judge.space)", "synthetic.images", "tests/test_evaluate.py -k another_normalisation"),
-    Mutant("whitened set judged plain", "evaluation/evaluate.py", "data.to_space(space) if is_whitened(space) else data", "data", "tests/test_evaluate.py -k judged_whitened"),
-    Mutant("CMI in the wrong space", "evaluation/evaluate.py", "input_space=pool.derived_space(space)", "input_space=judge.space", "tests/test_evaluate.py -k own_space"),
-    Mutant("unknown space guessed", "evaluation/evaluate.py", "meaning = given or (synthetic.meaning", 'meaning = given or "normalized" or (synthetic.meaning', "tests/test_evaluate.py -k has_to_be_known"),
-    Mutant("networks not tried first", "evaluation/evaluate.py", "        with seeded(0):\n            maker()", "        pass", "tests/test_evaluate.py -k nothing_is_trained"),
-    Mutant("settings not compared", "evaluation/run_store.py", "if differing and any(runs.values()):", "if False:", "tests/test_evaluate.py -k refused"),
-    Mutant("runs not kept", "evaluation/run_store.py", "if self.path is not None:", "if False:", "tests/test_evaluate.py -k interrupted"),
-    Mutant("runs of the command not kept", "cli/evaluate.py", "keep=keep", "keep=None", "tests/test_evaluate.py -k command"),
-    Mutant("runs written late", "evaluation/run_store.py", "            finished._write()", "            pass", "tests/test_evaluate.py -k share_a_file"),
-    Mutant("no runs bind", "evaluation/run_store.py", "if differing and any(runs.values()):", "if differing:", "tests/test_evaluate.py -k binds_nobody"),
-    Mutant("an unwritable place found late", "evaluation/run_store.py", "with exclusive_lock(", "with __import__('contextlib').nullcontext(", "tests/test_evaluate.py -k 'cannot_be_is_refused or share_a_file'"),
-    Mutant("augmentations by address", "evaluation/evaluate.py", 'if " at 0x" not in said:', "if True:", "tests/test_evaluate.py -k named_alike"),
-    Mutant("any rate", "evaluation/evaluate.py", 'lr is not None and not 0 < lr < float("inf")', "False", "tests/test_evaluate.py -k bad_input"),
-    Mutant("export refused late", "cli/evaluate.py", "        check_export(", "        str(", "tests/test_evaluate.py -k export_that_cannot"),
-    Mutant("runs gone before the export", "cli/evaluate.py", "    if export is not None:\n        for", "    if json_file is None:\n        keep.unlink()\n    if export is not None:\n        for", "tests/test_evaluate.py -k outlive"),
-    Mutant("export to a file", "evaluation/ddranking.py", "if user_path(folder).exists() and not user_path(folder).is_dir():", "if False:", "tests/test_evaluate.py -k cannot_take"),
-    Mutant("export not sorted", "evaluation/ddranking.py", "images[order].detach()", "images.detach()", "tests/test_evaluate.py -k sorted"),
-    Mutant("export in our space", "evaluation/ddranking.py", "space.convert(synthetic.images, _SPACE)", "synthetic.images", "tests/test_evaluate.py -k sorted"),
-    Mutant("export of probabilities", "evaluation/ddranking.py", "labels.clamp_min(tiny).log() if soft else labels", "labels", "tests/test_evaluate.py -k logarithms"),
+    Mutant("one network for all runs", "evaluation/evaluate.py", "with seeded(seed + run):", "with seeded(seed):", "tests/evaluation/test_evaluate.py -k fresh_network"),
+    Mutant("one order for all runs", "evaluation/evaluate.py", "seed=seed + run, on_epoch", "seed=seed, on_epoch", "tests/evaluation/test_evaluate.py -k fresh_network"),
+    Mutant("tested on training images", "evaluation/evaluate.py", "judge.test_images.to(device), judge.test_labels.to(device)", "judge.train_images.to(device), judge.train_labels.to(device)", "tests/evaluation/test_evaluate.py -k fresh_network"),
+    Mutant("views share one draw", "evaluation/evaluate.py", "siamese=False, seed=seed", "siamese=True, seed=seed", "tests/evaluation/test_evaluate.py -k own_numbers"),
+    Mutant("views of one seed", "evaluation/evaluate.py", "siamese=False, seed=seed", "siamese=False, seed=0", "tests/evaluation/test_evaluate.py -k drawn_from"),
+    Mutant("learned rate ignored", "evaluation/evaluate.py", "synthetic.lr if synthetic.lr is not None else FIELDS_LR", "FIELDS_LR", "tests/evaluation/test_evaluate.py -k learned_rate"),
+    Mutant("set not converted", "evaluation/evaluate.py", "space.convert(synthetic.images, judge.space)", "synthetic.images", "tests/evaluation/test_evaluate.py -k another_normalisation"),
+    Mutant("whitened set judged plain", "evaluation/evaluate.py", "data.to_space(space) if is_whitened(space) else data", "data", "tests/evaluation/test_evaluate.py -k judged_whitened"),
+    Mutant("CMI in the wrong space", "evaluation/evaluate.py", "input_space=pool.derived_space(space)", "input_space=judge.space", "tests/evaluation/test_evaluate.py -k own_space"),
+    Mutant("unknown space guessed", "evaluation/evaluate.py", "meaning = given or (synthetic.meaning", 'meaning = given or "normalized" or (synthetic.meaning', "tests/evaluation/test_evaluate.py -k has_to_be_known"),
+    Mutant("networks not tried first", "evaluation/evaluate.py", "        with seeded(0):\n            maker()", "        pass", "tests/evaluation/test_evaluate.py -k nothing_is_trained"),
+    Mutant("settings not compared", "evaluation/run_store.py", "if differing and any(runs.values()):", "if False:", "tests/evaluation/test_evaluate.py -k refused"),
+    Mutant("runs not kept", "evaluation/run_store.py", "if self.path is not None:", "if False:", "tests/evaluation/test_evaluate.py -k interrupted"),
+    Mutant("runs of the command not kept", "cli/evaluate.py", "keep=keep", "keep=None", "tests/evaluation/test_evaluate.py -k command"),
+    Mutant("runs written late", "evaluation/run_store.py", "            finished._write()", "            pass", "tests/evaluation/test_evaluate.py -k share_a_file"),
+    Mutant("no runs bind", "evaluation/run_store.py", "if differing and any(runs.values()):", "if differing:", "tests/evaluation/test_evaluate.py -k binds_nobody"),
+    Mutant("an unwritable place found late", "evaluation/run_store.py", "with exclusive_lock(", "with __import__('contextlib').nullcontext(", "tests/evaluation/test_evaluate.py -k 'cannot_be_is_refused or share_a_file'"),
+    Mutant("augmentations by address", "evaluation/evaluate.py", 'if " at 0x" not in said:', "if True:", "tests/evaluation/test_evaluate.py -k named_alike"),
+    Mutant("any rate", "evaluation/evaluate.py", 'lr is not None and not 0 < lr < float("inf")', "False", "tests/evaluation/test_evaluate.py -k bad_input"),
+    Mutant("export refused late", "cli/evaluate.py", "        check_export(", "        str(", "tests/evaluation/test_evaluate.py -k export_that_cannot"),
+    Mutant("runs gone before the export", "cli/evaluate.py", "    if export is not None:\n        for", "    if json_file is None:\n        keep.unlink()\n    if export is not None:\n        for", "tests/evaluation/test_evaluate.py -k outlive"),
+    Mutant("export to a file", "evaluation/ddranking.py", "if user_path(folder).exists() and not user_path(folder).is_dir():", "if False:", "tests/evaluation/test_evaluate.py -k cannot_take"),
+    Mutant("export not sorted", "evaluation/ddranking.py", "images[order].detach()", "images.detach()", "tests/evaluation/test_evaluate.py -k sorted"),
+    Mutant("export in our space", "evaluation/ddranking.py", "space.convert(synthetic.images, _SPACE)", "synthetic.images", "tests/evaluation/test_evaluate.py -k sorted"),
+    Mutant("export of probabilities", "evaluation/ddranking.py", "labels.clamp_min(tiny).log() if soft else labels", "labels", "tests/evaluation/test_evaluate.py -k logarithms"),
     # IDC's networks
-    Mutant("IDC: epochs as text", "proxies/idc_checkpoints.py", "return int(found[0]) if found else -1", "return 0", "tests/test_idc.py"),
-    Mutant("IDC: norms exchanged", "proxies/idc_checkpoints.py", '("bn1", "residual.1"), ("conv2", "residual.3"), ("bn2", "residual.4")', '("bn1", "residual.4"), ("conv2", "residual.3"), ("bn2", "residual.1")', "tests/test_idc.py"),
-    Mutant('IDC: code in a file of weights', 'utils/reading.py', 'weights_only=True)', 'weights_only=False)', "tests/test_idc.py"),
-    Mutant("IDC: grey images not padded", "proxies/idc_checkpoints.py", "size = 28 if channels == 1 else side", "size = side", "tests/test_idc.py"),
-    Mutant("IDC: the folder's data set not looked at", "proxies/idc_checkpoints.py", "next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])", "adapter.setting(args)[1]", "tests/test_idc.py"),
+    Mutant("IDC: epochs as text", "proxies/idc_checkpoints.py", "return int(found[0]) if found else -1", "return 0", "tests/adapters/test_idc.py"),
+    Mutant("IDC: norms exchanged", "proxies/idc_checkpoints.py", '("bn1", "residual.1"), ("conv2", "residual.3"), ("bn2", "residual.4")', '("bn1", "residual.4"), ("conv2", "residual.3"), ("bn2", "residual.1")', "tests/adapters/test_idc.py"),
+    Mutant('IDC: code in a file of weights', 'utils/reading.py', 'weights_only=True)', 'weights_only=False)', "tests/adapters/test_idc.py"),
+    Mutant("IDC: grey images not padded", "proxies/idc_checkpoints.py", "size = 28 if channels == 1 else side", "size = side", "tests/adapters/test_idc.py"),
+    Mutant("IDC: the folder's data set not looked at", "proxies/idc_checkpoints.py", "next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])", "adapter.setting(args)[1]", "tests/adapters/test_idc.py"),
     # Comparisons
     Mutant("arms of other starts", "comparison/own_trainer.py", "trainer = self.trainer(entry.seed)", "trainer = self.trainer(entry.seed + (not entry.arm.baseline))", f"{COMPARE} -k differ_by_cmi"),
     Mutant("resumed without the regulariser", "comparison/own_trainer.py", 'handle.load_state_dict(state["regularizer"])', "pass", f"{COMPARE} -k killed"),
@@ -410,19 +414,19 @@ MUTANTS = [
     Mutant("half an entry taken for one", "comparison/baseline.py", "not (out / entry.name / DONE).is_file()", "not (out / entry.name).exists()", f"{BASELINE} -k broken_off"),
     Mutant("the regulariser's options kept from the baseline", "comparison/compare.py", "ignored=REGULARIZERS", "ignored=()", f"{BASELINE} -k would_have_been"),
     Mutant("always from seed 0", "comparison/compare.py", "range(first_seed, first_seed + seeds)", "range(seeds)", f"{BASELINE} -k another_one_on"),
-    Mutant("drawn without intervals", "comparison/plot.py", 'row["interval"] or 0.0', "0.0", "tests/test_plot.py -k intervals"),
-    Mutant("CMI drawn under the training pool", "comparison/plot.py", 'row["cmi_heldout_ratio"] or row["cmi_ratio"]', 'row["cmi_ratio"]', "tests/test_plot.py -k intervals"),
-    Mutant("skipped rounds drawn", "comparison/plot.py", 'if not of["skipped"]', "if True", "tests/test_plot.py -k skipped"),
-    Mutant("mixed pictures", "comparison/plot.py", "if len(kinds) > 1:", "if False:", "tests/test_plot.py -k cannot_be_drawn"),
-    Mutant("learned labels are classes", "datasets/host_files.py", "if images % kinds == 0:", "if False:", "tests/test_hostfiles.py -k learned"),
-    Mutant("classes not saved", "datasets/synthetic.py", '"given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/test_hostfiles.py -k learned"),
-    Mutant("a host's folder left relative", "hosting/arguments.py", "str(user_path(option(arguments, name, default)).resolve())", "option(arguments, name, default)", "tests/test_compare_adapters.py"),
+    Mutant("drawn without intervals", "comparison/plot.py", 'row["interval"] or 0.0', "0.0", "tests/comparison/test_plot.py -k intervals"),
+    Mutant("CMI drawn under the training pool", "comparison/plot.py", 'row["cmi_heldout_ratio"] or row["cmi_ratio"]', 'row["cmi_ratio"]', "tests/comparison/test_plot.py -k intervals"),
+    Mutant("skipped rounds drawn", "comparison/plot.py", 'if not of["skipped"]', "if True", "tests/comparison/test_plot.py -k skipped"),
+    Mutant("mixed pictures", "comparison/plot.py", "if len(kinds) > 1:", "if False:", "tests/comparison/test_plot.py -k cannot_be_drawn"),
+    Mutant("learned labels are classes", "datasets/host_files.py", "if images % kinds == 0:", "if False:", "tests/datasets/test_hostfiles.py -k learned"),
+    Mutant("classes not saved", "datasets/synthetic.py", '"given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/datasets/test_hostfiles.py -k learned"),
+    Mutant("a host's folder left relative", "hosting/arguments.py", "str(user_path(option(arguments, name, default)).resolve())", "option(arguments, name, default)", "tests/adapters/test_compare_adapters.py"),
     Mutant("hosts report", "comparison/upstream_host.py", "env={**upstream(self.spec.name).quietly, **os.environ},", "", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("told to report and not done", "comparison/upstream_host.py", "env={**upstream(self.spec.name).quietly, **os.environ},", "env={**os.environ, **upstream(self.spec.name).quietly},", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("a host works where we are", "hosting/deterministic.py", 'os.chdir(given["folder"])', "pass", f"{COMPARE_HOST} -k folder_of_its_entry"),
     Mutant("stale judgements kept", "comparison/compare.py", "                stale.unlink()", "                pass", f"{BASELINE} -k given_up"),
-    Mutant("abbreviations pass", "hosting/arguments.py", "    if short:", "    if False:", "tests/test_compare_adapters.py"),
-    Mutant("any classes taken", "datasets/synthetic.py", "found.dtype == torch.int64 and found.shape == (count,)", "True", "tests/test_hostfiles.py -k none_are_refused"),
+    Mutant("abbreviations pass", "hosting/arguments.py", "    if short:", "    if False:", "tests/adapters/test_compare_adapters.py"),
+    Mutant("any classes taken", "datasets/synthetic.py", "found.dtype == torch.int64 and found.shape == (count,)", "True", "tests/datasets/test_hostfiles.py -k none_are_refused"),
     Mutant("ConvNets for all", "proxies/pretrain.py", 'return "resnet18" if', 'return "convnet" if', f"{FILES} -k large_enough"),
     Mutant("one seed too many for t", "comparison/statistics.py", "t_quantile(len(values) - 1)", "t_quantile(len(values))", f"{REPORT} -k by_hand"),
     Mutant("differences not in pairs", "comparison/statistics.py", "zip(scores, without, strict=True)]", "zip(scores, without[::-1], strict=True)]", f"{REPORT} -k by_hand"),
@@ -448,7 +452,7 @@ MUTANTS = [
     Mutant("versions not noted", "comparison/compare.py", '"ddplug": importlib.metadata.version("ddplug"),', '"ddplug": "",', f"{COMPARE} -k another_version"),
     Mutant("unknown is different", "comparison/compare.py", "if key in there or key not in NOTED", "", f"{COMPARE} -k another_version"),
     Mutant("anything may be unknown", "comparison/compare.py", "if key in there or key not in NOTED}", "if key in there}\n    known |= {'settings': there['settings']}", f"{COMPARE} -k another_version"),
-    Mutant("two at once", "utils/files.py", "held.acquire()", "pass", "tests/test_evaluate.py -k share_a_file"),
+    Mutant("two at once", "utils/files.py", "held.acquire()", "pass", "tests/evaluation/test_evaluate.py -k share_a_file"),
     Mutant("no lock on a comparison", "comparison/compare.py", "    with exclusive_lock(out / LOCK, out):", "    if True:", f"{COMPARE} -k one_process"),
     Mutant("the lock stays", "utils/files.py", "lock.unlink(missing_ok=True)", "pass", f"{COMPARE} -k one_process"),
     Mutant("left out and unsaid", "comparison/compare.py", "_others(out, entries))", "[])", f"{COMPARE} -k not_in_the_report"),

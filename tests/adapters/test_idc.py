@@ -18,7 +18,7 @@ from ddplug import CMI, HostError, InputSpace, PoolError, ProxyError, ProxyPool,
 from ddplug.proxies import idc_checkpoints as idcpools
 from ddplug.proxies.pool import PoolInfo
 
-from .conftest import tiny_network
+from ..conftest import tiny_network
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CLASSES, IPC, SIZE = 3, 2, 4

@@ -17,7 +17,7 @@ from ddplug.objectives.cmi import ConditionalMutualInformation
 # A benchmark may be of untrained networks; that their gradient turns in bf16 is among its figures.
 pytestmark = pytest.mark.filterwarnings("ignore:under proxy .* in bf16")
 
-HERE = Path(__file__).parents[1] / "benchmarks"
+HERE = Path(__file__).parents[2] / "benchmarks"
 FEW = ["--repeats", "1", "--device", "cpu"]
 
 

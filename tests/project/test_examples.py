@@ -14,7 +14,7 @@ import pytest
 from ddplug.datasets.images import load
 from ddplug.proxies.pretrain import pretrain
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(arguments: list[str], folder: Path) -> str:

@@ -30,7 +30,7 @@ from ddplug.hosting.adapter import UpstreamAdapter, stacked
 from ddplug.hosting.arguments import check_data, option
 from ddplug.hosting.checkout import HostSpec, from_record
 
-STANDINS = Path(__file__).with_name("standins")
+STANDINS = Path(__file__).parents[1] / "standins"
 SAVE = "cmi.save()"
 
 SHAPES: dict[str, dict[str, dict[int, str]]] = {

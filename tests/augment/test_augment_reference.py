@@ -299,7 +299,7 @@ def test_kornias_own_operations_agree_where_their_convention_fits() -> None:
 
 
 def test_the_benchmark_times_equal_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(__file__).parent.parent / "benchmarks" / "augment.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "augment.py"
     benchmark = _module_at(path)
     out = tmp_path / "augment.json"
     benchmark.main(["--images", "3", "--repeats", "1", "--device", "cpu", "--out", str(out)])
