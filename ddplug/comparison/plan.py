@@ -137,7 +137,7 @@ class Settings:
                 f"with one image per class and one view of it, CMI is 0 and {weighted[0].name} would be the baseline "
                 "again; ask for views_per_image 2 or more, or for more images per class."
             )
-        shares = [arm for arm in weighted if arm.weight != "paper" and self.option("weighting") == "relative"]
+        shares = [arm for arm in weighted if arm.weight != "paper" and self.option("weighting") != "absolute"]
         if shares and rounds is not None and rounds <= self.option("calibrate"):
             raise InputError(
                 f"{shares[0].name} is a share of the host's gradient, which becomes a lambda in the first "

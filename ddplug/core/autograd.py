@@ -24,17 +24,19 @@ class Round:
     """What the calls of one round share."""
 
     number: int
+    lam: float
     factor: float
     """On lambda: schedule, laziness, and `part`."""
     part: float
     """Of the whole set that the round's images are; 1 if nothing is known of a whole."""
+    drawn: float
+    """Of the classes that the term was estimated on; 1 for all."""
     open_calls: int
     """Calls whose gradient has not arrived yet."""
     images: int
     cmi: Tensor
     finite: Tensor
     """Whether CMI and its gradient are, as a tensor on the device."""
-    calibrating: bool
     host: Tensor | float = 0.0
     """Squared norm of the host's gradient on the views, summed over the calls so far, in float64, unscaled."""
     own: Tensor | float = 0.0

@@ -28,6 +28,8 @@ class Estimate(NamedTuple):
     """How many views it was made on."""
     groups: Groups
     """The classes of those views."""
+    drawn: float = 1.0
+    """Part of the classes that it was made on."""
 
 
 class Estimator:
@@ -78,11 +80,11 @@ class Estimator:
         if some is None:
             return self._of_all(views, labels)
         rows = some.rows.to(views.device)
-        cmi, grad, images, groups = self._of_all(views[rows], labels[some.rows])
-        assert grad is not None
+        found = self._of_all(views[rows], labels[some.rows])
+        assert found.grad is not None
         # Zero for the images of other classes, and right on average.
-        scattered = torch.zeros_like(views, dtype=grad.dtype).index_copy(0, rows, grad * some.factor)
-        return Estimate(cmi * some.factor, scattered, images, groups)
+        scattered = torch.zeros_like(views, dtype=found.grad.dtype).index_copy(0, rows, found.grad * some.factor)
+        return found._replace(cmi=found.cmi * some.factor, grad=scattered, drawn=some.drawn)
 
     def value(self, views: Tensor, labels: Tensor) -> Estimate:
         """The term of `views` without its gradient, which costs a forward pass only."""
@@ -137,7 +139,8 @@ class Estimator:
         drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
         some = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
         # A class's sum counts 1/n in the mean over all n images, but 1/m in that over the m drawn.
-        return _Some(some, len(present) / self.classes * len(some) / len(labels))
+        part = self.classes / len(present)
+        return _Some(some, len(some) / len(labels) / part, part)
 
     def _further_views(self, images: Tensor) -> Tensor:
         assert self.view is not None
@@ -161,6 +164,8 @@ class _Some(NamedTuple):
 
     rows: Tensor
     factor: float
+    drawn: float
+    """Part of the classes that they are."""
 
 
 def count(name: str, value: int) -> int:

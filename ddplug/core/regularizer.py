@@ -24,7 +24,7 @@ from ddplug.core.history import History
 from ddplug.core.options import ABOUT, Options, renamed
 from ddplug.core.rounds import RoundKeeper
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import Absolute, Schedule, WeightingName, make_weighting
+from ddplug.core.weighting import Schedule, WeightingName, make_weighting
 from ddplug.datasets.spaces import AnySpace
 from ddplug.engine.chunking import Chunk
 from ddplug.engine.cuda_graphs import Graphs
@@ -45,14 +45,15 @@ class Regularizer:
 
     Args:
         proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
-        weight: a share of the host's own gradient (weighting="relative"), a lambda ("absolute"), or "paper". 0 is off.
-        weighting: what `weight` means.
+        weight: a share of the host's own gradient, a lambda (weighting="absolute"), or "paper". 0 is off.
+        weighting: what `weight` means: the share in the first rounds, whose lambda is then frozen ("relative"), the
+            share during the whole run ("sustained"), or lambda itself ("absolute").
         term: what is added: the name of a term (`ddplug.objectives.terms()`), or an `Objective` of your own.
         representation: "feature" for penultimate features (the paper's choice), "pooled" for these averaged over the
             positions of the maps that a network flattens before its head, or "logit".
         temperature: T > 0 in softmax(f / T).
-        calibrate: rounds over which a share is turned into a lambda, which is then frozen and announced. The first of
-            them only measures.
+        calibrate: rounds over which a share is turned into a lambda, which is announced. The first of all only
+            measures.
         every: act in every k-th round only, k times as strongly.
         draw: proxies drawn, and averaged over, per round.
         passes: backward passes that make one round, for hosts that accumulate gradients over several before a step.
@@ -347,8 +348,7 @@ class Regularizer:
 
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
-        kind = "absolute" if isinstance(self.weighting, Absolute) else "relative"
-        what = f"weight={self.weight}, {kind}, {self.representation}"
+        what = f"weight={self.weight}, {self.weighting.kind}, {self.representation}"
         return f"Regularizer({what}, {self.pool}, {self.rounds} rounds, {how})"
 
     def _check_pool(self, expected: str | None) -> None:

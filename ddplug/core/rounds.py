@@ -18,7 +18,7 @@ from ddplug.core.autograd import Call, Collected, Identity, Round, gather
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import Absolute, Relative, Schedule, Weighting
+from ddplug.core.weighting import Absolute, Schedule, Weighting
 from ddplug.errors import InputError, WeightError
 from ddplug.objectives.base import Groups
 from ddplug.utils.uncompiled import uncompiled
@@ -269,8 +269,8 @@ class RoundKeeper:
         finite = torch.isfinite(found.cmi)
         if found.grad is not None:
             finite = torch.isfinite(found.grad).all() & finite
-        calibrating = self.weighting.lam is None
-        round_ = Round(number, factor * part, part, len(calls), found.images, found.cmi, finite, calibrating)
+        lam = self.weighting.so_far
+        round_ = Round(number, lam, factor * part, part, found.drawn, len(calls), found.images, found.cmi, finite)
         slices = torch.split(found.grad, [len(call.views) for call in calls]) if found.grad is not None else ()
         for position, call in enumerate(calls):
             call.round, call.grad = round_, slices[position] if slices else None
@@ -302,7 +302,6 @@ class RoundKeeper:
         if round_ is None:
             return None
         extra = None
-        lam = self.weighting.so_far
         if delta is not None:
             call.acted = True
             scale = 1.0 if self.scale is None else float(self.scale())
@@ -310,25 +309,26 @@ class RoundKeeper:
                 self.watch.scaled(grad)
             round_.host = round_.host + _squared_norm(grad) / scale**2
             round_.own = round_.own + _squared_norm(delta)
-            extra = (delta * (lam * round_.factor * scale)).to(grad.dtype)
+            extra = (delta * (round_.lam * round_.factor * scale)).to(grad.dtype)
             # Looked at last, when nothing more can overflow, and chosen on the device: no GPU need be waited for.
             round_.finite = round_.finite & torch.isfinite(extra).all()
             extra = torch.where(round_.finite, extra, 0.0)
         round_.open_calls -= 1
         if round_.open_calls == 0:
-            self._close(round_, lam)
+            self._close(round_)
         return extra
 
-    def _close(self, round_: Round, lam: float) -> None:
-        if round_.calibrating and isinstance(self.weighting, Relative) and isinstance(round_.own, Tensor):
-            self.weighting.observe(float(round_.host), float(round_.own) * round_.part**2)
-            if self.weighting.lam is not None:
+    def _close(self, round_: Round) -> None:
+        if self.weighting.measuring and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
+            # Of m of k classes, the estimate's squared norm is k/m times the term's own, in the mean over all draws.
+            told = self.weighting.observe(round_.host, round_.own * round_.drawn, round_.part)
+            if told is not None:
                 of = self.estimator.objective
                 self.announce(
-                    f"ddplug: lambda = {self.weighting.lam:.6g} from now on (weight {self.weight}, measured over "
-                    f"the first {round_.number + 1} rounds; {of.label} {round_.cmi.item():.4g} {of.unit})"
+                    f"ddplug: {told} (weight {self.weight}, {self.weighting.kind}, after {round_.number + 1} rounds; "
+                    f"{of.label} {round_.cmi.item():.4g} {of.unit})"
                 )
-        applied = lam * round_.factor
+        applied = round_.lam * round_.factor
         share = (round_.own / round_.host).sqrt() * applied if isinstance(round_.own, Tensor) else None
         read = self.history.append(round_.number, applied, round_.images, round_.cmi, round_.finite, share)
         if read and self.history.skipped > self.reported:

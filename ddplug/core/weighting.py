@@ -1,7 +1,8 @@
 """The weight: how lambda, the factor in L_host + lambda * CMI, comes about.
 
-A *share* says what users mean (a fraction of the host's own gradient) and is the same number in every host; the lambda
-that realises it is measured over the first rounds and then frozen, so the objective is a fixed function.
+A *share* says what users mean (a fraction of the host's own gradient) and is the same number in every host. The lambda
+that realises it is measured over the first rounds and then either frozen ("relative"), so that the objective is a fixed
+function whose share decays as the term falls, or measured anew all the time ("sustained"), so that the share stays.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
 
 from ddplug.errors import WeightError
 
 Schedule = Callable[[int], float]
 """Round number, from 0, to a factor on lambda."""
 
-WeightingName = Literal["relative", "absolute"]
+WeightingName = Literal["relative", "sustained", "absolute"]
+
+BOUND = 10.0
+"""How many times the lambda of the first rounds a sustained one may become, as the term may all but vanish."""
 
 # Lambda in the paper's public code (arXiv 2412.09945), by host, data set and images per class.
 PAPER_WEIGHTS: dict[tuple[str, str, int], float] = {
@@ -36,13 +43,20 @@ PAPER_WEIGHTS: dict[tuple[str, str, int], float] = {
 class Absolute:
     """Lambda as given."""
 
+    kind = "absolute"
+    measuring = False
+    """Whether the rounds to come are to be observed."""
+
     def __init__(self, lam: float) -> None:
         self.lam: float | None = check_weight(lam)
         self.so_far = self.lam
 
+    def observe(self, host: Tensor, own: Tensor, part: float) -> str | None:
+        """Nothing: lambda is given."""
+
     def state_dict(self) -> dict[str, Any]:
         """The lambda."""
-        return {"kind": "absolute", "lam": self.lam}
+        return {"kind": self.kind, "lam": self.lam}
 
     def check(self, state: dict[str, Any]) -> None:
         """`WeightError` unless the state is of the same lambda."""
@@ -60,6 +74,8 @@ class Relative:
     round goes by the complete rounds before it, so that all its calls have one lambda; the first round only measures.
     """
 
+    kind = "relative"
+
     def __init__(self, share: float, rounds: int = 10) -> None:
         self.share = check_weight(share)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
@@ -70,34 +86,52 @@ class Relative:
         self.lam: float | None = None
         self.factor = 1.0
         """On lambda beside the share, where views of part of a host's batch stand for all; its hosting code sets it."""
-        self._complete = 0
-        self._host = self._cmi = 0.0  # squared norms summed over the complete rounds
+        self._complete: float = 0
+        self._norms = torch.zeros(2, dtype=torch.float64)  # squared, summed over the complete rounds: host's, CMI's
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the rounds to come are to be observed."""
+        return self.lam is None
 
     @property
     def so_far(self) -> float:
         """Lambda by the complete rounds; 0 before there is one."""
         return self.lam if self.lam is not None else self._ratio()
 
-    def observe(self, host: float, cmi: float) -> None:
-        """Note a complete round: the squared norms of the host's gradient and of CMI's on all its views.
+    def observe(self, host: Tensor, own: Tensor, part: float) -> str | None:
+        """Note a complete round, if both gradients were finite and not zero; returns what is to be announced, or None.
 
-        It counts if both had a finite gradient at all; after the last one that is needed, lambda is frozen.
+        Args:
+            host: squared norm of the host's gradient on all the round's views, a scalar.
+            own: the same of CMI's gradient, without lambda.
+            part: of the whole set that the round's images are.
         """
-        if 0 < cmi < math.inf and 0 < host < math.inf:
-            self._host += host
-            self._cmi += cmi
-            self._complete += 1
-        if self.lam is None and self._complete == self.rounds:
-            self.lam = self._ratio()
+        norms = torch.stack([host, own * part**2])
+        counts = (torch.isfinite(norms) & (norms > 0)).all()
+        if self.lam is None and not counts:  # the one place where a device is waited for in every round
+            return None
+        self._norms = self._norms.to(norms.device) + torch.where(counts, norms, 0.0)
+        self._complete += self._passed(part)
+        return self._settle() if self._complete > self.rounds - 1e-9 else None
+
+    def _passed(self, part: float) -> float:
+        return 1
+
+    def _settle(self) -> str | None:
+        self.lam = self._ratio()
+        return f"lambda = {self.lam:.6g} from now on"
 
     def _ratio(self) -> float:
-        return self.share * self.factor * math.sqrt(self._host / self._cmi) if self._cmi > 0 else 0.0
+        host, own = self._norms.tolist()
+        return self.share * self.factor * math.sqrt(host / own) if own > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The share and what has been measured."""
+        host, own = self._norms.tolist()
         return {
-            "kind": "relative", "share": self.share, "rounds": self.rounds, "lam": self.lam,
-            "complete": self._complete, "host": self._host, "cmi": self._cmi, "factor": self.factor,
+            "kind": self.kind, "share": self.share, "rounds": self.rounds, "lam": self.lam,
+            "complete": self._complete, "host": host, "cmi": own, "factor": self.factor,
         }  # fmt: skip
 
     def check(self, state: dict[str, Any]) -> None:
@@ -108,11 +142,59 @@ class Relative:
         """Continue the measurement, or keep the frozen lambda; `WeightError` if it is of another share."""
         self.check(state)
         self.lam, self._complete = state["lam"], state["complete"]
-        self._host, self._cmi = state["host"], state["cmi"]
+        self._norms = torch.tensor([state["host"], state["cmi"]], dtype=torch.float64)
         self.factor = state.get("factor", self.factor)
 
 
-Weighting = Absolute | Relative
+class Sustained(Relative):
+    """Lambda measured anew over every `rounds` passages of the whole set, so that the share stays what it was to be.
+
+    Every lambda comes from root mean squares as in `Relative`, over the passages since the last one was set. It is at
+    most `BOUND` times the first: where CMI all but vanishes, what is left of its gradient says nothing. A host that
+    steps on parts of its set passes it once in several rounds. After the first lambda, a device is waited for only when
+    it changes.
+    """
+
+    kind = "sustained"
+
+    def __init__(self, share: float, rounds: int = 10) -> None:
+        super().__init__(share, rounds)
+        self.first: float | None = None
+        """The first lambda."""
+
+    @property
+    def measuring(self) -> bool:
+        """Always."""
+        return True
+
+    def _passed(self, part: float) -> float:
+        return part
+
+    def _settle(self) -> str | None:
+        before, lam = self.lam, self._ratio()
+        self._complete, self._norms = 0, torch.zeros_like(self._norms)
+        if lam == 0:  # there was no gradient to measure
+            return None
+        if self.first is None:
+            self.first = self.lam = lam
+            return f"lambda = {lam:.6g} for now, measured anew every {self.rounds} rounds"
+        limit = BOUND * self.first
+        self.lam = min(lam, limit)
+        if self.lam == limit != before:
+            return f"lambda = {limit:.6g}, {BOUND:g} times the first, and grows no further"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The share, lambda, and what has been measured since it was set."""
+        return {**super().state_dict(), "first": self.first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the measurement; `WeightError` if it is of another share."""
+        super().load_state_dict(state)
+        self.first = state["first"]
+
+
+Weighting = Absolute | Relative | Sustained
 """How lambda comes about: `lam` once it is settled, `so_far` at any time."""
 
 
@@ -127,7 +209,7 @@ def make_weighting(
 
     Args:
         weight: a share (relative) or a lambda (absolute), finite and >= 0; or "paper" for the paper's lambda.
-        weighting: "relative" or "absolute"; the paper's weights are absolute whatever is said here.
+        weighting: "relative", "sustained" or "absolute"; the paper's weights are absolute whatever is said here.
         calibrate: rounds over which a share is turned into a lambda.
         setting: (host, data set, images per class), which "paper" looks up.
 
@@ -138,11 +220,14 @@ def make_weighting(
         if weight != "paper":
             raise WeightError(f"unknown weight {weight!r}, expected a number >= 0 or 'paper'.")
         return Absolute(paper_weight(setting))
-    if weighting == "relative":
-        return Relative(weight, calibrate)
+    kinds = {"relative": Relative, "sustained": Sustained}
+    if weighting in kinds:
+        return kinds[weighting](weight, calibrate)
     if weighting == "absolute":
         return Absolute(weight)
-    raise WeightError(f"unknown weighting {weighting!r}, expected 'relative' or 'absolute'.")
+    raise WeightError(
+        f"unknown weighting {weighting!r}, expected one of {', '.join(map(repr, get_args(WeightingName)))}."
+    )
 
 
 def paper_weight(setting: tuple[str, str, int] | None) -> float:

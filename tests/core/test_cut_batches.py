@@ -90,7 +90,7 @@ WAYS: list[tuple[str, Callable[..., Tensor], Callable[[Tensor], list[Tensor]], b
 
 
 @pytest.mark.parametrize("way", WAYS, ids=[name for name, *_ in WAYS])
-@pytest.mark.parametrize("weighting", ["absolute", "relative"])
+@pytest.mark.parametrize("weighting", ["absolute", "relative", "sustained"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_lambda_and_gradient_are_those_of_the_whole_batch(
     network: Callable[..., nn.Module], batch: Batch, way: Any, weighting: str, dtype: torch.dtype

@@ -34,7 +34,7 @@ PROXIES, FILES, SETS = (
     "tests/proxies/test_pool_files.py",
     "tests/evaluation/test_sets_and_measure.py",
 )
-CUT, WATCH = "tests/core/test_cut_batches.py", "tests/core/test_watch.py"
+CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch.py", "tests/core/test_sustained.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
 COMMANDS, WHEEL = "tests/cli/test_cli.py", "tests/project/test_packaging.py"
 
@@ -120,12 +120,17 @@ MUTANTS = [
            f"{LAYER}::test_nothing_is_kept_alive_between_rounds"),
     Mutant("lazy but not scaled", "core/rounds.py", 'factor = self.every * self._scheduled(number)', 'factor = self._scheduled(number)', LAYER),
     Mutant("NaN handed to the host", "core/rounds.py", 'extra = torch.where(round_.finite, extra, 0.0)', 'pass', LAYER),
-    Mutant('NaN in the calibration', "core/weighting.py", '0 < cmi < math.inf and 0 < host < math.inf', 'True', LAYER),
+    Mutant('NaN in the calibration', "core/weighting.py", 'counts = (torch.isfinite(norms) & (norms > 0)).all()', 'counts = torch.tensor(True)', LAYER),
+    Mutant("no bound on a sustained lambda", "core/weighting.py", "self.lam = min(lam, limit)", "self.lam = lam", SUSTAINED),
+    Mutant("a sustained share of rounds, not of sets", "core/weighting.py", "        return part\n", "        return 1\n", SUSTAINED),
+    Mutant("a sustained share never measured anew", "core/weighting.py", "        return True\n", "        return self.lam is None\n", SUSTAINED),
+    Mutant("lambda changes within a round", "core/rounds.py", "delta * (round_.lam", "delta * (self.weighting.so_far", SUSTAINED),
+    Mutant("a share of some classes", "core/rounds.py", "round_.own * round_.drawn", "round_.own", SUSTAINED),
     Mutant('NaN unreported', "core/rounds.py", 'if read and self.history.skipped > self.reported:', 'if False:', LAYER),
     Mutant("second derivative silently wrong", "core/autograd.py", 'if torch.is_grad_enabled():', 'if torch.is_grad_enabled() and grad.requires_grad:', LAYER),
     Mutant("changes in place unnoticed", "core/autograd.py", "call.views._version != call.version", "False", LAYER),
-    Mutant('share of the square', "core/weighting.py", 'self.factor * math.sqrt(self._host / self._cmi)', 'self.factor * (self._host / self._cmi)', LAYER),
-    Mutant("never frozen", "core/weighting.py", 'if self.lam is None and self._complete == self.rounds:', 'if False:', LAYER),
+    Mutant('share of the square', "core/weighting.py", 'self.factor * math.sqrt(host / own)', 'self.factor * (host / own)', LAYER),
+    Mutant("never frozen", "core/weighting.py", 'self._settle() if self._complete > self.rounds - 1e-9 else None', 'None', LAYER),
     Mutant("no schedule", "core/rounds.py", 'return float(factor)', 'return 1.0', LAYER),
     Mutant("generator not continued", "core/estimator.py", 'self.generator.set_state(state["generator"].cpu())', "pass",
            f"{LAYER}::test_state_dict_continues_the_run"),
