@@ -21,8 +21,9 @@ from torch import Tensor
 from ddplug.core.autograd import Call
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
-from ddplug.core.options import ABOUT, Options, renamed
+from ddplug.core.options import ABOUT, Options
 from ddplug.core.rounds import RoundKeeper
+from ddplug.core.state import check_kind, check_pool, check_settings
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Schedule, WeightingName, make_weighting
 from ddplug.datasets.spaces import AnySpace
@@ -133,8 +134,7 @@ class Regularizer:
                 "the classes' own; leave classes= out."
             )
         self.every, self.passes, self.set_size = every, passes, set_size
-        if draw > len(self.pool) and not self.pool.pending:
-            raise _too_many(draw, self.pool)
+        self.pool.check_draw(draw)
         if views_per_image == 1 and view is not None:
             raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
         if views_per_image > 1 and view is None:
@@ -304,15 +304,13 @@ class Regularizer:
             WeightError: it is of another weight or weighting.
             InputError: it is no such state, or of another term, space, temperature, `every`, `draw`, ... or pool.
         """
-        missing = {"weighting", "generator", "class_generator", "view", "rounds", "history"} - set(state)
-        if missing:
-            raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
+        check_kind(state)
         self.weighting.check(state["weighting"])
-        self._check_settings(state.get("settings"))
+        check_settings(state.get("settings"), self.settings(), self.watch)
         if self.pool.pending:
             self._expected_pool = state.get("pool")
         else:
-            self._check_pool(state.get("pool"))
+            check_pool(state.get("pool"), self.pool)
         before = self.state_dict()
         try:
             self._take(state)
@@ -329,34 +327,10 @@ class Regularizer:
         self._keeper.rounds = self.watch.rounds = int(state["rounds"])
         self._keeper.reported = self.history.skipped
 
-    def _check_settings(self, given: dict[str, Any] | None) -> None:
-        own = self.settings()
-        given = None if given is None else renamed(given)
-        if given is None:
-            self.watch.warn(
-                "old state",
-                "this state is of an older ddplug and does not say what options it was made with, so they could not be "
-                "compared with these.",
-            )
-        elif differing := [
-            f"{key} {given.get(key)!r} (here {own[key]!r})" for key in own if given.get(key) != own[key]
-        ]:
-            raise InputError(
-                f"this state was made with {', '.join(differing)}; the lambda in it would mean something else here. "
-                "Give the same options, or start without the state."
-            )
-
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
         what = f"weight={self.weight}, {self.weighting.kind}, {self.representation}"
         return f"Regularizer({what}, {self.pool}, {self.rounds} rounds, {how})"
-
-    def _check_pool(self, expected: str | None) -> None:
-        if expected is not None and expected != self.pool.digest():
-            raise InputError(
-                f"this state was made with other proxies than {self.pool}; the lambda in it would mean something else "
-                "here. Give the same proxies, in the same order, or start without the state."
-            )
 
     def _checked(self, views: Tensor, labels: Tensor) -> Call:
         """A call on views and labels that CMI can be estimated on."""
@@ -373,19 +347,11 @@ class Regularizer:
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:
         """What is looked at once, at the first call."""
-        if self._expected_pool is not None:
-            self._check_pool(self._expected_pool)
+        check_pool(self._expected_pool, self.pool)
         if self.input_space is None:  # by name, of a pool that was not there yet
             self._to_pool.space = self.pool.space_of(self._given_space)
-        if self.estimator.draw > len(self.pool):
-            raise InputError(
-                f"draw must be between 1 and the pool's size, {len(self.pool)}, got {self.estimator.draw}."
-            )
+        self.pool.check_draw(self.estimator.draw)
         self.pool.check_classes(labels)
         self.pool.probe(views, self.input_space, self.representation)
         for doubt in self.pool.doubts(views, labels, self.input_space):
             self.watch.warn(doubt, doubt)
-
-
-def _too_many(draw: int, pool: ProxyPool) -> InputError:
-    return InputError(f"draw must be between 1 and the pool's size, {len(pool)}, got {draw}.")

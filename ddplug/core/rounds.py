@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from ddplug.core.autograd import Call, Collected, Identity, Round, gather
+from ddplug.core.autograd import Call, Identity, Round, gather
+from ddplug.core.collected import Collected
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.watch import Watch

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from ddplug.core.autograd import Call, leaves
+from ddplug.core.autograd import Call
+from ddplug.core.leaves import leaves
 from ddplug.errors import DDPlugWarning
 
 LOST = 40

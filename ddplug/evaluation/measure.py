@@ -11,7 +11,8 @@ from torch import Tensor
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError
 from ddplug.objectives.base import group
-from ddplug.objectives.cmi import Separation, check_separation, check_temperature, class_separation, class_sums
+from ddplug.objectives.cmi import check_temperature, class_sums
+from ddplug.objectives.separation import Separation, check_separation, class_separation
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
 

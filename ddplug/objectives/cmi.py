@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddplug.errors import DDPlugWarning, InputError
 from ddplug.objectives.base import Groups, Objective, group, register
-
-Separation = Literal["cross_entropy", "kl", "centroid_kl"]
 
 ONE_IMAGE_PER_CLASS = (
     "every class has exactly one image here, so its centroid is that image, CMI is identically 0 and its gradient "
@@ -82,7 +80,7 @@ def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor
     Warns:
         DDPlugWarning: every class has one image, so the value is identically 0.
     """
-    groups = _checked(features, labels, temperature)
+    groups = checked(features, labels, temperature)
     if groups.one_image_per_class:
         warnings.warn(ONE_IMAGE_PER_CLASS, DDPlugWarning, stacklevel=2)
     return class_sums(features, groups, temperature).sum() / len(features)
@@ -93,62 +91,8 @@ def cmi_per_class(features: Tensor, labels: Tensor, *, temperature: float = 1.0)
 
     Arguments and errors as for `cmi`, which is the mean of these weighted by the classes' sizes. Differentiable twice.
     """
-    groups = _checked(features, labels, temperature)
+    groups = checked(features, labels, temperature)
     return class_sums(features, groups, temperature) / groups.counts
-
-
-def ncmi(
-    features: Tensor, labels: Tensor, *, separation: Separation = "cross_entropy", temperature: float = 1.0
-) -> Tensor:
-    """CMI divided by a separation between classes (a scalar without unit; smaller: tighter and further apart).
-
-    The literature divides by different things (arXiv 2309.09123, 2601.02543), so the divisor has a name: see
-    `ddplug.class_separation`. Arguments and errors as there; differentiable.
-    """
-    gamma = class_separation(features, labels, kind=separation, temperature=temperature)
-    return cmi(features, labels, temperature=temperature) / gamma
-
-
-def class_separation(
-    features: Tensor, labels: Tensor, *, kind: Separation = "cross_entropy", temperature: float = 1.0
-) -> Tensor:
-    """How far apart the classes are, in nats: a scalar, in time linear in the number of images.
-
-    Args:
-        features: (n, d), as for `cmi`.
-        labels: (n,), at least two classes.
-        kind: what is averaged. "cross_entropy": -sum P_i log P_j over ordered pairs of images i, j of different
-            classes (the Gamma of arXiv 2309.09123, as a mean over those pairs); "kl": KL(P_i || P_j) over the same
-            pairs; "centroid_kl": KL(Q_c || P_i) over pairs of a class c and an image i that is not of it.
-        temperature: T > 0.
-
-    Raises:
-        InputError: as for `cmi`, or fewer than two classes, or an unknown kind.
-    """
-    groups = _checked(features, labels, temperature)
-    check_separation(kind)
-    if len(groups.classes) < 2:
-        raise InputError(
-            f"a separation between classes needs at least two classes, got only class {int(groups.classes[0])}."
-        )
-    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-    log_p = _log_probabilities(features.double(), temperature)
-    p, counts = log_p.exp(), groups.counts.to(log_p)
-    n = len(log_p)
-    # Sums over pairs of *different* classes are all pairs minus the pairs within a class: no n x n table is needed.
-    log_p_of_class = groups.sum(log_p)
-    if kind == "centroid_kl":
-        log_q = _log_centroids(log_p, groups)
-        q = log_q.exp()
-        cross = (q * (log_p_of_class - log_p_of_class.sum(0))).sum()
-        own = ((q * log_q).sum(-1) * (n - counts)).sum()
-        return ((own + cross) / (n - counts).sum()).to(wide)
-    p_of_class = groups.sum(p)
-    pairs = n * n - (counts * counts).sum()
-    cross = (p_of_class * log_p_of_class).sum() - (p.sum(0) * log_p.sum(0)).sum()
-    if kind == "kl":
-        cross = cross + ((p * log_p).sum(-1) * (n - counts)[groups.index]).sum()
-    return (cross / pairs).to(wide)
 
 
 def check_temperature(temperature: float) -> float:
@@ -156,12 +100,6 @@ def check_temperature(temperature: float) -> float:
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be > 0 and finite, got {temperature}.")
     return temperature
-
-
-def check_separation(kind: str) -> None:
-    """Raise `InputError` unless `kind` is the name of a separation."""
-    if kind not in get_args(Separation):
-        raise InputError(f"unknown separation {kind!r}, expected one of {', '.join(map(repr, get_args(Separation)))}.")
 
 
 def class_sums(features: Tensor, groups: Groups, temperature: float) -> Tensor:
@@ -172,7 +110,7 @@ def class_sums(features: Tensor, groups: Groups, temperature: float) -> Tensor:
 
 def closed_form(features: Tensor, groups: Groups, temperature: float) -> tuple[Tensor, Tensor]:
     """(c,) class sums of KL and the (n, d) derivative of their total with respect to `features`. Checks nothing."""
-    log_p = _log_probabilities(features, temperature)
+    log_p = log_probabilities(features, temperature)
     p = log_p.exp()
     shifted, log_totals, _ = _log_totals(log_p, groups)
     # log(P / Q), but for the log of the class's size, which is one number per image and cancels in the derivative.
@@ -208,7 +146,8 @@ class _ClassSums(torch.autograd.Function):
         return (grad_sums[index, None] * derivative).to(features.dtype), None, None, None
 
 
-def _checked(features: Tensor, labels: Tensor, temperature: float) -> Groups:
+def checked(features: Tensor, labels: Tensor, temperature: float) -> Groups:
+    """The images of `labels` (n,) by class, or `InputError` where no term of `features` (n, d) can be computed."""
     if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
         raise InputError(
             f"features must be a floating-point tensor of shape (n, d), got {getattr(features, 'dtype', '')} "
@@ -227,7 +166,7 @@ def _checked(features: Tensor, labels: Tensor, temperature: float) -> Groups:
     return groups
 
 
-def _log_probabilities(features: Tensor, temperature: float) -> Tensor:
+def log_probabilities(features: Tensor, temperature: float) -> Tensor:
     """Log softmax(features / T), (n, d), in fp32 or better whatever comes in."""
     wide = features if features.dtype == torch.float64 else features.float()
     return torch.log_softmax(wide if temperature == 1 else wide / temperature, -1)
@@ -246,7 +185,7 @@ def _log_totals(log_p: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     return shifted, groups.sum(shifted.exp()).log_(), top
 
 
-def _log_centroids(log_p: Tensor, groups: Groups) -> Tensor:
+def log_centroids(log_p: Tensor, groups: Groups) -> Tensor:
     """Log of each class's mean probabilities, (c, d)."""
     _, log_totals, top = _log_totals(log_p, groups)
     return log_totals + top - groups.counts.to(log_p).log()[:, None]

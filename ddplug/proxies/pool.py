@@ -160,6 +160,11 @@ class ProxyPool:
         """A host's space that was found out and not given: of no use to a pool that does not know its own."""
         return found if self.info.space is not None or self.pending else None
 
+    def check_draw(self, count: int) -> None:
+        """`InputError` if so many different proxies cannot be drawn; nothing is known of a pool that is to come."""
+        if not self.pending and count > len(self):
+            raise InputError(f"draw must be between 1 and the pool's size, {len(self)}, got {count}.")
+
     def draw(self, count: int, generator: torch.Generator) -> list[Proxy]:
         """`count` different proxies, drawn with `generator` (a CPU generator of the caller's own)."""
         if not 1 <= count <= len(self):

@@ -1,0 +1,87 @@
+"""The calls of a round of several backward passes, which come to the layer one after the other."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from ddplug.core.autograd import Call
+from ddplug.core.leaves import leaves
+
+
+class Collected:
+    """The calls of a round of several backward passes.
+
+    A call whose gradient is still to come is owned by the host's graph; one whose gradient has come, by the round.
+
+    Args:
+        passes: how many backward passes make the round; None if somebody will say when it ends.
+    """
+
+    def __init__(self, passes: int | None = None) -> None:
+        self.passes = passes
+        self.arrived: list[Call] = []
+        self.added = 0
+        """Calls so far."""
+        self.lost = 0
+        """Calls whose graph was dropped unwalked, since this was last asked for."""
+        self._waiting: list[weakref.ref[Call]] = []
+        self._seen: set[int] = set()
+        self._last: list[Call] = []
+        self._leaves: dict[int, tuple[Tensor, int]] = {}
+
+    def add(self, call: Call) -> None:
+        """A call that is part of the round if a gradient comes to it."""
+        call.collected = self
+        self.added += 1
+        alive = [ref for ref in self._waiting if ref() is not None]
+        self.lost += len(self._waiting) - len(alive)
+        self._waiting = [*alive, weakref.ref(call)]
+
+    def waiting(self) -> list[Call]:
+        """The calls that no gradient has come to yet."""
+        return [call for ref in self._waiting if (call := ref()) is not None and not call.done]
+
+    def arrive(self, call: Call, grad: Tensor) -> bool:
+        """Note that the host's gradient has come to `call`. True if it was the last call of the last pass."""
+        running = torch._C._current_graph_task_id()
+        if self.passes is not None and running not in self._seen and len(self._seen) == self.passes:
+            self.drop()  # the last pass was broken off; this one begins another round
+        if call.arrived is None:
+            for leaf in leaves([call.source] if call.source is not None else [], nodes=[]):
+                self._leaves.setdefault(id(leaf), (leaf, leaf._version))
+            self.arrived.append(call)
+            self._waiting = [ref for ref in self._waiting if ref() is not call]
+        call.arrived = grad if call.arrived is None else call.arrived + grad
+        if self.passes is None:
+            return False
+        if running not in self._seen:
+            self._seen.add(running)
+            if len(self._seen) == self.passes:
+                self._last = [other for other in self.waiting() if other.reached()]
+        return len(self._seen) == self.passes and all(other.arrived is not None for other in self._last)
+
+    def stepped(self) -> bool:
+        """Whether images were changed since their gradient came: their round has been cut through by a step."""
+        return any(leaf._version != version for leaf, version in self._leaves.values())
+
+    def hooked(self) -> bool:
+        """Whether somebody's hooks see the images' gradient, and will see CMI's part by itself."""
+        return any(leaf._backward_hooks for leaf, _ in self._leaves.values())
+
+    def images(self) -> list[Tensor]:
+        """The leaves whose gradient is still incomplete."""
+        return [leaf for leaf, _ in self._leaves.values()]
+
+    def take(self) -> list[Call]:
+        """The calls that a gradient came to; the next round begins, with those whose gradient is still to come."""
+        taken = [call for call in self.arrived if not call.done]
+        self.arrived, self._seen, self._last, self._leaves = [], set(), [], {}
+        return taken
+
+    def drop(self) -> None:
+        """Let go of all calls that a gradient came to, and begin anew."""
+        for call in self.take():
+            call.release()
