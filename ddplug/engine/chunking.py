@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import InputError
+from ddplug.networks.precision import Observer
 
 Chunk = int | Literal["auto"]
 
@@ -95,14 +96,16 @@ def measure(features: Callable[[Tensor], Tensor], views: Tensor) -> Cost:
 
 def _saved(features: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, list[int]]:
     """Features, and the sizes in bytes of the storages that their graph keeps, each once, in order."""
-    sizes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        sizes.setdefault(storage.data_ptr(), storage.nbytes())
-        return tensor.detach()  # with the graph behind it, a node that saves its output would hold itself alive
-
-    note.only_looks = True  # type: ignore[attr-defined]  # for `ddplug.networks.precision`, which makes way for other hooks
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    sizes = _Sizes()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(sizes, lambda tensor: tensor):
         result = features(images.clone().requires_grad_())
     return result.detach(), list(sizes.values())
+
+
+class _Sizes(dict[int, int], Observer):
+    """Bytes by address of all storages that a graph keeps."""
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor.detach()  # with the graph behind it, a node that saves its output would hold itself alive

@@ -132,12 +132,9 @@ class Graphs:
             stacklevel=3,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """A copy captures for itself."""
-        return {"step": self.step}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["step"])  # type: ignore[misc]
+        return type(self), (self.step,)
 
 
 class _Captured:

@@ -66,6 +66,10 @@ def layers(device: torch.device | str, precision: Precision) -> Iterator[None]:
         yield
 
 
+class Observer:
+    """Base of hooks on saved tensors that only look at them, and to which no layer has to give way."""
+
+
 class _ImagesInFp32(TorchFunctionMode):
     """Within bf16 autocast, leaves the convolution that sees the images themselves in their own precision."""
 
@@ -101,7 +105,7 @@ class _BackwardInBf16(TorchFunctionMode):
 
 def _can(inputs: Tensor, weight: Tensor) -> bool:
     """Whether there is a gradient to be passed back, to the inputs only, in fp32."""
-    if (hooks := _saving()) is not None and not getattr(hooks[0], "only_looks", False):
+    if (hooks := _saving()) is not None and not isinstance(hooks[0], Observer):
         return False  # somebody, say torch.utils.checkpoint, computes the layer again later, where we are not
     frozen = torch.is_grad_enabled() and inputs.requires_grad and not weight.requires_grad
     return frozen and inputs.dtype == weight.dtype == torch.float32

@@ -89,13 +89,9 @@ class Stream:
 
         return read
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """A copy starts with nothing on the device and nothing under way."""
-        return {"files": self.files, "resident": self.resident, "dtypes": self.dtypes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["files"], state["resident"])  # type: ignore[misc]
-        self.dtypes = state["dtypes"]
+        return type(self), (self.files, self.resident), {"dtypes": self.dtypes}
 
 
 class StreamedProxy(Proxy):

@@ -69,7 +69,7 @@ MUTANTS = [
     Mutant("mixtures unseen", "engine/chunking.py", "bool(difference > 0.05", "bool(difference > 1e9", ENGINE),
     Mutant("proxies summed", "engine/step.py", "grad / len(proxies)", "grad", ENGINE),
     Mutant("forward in bf16", "networks/precision.py", "return torch.conv2d(inputs, weight, bias, *how)\n\n", "return torch.conv2d(inputs.bfloat16(), weight.bfloat16(), None, *how).float()\n\n", ENGINE),
-    Mutant("checkpointed layers too", "networks/precision.py", 'and not getattr(hooks[0], "only_looks", False)', "and False", ENGINE),
+    Mutant("checkpointed layers too", "networks/precision.py", 'and not isinstance(hooks[0], Observer)', "and False", ENGINE),
     Mutant("closed form in fp32", "engine/step.py", "torch.cat(features).double()", "torch.cat(features)", ENGINE),
     Mutant("graphs without end", "engine/cuda_graphs.py", "len(self._made | self._wanted) < AT_MOST", "True", ENGINE),
     Mutant("graph believed unseen", "engine/cuda_graphs.py", "made.note(proxy, same)", "made.note(proxy, True)", ENGINE),
