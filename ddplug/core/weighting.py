@@ -161,6 +161,8 @@ class Sustained(Relative):
         super().__init__(share, rounds)
         self.first: float | None = None
         """The first lambda."""
+        self._told = False
+        """Whether it was said that lambda has reached its bound."""
 
     @property
     def measuring(self) -> bool:
@@ -171,7 +173,7 @@ class Sustained(Relative):
         return part
 
     def _settle(self) -> str | None:
-        before, lam = self.lam, self._ratio()
+        lam = self._ratio()
         self._complete, self._norms = 0, torch.zeros_like(self._norms)
         if lam == 0:  # there was no gradient to measure
             return None
@@ -180,7 +182,8 @@ class Sustained(Relative):
             return f"lambda = {lam:.6g} for now, measured anew every {self.rounds} rounds"
         limit = BOUND * self.first
         self.lam = min(lam, limit)
-        if self.lam == limit != before:
+        if lam > limit and not self._told:
+            self._told = True
             return f"lambda = {limit:.6g}, {BOUND:g} times the first, and grows no further"
         return None
 
