@@ -147,13 +147,14 @@ def list_of(inner: Check, least: int = 0, most: int = 10_000_000) -> Check:
     return check
 
 
-def dict_of(inner: Check) -> Check:
-    """A dictionary with strings for keys, of values that `inner` allows."""
+def dict_of(inner: Check, keys: Check = anything) -> Check:
+    """A dictionary with strings for keys, which `keys` allows, of values that `inner` allows."""
 
     def check(value: Any) -> None:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise _unfit("a dictionary with strings for keys", value)
         for key, each in value.items():
+            keys(key)
             _at(key, inner, each)
 
     return check
