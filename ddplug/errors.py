@@ -32,6 +32,10 @@ class DataError(DDPlugError):
     """A data set that is missing, of an unknown layout, or not what it says it is."""
 
 
+class FileError(DDPlugError, OSError):
+    """A file that cannot be written; what was there before is unchanged."""
+
+
 class AttachError(DDPlugError):
     """A host in which no place for the regulariser was found, or in which it is already attached."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,3 +71,28 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(12, 3, 4, 4, generator=generator, dtype=torch.float64)
     return images, torch.tensor([2, 0, 1, 1, 0, 2, 1, 0, 1, 2, 1, 1])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB in memory, which only root can make."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[Path, int], None]:
+    """Fills the file system of a folder but for some bytes."""
+
+    def filled(folder: Path, leave: int) -> None:
+        found = os.statvfs(folder)
+        (folder / "filler").write_bytes(b"x" * (found.f_bavail * found.f_frsize - leave))
+
+    return filled

@@ -83,7 +83,10 @@ def patch(
             print(f"{name}: {'the patch fits' if how == 'clean' else 'patched'}")
         return
     changed = spec.reverse(repo) if reverse else spec.apply(repo)
-    for name in changed:
-        print(f"{name}: {'as upstream has it' if reverse else 'patched'}")
+    if len(changed) < len(spec.files):
+        print(f"an earlier patching was interrupted; it is now {'taken out' if reverse else 'complete'}")
+    became = "as upstream has it" if reverse else "patched"
+    for name in spec.files:
+        print(f"{name}: {became}{'' if name in changed else ' already'}")
     if not reverse:
         print(f"Now run {spec.script} with --cmi_weight 1. To undo: ddplug patch {host} {path} --reverse")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddplug.comparison.judge import read_json
 from ddplug.comparison.own_trainer import DONE, set_name
 from ddplug.comparison.plan import Entry
+from ddplug.comparison.records import DISTILLED, JUDGEMENT, read_json
 from ddplug.errors import DataError, InputError
 from ddplug.utils.files import replacing, write_json
 
@@ -80,13 +80,13 @@ def _finished(folder: Path) -> tuple[dict[str, Any], dict[int, list[float]]]:
     Raises `DataError` if it is damaged.
     """
     advice = "name another --baseline"
-    distilled = read_json(folder / DONE, advice)
+    distilled = read_json(folder / DONE, advice, DISTILLED)
     try:
         judgements: dict[int, list[float]] = {}
         for made in distilled["sets"]:
             file = folder / set_name(int(made["iteration"]))
             judged = file.is_file() and file.with_suffix(".json").is_file()
-            read = read_json(file.with_suffix(".json"), advice)["accuracies"] if judged else []
+            read = read_json(file.with_suffix(".json"), advice, JUDGEMENT)["accuracies"] if judged else []
             judgements[int(made["iteration"])] = list(read)
         return distilled, judgements
     except (KeyError, TypeError, ValueError) as error:

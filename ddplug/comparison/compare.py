@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import torch
 
 from ddplug.comparison.baseline import take, taken_from, to_make, to_take
-from ddplug.comparison.judge import Judge, read_json
+from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import DONE, set_name
 from ddplug.comparison.plan import Arm, Entry
+from ddplug.comparison.records import AGAIN, DISTILLED, read_json
+from ddplug.comparison.records import SETTINGS as SETTINGS_RECORD
 from ddplug.comparison.statistics import summary
 from ddplug.core.options import ABOUT, renamed
 from ddplug.errors import DataError, InputError
@@ -139,7 +141,7 @@ def _compare(
 
 def _judged(entry: Entry, folder: Path, judge: Judge, tell: Callable[[str], object]) -> dict[str, Any]:
     """Everything about a distilled entry, its sets judged."""
-    distilled = read_json(folder / DONE)
+    distilled = read_json(folder / DONE, AGAIN, DISTILLED)
     checkpoints, times = [], []
     for made in distilled["sets"]:
         iteration = made["iteration"]
@@ -220,7 +222,7 @@ def _differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ()
     path = folder / SETTINGS
     if not path.is_file():
         raise DataError(f"'{folder}' is no folder of a comparison: it has no {SETTINGS}.")
-    there = read_json(path)
+    there = read_json(path, AGAIN, SETTINGS_RECORD)
     known = {key: value for key, value in wanted.items() if key in there or key not in NOTED}
     found, asked = _flat(there, ignored), _flat(known, ignored)
     return [

@@ -20,9 +20,10 @@ import torch
 from ddplug.attaching.attach import attach
 from ddplug.augment.dsa import DSA
 from ddplug.comparison.dm_trainer import DistributionMatching
+from ddplug.comparison.records import read_json
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
-from ddplug.errors import InputError
+from ddplug.errors import DataError, InputError
 from ddplug.evaluation.measure import measure
 from ddplug.networks.precision import fast_bf16
 from ddplug.networks.training import evaluate_set
@@ -262,9 +263,9 @@ def _finished(path: Path, made_with: dict[str, Any]) -> Run | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return Run(**record["run"]) if record["made_with"] == json.loads(json.dumps(made_with)) else None
-    except (ValueError, KeyError, TypeError):  # damaged: it is simply made again
+    except (DataError, KeyError, TypeError):  # damaged: it is simply made again
         return None
 
 

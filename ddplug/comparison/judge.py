@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +11,10 @@ from torch import nn
 
 from ddplug.augment.dsa import DSA
 from ddplug.comparison.plan import Settings
+from ddplug.comparison.records import AGAIN, JUDGEMENT, read_json
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set
-from ddplug.errors import DataError
 from ddplug.evaluation.evaluate import judged
 from ddplug.evaluation.measure import measure
 from ddplug.networks.training import evaluate_set
@@ -46,7 +45,7 @@ class Judge(NamedTuple):
         `tell(done)` after each network.
         """
         path = file.with_suffix(".json")
-        record = read_json(path) if path.is_file() else {}
+        record = read_json(path, AGAIN, JUDGEMENT) if path.is_file() else {}
         if "cmi" in record and len(record["accuracies"]) >= self.settings.runs:
             return record
         synthetic = load_set(file)
@@ -94,17 +93,3 @@ class Judge(NamedTuple):
 def judge_seed(seed: int, run: int) -> int:
     """The seed of a judge: far from those that distil, and the same in every arm and at every checkpoint."""
     return 1000 * (seed + 1) + run
-
-
-AGAIN = "delete it, and the same command makes it again"
-
-
-def read_json(path: Path, advice: str = AGAIN) -> dict[str, Any]:
-    """What `write_json` wrote; `DataError` for what it did not, with what to do about it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"'{path}' is damaged ({error}); {advice}.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"'{path}' is not of a comparison; {advice}.")
-    return content

@@ -22,9 +22,9 @@ from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import SyntheticSet, save_set
 from ddplug.proxies.pool import ProxyPool
-from ddplug.utils.files import replacing, write_json
+from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
-from ddplug.utils.reading import load_tensors, reported_as
+from ddplug.utils.reading import load_tensors, reported_as, write_tensors
 
 DONE, RUNNING = "distilled.json", "running.pt"
 PEEKS = 4
@@ -148,15 +148,14 @@ class Own(NamedTuple):
         state = {
             "trainer": trainer.state_dict(), "regularizer": handle.state_dict(), "notes": notes, "meter": meter.read(),
         }  # fmt: skip
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+        write_tensors(state, path)
 
     def _resume(self, path: Path, trainer: DistributionMatching, handle: Handle, meter: Meter) -> list[dict[str, Any]]:
         """Bring everything to the state at `path`, if there is one; returns what was noted of its checkpoints."""
         if not path.is_file():
             return []
         expected, advice = "the state of a distillation", "Delete it to distil this entry from the beginning."
-        state = load_tensors(path, "state", expected, advice)
+        state = load_tensors(path, "state", expected, advice, ours=True)
         with reported_as(path, expected, advice):
             trainer.load_state_dict(state["trainer"])
             handle.load_state_dict(state["regularizer"])

@@ -12,11 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ddplug.comparison.judge import read_json
+from ddplug.comparison.records import RUN as RUN_RECORD
+from ddplug.comparison.records import comparison, read_json
 from ddplug.comparison.statistics import by_views, curve, weight_name
 from ddplug.errors import DataError, InputError
 from ddplug.evaluation.report import figure_of, save_figure
 from ddplug.utils.files import user_path
+from ddplug.utils.records import UnfitError
 
 COMPARISON, RUN = "ddplug-compare", "ddplug-run"
 PICTURES = (".png", ".svg", ".pdf")
@@ -74,28 +76,24 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / "compare.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi*.json of a run.")
-    content = read_json(file, "name another")
-    if content.get("format") not in (COMPARISON, RUN):
-        raise DataError(f"'{file}' is neither the result of `ddplug compare` nor of a run.")
+    content = read_json(file, "name another", _drawable, "the result of a comparison or of a run")
     return content if content["format"] == COMPARISON else {"format": RUN, "history": _history(file, content)}
+
+
+def _drawable(content: Any) -> None:
+    """What can be drawn: the result of a comparison, or the rounds of a run."""
+    if content.get("format") not in (COMPARISON, RUN):
+        raise UnfitError("it is neither the result of `ddplug compare` nor of a run")
+    (comparison if content["format"] == COMPARISON else RUN_RECORD)(content)
 
 
 def _history(file: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rounds of a run in which the regulariser acted; nothing else of its file is needed."""
-    try:
-        acted = [
-            {
-                "number": int(of["number"]), "cmi": float(of["cmi"]), "lam": float(of["lam"]),
-                "share": float(of["share"]) if of.get("share") is not None else None,
-            }
-            for of in content["history"]
-            if not of["skipped"]
-        ]  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"'{file}' is of a run, but its history cannot be read ({type(error).__name__}: {error}): each round has a "
-            "number, cmi, lam and skipped, and may have a share. It is damaged, or of another version; name another."
-        ) from error
+    acted = [
+        {"number": of["number"], "cmi": of["cmi"], "lam": of["lam"], "share": of.get("share")}
+        for of in content["history"]
+        if not of["skipped"]
+    ]
     if not acted:
         raise DataError(f"the run of '{file}' has no round in which the regulariser acted, so nothing to draw.")
     return acted

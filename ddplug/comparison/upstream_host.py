@@ -17,9 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddplug.comparison.judge import Judge, read_json
+from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import DONE, set_name, write_done
 from ddplug.comparison.plan import Arm, Entry, Settings
+from ddplug.comparison.records import AGAIN, FACTS, read_json
+from ddplug.comparison.records import TIMES as TIMES_RECORD
 from ddplug.core.options import ABOUT, HOSTS
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import save_set
@@ -86,7 +88,7 @@ class Upstream(NamedTuple):
         if not (folder / RUN).is_dir():
             self._run(entry, folder)
         notes, facts = [], self._record(folder / RUN)
-        times = read_json(folder / RUN / TIMES)
+        times = read_json(folder / RUN / TIMES, AGAIN, TIMES_RECORD)
         for iteration, made in sorted(upstream(self.spec.name).saved(folder / RUN, self.arguments).items()):
             save_set(made, folder / set_name(iteration))
             lam = facts["lambda"] if facts else None
@@ -159,7 +161,7 @@ class Upstream(NamedTuple):
     def _record(self, run: Path) -> dict[str, Any] | None:
         """What the layer wrote beside the host's results; None if there is nothing, as at weight 0."""
         found = sorted(run.rglob("cmi*.json"))
-        return read_json(found[-1]) if found else None
+        return read_json(found[-1], AGAIN, FACTS) if found else None
 
 
 def code_digest(repo: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +13,10 @@ from torch.nn import functional as F
 
 from ddplug.errors import DataError
 from ddplug.utils.reading import load_tensors
+from ddplug.utils.records import entries, read_record, text, whole
 
 _IMAGES = "images_"
+_ARGUMENTS = entries({"factor": whole(1, 4096)}, {"decode_type": text(100)})
 
 
 class Beside(NamedTuple):
@@ -43,7 +44,7 @@ def beside(path: Path) -> Beside:
         path.with_name(f"labels_{name}"), f"file of labels for '{path}'", "the labels_N.pt that the host wrote with it"
     )
     classes = None
-    if isinstance(labels, Tensor) and labels.ndim == 2:
+    if isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point() and labels.numel():
         images, kinds = labels.shape
         if images % kinds == 0:
             classes = torch.arange(kinds).repeat_interleave(images // kinds)
@@ -72,14 +73,14 @@ def factor(path: Path) -> int:
     """The factor of IDC's `data.pt`, from the host's own `args.txt` beside it; `DataError` if that is not there."""
     arguments = path.with_name("args.txt")
     try:
-        record = json.loads(arguments.read_text(encoding="utf-8"))
-        found, kind = int(record["factor"]), str(record.get("decode_type", "single"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_record(arguments, _ARGUMENTS, "the host's args.txt", "", ours=False)
+    except DataError as error:
         raise DataError(
             f"'{path}' is IDC's by its name, and does not say how many images are in each of its images: the host's "
-            f"args.txt is not beside it, or cannot be read ({type(error).__name__}). Give the factor that it was "
-            "distilled with: 2 (IDC) or 1 (IDC-I)."
+            f"args.txt is not beside it, or cannot be read. Give the factor that it was distilled with: 2 (IDC) or 1 "
+            f"(IDC-I). {error}"
         ) from error
+    found, kind = int(content["factor"]), content.get("decode_type", "single")
     if kind != "single" and found > 1:
         raise DataError(f"{arguments} says decode_type {kind!r}; only 'single' can be taken apart here.")
     return found
@@ -136,7 +137,7 @@ def _rate(path: Path) -> float:
     value = load_tensors(path, "learning rate", "a number")
     try:
         rate = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(f"'{path}' holds {type(value).__name__}, expected one learning rate.") from error
     if not 0 < rate < math.inf:
         raise DataError(f"'{path}' holds the learning rate {rate}, expected a positive number.")

@@ -16,10 +16,21 @@ from ddplug.datasets import host_files as hostfiles
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, SpaceError
-from ddplug.utils.files import replacing, user_path
-from ddplug.utils.reading import load_tensors
+from ddplug.utils.files import user_path
+from ddplug.utils.reading import load_tensors, write_tensors
+from ddplug.utils.records import check_record, entries, number, number_kind, one_of, optional, text
 
 Meaning = Literal["normalized", "zca"]
+
+MOST_CLASSES = 2**20
+_FACTS = entries(
+    {},
+    {
+        "dataset": optional(text(200)), "meaning": optional(one_of("normalized", "zca")),
+        "lr": optional(number(1e-30, 1e30)),
+    },
+)  # fmt: skip
+"""What the entries of a set's file may be, beside its images and labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +58,11 @@ class SyntheticSet:
 
 
 def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
-    """Write a set, by renaming, as a dictionary that `torch.load(..., weights_only=True)` reads."""
-    record = {
+    """Write a set, by renaming, as a dictionary that `torch.load(..., weights_only=True)` reads, with a checksum.
+
+    The same set gives the same bytes. Raises `FileError` if it cannot be written.
+    """
+    content = {
         "images": synthetic.images.detach().cpu(),
         "labels": synthetic.labels.detach().cpu(),
         "space": synthetic.space.to_json() if synthetic.space else None,
@@ -58,8 +72,7 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
         "lr": synthetic.lr,
         "given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,
     }
-    with replacing(path) as temporary:
-        torch.save(record, temporary)
+    write_tensors(content, path)
 
 
 def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
@@ -76,11 +89,12 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     the file says, and `factor` has to divide their height and width.
 
     Labels of a dictionary or a pair may be soft, (n, classes), but only as probabilities. Read with
-    `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else, and for a factor that
-    does not fit the images.
+    `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else, for a file of ours
+    whose checksum differs, for a set without images, images that are not finite floats, labels that are no classes, and
+    a factor that does not fit the images.
     """
     path = user_path(path)
-    record = load_tensors(path, "synthetic set", "a .pt file with images and labels")
+    record = load_tensors(path, "synthetic set", "a .pt file with images and labels", _AGAIN, ours=_is_ours)
     images, labels, extra = _unpack(record)
     if isinstance(record, Tensor) and hostfiles.is_images(path):
         learned = hostfiles.beside(path)
@@ -90,6 +104,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     _check(path, record, images, labels)
     if isinstance(record, dict) and "accs_all_exps" in record:
         extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
+    check_record(extra, _FACTS, f"'{path}', a synthetic set,", _AGAIN)
     space = _space(path, extra)
     images = images.float()
     given = _classes(path, extra, len(images))
@@ -121,6 +136,9 @@ def _check(path: Path, record: object, images: Any, labels: Any) -> None:
         )
     if len(images) != len(labels):
         raise DataError(f"'{path}' holds {len(images)} images but {len(labels)} labels; it is damaged.")
+    _check_images(path, images)
+    if labels.ndim == 1:
+        _check_classes(path, labels)
     if labels.ndim == 2 and not hostfiles.are_probabilities(labels):
         raise DataError(
             f"'{path}' holds labels of shape {tuple(labels.shape)} that are no probabilities (rows of numbers >= 0 "
@@ -128,9 +146,40 @@ def _check(path: Path, record: object, images: Any, labels: Any) -> None:
         )
 
 
+def _check_images(path: Path, images: Tensor) -> None:
+    if images.numel() == 0 or not images.is_floating_point() or not bool(torch.isfinite(images.float()).all()):
+        wrong = "holds NaN or infinity" if images.numel() and images.is_floating_point() else f"is {images.dtype}"
+        raise DataError(
+            f"'{path}' holds images of shape {tuple(images.shape)}, whose content {wrong}; expected at least one image "
+            "of finite floating numbers (n, c, h, w). Convert the images, or distil the set again."
+        )
+
+
+def _check_classes(path: Path, labels: Tensor) -> None:
+    """Hard labels (n,): whole numbers from 0 on, of whatever type."""
+    kind = number_kind(labels)
+    whole = kind == "integer" or (kind == "float" and bool((labels == labels.round()).all()))
+    if not whole or not bool(((labels >= 0) & (labels < MOST_CLASSES)).all()):
+        raise DataError(
+            f"'{path}' holds labels {labels[:4].tolist()}... of type {labels.dtype}; expected the numbers of classes, "
+            f"0 to {MOST_CLASSES - 1}. If they are not the labels of these images, the file is damaged."
+        )
+
+
+def _is_ours(content: Any) -> bool:
+    """Whether a set was written by `save_set`, of any version."""
+    return isinstance(content, dict) and {"images", "labels", "space", "dataset"} <= set(content)
+
+
+_AGAIN = "Copy it again, or distil the set again."
+
+
 def _classes(path: Path, extra: dict[str, Any], count: int) -> Tensor | None:
     found = extra.get("given_classes")
-    if found is None or (isinstance(found, Tensor) and found.dtype == torch.int64 and found.shape == (count,)):
+    if found is None:
+        return None
+    if isinstance(found, Tensor) and found.dtype == torch.int64 and found.shape == (count,):
+        _check_classes(path, found)
         return found
     raise DataError(f"'{path}' holds given_classes of {_shape(found)}, expected int64 ({count},), one for each image.")
 

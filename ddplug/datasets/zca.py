@@ -16,15 +16,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.errors import InputError, PoolError, SpaceError
-from ddplug.utils.digest import sha256, tensor_bytes
+from ddplug.utils.digest import named_bytes, sha256, tensor_bytes
+from ddplug.utils.files import write_bytes
+from ddplug.utils.records import check_record, dict_of, entries, list_of, number, tensor, text, whole
 
 if TYPE_CHECKING:
     from kornia.enhance import ZCAWhitening
+
+
+_AGAIN = "Copy the file that it is in again, or make it anew."
+_NORMALIZED = entries({"mean": list_of(number(-1e6, 1e6), 1, 4096), "std": list_of(number(1e-12, 1e6), 1, 4096)})
+_RECORD = entries({"shape": list_of(whole(1, 2**16), 3, 3), "digest": text(64)})
 
 
 def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> AnySpace:
@@ -32,7 +39,13 @@ def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None
     if not isinstance(record, dict):
         raise SpaceError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
     if record.get("kind") == "zca":
+        check_record(record, _RECORD, "the record of a whitening", _AGAIN, error=SpaceError)
+        check_record(
+            dict(tensors or {}), dict_of(tensor("float", finite=True)), "a whitening", _AGAIN, error=SpaceError
+        )
         return ZCASpace.from_json(record, dict(tensors or {}))
+    if record.get("kind") == "normalized":
+        check_record(record, _NORMALIZED, "the record of an input space", _AGAIN, error=SpaceError)
     return InputSpace.from_json(record)
 
 
@@ -158,20 +171,27 @@ class ZCASpace:
         return space
 
     def save(self, path: str | Path) -> None:
-        """Write the space to one safetensors file."""
+        """Write the space to one safetensors file, with a checksum; `FileError` if it cannot be written."""
         tensors = {name: matrix.cpu().contiguous() for name, matrix in self.tensors().items()}
-        save_file(tensors, path, metadata={"space": json.dumps(self.to_json())})
+        metadata = {"space": json.dumps(self.to_json()), "sha256": _checksum(tensors)}
+        write_bytes(save(tensors, metadata), path)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ZCASpace:
         """Read what `save` wrote; raises `PoolError` for a file that is missing or is no such file."""
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                record = json.loads((file.metadata() or {})["space"])
+                metadata = file.metadata() or {}
+                record = json.loads(metadata["space"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise PoolError(f"{path} is no saved ZCA space ({error}); write one with ZCASpace.save") from error
-        return cls.from_json(record, tensors)
+        if "sha256" in metadata and metadata["sha256"] != _checksum(tensors):
+            raise PoolError(f"{path} is damaged: its checksum differs. Copy it again, or fit the space anew.")
+        space = space_from_json(record, tensors)
+        if not isinstance(space, cls):
+            raise PoolError(f"{path} is no saved ZCA space but one of kind {record.get('kind')!r}")
+        return space
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ZCASpace) and self.shape == other.shape and self.digest == other.digest
@@ -207,6 +227,11 @@ class ZCASpace:
 def _rows(images: Tensor, matrix: Tensor) -> Tensor:
     """Images (..., c, h, w) as rows (n, c h w) of the matrix's dtype."""
     return rearrange(images.to(matrix.dtype), "... c h w -> (...) (c h w)")
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of all matrices, the inverse as well, on which the space's own digest does not depend."""
+    return sha256(named_bytes(sorted(tensors.items())))
 
 
 def _inverse(whiten: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -15,7 +15,8 @@ from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
 from ddplug.evaluation.evaluate import FIELDS_LR, FIELDS_VIEWS, is_whitened, resolve, with_space
 from ddplug.networks.training import Augment
-from ddplug.utils.files import replacing, user_path, write_json
+from ddplug.utils.files import user_path, write_json
+from ddplug.utils.reading import write_tensors
 
 _DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _SPACE = InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -107,9 +108,8 @@ def export_ddranking(
         "lr.pt": torch.tensor(rate),
     }
     for file, tensor in tensors.items():
-        with replacing(folder / file) as temporary:
-            torch.save(tensor, temporary)
-    write_json(config, folder / "config.json")
+        write_tensors(tensor, folder / file)
+    write_json(config, folder / "config.json", sealed=False)
     return [folder / file for file in (*tensors, "config.json")]
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from ddplug.errors import InputError
 from ddplug.utils.files import exclusive_lock, user_path, write_json
+from ddplug.utils.records import anything, dict_of, entries, number, read_record
+
+_RUNS = entries({"settings": dict_of(anything), "runs": dict_of(dict_of(number(0, 1)))})
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,8 @@ class Finished:
 
     @classmethod
     def _read(cls, path: Path, ours: dict[str, Any]) -> Finished:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            theirs = dict(record["settings"])
-            runs = {str(name): {str(run): float(v) for run, v in of.items()} for name, of in record["runs"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"'{path}' cannot be read as the runs of an evaluation ({type(error).__name__}); delete it to "
-                "begin anew."
-            ) from error
+        record = read_record(path, _RUNS, "the runs of an evaluation", "Delete it to begin anew.", error=InputError)
+        theirs, runs = record["settings"], record["runs"]
         differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
         if differing and any(runs.values()):
             said = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)

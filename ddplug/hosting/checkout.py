@@ -6,15 +6,31 @@ import importlib.resources
 import os
 import subprocess
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ddplug.errors import HostError, PatchError
-from ddplug.hosting.patch import Patch, check_name, inside, parse, states, write_all
-from ddplug.utils.files import user_path
+from ddplug.hosting.patch import Patch, State, check_name, clear, inside, parse, states, write_all
+from ddplug.utils.files import exclusive_lock, user_path
+from ddplug.utils.records import check_record, dict_of, entries, flag, list_of, text
+
+LOCK = ".ddplug-patch.lock"
+_AGAIN = "It is part of ddplug: install that again."
+_NAMES = list_of(text(200), 0, 1000)
+_LINE = text(9, "[0-9]+")
+_REQUIRED = {
+    **dict.fromkeys(("title", "url", "licence", "folder", "script"), text(500)), "commit": text(40, "[0-9a-f]{40}"),
+    "files": dict_of(text(40, "[0-9a-f]{40}")),
+}  # fmt: skip
+_OPTIONAL = {
+    "path": _NAMES, "packages": _NAMES, "numpy_aliases": _NAMES, "redirect_cuda": flag, "environment": dict_of(text()),
+    "places": dict_of(dict_of(text(), _LINE)),
+}  # fmt: skip
+_RECORD, _KNOWN = entries(_REQUIRED, _OPTIONAL), {*_REQUIRED, *_OPTIONAL}
 
 
 @dataclass(frozen=True)
@@ -60,13 +76,24 @@ class HostSpec:
             )
         return {name: self.patch.apply_text(name, inside(repo, name).read_bytes()) for name in self.files}
 
-    def check(self, repo: Path) -> dict[str, str]:
+    def check(self, repo: Path) -> dict[str, State]:
         """The state of each file, "clean" or "patched", all alike.
 
         Raises:
             HostError: `repo` is not a checkout of this host.
             PatchError: a file is not the one the patch was made for; the message says what to insert by hand.
         """
+        held = self.states(repo)
+        if len(set(held.values())) > 1:
+            raise PatchError(
+                f"some files in '{repo}' are patched and some are not ({_spelt(held)}): an earlier `ddplug patch` was "
+                f"interrupted. Complete it with `ddplug patch {self.name} {repo}`, or take it out with "
+                f"`ddplug patch {self.name} {repo} --reverse`. Nothing was changed."
+            )
+        return held
+
+    def states(self, repo: Path) -> dict[str, State]:
+        """The state of each file, "clean" or "patched"; both where a patching was interrupted. Raises as `check`."""
         if not repo.is_dir():
             raise HostError(f"there is no folder '{repo}'. Get {self.name} with: {self.clone}")
         missing = [name for name in (self.script, *self.files) if not os.path.lexists(repo / name)]
@@ -84,27 +111,36 @@ class HostSpec:
                 f"Nothing was changed. Check out commit {self.commit} of {self.url}, or insert these lines by hand:\n"
                 f"{hand.rstrip()}"
             )
-        if len(set(held.values())) > 1:
-            raise PatchError(
-                f"some files in '{repo}' are patched and some are not ({held}); restore them with "
-                f"`git -C {repo} checkout {' '.join(held)}`. Nothing was changed."
-            )
-        return dict(held)
+        return held
 
     def apply(self, repo: Path) -> list[str]:
-        """Patch the checkout: all files or none; the names of the files changed. `PatchError` if it is patched."""
-        texts = self.patched(repo)
-        write_all(repo, texts)
-        return list(texts)
+        """Patch the checkout: all files or none; the names of the files changed.
+
+        Where an earlier patching was interrupted, these are the files that it did not reach. Raises `PatchError` if all
+        are patched, `InputError` if another process is patching this checkout.
+        """
+        with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():
+            held = self.states(repo)
+            if "clean" not in held.values():
+                self.patched(repo)  # which says what to do
+            return self._change(repo, [name for name, how in held.items() if how == "clean"], self.patch.apply_text)
 
     def reverse(self, repo: Path) -> list[str]:
-        """Take the patch out again, to the byte; `PatchError` if it is not in."""
-        held = self.check(repo)
-        if "clean" in held.values():
-            raise PatchError(f"'{repo}' is not patched; there is nothing to take out.")
-        texts = {name: self.patch.reverse_text(name, inside(repo, name).read_bytes()) for name in self.files}
-        write_all(repo, texts)
-        return list(texts)
+        """Take the patch out again, to the byte, of all files or only of those that have it; the names of these.
+
+        Raises `PatchError` if none has it.
+        """
+        with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():
+            held = self.states(repo)
+            if "patched" not in held.values():
+                raise PatchError(f"'{repo}' is not patched; there is nothing to take out.")
+            names = [name for name, how in held.items() if how == "patched"]
+            return self._change(repo, names, self.patch.reverse_text)
+
+    def _change(self, repo: Path, names: list[str], change: Callable[[str, bytes], bytes]) -> list[str]:
+        clear(repo, self.files)
+        write_all(repo, {name: change(name, inside(repo, name).read_bytes()) for name in names})
+        return names
 
     def _why(self, repo: Path, names: list[str]) -> str:
         """What git knows about why the files differ, for the message; empty if it knows nothing."""
@@ -133,16 +169,14 @@ def load(name: str) -> HostSpec:
 
 def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
     """The host of a table of `hosts.toml` and the text of its patch."""
-    known = dict(record)
+    check_record(dict(record), _RECORD, f"the record of host '{name}' in hosts.toml", _AGAIN, error=HostError)
+    known = {key: value for key, value in record.items() if key in _KNOWN}
     known["places"] = {
         file: {int(line): text for line, text in lines.items()} for file, lines in known.get("places", {}).items()
     }
     for listed in ("path", "packages", "numpy_aliases"):
         known[listed] = tuple(known.get(listed, ()))
-    try:
-        return HostSpec(name=name, patch=parse(raw), **known)
-    except TypeError as error:
-        raise HostError(f"the record of host '{name}' is not complete: {error}.") from error
+    return HostSpec(name=name, patch=parse(raw), **known)
 
 
 def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
@@ -168,7 +202,14 @@ def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
 def table() -> dict[str, dict[str, Any]]:
     """What `hosts.toml` says, by host."""
     text = (importlib.resources.files("ddplug.patches") / "hosts.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HostError(f"hosts.toml cannot be read ({error}). {_AGAIN}") from error
+
+
+def _spelt(held: Mapping[str, State]) -> str:
+    return ", ".join(f"{name} {how}" for name, how in held.items())
 
 
 def _git(repo: Path, *arguments: str) -> str | None:

@@ -23,6 +23,7 @@ import torch
 
 from ddplug.hosting import checkout as hosts
 from ddplug.hosting.script import run
+from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
 
 TIMES = "times.json"
@@ -74,7 +75,7 @@ def main() -> None:
         times["extra_memory"] = max(
             torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())
         )
-    Path(given["times"]).write_text(json.dumps(times), encoding="utf-8")
+    write_json(times, Path(given["times"]))
 
 
 def _end_with_parent() -> None:

@@ -16,18 +16,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ddplug.errors import PatchError
 from ddplug.utils.digest import blob_hash
+from ddplug.utils.files import not_written
 
 State = Literal["clean", "patched", "other"]
 
-_HUNK = re.compile(rb"@@ -(\d+),0 \+(\d+)(?:,(\d+))? @@\r?\n?")
+_HUNK = re.compile(rb"@@ -(\d{1,9}),0 \+(\d{1,9})(?:,(\d{1,9}))? @@\r?\n?")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Patch:
         parts = []
         for insertion in self.files[name]:
             where = (places or {}).get(insertion.after)
-            ours = "".join(f"    {line.decode().rstrip()}\n" for line in insertion.lines)
+            ours = "".join(f"    {line.decode(errors='replace').rstrip()}\n" for line in insertion.lines)
             parts.append(f"  after line {insertion.after} of the original{f' ({where})' if where else ''}:\n{ours}")
         return f"{name}:\n" + "".join(parts)
 
@@ -109,7 +110,7 @@ def parse(raw: bytes) -> Patch:
         if line.startswith((b"diff --git ", b"index ")):
             continue
         if line.startswith(b"--- a/") and index < len(lines) and lines[index].startswith(b"+++ b/"):
-            name, other = (header[6:].decode().rstrip("\r\n") for header in (line, lines[index]))
+            name, other = (header[6:].decode(errors="replace").rstrip("\r\n") for header in (line, lines[index]))
             if name != other or name in files:
                 raise PatchError(f"a patch of ours names each file once and renames none, got {name!r} and {other!r}.")
             check_name(name)
@@ -191,44 +192,62 @@ def states(patch: Patch, root: Path, hashes: Mapping[str, str]) -> dict[str, Sta
     return {name: state(patch, name, inside(root, name).read_bytes(), hashes[name]) for name in patch.files}
 
 
-def write_all(root: Path, texts: Mapping[str, bytes]) -> None:
-    """Give each file of `root` its new content: all of them or none.
+def clear(root: Path, names: Iterable[str]) -> None:
+    """Delete what a process that was killed in `write_all` has left beside the files `names` of `root`."""
+    for name in names:
+        path = inside(root, name)
+        for kind in _BESIDE:
+            _beside(path, kind).unlink(missing_ok=True)
 
-    Everything is written to temporary neighbours first and then renamed; if a renaming fails, those already done are
-    put back, and `PatchError` is raised.
+
+def write_all(root: Path, texts: Mapping[str, bytes]) -> None:
+    """Give each file of `root` its new content: all of them or none. Owner, group and permissions stay.
+
+    The new contents and copies of the old ones are written beside the files first, so that putting them in place, or
+    back, asks for no space. A process that is killed in between leaves some files changed, and `states` tells which.
+    Two processes need a lock between them.
+
+    Raises `PatchError` if a file cannot be written; nothing is changed then.
     """
     paths = {inside(root, name): text for name, text in texts.items()}
-    originals = {path: path.read_bytes() for path in paths}
-    waiting: dict[Path, Path] = {}
+    new, old = ({path: _beside(path, kind) for path in paths} for kind in _BESIDE)
     done: list[Path] = []
+    at = root
     try:
-        for path, text in paths.items():
-            waiting[path] = _temporary(path, text)
-        for path, temporary in waiting.items():
-            os.replace(temporary, path)
-            done.append(path)
+        for at, text in paths.items():
+            _write_beside(new[at], text, at)
+            _write_beside(old[at], at.read_bytes(), at)
+        for at in paths:
+            os.replace(new[at], at)
+            done.append(at)
     except BaseException as error:
         for path in done:
-            os.replace(_temporary(path, originals[path]), path)
+            os.replace(old[path], path)
         if isinstance(error, OSError):
-            raise PatchError(f"cannot write '{error.filename}' ({error.strerror}); nothing was changed.") from error
+            raise PatchError(not_written(at, error, len(paths.get(at, b"")))) from error
         raise
     finally:
-        for temporary in waiting.values():
+        for temporary in (*new.values(), *old.values()):
             temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path, text: bytes) -> Path:
-    """A neighbour of `path` with its permissions and the content `text`."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-        os.chmod(name, stat.S_IMODE(path.stat().st_mode))
-    except BaseException:
-        os.unlink(name)
-        raise
-    return Path(name)
+_BESIDE = ("new", "old")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.ddplug-{kind}")
+
+
+def _write_beside(temporary: Path, text: bytes, path: Path) -> None:
+    """Write `text` to `temporary` with the owner, group and permissions of `path`."""
+    temporary.unlink(missing_ok=True)  # a link, or what a killed process left
+    with temporary.open("xb") as file:
+        file.write(text)
+    found, made = path.stat(), temporary.stat()
+    if (found.st_uid, found.st_gid) != (made.st_uid, made.st_gid) and hasattr(os, "chown"):
+        with suppress(PermissionError):  # only root may give files away; others patch what is theirs
+            os.chown(temporary, found.st_uid, found.st_gid)
+    temporary.chmod(stat.S_IMODE(found.st_mode))  # last, as a change of owner takes some of it away
 
 
 def _split(text: bytes) -> list[bytes]:

@@ -23,8 +23,15 @@ from ddplug.errors import InputError, PoolError, ProxyError
 from ddplug.networks.precision import layers
 from ddplug.networks.zoo import build, seeded
 from ddplug.utils.digest import blake2b, typed_bytes
-from ddplug.utils.files import replacing
-from ddplug.utils.reading import load_tensors, reported_as
+from ddplug.utils.reading import load_tensors, reported_as, write_tensors
+from ddplug.utils.records import UnfitError, anything, check_record, dict_of, entries, list_of, tensor, text, whole
+
+_CHECKPOINT = entries(
+    {
+        "identity": text(100), "done": whole(1), "net": dict_of(anything), "generator": tensor("integer", (None,)),
+        "optimizer": entries({"state": anything, "param_groups": list_of(dict_of(anything))}),
+    }
+)  # fmt: skip
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["step", "cosine"]
@@ -69,7 +76,7 @@ def fit(
     if checkpoint is not None:
         settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, _name(augment), precision)
         identity = identity_of(settings, (images, labels, *net.state_dict().values()))
-        done = _resume(checkpoint, identity, net, optimizer, generator)
+        done = _resume(checkpoint, identity, epochs, net, optimizer, generator)
 
     batches = math.ceil(len(images) / batch_size)
     for epoch in range(done, epochs):
@@ -285,23 +292,30 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "generator": generator.get_state(),
     }
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    write_tensors(state, path)
 
 
 def _resume(
-    path: Path, identity: str, net: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    path: Path,
+    identity: str,
+    epochs: int,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
 ) -> int:
     """Bring everything to the state saved at `path`, if there is one; returns how many epochs are done."""
     if not path.exists():
         return 0
     expected, advice = "a checkpoint of a training", "Delete it to train from the beginning."
-    state = load_tensors(path, "checkpoint", expected, advice, error=PoolError)
-    with reported_as(path, expected, advice, error=PoolError):
-        found, done = state["identity"], int(state["done"])
-        if found == identity:
+    state = load_tensors(path, "checkpoint", expected, advice, error=PoolError, ours=True)
+    check_record(state, _CHECKPOINT, f"'{path}', {expected},", advice, error=PoolError)
+    found, done = state["identity"], int(state["done"])
+    if found == identity:
+        if done > epochs:
+            raise PoolError(f"'{path}' has {done} epochs done of a training of {epochs}: it is damaged. {advice}")
+        with reported_as(path, expected, advice, error=PoolError):
             net.load_state_dict(state["net"])
-            optimizer.load_state_dict(state["optimizer"])
+            _load_optimizer(optimizer, state["optimizer"])
             generator.set_state(state["generator"])
     if found != identity:
         raise PoolError(
@@ -310,3 +324,12 @@ def _resume(
             "delete it to train from the beginning."
         )
     return done
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take the momentum buffers; `UnfitError` if a setting differs, which the identity rules out."""
+    own = [{**group, "params": len(group["params"]), "lr": None} for group in optimizer.param_groups]
+    theirs = [{**group, "params": len(group["params"]), "lr": None} for group in state["param_groups"]]
+    if own != theirs:
+        raise UnfitError("its optimizer has other settings")
+    optimizer.load_state_dict(state)

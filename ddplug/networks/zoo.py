@@ -12,6 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec
 
 import torch
@@ -25,6 +26,10 @@ P = ParamSpec("P")
 
 _REGISTRY: dict[str, Callable[..., Network]] = {}
 _TORCHVISION = "torchvision/"
+_MOST = {"depth": 32, "channels": 2**12, "width": 2**16}
+_MOST_DEFAULT = 2**20
+building_on: ContextVar[str] = ContextVar("building_on", default="cpu")
+"""The device that networks are built on: "meta" for one that has shapes, but no weights."""
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def register(constructor: Callable[P, Network]) -> Callable[P, Network]:
         except TypeError as error:
             raise ProxyError(f"{name} was given options it does not have ({error}); it is {name}{signature}") from error
         bound.apply_defaults()
-        with torch.device("cpu"):
+        with torch.device(building_on.get()):
             network = constructor(*args, **kwargs)
         network.spec = _spec(name, bound.arguments)
         return network
@@ -309,7 +314,11 @@ def _norm(norm: str, width: int) -> nn.Module:
 
 
 def _pair(size: Sequence[int]) -> tuple[int, int]:
-    if len(size) != 2 or min(size) < 1:
+    if (
+        not isinstance(size, Sequence)
+        or len(size) != 2
+        or not all(isinstance(side, int) and 1 <= side <= 2**20 for side in size)
+    ):
         raise ProxyError(f"size is (height, width) in pixels, got {size!r}")
     return int(size[0]), int(size[1])
 
@@ -331,8 +340,10 @@ def _require_size(name: str, size: tuple[int, int], halvings: int, instead: str)
 
 def _require_positive(**options: int) -> None:
     for name, value in options.items():
-        if value < 1:
-            raise ProxyError(f"{name} must be at least 1, got {value}")
+        most = _MOST.get(name, _MOST_DEFAULT)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            shown = value if not isinstance(value, int) or abs(value) < 2**64 else "a larger number"
+            raise ProxyError(f"{name} must be a whole number from 1 to {most}, got {shown}")
 
 
 def _build_torchvision(architecture: str, options: dict[str, Any]) -> nn.Module:
@@ -352,7 +363,7 @@ def _build_torchvision(architecture: str, options: dict[str, Any]) -> nn.Module:
         raise ProxyError(f"{architecture} takes images of 3 channels, got channels={options['channels']}; use convnet")
     passed = {option: value for option, value in options.items() if option not in ("weights", "channels", "size")}
     try:
-        with torch.device("cpu"):
+        with torch.device(building_on.get()):
             network: nn.Module = models.get_model(name, weights=None, **passed)
     except (TypeError, ValueError) as error:
         raise ProxyError(f"{architecture} cannot be built with the options {passed}: {error}") from error

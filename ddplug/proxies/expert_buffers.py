@@ -213,7 +213,8 @@ def _is_buffer(content: object) -> bool:
             isinstance(expert, list | tuple)
             and len(expert) > 0
             and all(
-                isinstance(snapshot, list | tuple) and all(isinstance(held, Tensor) for held in snapshot)
+                isinstance(snapshot, list | tuple)
+                and all(isinstance(held, Tensor) and held.is_floating_point() for held in snapshot)
                 for snapshot in expert
             )
             for expert in content

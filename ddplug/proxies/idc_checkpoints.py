@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import PoolError, ProxyError
-from ddplug.networks.zoo import Norm, build, seeded
+from ddplug.networks.fitting import build_for
+from ddplug.networks.zoo import Norm, seeded
 from ddplug.proxies.host import Host
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.utils.files import user_path
@@ -109,7 +110,12 @@ def weights(file: Path) -> dict[str, Tensor]:
     )
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+    if (
+        not isinstance(held, Mapping)
+        or not held
+        or not all(isinstance(value, Tensor) and not value.is_complex() for value in held.values())
+        or not all(value.numel() for value in held.values())
+    ):
         raise PoolError(f"'{file}' holds no state dict but {type(held).__name__}; expected a checkpoint of IDC.")
     return {str(name).removeprefix("module."): value for name, value in held.items()}
 
@@ -120,11 +126,14 @@ def network(held: Weights, file: str, builder: Builder | None = None) -> nn.Modu
     if ours is not None:
         architecture, options, names = ours
         renamed = {_renamed(name, names): value for name, value in held.items()}
-        with seeded(0):  # what is drawn is overwritten; nobody else's generator may notice
-            made = build(architecture, **options)
-        problem = _load(made, renamed)
-        if problem is None:
-            return made
+        try:
+            with seeded(0):  # what is drawn is overwritten; nobody else's generator may notice
+                made = build_for(renamed, architecture, **options)
+            problem = _load(made, renamed)
+            if problem is None:
+                return made
+        except ProxyError as error:
+            problem = str(error)
     else:
         problem = f"its layers are {', '.join(dict.fromkeys(name.partition('.')[0] for name in held))}"
     if builder is not None:

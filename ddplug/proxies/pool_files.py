@@ -1,7 +1,7 @@
 """A pool on disk: one safetensors file per network and a `pool.json` that says what they are.
 
-The header names every file with its size and SHA-256, and is written last and by renaming, so a pool that was cut off
-in the middle is recognised as such. Nothing in a pool is ever executed.
+The header names every file with its size and SHA-256, has one of its own, and is written last and by renaming, so that
+damage is noticed and a pool that was cut off in the middle is recognised as such. Nothing in a pool is ever executed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,47 @@ from ddplug.errors import DDPlugError, PoolError, SpaceError
 from ddplug.proxies.data_check import check_data
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.utils.digest import file_sha256
-from ddplug.utils.files import mode_of, replacing, user_path
+from ddplug.utils.files import mode_of, user_path, write_bytes, write_json
+from ddplug.utils.records import UnfitError, anything, dict_of, entries, list_of, optional, read_record, text, whole
 
 HEADER = "pool.json"
 SPACE = "space.safetensors"
 FORMAT = "ddplug-pool"
 VERSION = 1
-NETWORK = ("file", "bytes", "sha256", "name", "head", "architecture", "options", "record")
+
+_SHA256 = text(64, "[0-9a-f]{64}")
+_NETWORK = {
+    "file": text(255), "bytes": whole(), "sha256": _SHA256, "name": text(), "head": optional(text()),
+    "architecture": text(200), "options": dict_of(anything), "record": dict_of(anything),
+}  # fmt: skip
+"""What a header says of each network."""
+_DATASET = entries(
+    {
+        "name": optional(text()), "class_names": optional(list_of(text())),
+        "shape": optional(list_of(whole(1, 2**20), 3, 3)), "space": optional(dict_of(anything)),
+        "fingerprint": optional(text()),
+    },
+    {"space_file": _SHA256},
+)  # fmt: skip
+_CONTENT = entries(
+    {
+        "wanted": whole(1, 10**6), "dataset": _DATASET, "recipe": dict_of(anything),
+        "networks": list_of(entries(_NETWORK)),
+    }
+)  # fmt: skip
+
+
+def _header(record: Any) -> None:
+    """Format and version first, as all else may be different in another."""
+    if record.get("format") != FORMAT or not isinstance(record.get("version"), int) or record["version"] > VERSION:
+        raise UnfitError(
+            f"it is format {str(record.get('format'))[:40]!r} version {str(record.get('version'))[:40]}, this ddplug "
+            f"reads {FORMAT!r} up to version {VERSION}. A newer ddplug may read it"
+        )
+    _CONTENT(record)
+    if len(record["networks"]) > record["wanted"]:
+        raise UnfitError(f"it names {len(record['networks'])} networks of {record['wanted']}")
+
 
 MAKE_ONE = "Make one with `ddplug pretrain`, or from your own networks with ProxyPool.from_modules(...)."
 
@@ -62,36 +96,24 @@ def read_header(folder: Path) -> Header:
         raise PoolError(
             f"'{folder}' is not a pool, or was half-written: it has no {HEADER} (it holds {held}). {MAKE_ONE}"
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or record["version"] > VERSION:
-            raise PoolError(
-                f"'{path}' is format {record['format']!r} version {record['version']}, this ddplug reads {FORMAT!r} up "
-                f"to version {VERSION}. A newer ddplug may read it."
-            )
-        data = record["dataset"]
-        info = PoolInfo(
-            dataset=data["name"],
-            class_names=tuple(data["class_names"]) if data["class_names"] is not None else None,
-            shape=tuple(data["shape"]) if data["shape"] is not None else None,
-            space=_read_space(folder, data["space"]) if data["space"] is not None else None,
-            fingerprint=data["fingerprint"],
-        )
-        networks = [{key: network[key] for key in NETWORK} for network in record["networks"]]
-        if not all(isinstance(network["file"], str) for network in networks):
-            raise TypeError("a network's file is not named by a string")
-        return Header(info, int(record["wanted"]), networks, record["recipe"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PoolError(
-            f"'{path}' cannot be read as a pool's header ({type(error).__name__}: {error}): it is damaged or "
-            f"half-written. Delete the folder and make the pool again. {MAKE_ONE}"
-        ) from error
+    advice = f"Copy the pool again, or delete the folder and make the pool again. {MAKE_ONE}"
+    record = read_record(path, _header, "a pool's header", advice, error=PoolError)
+    data = record["dataset"]
+    info = PoolInfo(
+        dataset=data["name"],
+        class_names=tuple(data["class_names"]) if data["class_names"] is not None else None,
+        shape=tuple(data["shape"]) if data["shape"] is not None else None,
+        space=_read_space(folder, data) if data["space"] is not None else None,
+        fingerprint=data["fingerprint"],
+    )
+    networks = [{key: network[key] for key in _NETWORK} for network in record["networks"]]
+    return Header(info, record["wanted"], networks, record["recipe"])
 
 
 def write_header(folder: Path, header: Header) -> None:
     """Write `pool.json`, by renaming."""
     info = header.info
-    record = {
+    record: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "wanted": header.wanted,
@@ -106,17 +128,17 @@ def write_header(folder: Path, header: Header) -> None:
         "networks": header.networks,
     }
     tensors: Any = getattr(info.space, "tensors", None)
-    if tensors is not None and not (folder / SPACE).is_file():  # a whitening matrix is nothing for a JSON file
-        _save_tensors(tensors(), folder / SPACE)
+    if tensors is not None:  # a whitening matrix is nothing for a JSON file
+        if not (folder / SPACE).is_file():
+            _save_tensors(tensors(), folder / SPACE)
+        record["dataset"]["space_file"] = file_sha256(folder / SPACE)
     try:
-        text = json.dumps(record, indent=2)
+        write_json(record, folder / HEADER)
     except (TypeError, ValueError) as error:
         raise PoolError(
             f"the pool's header cannot be written ({error}): a network's record, spec and options may hold numbers, "
             "strings, lists and dictionaries only."
         ) from error
-    with replacing(folder / HEADER) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
@@ -149,16 +171,18 @@ def read_network(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ddplug.networks.zoo import build, seeded
+    from ddplug.networks.fitting import build_for
+    from ddplug.networks.zoo import seeded
 
     path = _checked(folder, record)
     architecture, options = record["architecture"], record["options"]
     try:
+        weights = load_file(path)
         with seeded(0):  # initial weights are drawn, then overwritten; nobody else's generator may notice
             builder = (builders or {}).get(architecture)
-            network = builder(**options) if builder else build(architecture, **options)
-        network.load_state_dict(load_file(path))
-    except (DDPlugError, SafetensorError, RuntimeError, TypeError) as error:
+            network = builder(**options) if builder else build_for(weights, architecture, **options)
+        network.load_state_dict(weights)
+    except (DDPlugError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise PoolError(
             f"cannot build '{record['name']}' of the pool in '{folder}' ({architecture} with {options}): "
             f"{str(error).splitlines()[0]}. If it is an architecture of your own, pass builders={{name: function}}."
@@ -191,7 +215,7 @@ def stream_networks(
 def _checked(folder: Path, record: dict[str, Any]) -> Path:
     """The file of a header's `record`; raises `PoolError` unless it is there and as it was written."""
     path: Path = folder / record["file"]
-    if path.parent != folder or not path.is_file():
+    if "\0" in record["file"] or path.parent != folder or not path.is_file():
         raise PoolError(f"the pool in '{folder}' lacks '{record['file']}', which its header names. {MAKE_ONE}")
     if path.stat().st_size != record["bytes"] or file_sha256(path) != record["sha256"]:
         raise PoolError(
@@ -248,20 +272,26 @@ def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, by renaming."""
-    from safetensors.torch import save_file
+    """Write a safetensors file, by renaming; its checksum is in the header."""
+    from safetensors.torch import save
 
     # Copies, because safetensors takes no two tensors that share memory, as a layer used twice has.
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(copies, temporary)
+    write_bytes(save(copies), path)
 
 
-def _read_space(folder: Path, record: dict[str, Any]) -> AnySpace:
+def _read_space(folder: Path, data: dict[str, Any]) -> AnySpace:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = folder / SPACE
+    there = path.is_file()
+    if "space_file" in data and not (there and file_sha256(path) == data["space_file"]):
+        raise PoolError(
+            f"'{path}' is not the file that the pool's header describes (it is missing or its checksum differs): it "
+            "was damaged or half-copied. Copy the pool again, or delete the folder and make it anew."
+        )
     try:
-        return space_from_json(record, load_file(folder / SPACE) if (folder / SPACE).is_file() else None)
+        return space_from_json(data["space"], load_file(path) if there else None)
     except (SpaceError, SafetensorError) as error:
         raise PoolError(f"the input space of the pool in '{folder}' cannot be read: {error} {MAKE_ONE}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -38,10 +39,19 @@ def blake2b(parts: Parts) -> str:
     return hashed.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits; `OSError` if it cannot be read."""
+def file_sha256(path: Path, first: int | None = None) -> str:
+    """The SHA-256 of a file or of its `first` bytes, 64 hex digits; `OSError` if it cannot be read."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if first is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(_chunks(file, first))
+
+
+def _chunks(file: BinaryIO, left: int) -> Iterator[bytes]:
+    """The next `left` bytes of a file, a MiB at a time."""
+    while left > 0 and (chunk := file.read(min(left, 2**20))):
+        left -= len(chunk)
+        yield chunk
 
 
 def blob_hash(data: bytes) -> str:

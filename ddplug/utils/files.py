@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ddplug.errors import DDPlugWarning, InputError
+from ddplug.errors import DDPlugWarning, FileError, InputError
+from ddplug.utils.sealing import seal_record
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (
+    *_NO_SPACE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Errors of a place where a file cannot be written."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
@@ -33,23 +42,58 @@ def user_path(given: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
     """A temporary neighbour of `path` to write to; it takes its place at the end, or is gone if writing failed.
 
     It has the ending of `path`, for writers that go by that, and missing folders are made. The permissions are those
     of the file that was there, or else those that any new file gets here, whatever the writer made of them.
+
+    Args:
+        path: the file.
+        size: how many bytes will be written, if that is known, for the error.
+
+    Raises:
+        FileError: the disk is full, or nothing can be written there; what was at `path` is unchanged.
     """
     path = user_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    mode = mode_of(path) if path.is_file() else _new_mode(temporary)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = mode_of(path) if path.is_file() else _new_mode(temporary)
         yield temporary
         if mode_of(temporary) != mode:  # safetensors, for one, makes files that nobody else can read
             temporary.chmod(mode)
         os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(error, FileError) or error.errno not in _NOT_WRITABLE or not _concerns(error, path, temporary):
+            raise
+        raise FileError(not_written(path, error, size)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that is too long, or a folder that is a file, is no file to delete
+            temporary.unlink(missing_ok=True)
+
+
+def not_written(path: Path, error: OSError, size: int | None = None) -> str:
+    """What to say of `error`, by which `path` could not be written, with the space that is needed and left."""
+    said = f"cannot write '{path}' ({error.strerror}); nothing was changed."
+    if error.errno not in _NO_SPACE:
+        return f"{said} Choose another place, or see that it can be written to."
+    needed = f"It needs {size:,} bytes, and " if size is not None else ""
+    with suppress(OSError):
+        needed += f"{shutil.disk_usage(path.parent).free:,} bytes are free there; a limit or quota may allow less."
+    return f"{said} {needed} Make room and run the same again, or choose another place.".replace("  ", " ")
+
+
+def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
+    """Whether an error is about the file to be written, and not about one that its writer reads."""
+    named = error.filename2 or error.filename
+    return named is None or Path(os.fsdecode(named)) in (path, temporary, *path.parents)
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """Write a file, whole or not at all; `FileError` if it cannot be written."""
+    with replacing(path, size=len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def mode_of(path: Path) -> int:
@@ -67,10 +111,13 @@ def _new_mode(path: Path) -> int:
         path.unlink(missing_ok=True)
 
 
-def write_json(content: object, path: Path) -> None:
-    """Write `content`, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def write_json(content: object, path: str | Path, *, sealed: bool = True) -> None:
+    """Write `content`, whole or not at all, with its checksum unless another program is to read it.
+
+    Raises `FileError` if it cannot be written.
+    """
+    text = json.dumps(seal_record(content) if sealed else content, indent=1) + "\n"
+    write_bytes(text.encode(), path)
 
 
 @contextmanager

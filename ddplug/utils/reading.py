@@ -1,20 +1,45 @@
-"""Reading torch files of tensors and numbers, of which nothing is executed."""
+"""Torch files of tensors and numbers: written with a checksum, and read without executing anything in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ddplug.errors import DataError, DDPlugError
+from ddplug.utils.files import write_bytes
+from ddplug.utils.records import UnfitError, check_depth, nested
+from ddplug.utils.sealing import BrokenError, check_archive, note_unsealed, seal_archive
+
+MOST_EXPANDED = 2**26
+"""Elements that a tensor may have beyond those that are stored: one number can stand for any number of them."""
+
+
+def write_tensors(content: object, path: str | Path) -> None:
+    """Write a torch file, whole or not at all, that `torch.load(..., weights_only=True)` reads, with its checksum.
+
+    The same content gives the same bytes, whatever the file is called. Raises `FileError` if it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(seal_archive(buffer.getvalue()), path)
 
 
 def load_tensors(
-    path: Path, what: str, expected: str, advice: str = "", *, error: type[DDPlugError] = DataError, mmap: bool = False
+    path: Path,
+    what: str,
+    expected: str,
+    advice: str = "",
+    *,
+    error: type[DDPlugError] = DataError,
+    mmap: bool = False,
+    ours: bool | Callable[[Any], bool] = False,
 ) -> Any:
     """The content of a torch file that holds tensors, numbers, strings and containers of them, on the CPU.
 
@@ -25,18 +50,40 @@ def load_tensors(
         advice: what to do about a file that cannot be read, as a sentence; by default only what may be wrong is said.
         error: class of the error.
         mmap: leave the tensors on disk until they are used, where the format of the file allows it.
+        ours: whether it is a file that we write, or how its content tells; one without a checksum is then noted.
 
-    Raises `error` if the file is not there or cannot be read, or if it holds any other Python object.
+    Raises `error` if the file is not there or cannot be read, if its checksum is not that of its content, or if it
+    holds any other Python object.
     """
     if not path.is_file():
         raise error(f"there is no {what} at '{path}'; expected {expected}. {advice}".rstrip())
     with reported_as(path, expected, advice, error=error), torch.serialization.safe_globals(_numbers()):
-        if mmap:
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # written in the old format, which cannot be mapped
-                pass
-        return torch.load(path, map_location="cpu", weights_only=True)
+        sealed = check_archive(path)
+        content = _load(path, mmap)
+        check_depth(content)
+        _check_sizes(content)
+    if not sealed and (ours(content) if callable(ours) else ours):
+        note_unsealed(path, f"a {what}")
+    return content
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    if mmap:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written in the old format, which cannot be mapped
+            pass
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_sizes(content: object) -> None:
+    for held in nested(content):
+        if isinstance(held, Tensor) and (
+            held.layout != torch.strided
+            or held.is_quantized
+            or held.numel() * held.element_size() > held.untyped_storage().nbytes() + MOST_EXPANDED
+        ):
+            raise UnfitError(f"it has a tensor of shape {tuple(held.shape)} that is not stored number by number")
 
 
 @contextmanager
@@ -49,6 +96,8 @@ def reported_as(path: Path, expected: str, advice: str = "", *, error: type[DDPl
         yield
     except error:
         raise
+    except (BrokenError, UnfitError) as cause:
+        raise error(f"'{path}' cannot be read as {expected}: {cause}. {advice}".rstrip()) from cause
     except Exception as cause:  # torch's readers raise whatever a damaged file makes them stumble over
         # Torch's own text advises to load such a file without its safeguard; it is left out on purpose.
         raise error(

@@ -28,6 +28,8 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DataError, InputError, WeightError
 from ddplug.proxies.pretrain import pretrain
+from ddplug.utils.files import write_json
+from ddplug.utils.sealing import unseal_record
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -77,9 +79,9 @@ def run(digits: ImageData, pools: tuple[Path, Path]) -> Any:
 
 
 def results(out: Path) -> dict[str, Any]:
-    """What `compare.json` says, times apart."""
+    """What `compare.json` says, times apart, and with them the checksum."""
     content = json.loads((out / "compare.json").read_text())
-    del content["times"]
+    del content["times"], content["sha256"]
     return content  # type: ignore[no-any-return]
 
 
@@ -329,15 +331,15 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, run: Any, pools: t
 def test_entries_of_another_version_are_refused_but_not_of_an_unknown_one(key: str, tmp_path: Path, run: Any) -> None:
     run(tmp_path, (), 1)
     path = tmp_path / "settings.json"
-    noted = json.loads(path.read_text())
+    noted, _ = unseal_record(json.loads(path.read_text()))
     assert results(tmp_path)[key] == noted[key] != ""
-    path.write_text(json.dumps({**noted, key: "0.0.1"}))
+    write_json({**noted, key: "0.0.1"}, path)
     with pytest.raises(InputError, match=rf"other settings: {key} \(0\.0\.1 there, .* asked for\)\."):
         run(tmp_path, (), 1)
-    path.write_text(json.dumps({name: value for name, value in noted.items() if name != key}))
+    write_json({name: value for name, value in noted.items() if name != key}, path)
     run(tmp_path, (), 1)
     del noted["settings"]["epochs"]
-    path.write_text(json.dumps(noted))
+    write_json(noted, path)
     with pytest.raises(InputError, match=r"epochs \(None there, 2 asked for\)"):
         run(tmp_path, (), 1)
 
@@ -424,7 +426,7 @@ def test_damaged_files_are_named(tmp_path: Path, run: Any) -> None:
     run(tmp_path, (), 1)
     folder = tmp_path / "entries/weight-0-seed0"
     (folder / "set-000006.json").write_text("{")
-    with pytest.raises(DataError, match=r"set-000006.json' is damaged .*delete it"):
+    with pytest.raises(DataError, match=r"set-000006.json' cannot be read .*Delete it"):
         run(tmp_path, (), 1)
     (folder / "distilled.json").unlink()
     (folder / "running.pt").write_bytes(b"x")

@@ -135,7 +135,7 @@ def test_nothing_is_left_of_a_copy_that_was_broken_off_and_given_up(tmp_path: Pa
 def test_a_damaged_source_is_named_and_nothing_is_begun(damage: str, tmp_path: Path, run: Any) -> None:
     run(tmp_path / "old", seeds=1)
     (tmp_path / "old/entries/weight-0-seed0/distilled.json").write_text(damage)
-    with pytest.raises(DataError, match="name another --baseline"):
+    with pytest.raises(DataError, match="Name another --baseline"):
         run(tmp_path / "new", seeds=1, baseline=tmp_path / "old")
     assert not (tmp_path / "new").exists()
 

@@ -136,11 +136,17 @@ def test_no_panel_for_a_share_that_nobody_knows(shares: Any, tmp_path: Path, dra
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({}, "history cannot be read.*KeyError"),
-        ({"history": 3}, "history cannot be read.*TypeError"),
-        ({"history": ["round"]}, "history cannot be read"),
-        ({"history": [{"number": 0, "cmi": "low", "lam": 1, "skipped": False}]}, "history cannot be read.*ValueError"),
-        ({"history": [{"number": 0, "cmi": 1, "lam": 1, "skipped": False, "share": {}}]}, "history cannot be read"),
+        ({}, r"cannot be read .*lacks history"),
+        ({"history": 3}, r"cannot be read .*history: expected a list, got 3"),
+        ({"history": ["round"]}, r"cannot be read .*history\[0\]: expected a dictionary"),
+        (
+            {"history": [{"number": 0, "cmi": "low", "lam": 1, "skipped": False}]},
+            r"\.cmi: expected a number",
+        ),
+        (
+            {"history": [{"number": 0, "cmi": 1, "lam": 1, "skipped": False, "share": {}}]},
+            r"\.share: expected",
+        ),
         ({"history": []}, "no round in which the regulariser acted"),
         ({"history": [{"number": 0, "cmi": 1, "lam": 1, "skipped": True}]}, "no round in which the regulariser acted"),
     ],

@@ -40,6 +40,8 @@ from ddplug.evaluation.evaluate import DSAViews, Evaluation, evaluate, named, re
 from ddplug.evaluation.measure import measure
 from ddplug.networks.training import accuracy, evaluate_set, fit
 from ddplug.networks.zoo import build, seeded
+from ddplug.utils.files import write_json
+from ddplug.utils.sealing import unseal_record
 
 pytest.importorskip("sklearn")
 
@@ -339,8 +341,7 @@ def test_two_evaluations_do_not_share_a_file(
 def test_a_file_without_runs_binds_nobody(digits: ImageData, few: SyntheticSet, tmp_path: Path) -> None:
     keep = tmp_path / "runs.json"
     evaluate(few, digits, keep=keep, **TINY)
-    empty = {**json.loads(keep.read_text()), "runs": {}}
-    keep.write_text(json.dumps(empty))
+    write_json({**json.loads(keep.read_text()), "runs": {}}, keep)
     evaluate(few, digits, keep=keep, **{**TINY, "epochs": 1})
     assert json.loads(keep.read_text())["settings"]["epochs"] == 1
 
@@ -371,7 +372,7 @@ def test_augmentations_are_named_alike_in_every_process() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}}', '{"settings": {}, "runs": {"a": {"0": "x"}}}'])
 def test_a_damaged_file_of_runs_is_refused(text: str, digits: ImageData, few: SyntheticSet, tmp_path: Path) -> None:
     (tmp_path / "runs.json").write_text(text)
-    with pytest.raises(InputError, match=r"runs\.json' cannot be read.*delete it"):
+    with pytest.raises(InputError, match=r"runs\.json' cannot be read.*Delete it"):
         evaluate(few, digits, keep=tmp_path / "runs.json", **TINY)
 
 
@@ -450,7 +451,7 @@ def test_the_command_prints_and_writes_what_came_out(
     out = tmp_path / "result.json"
     shown = run(set_file, *QUICK, "--arch", "ConvNet, AlexNet", "--proxies", tmp_path / "pool", "--json", out)
     expected = evaluate(few, digits, architectures=("convnet", "alexnet"), pool=pool, **TINY)
-    assert json.loads(out.read_text()) == json.loads(json.dumps(expected.to_json()))
+    assert unseal_record(json.loads(out.read_text())) == (json.loads(json.dumps(expected.to_json())), True)
     for name in ("convnet", "alexnet"):
         assert re.search(rf"{name}\W+{expected.mean(name):.2%} ± {expected.std(name):.2%}", shown)
     assert expected.cmi is not None

@@ -67,12 +67,12 @@ def test_saving_again_replaces_the_set(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_old_set_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(_: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def half(path: Path, content: bytes) -> None:
+        path.write_text("half")
         raise KeyboardInterrupt
 
     save_set(SyntheticSet(pictures(2), torch.tensor([0, 1])), tmp_path / "set.pt")
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(KeyboardInterrupt):
         save_set(SyntheticSet(pictures(2, seed=1), torch.tensor([0, 1])), tmp_path / "set.pt")
     assert torch.equal(load_set(tmp_path / "set.pt").images, pictures(2))

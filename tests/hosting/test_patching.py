@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddplug import HostError, PatchError
+from ddplug import HostError, InputError, PatchError
 from ddplug.hosting import patch as p
-from ddplug.hosting.checkout import HostSpec, find_repo, from_record, load, table
+from ddplug.hosting.checkout import LOCK, HostSpec, find_repo, from_record, load, table
+from ddplug.utils.files import exclusive_lock
 
 LOOP = b"import math\n\ndef main():\n    total = 0\n    return total\n"
 OTHER = b"a = 1\r\nb = 2\r\nlast line without an end"
@@ -179,13 +181,94 @@ def test_the_wrong_folder(repo: Path, tmp_path: Path) -> None:
         spec().check(repo)
 
 
-def test_half_patched_is_refused(repo: Path) -> None:
+def test_half_patched_is_refused_where_it_would_be_run(repo: Path) -> None:
     (repo / "loop.py").write_bytes(PATCHED)
     before = tree(repo)
-    for what in (spec().apply, spec().reverse, spec().check):
-        with pytest.raises(PatchError, match="some files"):
+    for what in (spec().patched, spec().check):
+        with pytest.raises(PatchError, match=r"some files.*Complete it with `ddplug patch ours .*--reverse`"):
             what(repo)
     assert tree(repo) == before
+
+
+def killed_after(renames: int, change: Callable[[Path], object], repo: Path) -> None:
+    """Have a process of its own `change` the checkout, which `kill -9` ends after so many renamings."""
+    child = os.fork()
+    if child == 0:
+        replace, left = os.replace, renames
+
+        def killed(source: Any, target: Any) -> None:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            replace(source, target)
+
+        os.replace = killed
+        change(repo)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fork")
+@pytest.mark.parametrize("killed", ["apply", "reverse"])
+@pytest.mark.parametrize("repaired", ["apply", "reverse"])
+@pytest.mark.parametrize("renames", [0, 1])
+def test_killed_between_two_files_it_is_completed_or_taken_out(
+    repo: Path, killed: str, repaired: str, renames: int
+) -> None:
+    whole = {"reverse": tree(repo)}
+    spec().apply(repo)
+    whole["apply"] = tree(repo)
+    if killed == "apply":
+        spec().reverse(repo)
+    killed_after(renames, getattr(spec(), killed), repo)
+    states = sorted(set(spec().states(repo).values()))
+    assert states == (["clean", "patched"] if renames else ["patched" if killed == "reverse" else "clean"])
+    if renames or killed == repaired:
+        changed = getattr(spec(), repaired)(repo)
+        assert len(changed) == (1 if renames else 2)
+    else:
+        with pytest.raises(PatchError):  # nothing had been changed
+            getattr(spec(), repaired)(repo)
+        getattr(spec(), killed)(repo)
+        getattr(spec(), repaired)(repo)
+    assert tree(repo) == whole[repaired], "to the byte, and nothing is left beside the files"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root may give files away")
+def test_root_leaves_files_their_owner_and_permissions(repo: Path) -> None:
+    os.chown(repo / "loop.py", 1234, 2345)
+    (repo / "loop.py").chmod(0o4750)
+    for what in (spec().apply, spec().reverse):
+        what(repo)
+        found = (repo / "loop.py").stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (1234, 2345, 0o4750)
+
+
+def test_one_process_at_a_time(repo: Path) -> None:
+    before = tree(repo)
+    with exclusive_lock(repo / LOCK, repo), pytest.raises(InputError, match="another process is at work in"):
+        spec().apply(repo)
+    assert tree(repo) == before
+
+
+@pytest.mark.parametrize("files", ["new", "old"])
+def test_a_full_disk_names_the_file_and_changes_nothing(
+    repo: Path, files: str, small_disk: Path, fill: Callable[[Path, int], None]
+) -> None:
+    host = small_disk / "host"
+    shutil.copytree(repo, host)
+    text = b"x = 1\n" * 1500
+    (host / "sub" / "other.py").write_bytes(text)
+    raw = RAW.replace(b"ddplug = 3\r\n", b"ddplug = 3\n")
+    ours = spec(raw, files={"loop.py": p.blob_hash(LOOP), "sub/other.py": p.blob_hash(text)})
+    fill(small_disk, 8192 + (12288 + 4096 if files == "old" else 4096))  # loop.py twice; other.py once, or not at all
+    before = tree(host)
+    with pytest.raises(PatchError, match=r"cannot write '.*other\.py' \(No space left.*nothing was changed"):
+        ours.apply(host)
+    assert tree(host) == before
 
 
 def test_line_ends_have_to_agree(repo: Path) -> None:
@@ -235,7 +318,7 @@ def test_all_files_or_none(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_record_and_its_patch_name_the_same_files() -> None:
     with pytest.raises(PatchError, match="hashes are known of"):
         spec(files={"loop.py": p.blob_hash(LOOP)})
-    with pytest.raises(HostError, match="not complete"):
+    with pytest.raises(HostError, match="lacks url, licence"):
         from_record("ours", {"title": "x", "files": {}}, RAW)
 
 

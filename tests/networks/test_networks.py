@@ -188,8 +188,8 @@ def test_resnet_refuses_a_last_stage_of_one_normalised_pixel():
     ("options", "message"),
     [
         ({"norm": "layer"}, "unknown norm 'layer'; expected 'instance', 'batch' or 'none'"),
-        ({"width": 0}, "width must be at least 1, got 0"),
-        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"width": 0}, "width must be a whole number from 1 to 65536, got 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number from 1"),
         ({"size": (32,)}, r"size is \(height, width\)"),
         ({"colour": True}, "options it does not have .*colour.*num_classes"),
     ],

@@ -1,0 +1,104 @@
+"""What the JSON files of a comparison may hold, and one function that reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ddplug.utils.records import (
+    Check,
+    UnfitError,
+    anything,
+    dict_of,
+    either,
+    entries,
+    flag,
+    list_of,
+    number,
+    one_of,
+    optional,
+    read_record,
+    text,
+    whole,
+)
+
+AGAIN = "delete it, and the same command makes it again"
+_SIZE = number(-1e30, 1e30, finite=False)
+_NAME = text(200, r"[\w.+-]+")
+
+TIMES = entries({"seconds": number(0, 1e30)}, {"extra_memory": optional(whole())})
+"""`times.json` of a host's run, and the times of a set."""
+
+JUDGEMENT = entries({"accuracies": list_of(number(0, 1))}, {"cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE)})
+"""What is beside a set: it is judged network by network."""
+
+DISTILLED = entries(
+    {
+        "sets": list_of(
+            entries({"iteration": whole(), "lambda": optional(_SIZE), "share": optional(_SIZE), "times": TIMES}), 1
+        ),
+        "skipped": whole(),
+    },
+    {"taken_from": text()},
+)
+"""`distilled.json`."""
+
+SETTINGS = entries(
+    {}, {"settings": entries({}, {"regularizer": dict_of(anything)}), "regularizer": dict_of(anything)}
+)  # fmt: skip
+"""`settings.json`."""
+
+FACTS = entries({"lambda": optional(_SIZE), "skipped": whole()})
+"""Of a host's `cmi*.json`, what a comparison needs."""
+
+RUN = entries(
+    {
+        "history": list_of(
+            entries(
+                {"number": whole(), "cmi": _SIZE, "lam": number(-1e30, 1e30), "skipped": flag},
+                {"share": optional(number(0, 1e30))},
+            )
+        )
+    }
+)
+"""A `cmi*.json`, of which the rounds are drawn."""
+
+_ROW = entries(
+    {
+        "arm": _NAME, "weight": either(number(0, 1e30), one_of("paper")), "views": optional(_NAME),
+        "accuracy": number(0, 1), "difference": number(-1, 1), "interval": optional(number(0, 1e30)),
+        "cmi_ratio": optional(_SIZE), "cmi_heldout_ratio": optional(_SIZE),
+    },
+    {
+        "accuracy_std": optional(number(0, 1)), "cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE),
+        "reaches": optional(whole()),
+    },
+)  # fmt: skip
+_ENTRY = entries(
+    {
+        "arm": _NAME,
+        "checkpoints": list_of(entries({"iteration": whole(), "accuracies": list_of(number(0, 1), 1)}), 1),
+    },
+    {"name": text()},
+)  # fmt: skip
+_COMPARISON = entries({"arms": list_of(_NAME, 1), "summary": list_of(_ROW, 1), "entries": list_of(_ENTRY, 1)})
+
+
+def comparison(value: Any) -> None:
+    """`compare.json`: every arm has entries, of equal checkpoints."""
+    _COMPARISON(value)
+    for arm in value["arms"]:
+        points = {
+            tuple(point["iteration"] for point in entry["checkpoints"])
+            for entry in value["entries"]
+            if entry["arm"] == arm
+        }
+        if len(points) != 1:
+            raise UnfitError(f"its entries of {arm} have {len(points)} kinds of checkpoints, not one", ("entries",))
+
+
+def read_json(
+    path: Path, advice: str = AGAIN, check: Check = anything, what: str = "a file of a comparison"
+) -> dict[str, Any]:
+    """What `write_json` wrote, without its checksum; `DataError` for anything else, with what to do about it."""
+    return read_record(path, check, what, f"{advice[:1].upper()}{advice[1:]}.")

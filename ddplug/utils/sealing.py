@@ -1,0 +1,91 @@
+"""Checksums inside the files that we write, so that a flipped bit is noticed when they are read.
+
+A torch file is a zip archive whose own checksums torch does not verify. Its SHA-256 is put into the archive's comment,
+behind everything else, where torch and every other reader of zip files ignore it. A JSON file has its SHA-256, taken of
+its values and not of how they are laid out, as the entry "sha256".
+
+Files without a checksum are older ones, or somebody else's. They are read, and `note_unsealed` says so once.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+from ddplug.utils.digest import file_sha256, sha256
+
+KEY = "sha256"
+"""The entry of a JSON file that holds its checksum."""
+
+_MARK = b"ddplug sha256 "
+_COMMENT = len(_MARK) + 64
+_END_OF_ARCHIVE, _END_SIZE = b"PK\x05\x06", 22
+_noted: set[str] = set()
+
+
+class BrokenError(Exception):
+    """A file whose content is not what was written; the text says how that is known."""
+
+
+def seal_archive(archive: bytes) -> bytes:
+    """A zip archive with its checksum as its comment, of which it must have none so far."""
+    body = archive[:-2] + struct.pack("<H", _COMMENT)
+    return body + _MARK + sha256([body]).encode()
+
+
+def check_archive(path: Path) -> bool:
+    """Whether a torch file has a checksum; `BrokenError` if it is another's, or the file's end is missing.
+
+    A file in torch's old format, which is no archive, has none and is not judged here.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(max(0, size - _COMMENT))
+        comment = file.read()
+    if comment.startswith(_MARK):
+        if comment[len(_MARK) :] != file_sha256(path, size - _COMMENT).encode():
+            raise BrokenError("its content is not what was written: the checksum differs")
+        return True
+    if start == b"PK\x03\x04" and not comment[-_END_SIZE:].startswith(_END_OF_ARCHIVE):
+        raise BrokenError("its end is missing or damaged")
+    return False
+
+
+def seal_record(content: object) -> object:
+    """`content` as JSON will give it back, with its checksum, instead of one that it has, if it is a dictionary."""
+    read_back: object = json.loads(json.dumps(content))
+    if not isinstance(read_back, dict):
+        return read_back
+    bare = {key: value for key, value in read_back.items() if key != KEY}
+    return {**bare, KEY: _of_record(bare)}
+
+
+def unseal_record(content: object) -> tuple[object, bool]:
+    """What was read from a JSON file without its checksum, and whether it had one; `BrokenError` if it is another's."""
+    if not isinstance(content, dict) or KEY not in content:
+        return content, False
+    bare = {key: value for key, value in content.items() if key != KEY}
+    if content[KEY] != _of_record(bare):
+        raise BrokenError(
+            f"its content is not what was written: the checksum differs; if you have edited it, delete its entry {KEY}"
+        )
+    return bare, True
+
+
+def note_unsealed(path: Path, what: str) -> None:
+    """Say on standard error, once for each kind of file, that `path` was written without a checksum."""
+    if what not in _noted:
+        _noted.add(what)
+        print(
+            f"ddplug: '{path}' is {what} without a checksum, as older versions wrote it; damage to it would not be "
+            "noticed. It is read all the same, and so are others of its kind.",
+            file=sys.stderr,
+        )
+
+
+def _of_record(content: dict[str, Any]) -> str:
+    return sha256([json.dumps(content, sort_keys=True, separators=(",", ":")).encode()])
