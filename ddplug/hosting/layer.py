@@ -7,7 +7,7 @@
     images = cmi.clean(images, labels)                   # the same before its augmentation, for --cmi_views clean
     cmi.save()                                           # where the host saves: history and lambda, as JSON
 
-`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.adapter.UpstreamAdapter`) what the host's own
+`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.adapter.HostAdapter`) what the host's own
 names mean; what it passes on by keyword is up to the two of them. Proxies are resolved by `ddplug.hosting.proxies`.
 """
 

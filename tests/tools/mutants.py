@@ -38,6 +38,7 @@ CUT, WATCH = "tests/core/test_cut_batches.py", "tests/core/test_watch.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
 COMMANDS, WHEEL = "tests/cli/test_cli.py", "tests/project/test_packaging.py"
 
+TOYS = "tests/hosting/test_toy_hosts.py"
 COMPARE, COMPARE_HOST = "tests/comparison/test_compare.py", "tests/comparison/test_compare_host.py"
 BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
 
@@ -425,6 +426,11 @@ MUTANTS = [
     Mutant("told to report and not done", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **os.environ},", "env={**os.environ, **comparable(self.spec.name).quiet_env},", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("a host works where we are", "hosting/deterministic.py", 'os.chdir(given["folder"])', "pass", f"{COMPARE_HOST} -k folder_of_its_entry"),
     Mutant("stale judgements kept", "comparison/compare.py", "                stale.unlink()", "                pass", f"{BASELINE} -k given_up"),
+    Mutant("tables with us only", "hosting/patched_host.py", "load(self.name, self.patches)", "load(self.name)", f"{TOYS} -k weight_zero"),
+    Mutant("any host compared", "hosting/adapter.py", "if not isinstance(made, ComparableHost):", "if False:", f"{TOYS} -k only_integrates"),
+    Mutant("a gated step counted", "hosting/layer.py", "            self.regularizer.skip()", "            pass", f"{TOYS} -k left_out"),
+    Mutant("real rows regularised", "hosting/layer.py", "chosen = views[first:] if first else views", "chosen = views", f"{TOYS} -k first_steps"),
+    Mutant("no patch beside its table", "hosting/checkout.py", "if not patch.is_file():", "if False:", f"{TOYS} -k without_table"),
     Mutant("abbreviations pass", "hosting/arguments.py", "    if short:", "    if False:", "tests/adapters/test_compare_adapters.py"),
     Mutant("any classes taken", "datasets/synthetic.py", "found.dtype == torch.int64 and found.shape == (count,)", "True", "tests/datasets/test_hostfiles.py -k none_are_refused"),
     Mutant("ConvNets for all", "proxies/pretrain.py", 'return "resnet18" if', 'return "convnet" if', f"{FILES} -k large_enough"),
