@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.adapters.mtt import MTT, SAVES, check_buffer, check_saves, experts_in, sets_in
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import HostError
-from ddplug.hosting.arguments import check_data, option, refuse_short
+from ddplug.hosting.arguments import option
+from ddplug.hosting.mtt_like import SAVES, ComparableMTTLike
 from ddplug.utils.files import replacing, user_path
 
 DEFAULTS: dict[str, Any] = {
@@ -22,27 +22,43 @@ CONFIG = "config.yaml"
 
 
 @register("datm")
-class DATM(MTT):
+class DATM(ComparableMTTLike):
     """The class of an image is its place in the set, as the host's own labels are logits that it learns.
 
-    Where the host leaves out its step, because the loss is above the threshold, the round is left out too: it is
-    neither counted nor part of the measurement of lambda.
+    A step is left out where the loss is above the threshold, and the round with it.
     """
 
     name = "datm"
+    defaults = DEFAULTS
+    reserved = ()  # evaluations are said in the configuration, which `command` writes anew
+    spelt_out = ("cfg",)
 
-    def record(self, args: Any, known: Mapping[str, Any]) -> Path:
+    def record(self, args: Any, context: Mapping[str, Any]) -> Path:
         """Beside the folder where the host saves its images."""
-        return Path("logged_files", args.dataset, str(args.ipc), args.model, str(known["run"]), "cmi.json")
+        return Path("logged_files", args.dataset, str(args.ipc), args.model, str(context["run"]), "cmi.json")
 
-    def comparable(self, arguments: Sequence[str]) -> None:
-        """Saved is every thousandth iteration."""
-        refuse_short(arguments, ("cfg",))
-        check_saves(self.name, _settings(self.name, arguments)["Iteration"])
+    def options(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """What the configuration file says, and the host's defaults for the rest; `HostError` if there is none."""
+        config = Path(option(arguments, "cfg", ""))
+        if not config.is_file():
+            raise HostError(
+                f"{self.name} takes its options from a file, and '{config}' is none. Name one: -- --cfg FILE.yaml; "
+                "samples are in the checkout's folder configs. Nothing was changed."
+            )
+        yaml = _yaml(self.name)
+        try:
+            settings = {**DEFAULTS, **(yaml.safe_load(config.read_text(encoding="utf-8")) or {})}
+        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+            raise HostError(f"'{config}' is no configuration file: {error}. Nothing was changed.") from error
+        for name, default in DEFAULTS.items():
+            if type(settings[name]) is not type(default):
+                kind = {str: "text", int: "a whole number", bool: "True or False"}[type(default)]
+                raise HostError(f"{name} in '{config}' is {settings[name]!r}, expected {kind}. Nothing was changed.")
+        return settings
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
         """The configuration with its folders made absolute and no networks to evaluate, in a file of its own."""
-        given = _settings(self.name, arguments)
+        given = self.options(arguments)
         places = {name: str(user_path(given[name]).resolve()) for name in ("data_path", "buffer_path")}
         config = folder / CONFIG
         ours = {**places, "num_eval": 0, "eval_it": SAVES, "skip_first_eva": True}
@@ -51,48 +67,12 @@ class DATM(MTT):
         return [*arguments, "--cfg", str(config)]  # the last one counts
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
-        """The sets of every thousandth iteration, with the labels and the rate learned so far."""
-        ran = _settings(self.name, ("--cfg", str(folder / CONFIG)))
-        return sets_in(folder, "zca" if ran["zca"] else "normalized")
+        """The same, with the labels and the rate learned so far; by the configuration that the run had."""
+        return super().saved(folder, ("--cfg", str(folder / CONFIG)))
 
-    def decided_by(self, arguments: Sequence[str]) -> dict[str, Any]:
+    def extra_inputs(self, arguments: Sequence[str]) -> dict[str, Any]:
         """What the configuration says, and the experts."""
-        settings = _settings(self.name, arguments)
-        return {"configuration": settings, "experts": experts_in(Path(settings["buffer_path"]))}
-
-    def told(self, arguments: Sequence[str]) -> tuple[str, str, int]:
-        """As the configuration says."""
-        settings = _settings(self.name, arguments)
-        return self.name, settings["dataset"].lower(), settings["ipc"]
-
-    def preflight(self, arguments: Sequence[str]) -> None:
-        """Are the configuration, the data set and the experts there?"""
-        settings = _settings(self.name, arguments)
-        check_data(self.name, settings["dataset"], settings["data_path"])
-        if settings["dataset"] in ("CIFAR10", "CIFAR100", "Tiny"):
-            check_buffer(
-                self.name, Path(settings["buffer_path"]), settings["dataset"], settings["model"], bool(settings["zca"])
-            )
-
-
-def _settings(host: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What the configuration file says, and the host's defaults for the rest; `HostError` if there is none."""
-    config = Path(option(arguments, "cfg", ""))
-    if not config.is_file():
-        raise HostError(
-            f"{host} takes its options from a file, and '{config}' is none. Name one: -- --cfg FILE.yaml; samples are "
-            "in the checkout's folder configs. Nothing was changed."
-        )
-    yaml = _yaml(host)
-    try:
-        settings = {**DEFAULTS, **(yaml.safe_load(config.read_text(encoding="utf-8")) or {})}
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise HostError(f"'{config}' is no configuration file: {error}. Nothing was changed.") from error
-    for name, default in DEFAULTS.items():
-        if type(settings[name]) is not type(default):
-            kind = {str: "text", int: "a whole number", bool: "True or False"}[type(default)]
-            raise HostError(f"{name} in '{config}' is {settings[name]!r}, expected {kind}. Nothing was changed.")
-    return settings
+        return {"configuration": self.options(arguments), **super().extra_inputs(arguments)}
 
 
 def _yaml(host: str) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ddplug.adapters import register
-from ddplug.adapters.dm import DM
+from ddplug.hosting.dm_like import ComparableDMLike
 
 
 @register("dsa")
-class DSA(DM):
+class DSA(ComparableDMLike):
     """Which of the two methods it is, the host's own option says; DC augments nothing."""
 
     name = "dsa"
-    iterations = "1000"
-    method, ipc = "DC", "1"
+    defaults: Mapping[str, Any] = {**ComparableDMLike.defaults, "ipc": 1, "Iteration": 1000, "method": "DC"}

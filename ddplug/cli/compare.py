@@ -106,10 +106,11 @@ def compare(
     distil: Distiller = Own(real, settings, pool, where)
     if host != "own":
         from ddplug.comparison.upstream_host import Upstream
-        from ddplug.hosting import checkout as hosts
+        from ddplug.hosting.adapter import comparable
+        from ddplug.hosting.checkout import find_repo
 
-        spec = hosts.load(host)
-        distil = Upstream(spec, hosts.find_repo(spec, repo), proxies, settings, download)
+        spec = comparable(host).spec()
+        distil = Upstream(spec, find_repo(spec, repo), proxies, settings, download)
     with Bars() as progress:
         result = run_compare(
             distil, chosen, seeds, out, judge, host=host, first_seed=first_seed, baseline=baseline, on_progress=progress

@@ -13,7 +13,9 @@ from ddplug.core.options import ABOUT, HOSTS, meant
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 
-Host = Annotated[str, typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm or idc.")]
+Host = Annotated[
+    str, typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm, idc, or an installed package's.")
+]
 
 
 @takes(HOSTS)
@@ -39,12 +41,13 @@ def run(
     from ddplug.hosting.options import weight as read_weight
     from ddplug.hosting.script import run as run_host
 
-    spec = hosts.load(host)
+    adapter = upstream(host)
+    spec = adapter.spec()
     checkout = hosts.find_repo(spec, repo)
     spec.patched(checkout)  # the right checkout, before anything is said about the arguments
     given = list(arguments or [])
     if not download:
-        upstream(host).preflight(given)
+        adapter.preflight(given)
     try:
         share = read_weight(weight)
     except ValueError as error:
@@ -68,11 +71,11 @@ def patch(
     diff: Annotated[bool, typer.Option("--diff", help="Print the patch; change nothing.")] = False,
 ) -> None:
     """Put our lines into a host's files: all files or none, only if they are the ones the patch was made for."""
-    from ddplug.hosting import checkout as hosts
+    from ddplug.hosting.adapter import upstream
 
     if check + reverse + diff > 1:
         raise InputError("give one of --check, --reverse and --diff.")
-    spec = hosts.load(host)
+    spec = upstream(host).spec()
     repo = user_path(path).resolve()
     if diff:
         spec.check(repo)

@@ -3,7 +3,7 @@
 Each entry runs in a process of its own (`ddplug.hosting.deterministic`), in which the same seed means the same draws.
 A host's run cannot be taken up in its middle: one that was interrupted begins anew, and gives the same. What a host has
 to be asked for its set to be found is its adapter's to say: `command` and `saved`, see
-`ddplug.hosting.adapter.UpstreamAdapter`.
+`ddplug.hosting.comparable_host.ComparableHost`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ddplug.core.options import ABOUT, HOSTS
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import save_set
 from ddplug.errors import HostError, InputError
-from ddplug.hosting.adapter import upstream
+from ddplug.hosting.adapter import comparable
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.deterministic import TIMES
 from ddplug.utils.digest import file_sha256, short_sha256
@@ -59,15 +59,15 @@ class Upstream(NamedTuple):
     @property
     def made_with(self) -> dict[str, Any]:
         """A hash over the checkout's Python files, and what else decides by the adapter's account."""
-        return {"checkout": code_digest(self.repo), **upstream(self.spec.name).decided_by(self.arguments)}
+        return {"checkout": code_digest(self.repo), **comparable(self.spec.name).extra_inputs(self.arguments)}
 
     def check(self, arms: Sequence[Arm], judge: Judge) -> None:
         """Raise for a checkout, options or arguments that the host cannot be run with, before anything is done."""
-        adapter, arguments = upstream(self.spec.name), self.arguments
+        adapter, arguments = comparable(self.spec.name), self.arguments
         adapter.comparable(arguments)
         options = self._options()
         self.spec.patched(self.repo)
-        setting = adapter.told(arguments)
+        setting = adapter.expected_setting(arguments)
         if setting[1] != judge.data.name:
             raise InputError(
                 f"{self.spec.name} would distil {setting[1]} (its --dataset), and its sets would be judged on "
@@ -89,7 +89,7 @@ class Upstream(NamedTuple):
             self._run(entry, folder)
         notes, facts = [], self._record(folder / RUN)
         times = read_json(folder / RUN / TIMES, AGAIN, TIMES_RECORD)
-        for iteration, made in sorted(upstream(self.spec.name).saved(folder / RUN, self.arguments).items()):
+        for iteration, made in sorted(comparable(self.spec.name).saved(folder / RUN, self.arguments).items()):
             save_set(made, folder / set_name(iteration))
             lam = facts["lambda"] if facts else None
             notes.append({"iteration": iteration, "lambda": lam, "share": None, "times": times})
@@ -112,7 +112,7 @@ class Upstream(NamedTuple):
         given = {
             "host": self.spec.name, "repo": str(self.repo.resolve()), "seed": entry.seed,
             "must": not entry.arm.baseline, "folder": str(attempt), "times": str(attempt / TIMES),
-            "arguments": [*upstream(self.spec.name).command(self.arguments, attempt), *self._ours(entry)],
+            "arguments": [*comparable(self.spec.name).command(self.arguments, attempt), *self._ours(entry)],
         }  # fmt: skip
         status = self._wait_for([*self.runner, json.dumps(given)], attempt / LOG)
         if status != 0:
@@ -132,7 +132,7 @@ class Upstream(NamedTuple):
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**upstream(self.spec.name).quietly, **os.environ},
+                env={**comparable(self.spec.name).quiet_env, **os.environ},
             ) as process,
         ):
             try:

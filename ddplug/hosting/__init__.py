@@ -1,7 +1,7 @@
 """What the lines that a patch inserts call: `import ddplug.hosting as ddplug_cmi`."""
 
 from ddplug.hosting.from_options import start
-from ddplug.hosting.layer import NAME, Attached, Layer, must_fire, save_all
+from ddplug.hosting.layer import NAME, Attached, Layer, require_rounds, save_all
 from ddplug.hosting.options import INNER, OPTIONS, Inner, Option, Views, add_config, add_options, weight
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Views",
     "add_config",
     "add_options",
-    "must_fire",
+    "require_rounds",
     "save_all",
     "start",
     "weight",

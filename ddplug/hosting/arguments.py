@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ddplug.errors import HostError, InputError
 from ddplug.utils.files import user_path
@@ -18,6 +20,21 @@ def option(arguments: Sequence[str], name: str, default: str) -> str:
         elif argument.startswith(f"--{name}="):
             value = argument.split("=", 1)[1]
     return value
+
+
+def read_options(arguments: Sequence[str], defaults: Mapping[str, Any], short: Collection[str] = ()) -> dict[str, Any]:
+    """The options in `defaults` as a command line gives them: text, whole numbers, and flags, whose default is False.
+
+    Those in `short` may also be given by their first letter. `HostError` for a number that is none.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, default in defaults.items():
+        kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": type(default)}
+        parser.add_argument(f"--{name}", *([f"-{name[0]}"] if name in short else []), default=default, **kind)
+    try:
+        return vars(parser.parse_known_args(list(arguments))[0])
+    except argparse.ArgumentError as error:
+        raise HostError(f"among the host's own arguments, {error}. Nothing was changed.") from error
 
 
 def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
@@ -46,15 +63,6 @@ def refuse(arguments: Sequence[str], names: Sequence[str]) -> None:
             f"{', '.join(taken)} is set by `ddplug compare`, which runs the host once per seed and judges its sets "
             "itself; leave it out."
         )
-
-
-def whole(arguments: Sequence[str], name: str, default: str) -> int:
-    """The value of `--name`, a whole number; `HostError` for another."""
-    given = option(arguments, name, default)
-    try:
-        return int(given)
-    except ValueError as error:
-        raise HostError(f"the host's --{name} is a whole number, got {given!r}.") from error
 
 
 TORCHVISION_FILES = {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ddplug.utils.files import exclusive_lock, user_path
 from ddplug.utils.records import check_record, dict_of, entries, flag, list_of, text
 
 LOCK = ".ddplug-patch.lock"
-_AGAIN = "It is part of ddplug: install that again."
+_AGAIN = "Install again what it is a part of: ddplug, or the package that brings the host."
 _NAMES = list_of(text(200), 0, 1000)
 _LINE = text(9, "[0-9]+")
 _REQUIRED = {
@@ -31,6 +32,9 @@ _OPTIONAL = {
     "places": dict_of(dict_of(text(), _LINE)),
 }  # fmt: skip
 _RECORD, _KNOWN = entries(_REQUIRED, _OPTIONAL), {*_REQUIRED, *_OPTIONAL}
+
+SHIPPED = "ddplug.patches"
+"""The package of our own patches and their table."""
 
 
 @dataclass(frozen=True)
@@ -152,31 +156,32 @@ class HostSpec:
         return f" (the commit is right, but the file has been edited; `git checkout {' '.join(names)}` restores it)"
 
 
-def names() -> list[str]:
-    """Names of all hosts that a patch is shipped for."""
-    return sorted(table())
+def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
+    """The host `name` by the table and the patch in `patches`, a package or a folder with `hosts.toml` and NAME.patch.
 
-
-def load(name: str) -> HostSpec:
-    """What is known of host `name`; `HostError` for a name that is not known."""
-    known = table()
+    Raises:
+        HostError: there is no such table or patch, or the table is not complete.
+        PatchError: the patch is none, or not of the files that the table names.
+    """
+    known = table(patches)
     if name not in known:
-        raise HostError(f"there is no host '{name}'; ddplug knows {', '.join(sorted(known))}.")
-    record = known[name]
-    raw = (importlib.resources.files("ddplug.patches") / f"{name}.patch").read_bytes()
-    return from_record(name, record, raw)
+        raise HostError(f"there is no host '{name}' in the hosts.toml of {patches}; it has {', '.join(sorted(known))}.")
+    patch = _folder(patches) / f"{name}.patch"
+    if not patch.is_file():
+        raise HostError(f"{patches} has a table of host '{name}', but no {name}.patch beside it.")
+    return from_record(name, known[name], patch.read_bytes())
 
 
 def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
     """The host of a table of `hosts.toml` and the text of its patch."""
     check_record(dict(record), _RECORD, f"the record of host '{name}' in hosts.toml", _AGAIN, error=HostError)
-    known = {key: value for key, value in record.items() if key in _KNOWN}
-    known["places"] = {
-        file: {int(line): text for line, text in lines.items()} for file, lines in known.get("places", {}).items()
+    fields = {key: value for key, value in record.items() if key in _KNOWN}
+    fields["places"] = {
+        file: {int(line): text for line, text in lines.items()} for file, lines in fields.get("places", {}).items()
     }
     for listed in ("path", "packages", "numpy_aliases"):
-        known[listed] = tuple(known.get(listed, ()))
-    return HostSpec(name=name, patch=parse(raw), **known)
+        fields[listed] = tuple(fields.get(listed, ()))
+    return HostSpec(name=name, patch=parse(raw), **fields)
 
 
 def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
@@ -199,13 +204,20 @@ def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
 
 
 @cache
-def table() -> dict[str, dict[str, Any]]:
-    """What `hosts.toml` says, by host."""
-    text = (importlib.resources.files("ddplug.patches") / "hosts.toml").read_text(encoding="utf-8")
+def table(patches: str | Path = SHIPPED) -> dict[str, dict[str, Any]]:
+    """What the `hosts.toml` of a package or folder says, by host; `HostError` if there is none."""
+    file = _folder(patches) / "hosts.toml"
+    if not file.is_file():
+        raise HostError(f"there is no hosts.toml in '{patches}'; see docs/hosts/own.md for what it says.")
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise HostError(f"hosts.toml cannot be read ({error}). {_AGAIN}") from error
+        raise HostError(f"the hosts.toml of {patches} cannot be read ({error}). {_AGAIN}") from error
+
+
+def _folder(patches: str | Path) -> Traversable:
+    """The folder of that path, or the one that the package of that name is in."""
+    return patches if isinstance(patches, Path) else importlib.resources.files(patches)
 
 
 def _spelt(held: Mapping[str, State]) -> str:

@@ -1,4 +1,4 @@
-"""A host's script in a world without chance, in a process of its own: `python -m ddplug.hosting.deterministic JSON`.
+"""Runs a host's script deterministically, in a process of its own: `python -m ddplug.hosting.deterministic JSON`.
 
 Upstream scripts seed nothing, or seed from the clock. Here torch, NumPy and Python start from one seed, and where the
 host's own files ask what time it is, they are told by a clock that depends on that seed and on how often they asked.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddplug.hosting import checkout as hosts
+from ddplug.hosting.adapter import upstream
 from ddplug.hosting.script import run
 from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
@@ -64,7 +64,7 @@ def main() -> None:
     """Run what the command line says, and write seconds and peak memory (bytes, or null) to the file it names."""
     given: dict[str, Any] = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    spec, repo = hosts.load(given["host"]), Path(given["repo"])
+    spec, repo = upstream(given["host"]).spec(), Path(given["repo"])
     os.chdir(given["folder"])  # hosts write to where they are
     meter = Meter("cpu")  # asking after CUDA would start it, and hosts choose their devices before that
     seed_everything(given["seed"])

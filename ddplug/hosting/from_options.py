@@ -12,22 +12,22 @@ from ddplug.hosting.options import options_of
 from ddplug.hosting.proxies import resolve
 
 
-def start(host: str, args: Any, **known: Any) -> Layer:
+def start(host: str, args: Any, **context: Any) -> Layer:
     """The layer of one synthetic set, made from the host's options; off, and nothing else, at `--cmi_weight 0`.
 
     Args:
         host: the adapter's name.
         args: the host's options, ours among them.
-        known: whatever the adapter wants to know (normalisation, real data, number of the experiment, `steps`, ...).
+        context: whatever the adapter wants to know (normalisation, real data, number of the experiment, `steps`, ...).
     """
     options = options_of(args)
     if options["weight"] == 0:
         return Layer(None)
     adapter = upstream(host)
-    pool = resolve(options["proxies"], adapter, args, known)
+    pool = resolve(options["proxies"], adapter, args, context)
     regularizer = Regularizer(
         pool, options["weight"], setting=adapter.setting(args),
-        input_space=pool.derived_space(adapter.space(args, known)), **{name: options[name] for name in HOSTS},
+        input_space=pool.derived_space(adapter.space(args, context)), **{name: options[name] for name in HOSTS},
     )  # fmt: skip
     print(f"ddplug: {host}, weight {options['weight']}, {pool}", flush=True)
-    return started(layer_of(adapter, regularizer, args, known, options["views"], options["inner"]))
+    return started(layer_of(adapter, regularizer, args, context, options["views"], options["inner"]))

@@ -7,7 +7,7 @@
     images = cmi.clean(images, labels)                   # the same before its augmentation, for --cmi_views clean
     cmi.save()                                           # where the host saves: history and lambda, as JSON
 
-`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.adapter.UpstreamAdapter`) what the host's own
+`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.adapter.HostAdapter`) what the host's own
 names mean; what it passes on by keyword is up to the two of them. Proxies are resolved by `ddplug.hosting.proxies`.
 """
 
@@ -153,20 +153,20 @@ class Attached:
     def add_config(self, config: Any, **_: object) -> None:
         """None: everything was said to `attach`."""
 
-    def start(self, host: str, args: Any, **known: Any) -> Layer:
+    def start(self, host: str, args: Any, **context: Any) -> Layer:
         """The layer of one synthetic set, around the regulariser that was attached."""
         reg = self._regularizer
         if not reg.active:
             return Layer(reg)
         if isinstance(reg.pool, DeferredPool) and reg.pool.pending:
-            reg.pool.fill(resolve(str(reg.pool.given), self._adapter, args, known))
+            reg.pool.fill(resolve(str(reg.pool.given), self._adapter, args, context))
             reg.announce(f"ddplug: {host}, weight {reg.weight}, {reg.pool}")
         else:
             reg.pool.check_data(self._adapter.setting(args)[1])
         if reg.input_space is None:
-            reg.input_space = reg.pool.derived_space(self._adapter.space(args, known))
+            reg.input_space = reg.pool.derived_space(self._adapter.space(args, context))
         self.save()
-        self._layer = layer_of(self._adapter, reg, args, known, self._views, self._inner)
+        self._layer = layer_of(self._adapter, reg, args, context, self._views, self._inner)
         return started(self._layer)
 
     def save(self) -> None:
@@ -180,13 +180,13 @@ def layer_of(
     adapter: Host,
     regularizer: Regularizer,
     args: Any,
-    known: Mapping[str, Any],
+    context: Mapping[str, Any],
     views: Views,
     inner: Inner,
 ) -> Layer:
     """The layer around `regularizer`."""
     host, dataset, ipc = adapter.setting(args)
-    steps = int(known.get("steps", 1))
+    steps = int(context.get("steps", 1))
     regularizer.watch.where = f"host {host}"
     if adapter.class_by_class:
         regularizer.watch.expect("one class per round")
@@ -195,7 +195,7 @@ def layer_of(
         # as there, and CMI's, a mean over steps times as many views, 1/sqrt(steps) times: so lambda is `steps` times.
         regularizer.weighting.factor = float(steps)
     facts = {"host": host, "dataset": dataset, "ipc": ipc}
-    return Layer(regularizer, views=views, steps=steps, inner=inner, record=adapter.record(args, known), facts=facts)
+    return Layer(regularizer, views=views, steps=steps, inner=inner, record=adapter.record(args, context), facts=facts)
 
 
 _LAYERS: list[Layer] = []
@@ -216,7 +216,7 @@ def save_all() -> None:
 
 
 @contextmanager
-def must_fire(what: str, expected: bool) -> Iterator[list[Layer]]:
+def require_rounds(what: str, expected: bool) -> Iterator[list[Layer]]:
     """Within, collect the layers that are started; at the end save them, and raise unless one came into action.
 
     Args:

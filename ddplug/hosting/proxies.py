@@ -27,7 +27,7 @@ SCHEMES: dict[str, str | Reader] = {
 """Readers by scheme: a function, or "module:function" to be imported."""
 
 
-def resolve(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+def resolve(given: str, adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     """The pool meant by what the user gave; for an empty string the host's experts, else the cache, else a new pool.
 
     Raises:
@@ -36,17 +36,19 @@ def resolve(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> P
     if given:
         scheme = scheme_of(given)
         pool = (
-            ProxyPool.load(given) if scheme is None else _reader(scheme)(given[len(scheme) + 1 :], adapter, args, known)
+            ProxyPool.load(given)
+            if scheme is None
+            else _reader(scheme)(given[len(scheme) + 1 :], adapter, args, context)
         )
     else:
-        found = adapter.experts(args, known)
+        found = adapter.experts(args, context)
         if found is not None:
             print(
                 f"ddplug: no proxies given; taking {adapter.name}'s own networks. In DM, CMI of the flattened features "
                 "of networks like those that match made sets worse, and of their logits better: see docs/results, and "
                 "ask for --representation logit, or name other networks by --proxies."
             )
-        pool = found if found is not None else _trained(adapter, args, known)
+        pool = found if found is not None else _trained(adapter, args, context)
     pool.check_data(adapter.setting(args)[1])
     return pool
 
@@ -63,8 +65,8 @@ def _reader(scheme: str) -> Reader:
     return known
 
 
-def _trained(adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
-    data = adapter.real(args, known)
+def _trained(adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
+    data = adapter.real(args, context)
     if data is None:
         raise PoolError(
             f"no proxies given, and {adapter.name} has no real data here to train some on. Name some: "

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from ddplug.errors import DDPlugError, HostError
 from ddplug.hosting.checkout import HostSpec
-from ddplug.hosting.layer import must_fire
+from ddplug.hosting.layer import require_rounds
 
 INTERRUPTED = 130
 
@@ -55,7 +55,7 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
     main.__dict__.update(__file__=str(script), __builtins__=builtins)
     folders = [script.parent, *((repo / folder).resolve() for folder in spec.path)]
     with ExitStack() as stack:
-        stack.enter_context(must_fire(f"{spec.name} ({script.name})", must))
+        stack.enter_context(require_rounds(f"{spec.name} ({script.name})", must))
         stack.enter_context(_surroundings(main, [str(script), *arguments], folders))
         stack.enter_context(_patched_imports(texts))
         stack.enter_context(old_names(spec.numpy_aliases))

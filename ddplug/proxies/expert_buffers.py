@@ -161,7 +161,7 @@ def read(
     return ProxyPool(proxies, info)
 
 
-def read_for_host(given: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+def read_for_host(given: str, adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     """The pool of `buffer:GIVEN` for a host; see `read`.
 
     Raises:
@@ -171,20 +171,20 @@ def read_for_host(given: str, adapter: Host, args: Any, known: Mapping[str, Any]
     folder = path if path.is_dir() else path.parent
     model = folder.name if _known(folder.name) else str(args.model)
     dataset, whitened = _data(folder.parent.name)
-    space = adapter.space(args, known)
+    space = adapter.space(args, context)
     if whitened and not isinstance(space, ZCASpace):
         raise SpaceError(
             f"the experts in '{folder}' were trained on ZCA-whitened images (else the folder above were called "
             f"{folder.parent.name}{NO_ZCA}), but the images of this {adapter.name} run are {space}. Run the host with "
             "its option for ZCA, or name experts of images that are not whitened."
         )
-    if whitened is False and isinstance(space, ZCASpace) and "space" in known:
+    if whitened is False and isinstance(space, ZCASpace) and "space" in context:
         from ddplug.datasets.spaces import InputSpace
 
-        space = InputSpace.normalized(*known["space"])  # from the host's whitened images to these, exactly
-    shape = tuple(known["shape"]) if "shape" in known else tuple(known["train"][0].shape[1:])
-    names = known.get("classes")
-    count = int(known["count"]) if "count" in known else len(names or ())
+        space = InputSpace.normalized(*context["space"])  # from the host's whitened images to these, exactly
+    shape = tuple(context["shape"]) if "shape" in context else tuple(context["train"][0].shape[1:])
+    names = context.get("classes")
+    count = int(context["count"]) if "count" in context else len(names or ())
     info = PoolInfo(dataset, tuple(map(str, names)) if names else None, (shape[0], shape[1], shape[2]), space)
     return read(path, model, classes=count, shape=(shape[0], shape[1], shape[2]), snapshot=snapshot, info=info)
 

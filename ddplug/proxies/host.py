@@ -12,7 +12,7 @@ from ddplug.proxies.pool import ProxyPool
 
 
 class Host(Protocol):
-    """What a host's own names mean; `args` are its options, `known` what the patch passes to `start`."""
+    """What a host's own names mean; `args` are its options, `context` the keywords that the patch passes to `start`."""
 
     name: str
     class_by_class: bool
@@ -20,14 +20,14 @@ class Host(Protocol):
     def setting(self, args: Any) -> tuple[str, str, int]:
         """(host, data set, images per class)."""
 
-    def record(self, args: Any, known: Mapping[str, Any]) -> Path:
+    def record(self, args: Any, context: Mapping[str, Any]) -> Path:
         """The JSON file for CMI's history."""
 
-    def space(self, args: Any, known: Mapping[str, Any]) -> AnySpace | None:
+    def space(self, args: Any, context: Mapping[str, Any]) -> AnySpace | None:
         """The input space of the views."""
 
-    def experts(self, args: Any, known: Mapping[str, Any]) -> ProxyPool | None:
+    def experts(self, args: Any, context: Mapping[str, Any]) -> ProxyPool | None:
         """The host's own pretrained networks, if it has any at hand."""
 
-    def real(self, args: Any, known: Mapping[str, Any]) -> ImageData | None:
+    def real(self, args: Any, context: Mapping[str, Any]) -> ImageData | None:
         """The host's real data, to train proxies on."""

@@ -43,7 +43,7 @@ SPACES = {
 """The normalisation in which IDC trains, by its name for the data set."""
 
 
-def read_for_host(path: str, adapter: Host, args: Any, known: Mapping[str, Any]) -> ProxyPool:
+def read_for_host(path: str, adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     """`--proxies idc:PATH` of any host: PATH is a file, an experiment's folder, or a folder of experiments."""
     folder = user_path(path)
     dataset = next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])
@@ -52,8 +52,8 @@ def read_for_host(path: str, adapter: Host, args: Any, known: Mapping[str, Any])
         raise PoolError(
             f"IDC trains no networks on {dataset}, so '{path}' cannot be of use here; it knows {', '.join(SPACES)}."
         )
-    fresh = getattr(adapter, "network", None) if "network" in known else None  # IDC itself is what runs
-    return read([folder], dataset, space, (lambda: fresh(args, known)) if fresh else None)
+    fresh = getattr(adapter, "network", None) if "network" in context else None  # IDC itself is what runs
+    return read([folder], dataset, space, (lambda: fresh(args, context)) if fresh else None)
 
 
 def read(folders: Sequence[Path], dataset: str, space: InputSpace, builder: Builder | None = None) -> ProxyPool:

@@ -46,9 +46,9 @@ def test_mtt(here: Path, tmp_path: Path) -> None:
     assert values(line, "--data_path") == [str(here / "data")]
     assert values(line, "--buffer_path")[-1] == "/experts"
     assert (values(line, "--num_eval"), values(line, "--eval_it")) == (["0"], ["1000"])
-    assert mtt.told(given) == ("mtt", "cifar10", 10)
-    assert mtt.told(()) == ("mtt", "cifar10", 1)
-    assert mtt.quietly == {"WANDB_MODE": "disabled"}
+    assert mtt.expected_setting(given) == ("mtt", "cifar10", 10)
+    assert mtt.expected_setting(()) == ("mtt", "cifar10", 1)
+    assert mtt.quiet_env == {"WANDB_MODE": "disabled"}
     for wrong in ("300", "1500", "0"):
         with pytest.raises(HostError, match=f"every 1000 iterations, and Iteration is {wrong}"):
             mtt.comparable(("--Iteration", wrong))
@@ -67,9 +67,9 @@ def test_other_experts_are_another_comparison(here: Path) -> None:
     seen = []
     for content in (b"one", b"two", b"three" * 20000, b"three" * 20001):
         file.write_bytes(content)
-        seen.append(mtt.decided_by(())["experts"])
+        seen.append(mtt.extra_inputs(())["experts"])
     assert len(set(seen)) == 4
-    assert mtt.decided_by(("--buffer_path", str(here / "buffers")))["experts"] == seen[-1]
+    assert mtt.extra_inputs(("--buffer_path", str(here / "buffers")))["experts"] == seen[-1]
 
 
 def save_numbered(folder: Path, number: object, labels: torch.Tensor = LABELS) -> None:
@@ -99,7 +99,7 @@ def test_datm(here: Path, tmp_path: Path) -> None:
     (here / "own.yaml").write_text(yaml.safe_dump(given))
     arguments = ("--cfg", "own.yaml")
     datm.comparable(arguments)
-    assert datm.told(arguments) == ("datm", "cifar10", 10)
+    assert datm.expected_setting(arguments) == ("datm", "cifar10", 10)
     run = tmp_path / "run"
     more = ("--cmi_inner", "all")
     assert datm.command((*arguments, *more), run) == [*arguments, *more, "--cfg", str(run / "config.yaml")]
@@ -113,10 +113,10 @@ def test_datm(here: Path, tmp_path: Path) -> None:
     assert list(found) == [1000]
     assert found[1000].meaning == "normalized"
     assert torch.allclose(found[1000].labels.sum(1), torch.ones(4))
-    before = datm.decided_by(arguments)
+    before = datm.extra_inputs(arguments)
     (here / "own.yaml").write_text(yaml.safe_dump({**given, "zca": True, "Iteration": 100}))
     assert datm.saved(run, arguments)[1000].meaning == "normalized", "as the run was told, whatever the file says now"
-    assert datm.decided_by(arguments)["configuration"] != before["configuration"]
+    assert datm.extra_inputs(arguments)["configuration"] != before["configuration"]
     with pytest.raises(HostError, match="Iteration is 100"):
         datm.comparable(arguments)
     for wrong in ({"Iteration": "1e3"}, {"ipc": 10.0}, {"data_path": None}, {"zca": 1}):
@@ -128,7 +128,7 @@ def test_datm(here: Path, tmp_path: Path) -> None:
 def test_idc(here: Path, tmp_path: Path) -> None:
     idc, given = adapters.upstream("idc"), ("-d", "cifar10", "-i", "10", "--niter", "2", "--inner_loop", "4")
     idc.comparable(given)
-    assert idc.told(given) == ("idc", "cifar10", 10)
+    assert idc.expected_setting(given) == ("idc", "cifar10", 10)
     (here / "pretrained/cifar10").mkdir(parents=True)
     line = idc.command((*given, "--data_dir", "mine", "--imagenet_dir=theirs"), tmp_path)
     assert values(line, "--imagenet_dir") == [str(here / "theirs")]

@@ -168,15 +168,15 @@ def test_its_real_data_is_normalised_once(folder: Path) -> None:
     """The host has its training images in [0, 1] and its test images normalised."""
     adapter, images = adapters.upstream("idc"), torch.rand(6, 3, 4, 4)
     space = InputSpace.normalized(MEAN, STD)
-    known = {"space": (MEAN, STD), "train": Images(images), "test": Images(space.from_unit(images))}
+    context = {"space": (MEAN, STD), "train": Images(images), "test": Images(space.from_unit(images))}
     for views in ("host", "clean"):
-        data = adapter.real(options(folder, cmi_views=views), known)
+        data = adapter.real(options(folder, cmi_views=views), context)
         assert data is not None
         assert data.space == space
         torch.testing.assert_close(data.train_images, data.test_images)
         assert data.class_names == ("0", "1", "2")
         assert data.train_labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert adapter.real(argparse.Namespace(dataset="imagenet"), known) is None
+    assert adapter.real(argparse.Namespace(dataset="imagenet"), context) is None
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -185,6 +185,7 @@ def test_its_real_data_is_normalised_once(folder: Path) -> None:
     (["-d", "speech", "-i", "0"], "images per class, got 0"),
     (["-d", "speech"], "images per class, got -1"),
     (["-d", "speech", "--ipc=1", "--niter", "1", "--inner_loop", "3"], "make 33 outer iterations"),
+    (["-d", "speech", "--ipc", "ten"], "argument --ipc/-i: invalid int value: 'ten'"),
 ])  # fmt: skip
 def test_what_would_fail_late_is_said_early(arguments: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(HostError, match=re.escape(said)):
@@ -194,7 +195,6 @@ def test_what_would_fail_late_is_said_early(arguments: list[str], said: str, tmp
 @pytest.mark.parametrize("arguments", [
     ["-d", "speech", "--ipc", "1", "--niter", "1", "--inner_loop", "2"],
     ["-d", "speech", "--ipc", "1", "--niter", "1", "--inner_loop", "3", "--reproduce"],  # sets its own niter
-    ["-d", "speech", "--ipc", "ten"],  # the host says so itself
 ])  # fmt: skip
 def test_what_the_host_takes_passes(arguments: list[str]) -> None:
     adapters.upstream("idc").preflight(arguments)
@@ -341,19 +341,20 @@ def test_the_hosts_own_folder_is_found_and_its_own_network_built(
     """A network that none of ours is: the host's own code builds it, and its random state is as it was."""
     monkeypatch.chdir(tmp_path)
     adapter = adapters.upstream("idc")
-    known = {"space": (MEAN, STD), "train": Images(torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))),
-             "network": lambda args, nclass: nn.Sequential(nn.Flatten(), nn.Linear(48, nclass))}  # fmt: skip
+    images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    context = {"space": (MEAN, STD), "train": Images(images),
+               "network": lambda args, nclass: nn.Sequential(nn.Flatten(), nn.Linear(48, nclass))}  # fmt: skip
     args = options(tmp_path)
-    assert adapter.experts(args, known) is None
+    assert adapter.experts(args, context) is None
     folder = tmp_path / "pretrained" / "cifar10" / "conv3in_cut_0"
     folder.mkdir(parents=True)
-    assert adapter.experts(args, known) is None
+    assert adapter.experts(args, context) is None
     held = {"1.weight": torch.ones(CLASSES, 48), "1.bias": torch.zeros(CLASSES)}
     torch.save(held, folder / "checkpoint5.pth.tar")
-    pool = adapter.experts(args, known)
+    pool = adapter.experts(args, context)
     assert pool is not None
     assert torch.equal(pool.proxies[0].network.state_dict()["1.weight"], held["1.weight"])
     assert pool.info.space == InputSpace.normalized(MEAN, STD)
     torch.save({"1.weight": torch.ones(CLASSES, 40)}, folder / "checkpoint6.pth.tar")
     with pytest.raises(ProxyError, match="for the host's own Sequential"):
-        adapter.experts(args, known)
+        adapter.experts(args, context)

@@ -19,6 +19,7 @@ import torch
 
 from ddplug import ProxyPool, datasets
 from ddplug.adapters.dm import DM
+from ddplug.attaching.registry import _ADAPTERS
 from ddplug.comparison.compare import compare
 from ddplug.comparison.judge import Judge
 from ddplug.comparison.plan import Arm, Settings, arms
@@ -27,7 +28,7 @@ from ddplug.datasets.images import ImageData
 from ddplug.errors import DDPlugError, HostError, InputError
 from ddplug.hosting import checkout as hosts
 from ddplug.hosting import deterministic as repeatable
-from ddplug.hosting.adapter import UpstreamAdapter
+from ddplug.hosting.adapter import HostAdapter, comparable
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.deterministic import clock, seed_everything
 from ddplug.proxies.pretrain import pretrain
@@ -163,7 +164,7 @@ class Patched(HostSpec):
         ("dsa", "--dataset Digits", (0.5,), {}, "with one image per class"),
         ("dsa", "--dataset Digits", (0.0,), {}, None),
         ("dm", "--dataset Digits --ipc=1", (0.5,), {}, "with one image per class"),
-        ("dm", "--dataset Digits --ipc many", (0.5,), {}, "--ipc is a whole number, got 'many'"),
+        ("dm", "--dataset Digits --ipc many", (0.5,), {}, "argument --ipc: invalid int value: 'many'"),
         ("dm", "--dataset Digits", (0.5,), {"draw": 2}, "draw must be between 1 and the pool's size, 1"),
         ("dm", "--dataset Digits", (0.5,), {"representation": "pixels"}, "unknown representation 'pixels'"),
         ("dm", "--dataset Digits", (0.5,), {"temperature": -1.0}, "temperature"),
@@ -209,7 +210,9 @@ def test_entries_of_another_checkout_are_refused(run: Any, tmp_path: Path) -> No
     assert len(calls(tmp_path)) == 4
 
 
-def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path, digits: ImageData, pool: Path) -> None:
+def test_options_that_hosts_do_not_have_are_refused(
+    run: Any, tmp_path: Path, digits: ImageData, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings(arguments=(), regularizer={"compile": True})
     with pytest.raises(InputError, match="compile cannot be set in a host"):
         run(settings=settings)
@@ -217,17 +220,16 @@ def test_options_that_hosts_do_not_have_are_refused(run: Any, tmp_path: Path, di
     taken = Settings(arguments=("--save_path=here", "--num_eval", "3"))
     with pytest.raises(InputError, match="--save_path, --num_eval is set by `ddplug compare`"):
         Upstream(hosts.load("dm"), tmp_path, tmp_path, taken).check([Arm(0.0)], judge)
-    nobodys = UpstreamAdapter()
-    nobodys.name = "nobodys"
+    monkeypatch.setitem(_ADAPTERS, "nobodys", type("Nobodys", (HostAdapter,), {"name": "nobodys"}))
     with pytest.raises(HostError, match="does not know how to find the sets of nobodys"):
-        nobodys.comparable(())
+        comparable("nobodys")
 
 
 def test_hosts_report_nowhere_unless_they_are_told_to(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(DM, "quietly", {"WANDB_MODE": "disabled"})
+    monkeypatch.setattr(DM, "quiet_env", {"WANDB_MODE": "disabled"})
     run(seeds=1)
     monkeypatch.setenv("WANDB_MODE", "offline")
     run(seeds=2)

@@ -26,9 +26,10 @@ from ddplug.attaching import registry
 from ddplug.hosting import patch as patching
 from ddplug.hosting import proxies as hostproxies
 from ddplug.hosting import script as running
-from ddplug.hosting.adapter import UpstreamAdapter, stacked
+from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.arguments import check_data, option
 from ddplug.hosting.checkout import HostSpec, from_record
+from ddplug.hosting.host_names import stacked
 
 STANDINS = Path(__file__).parents[1] / "standins"
 SAVE = "cmi.save()"
@@ -76,7 +77,7 @@ def insertions(text: bytes, lines: Mapping[int, str]) -> tuple[patching.Insertio
     return tuple(made)
 
 
-class StandIn(UpstreamAdapter):
+class StandIn(HostAdapter):
     """The adapter of all stand-ins."""
 
     name = "standin"
@@ -90,13 +91,13 @@ class StandIn(UpstreamAdapter):
     def setting(self, args: Any) -> tuple[str, str, int]:
         return "standin", "noise", 4
 
-    def record(self, args: Any, known: Mapping[str, Any]) -> Path:
+    def record(self, args: Any, context: Mapping[str, Any]) -> Path:
         return Path(args.out).with_suffix(".json")
 
-    def space(self, args: Any, known: Mapping[str, Any]) -> InputSpace | None:
+    def space(self, args: Any, context: Mapping[str, Any]) -> InputSpace | None:
         return None
 
-    def experts(self, args: Any, known: Mapping[str, Any]) -> ProxyPool | None:
+    def experts(self, args: Any, context: Mapping[str, Any]) -> ProxyPool | None:
         return self.found
 
 
@@ -335,7 +336,10 @@ def test_sets_distilled_in_turn_by_one_attached_regulariser_have_a_record_each(
 
 
 def test_ending_before_the_layer_is_put_in_is_an_error() -> None:
-    with pytest.raises(HostError, match="ended before its synthetic images were made"), hosting.must_fire("x", True):
+    with (
+        pytest.raises(HostError, match="ended before its synthetic images were made"),
+        hosting.require_rounds("x", True),
+    ):
         pass
 
 
@@ -414,7 +418,7 @@ def test_proxies_as_named_then_experts_then_a_small_pool(
         hostproxies.resolve("", adapter, None, {})
 
     monkeypatch.setattr("ddplug.proxies.pretrain.default_pool", lambda data: pool)
-    monkeypatch.setattr(adapter, "real", lambda args, known: "data")
+    monkeypatch.setattr(adapter, "real", lambda args, context: "data")
     assert hostproxies.resolve("", adapter, None, {}) is pool
     adapter.found = ProxyPool(pool.proxies)
     assert not capsys.readouterr().out
@@ -458,15 +462,15 @@ def test_schemes(text: str, scheme: str | None) -> None:
 def test_dm_and_dsa_say_what_upstreams_names_mean(tmp_path: Path) -> None:
     args = types.SimpleNamespace(method="DSA", dataset="CIFAR10", model="ConvNet", ipc=10, save_path="result")
     images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 1])
-    known = {"exp": 2, "space": ([0.5] * 3, [0.25] * 3), "classes": ["a", "b"], "train": (images, labels),
+    context = {"exp": 2, "space": ([0.5] * 3, [0.25] * 3), "classes": ["a", "b"], "train": (images, labels),
              "test": [(images[0], 1), (images[1], 0)]}  # fmt: skip
     for name in ("dm", "dsa"):
         adapter = adapters.upstream(name)
         assert adapter.name == name
         assert adapter.setting(args) == ("dsa", "cifar10", 10)
-        assert adapter.record(args, known) == Path("result/cmi_DSA_CIFAR10_ConvNet_10ipc_exp2.json")
-        assert adapter.experts(args, known) is None
-        data = adapter.real(args, known)
+        assert adapter.record(args, context) == Path("result/cmi_DSA_CIFAR10_ConvNet_10ipc_exp2.json")
+        assert adapter.experts(args, context) is None
+        data = adapter.real(args, context)
         assert data is not None
         assert data.name == "cifar10"
         assert data.class_names == ("a", "b")

@@ -215,15 +215,15 @@ def test_one_lambda_means_the_same_whichever_steps_are_used(
 ) -> None:
     """Where all inner steps see the same views and the host pulls on each of them alike."""
     import ddplug.hosting as hosting
-    from ddplug.hosting.adapter import UpstreamAdapter
+    from ddplug.hosting.adapter import HostAdapter
 
-    class Host(UpstreamAdapter):
+    class Host(HostAdapter):
         name = "host"
 
         def setting(self, args: Any) -> tuple[str, str, int]:
             return "host", "none", 4
 
-        def record(self, args: Any, known: Any) -> Any:
+        def record(self, args: Any, context: Any) -> Any:
             return Path("nowhere.json")
 
     images, labels = batch

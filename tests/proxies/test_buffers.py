@@ -20,7 +20,7 @@ from ddplug.proxies import expert_buffers as buffers
 from ddplug.proxies.pool import PoolInfo
 
 PLAIN = InputSpace.normalized((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-KNOWN = {"space": ((0.5,) * 3, (0.2,) * 3), "shape": (3, 8, 8), "count": 4, "classes": ["a", "b", "c", "d"]}
+CONTEXT = {"space": ((0.5,) * 3, (0.2,) * 3), "shape": (3, 8, 8), "count": 4, "classes": ["a", "b", "c", "d"]}
 
 
 def network(seed: int, name: str = "convnet", **options: Any) -> nn.Module:
@@ -46,8 +46,8 @@ def options(**more: object) -> argparse.Namespace:
     return argparse.Namespace(**{"dataset": "CIFAR10", "model": "ConvNetW32", "zca": False, "ipc": 1, **more})
 
 
-def read(given: object, args: argparse.Namespace | None = None, **known: object) -> ddplug.ProxyPool:
-    return buffers.read_for_host(str(given), adapters.upstream("mtt"), args or options(), {**KNOWN, **known})
+def read(given: object, args: argparse.Namespace | None = None, **context: object) -> ddplug.ProxyPool:
+    return buffers.read_for_host(str(given), adapters.upstream("mtt"), args or options(), {**CONTEXT, **context})
 
 
 @pytest.mark.parametrize(("given", "which"), [("", 2), ("#-1", 2), ("#0", 0), ("#1", 1), ("#-2", 1)])
@@ -152,7 +152,7 @@ def test_a_folder_that_does_not_say_is_taken_to_be_of_the_hosts_kind(folder: Pat
 def test_experts_of_another_data_set_are_refused(folder: Path) -> None:
     args = options(dataset="CIFAR100")
     with pytest.raises(PoolError, match="trained on cifar10, not on"):
-        ddplug.hosting.proxies.resolve(f"buffer:{folder}", adapters.upstream("mtt"), args, KNOWN)
+        ddplug.hosting.proxies.resolve(f"buffer:{folder}", adapters.upstream("mtt"), args, CONTEXT)
 
 
 def test_snapshots_that_are_all_equal_are_the_live_network(folder: Path) -> None:
@@ -264,8 +264,8 @@ def test_datm_reads_its_configuration(data: Path, folder: Path, tmp_path: Path) 
 
 
 def test_records_lie_where_the_hosts_results_do() -> None:
-    args, known = options(ipc=10), {"run": "quick-fox-1"}
+    args, context = options(ipc=10), {"run": "quick-fox-1"}
     mtt, datm = adapters.upstream("mtt"), adapters.upstream("datm")
-    assert mtt.record(args, known) == Path("logged_files/CIFAR10/quick-fox-1/cmi.json")
-    assert datm.record(args, known) == Path("logged_files/CIFAR10/10/ConvNetW32/quick-fox-1/cmi.json")
+    assert mtt.record(args, context) == Path("logged_files/CIFAR10/quick-fox-1/cmi.json")
+    assert datm.record(args, context) == Path("logged_files/CIFAR10/10/ConvNetW32/quick-fox-1/cmi.json")
     assert (mtt.setting(args), datm.setting(args)) == (("mtt", "cifar10", 10), ("datm", "cifar10", 10))

@@ -38,6 +38,7 @@ CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
 COMMANDS, WHEEL = "tests/cli/test_cli.py", "tests/project/test_packaging.py"
 
+TOYS = "tests/hosting/test_toy_hosts.py"
 COMPARE, COMPARE_HOST = "tests/comparison/test_compare.py", "tests/comparison/test_compare_host.py"
 BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
 
@@ -426,10 +427,15 @@ MUTANTS = [
     Mutant("learned labels are classes", "datasets/host_files.py", "if images % kinds == 0:", "if False:", "tests/datasets/test_hostfiles.py -k learned"),
     Mutant("classes not saved", "datasets/synthetic.py", '"given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/datasets/test_hostfiles.py -k learned"),
     Mutant("a host's folder left relative", "hosting/arguments.py", "str(user_path(option(arguments, name, default)).resolve())", "option(arguments, name, default)", "tests/adapters/test_compare_adapters.py"),
-    Mutant("hosts report", "comparison/upstream_host.py", "env={**upstream(self.spec.name).quietly, **os.environ},", "", f"{COMPARE_HOST} -k report_nowhere"),
-    Mutant("told to report and not done", "comparison/upstream_host.py", "env={**upstream(self.spec.name).quietly, **os.environ},", "env={**os.environ, **upstream(self.spec.name).quietly},", f"{COMPARE_HOST} -k report_nowhere"),
+    Mutant("hosts report", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **os.environ},", "", f"{COMPARE_HOST} -k report_nowhere"),
+    Mutant("told to report and not done", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **os.environ},", "env={**os.environ, **comparable(self.spec.name).quiet_env},", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("a host works where we are", "hosting/deterministic.py", 'os.chdir(given["folder"])', "pass", f"{COMPARE_HOST} -k folder_of_its_entry"),
     Mutant("stale judgements kept", "comparison/compare.py", "                stale.unlink()", "                pass", f"{BASELINE} -k given_up"),
+    Mutant("tables with us only", "hosting/patched_host.py", "load(self.name, self.patches)", "load(self.name)", f"{TOYS} -k weight_zero"),
+    Mutant("any host compared", "hosting/adapter.py", "if not isinstance(made, ComparableHost):", "if False:", f"{TOYS} -k only_integrates"),
+    Mutant("a gated step counted", "hosting/layer.py", "            self.regularizer.skip()", "            pass", f"{TOYS} -k left_out"),
+    Mutant("real rows regularised", "hosting/layer.py", "chosen = views[first:] if first else views", "chosen = views", f"{TOYS} -k first_steps"),
+    Mutant("no patch beside its table", "hosting/checkout.py", "if not patch.is_file():", "if False:", f"{TOYS} -k without_table"),
     Mutant("abbreviations pass", "hosting/arguments.py", "    if short:", "    if False:", "tests/adapters/test_compare_adapters.py"),
     Mutant("any classes taken", "datasets/synthetic.py", "found.dtype == torch.int64 and found.shape == (count,)", "True", "tests/datasets/test_hostfiles.py -k none_are_refused"),
     Mutant("ConvNets for all", "proxies/pretrain.py", 'return "resnet18" if', 'return "convnet" if', f"{FILES} -k large_enough"),
