@@ -205,19 +205,24 @@ def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
 
 @cache
 def table(patches: str | Path = SHIPPED) -> dict[str, dict[str, Any]]:
-    """What the `hosts.toml` of a package or folder says, by host; `HostError` if there is none."""
+    """What the `hosts.toml` of a package or folder says, by host; `HostError` if there is none, or it is no TOML."""
     file = _folder(patches) / "hosts.toml"
     if not file.is_file():
         raise HostError(f"there is no hosts.toml in '{patches}'; see docs/hosts/own.md for what it says.")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise HostError(f"the hosts.toml of {patches} cannot be read ({error}). {_AGAIN}") from error
+        raise HostError(f"'{file}' is no TOML: {error}. {_AGAIN}") from error
 
 
 def _folder(patches: str | Path) -> Traversable:
     """The folder of that path, or the one that the package of that name is in."""
-    return patches if isinstance(patches, Path) else importlib.resources.files(patches)
+    if isinstance(patches, Path):
+        return patches
+    try:
+        return importlib.resources.files(patches)
+    except ModuleNotFoundError as error:
+        raise HostError(f"there is no package '{patches}' to hold hosts.toml; a folder is given as a Path.") from error
 
 
 def _spelt(held: Mapping[str, State]) -> str:

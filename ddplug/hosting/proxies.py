@@ -35,11 +35,10 @@ def resolve(given: str, adapter: Host, args: Any, context: Mapping[str, Any]) ->
     """
     if given:
         scheme = scheme_of(given)
-        pool = (
-            ProxyPool.load(given)
-            if scheme is None
-            else _reader(scheme)(given[len(scheme) + 1 :], adapter, args, context)
-        )
+        if scheme is None:
+            pool = ProxyPool.load(given)
+        else:
+            pool = _reader(scheme)(given[len(scheme) + 1 :], adapter, args, context)
     else:
         found = adapter.experts(args, context)
         if found is not None:

@@ -340,6 +340,11 @@ def test_a_fork_can_be_compared_by_its_defaults_alone(tmp_path: Path) -> None:
 def test_a_package_without_table_or_patch_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"no hosts.toml in"):
         load("toy", tmp_path / "none")
+    with pytest.raises(HostError, match="no package 'tables.of.mine'"):
+        load("toy", "tables.of.mine")
+    (tmp_path / "hosts.toml").write_text("[toy")
+    with pytest.raises(HostError, match="hosts.toml' is no TOML"):
+        load("toy", tmp_path)
     package("perclass", tmp_path)
     home = tmp_path / "toy_perclass"
     assert load("toy-perclass", home).script == "perclass.py"
