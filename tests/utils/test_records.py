@@ -104,6 +104,7 @@ def test_depth_and_sharing() -> None:
             r.check_depth(content)
 
 
+@pytest.mark.filterwarnings("ignore:.*(Sparse|sparse)")
 def test_a_tensor_that_is_larger_than_what_is_stored(tmp_path: Path) -> None:
     torch.save(torch.zeros(1).expand(1000), tmp_path / "few.pt")
     assert len(load_tensors(tmp_path / "few.pt", "file", "a tensor")) == 1000, "as hosts write labels"

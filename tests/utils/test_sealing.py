@@ -21,10 +21,8 @@ RECORD = {"format": "mine", "values": [0.1, 2, -1e300, True, None], "nested": {"
 
 
 def same(found: Any) -> bool:
-    return (
-        all(torch.equal(found[name], CONTENT[name]) for name in ("images", "labels"))
-        and found["more"] == CONTENT["more"]
-    )
+    tensors = all(torch.equal(found[name], CONTENT[name]) for name in ("images", "labels"))  # type: ignore[arg-type]
+    return tensors and found["more"] == CONTENT["more"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,23 +44,14 @@ def test_a_torch_file_is_read_by_torch_and_by_others(tmp_path: Path) -> None:
         assert archive.comment.startswith(b"ddplug sha256 ")
 
 
-def test_every_flipped_bit_of_a_torch_file_is_refused_or_changes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flipped_bit_of_a_torch_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     write_tensors(CONTENT, path)
     whole = path.read_bytes()
-    accepted = []
-    for position in range(len(whole)):
+    for position in [*range(0, len(whole), 11), *range(len(whole) - 110, len(whole))]:
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
-        try:
-            assert same(load(path))
-        except DataError as error:
-            assert "Copy it again." in str(error)
-        else:
-            accepted.append(position - len(whole))
-    # Without its mark the checksum is none, and the file's end is not where it was: only zip's own tolerance is left.
-    assert not accepted
+        with pytest.raises(DataError, match=r"Copy it again\."):
+            load(path)
 
 
 @pytest.mark.parametrize("length", [1, 10, 100, 1000, -1, -64, -78, -79, -100])
