@@ -21,8 +21,10 @@ from ddplug.networks.training import accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
-from ddplug.utils.files import user_path
+from ddplug.utils.files import exclusive_lock, user_path
 from ddplug.utils.progress import Bars
+
+LOCK = ".lock"
 
 # Pictures of which a mirror image is a picture of the same class.
 MIRRORED = ("cifar10", "cifar100")
@@ -68,6 +70,7 @@ def pretrain(
 
     Raises:
         PoolError: `folder` holds a pool of another recipe or data set, or something else.
+        InputError: another process is training this pool.
         ProxyError: an architecture that does not exist or does not fit the images.
     """
     if count < 1 or epochs < 1:
@@ -82,10 +85,22 @@ def pretrain(
     }  # fmt: skip
     with seeded(seed):
         build(architecture, **resolved)  # an impossible network is refused before anything is on disk
-    header = _open(folder, Header(pool_info(data), count, [], recipe))
-    augment = shift_and_flip(max(1, data.shape[1] // 8), flip)
+    wanted = Header(pool_info(data), count, [], recipe)
+    there = _there(folder, wanted)
+    if there is None or not there.complete or wanted.wanted > there.wanted:  # one that is only read needs no lock
+        with exclusive_lock(folder / LOCK, folder):
+            header = _open(folder, wanted)
+            _train(data, folder, header, device, progress)
+    return ProxyPool(*read_pool(folder, dataset=data.name, builders={}, partial=False)).to(device)
+
+
+def _train(data: ImageData, folder: Path, header: Header, device: torch.device | str, progress: bool) -> None:
+    """Train what the pool lacks, by the recipe in its header."""
+    recipe = header.recipe
+    architecture, resolved, epochs, seed = (recipe[key] for key in ("architecture", "options", "epochs", "seed"))
+    augment = shift_and_flip(max(1, data.shape[1] // 8), recipe["flip"])
     images, labels = data.train_images.to(device), data.train_labels.to(device)
-    what, total = f"proxies, {count} x {architecture} on {data.name}, epochs", header.wanted * epochs
+    what, total = f"proxies, {header.wanted} x {architecture} on {data.name}, epochs", header.wanted * epochs
     with Bars(on=progress) as bars:
 
         def epoch_done(before: int, done: int, loss: float) -> None:
@@ -96,8 +111,8 @@ def pretrain(
             with seeded(seed + index):
                 network = build(architecture, **resolved).to(device)
             fit(
-                network, images, labels, epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine",
-                augment=augment, precision=precision, seed=seed + index,
+                network, images, labels, epochs=epochs, lr=recipe["lr"], batch_size=recipe["batch_size"],
+                schedule="cosine", augment=augment, precision=recipe["precision"], seed=seed + index,
                 checkpoint=folder / f".proxy_{index:03d}.checkpoint", on_epoch=partial(epoch_done, index * epochs),
             )  # fmt: skip
             reached = accuracy(network, data.test_images, data.test_labels)
@@ -108,7 +123,6 @@ def pretrain(
             )
             write_header(folder, header)
             bars(what, (index + 1) * epochs, total, f"test accuracy {reached:.1%}")
-    return ProxyPool(*read_pool(folder, dataset=data.name, builders={}, partial=False)).to(device)
 
 
 def pool_info(data: ImageData) -> PoolInfo:
@@ -149,12 +163,22 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
 
 def _open(folder: Path, wanted: Header) -> Header:
     """The header to go on from: the one in `folder` if it is of the same recipe, else a new one, written."""
-    if not (folder / HEADER).is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PoolError(f"'{folder}' exists and is not a pool of proxies; choose another folder.")
-        folder.mkdir(parents=True, exist_ok=True)
+    found = _there(folder, wanted)
+    if found is None:
         write_header(folder, wanted)
         return wanted
+    if wanted.wanted != found.wanted and (wanted.wanted > found.wanted or not found.complete):
+        found.wanted = max(wanted.wanted, len(found.networks))
+        write_header(folder, found)
+    return found
+
+
+def _there(folder: Path, wanted: Header) -> Header | None:
+    """The header of the pool in `folder`, None if there is none; `PoolError` for one of another recipe, or no pool."""
+    if not (folder / HEADER).is_file():
+        if folder.exists() and (not folder.is_dir() or any(not held.name.startswith(".") for held in folder.iterdir())):
+            raise PoolError(f"'{folder}' exists and is not a pool of proxies; choose another folder.")
+        return None
     found = read_header(folder)
     if found.recipe:
         found.recipe.setdefault("precision", "exact")  # all there was when older pools were made
@@ -166,7 +190,4 @@ def _open(folder: Path, wanted: Header) -> Header:
         }
         what = f"other settings (there, asked for): {differing}" if differing else f"other data: {found.info.dataset}"
         raise PoolError(f"'{folder}' holds a pool made with {what}. Choose another folder, or the settings it has.")
-    if wanted.wanted != found.wanted and (wanted.wanted > found.wanted or not found.complete):
-        found.wanted = max(wanted.wanted, len(found.networks))
-        write_header(folder, found)
     return found

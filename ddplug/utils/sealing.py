@@ -22,7 +22,7 @@ KEY = "sha256"
 
 _MARK = b"ddplug sha256 "
 _COMMENT = len(_MARK) + 64
-_END_OF_ARCHIVE, _END_SIZE = b"PK\x05\x06", 22
+_END_OF_ARCHIVE, _NO_COMMENT, _END_SIZE = b"PK\x05\x06", b"\0\0", 22
 _noted: set[str] = set()
 
 
@@ -50,7 +50,8 @@ def check_archive(path: Path) -> bool:
         if comment[len(_MARK) :] != file_sha256(path, size - _COMMENT).encode():
             raise BrokenError("its content is not what was written: the checksum differs")
         return True
-    if start == b"PK\x03\x04" and not comment[-_END_SIZE:].startswith(_END_OF_ARCHIVE):
+    end = comment[-_END_SIZE:]
+    if start == b"PK\x03\x04" and not (end.startswith(_END_OF_ARCHIVE) and end.endswith(_NO_COMMENT)):
         raise BrokenError("its end is missing or damaged")
     return False
 

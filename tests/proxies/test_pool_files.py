@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import pretrain as pretraining
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pool_info, pretrain, usual_architecture
+from ddplug.utils.files import exclusive_lock
 
 INFO = PoolInfo("mine", ("a", "b"), (1, 8, 8), InputSpace.normalized([0.3], [0.7]), "0123")
 
@@ -409,6 +411,41 @@ def test_pretrain_learns(tmp_path: Path) -> None:
     whole = datasets.load("digits")
     pool = train(whole, tmp_path / "pool", count=1, epochs=6, batch_size=64, lr=0.1, options={"width": 16})
     assert pool.proxies[0].record["test_accuracy"] > 0.4  # chance is 0.1
+
+
+def test_two_processes_do_not_train_one_pool(
+    few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path, untouched: None
+) -> None:
+    folder = tmp_path / "pool"
+    with exclusive_lock(folder / pretraining.LOCK, folder), pytest.raises(ddplug.InputError, match="another process"):
+        train(few, folder)
+    assert same(train(few, folder), trained[0])
+    with exclusive_lock(folder / pretraining.LOCK, folder):
+        assert same(train(few, folder), trained[0]), "a finished pool is only read"
+        with pytest.raises(ddplug.InputError, match="another process"):
+            train(few, folder, count=3)
+    assert everything(folder) == ["pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_lock_of_a_killed_process_locks_nobody_out(
+    few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "pool"
+    child = os.fork()
+    if child == 0:
+        fit = pretraining.fit
+
+        def killed(*args: Any, **options: Any) -> Any:
+            return fit(*args, **{**options, "on_epoch": lambda *_: os.kill(os.getpid(), signal.SIGKILL)})
+
+        pretraining.fit = killed
+        train(few, folder)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert everything(folder) == [".lock", ".proxy_000.checkpoint", "pool.json"]
+    assert same(train(few, folder), trained[0])
+    assert everything(folder) == ["pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
 
 
 def interrupted(real: Callable[..., Any], at: int) -> tuple[Callable[..., Any], list[None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
+from ddplug.errors import FileError
 from ddplug.evaluation.ddranking import check_export
 from ddplug.evaluation.report import save_figure
 from ddplug.evaluation.run_store import Finished
@@ -37,6 +39,7 @@ from ddplug.proxies import idc_checkpoints as idcpools
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pretrain
 from ddplug.utils.files import exclusive_lock, mode_of, replacing, user_path, write_json
+from ddplug.utils.reading import write_tensors
 
 IMAGES, LABELS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
 NOBODY = "~nobody-of-this-name/x"
@@ -107,6 +110,115 @@ def test_nothing_written_is_an_error_and_not_an_empty_file(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+# --- places where nothing can be written
+
+
+def few_digits() -> ImageData:
+    pytest.importorskip("sklearn")
+    data = datasets.load("digits")
+    return replace(data, train_images=data.train_images[:60], train_labels=data.train_labels[:60])
+
+
+def pretrained(path: Path) -> object:
+    options = {"width": 64}
+    return pretrain(few_digits(), path, architecture="convnet", count=1, epochs=2, options=options, progress=False)
+
+
+LARGE: dict[str, Callable[[Path], object]] = {
+    "a set": lambda path: save_set(SyntheticSet(torch.rand(100, 1, 16, 16), torch.arange(100) % 2), path),
+    "a record": lambda path: write_json({"a": ["x" * 1000] * 100}, path),
+    "a state": lambda path: write_tensors({"a": torch.rand(30_000)}, path),
+    "a whitening": ZCASpace.fit(torch.rand(9, 1, 12, 12, generator=torch.Generator().manual_seed(1))).save,
+    "a pool": lambda path: small_pool(space=ZCASpace.fit(torch.rand(9, 1, 12, 12))).save(path),
+    "pretraining": pretrained,
+}
+
+
+@pytest.mark.parametrize("write", LARGE.values(), ids=LARGE)
+def test_a_full_disk_is_one_clear_error_and_changes_nothing(write: Callable[[Path], object], small_disk: Path) -> None:
+    with pytest.raises(FileError) as caught:
+        write(small_disk / "made")
+    for said in (
+        rf"^cannot write '{small_disk}/.*made.*' \(No space left on device\); nothing was changed\.",
+        r"It needs [\d,]+ bytes, and [\d,]+ bytes are free there", "Make room and run the same again",
+    ):  # fmt: skip
+        assert re.search(said, str(caught.value)), said
+    assert [path.name for path in small_disk.glob("*") if path.is_file()] == []
+    assert not [path for path in small_disk.rglob("*") if "safetensors" in path.name]
+
+
+def test_what_was_there_survives_a_full_disk(small_disk: Path, fill: Callable[[Path, int], None]) -> None:
+    path = small_disk / "set.pt"
+    save_set(SyntheticSet(IMAGES, LABELS), path)
+    before = path.read_bytes()
+    fill(small_disk, 0)
+    with pytest.raises(FileError, match="0 bytes are free there"):
+        save_set(SyntheticSet(IMAGES + 1, LABELS), path)
+    assert path.read_bytes() == before
+    assert sorted(each.name for each in small_disk.iterdir()) == ["filler", "set.pt"]
+
+
+def test_pretraining_goes_on_when_there_is_room_again(
+    small_disk: Path, tmp_path: Path, fill: Callable[[Path, int], None]
+) -> None:
+    """The disk is full for the weights, after the first checkpoint was written."""
+    data, settings = few_digits(), {"architecture": "convnet", "count": 1, "epochs": 1, "options": {"width": 8}}
+    folder = small_disk / "pool"
+    fill(small_disk, 28_000)  # for the header and a checkpoint, whose momentum makes it twice as large as the network
+    with pytest.raises(FileError, match=r"cannot write '.*pool/.*No space left"):
+        pretrain(data, folder, **settings, progress=False)  # type: ignore[arg-type]
+    (small_disk / "filler").unlink()
+    pool = pretrain(data, folder, **settings, progress=False)  # type: ignore[arg-type]
+    assert sorted(path.name for path in folder.iterdir()) == ["pool.json", "proxy_000.safetensors"]
+    whole = pretrain(data, tmp_path / "whole", **settings, progress=False)  # type: ignore[arg-type]
+    assert pool.digest() == whole.digest()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of a process")
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(FileError, match=r"set\.pt' \(File too large\).*a limit or quota may allow less"):
+            save_set(SyntheticSet(IMAGES, LABELS), tmp_path / "set.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file/set.pt", "folder", "x" * 300])
+def test_a_place_that_is_none(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    with pytest.raises(FileError, match=rf"^cannot write '.*{name}' \(.*Choose another place"):
+        save_set(SyntheticSet(IMAGES, LABELS), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inner"]
+
+
+def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), replacing(tmp_path / "file"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/else")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_is_the_same_bytes_in_every_process_and_under_every_name(tmp_path: Path) -> None:
+    synthetic = SyntheticSet(IMAGES, LABELS, InputSpace.unit(1), "mine", lr=0.25)
+    save_set(synthetic, tmp_path / "a.pt")
+    save_set(synthetic, tmp_path / "other name.pt")
+    child = os.fork() if hasattr(os, "fork") else 0
+    if child == 0:
+        save_set(load_set(tmp_path / "a.pt"), tmp_path / "again.pt")
+        if hasattr(os, "fork"):
+            os._exit(0)
+    else:
+        os.waitpid(child, 0)
+    contents = {path.read_bytes() for path in tmp_path.glob("*.pt")}
+    assert len(contents) == 1
+    assert len(list(tmp_path.glob("*.pt"))) == 3
+
+
 # --- ~
 
 
@@ -122,9 +234,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
-    pytest.importorskip("sklearn")
-    data = datasets.load("digits")
-    return replace(data, train_images=data.train_images[:60], train_labels=data.train_labels[:60])
+    return few_digits()
 
 
 def call(*arguments: object) -> str:

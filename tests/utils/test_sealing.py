@@ -1,0 +1,115 @@
+"""Checksums inside files: one flipped bit anywhere is noticed, and files of older versions are read with a note."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddplug import DataError
+from ddplug.comparison.records import read_json
+from ddplug.utils import sealing
+from ddplug.utils.files import write_json
+from ddplug.utils.reading import load_tensors, write_tensors
+
+CONTENT = {"images": torch.arange(12.0).reshape(3, 4), "labels": torch.tensor([0, 1, 2]), "more": ["x", None, 0.1]}
+RECORD = {"format": "mine", "values": [0.1, 2, -1e300, True, None], "nested": {"é": {"a": "b"}}}
+
+
+def same(found: Any) -> bool:
+    tensors = all(torch.equal(found[name], CONTENT[name]) for name in ("images", "labels"))  # type: ignore[arg-type]
+    return tensors and found["more"] == CONTENT["more"]
+
+
+@pytest.fixture(autouse=True)
+def _not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_noted", set())
+
+
+def load(path: Path) -> Any:
+    return load_tensors(path, "file of mine", "some tensors", "Copy it again.", ours=True)
+
+
+def test_a_torch_file_is_read_by_torch_and_by_others(tmp_path: Path) -> None:
+    write_tensors(CONTENT, tmp_path / "a.pt")
+    assert same(load(tmp_path / "a.pt"))
+    for mmap in (False, True):
+        assert same(torch.load(tmp_path / "a.pt", weights_only=True, mmap=mmap))
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"ddplug sha256 ")
+
+
+def test_a_flipped_bit_of_a_torch_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    write_tensors(CONTENT, path)
+    whole = path.read_bytes()
+    for position in [*range(0, len(whole), 11), *range(len(whole) - 110, len(whole))]:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+        with pytest.raises(DataError, match=r"Copy it again\."):
+            load(path)
+
+
+@pytest.mark.parametrize("length", [1, 10, 100, 1000, -1, -64, -78, -79, -100])
+def test_a_torch_file_cut_short_is_refused(length: int, tmp_path: Path) -> None:
+    write_tensors(CONTENT, tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:length])
+    with pytest.raises(DataError, match=r"a\.pt' cannot be read as some tensors"):
+        load(tmp_path / "a.pt")
+
+
+def test_every_flipped_bit_of_a_record_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(RECORD, path)
+    whole, accepted = path.read_bytes(), 0
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+        try:
+            found = read_json(path)
+        except DataError:
+            continue
+        accepted += 1
+        assert {name: found.get(name) for name in RECORD} == RECORD
+    assert accepted < 30, "white space, and the name of the checksum's entry"
+
+
+def test_how_a_record_is_laid_out_makes_no_difference(tmp_path: Path) -> None:
+    write_json(RECORD, tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(dict(reversed(content.items())), indent=7))
+    assert read_json(tmp_path / "a.json") == RECORD
+    (tmp_path / "a.json").write_text(json.dumps({**content, "format": "yours"}))
+    with pytest.raises(DataError, match="checksum differs; if you have edited it, delete its entry sha256"):
+        read_json(tmp_path / "a.json")
+    del content["sha256"]
+    (tmp_path / "a.json").write_text(json.dumps({**content, "format": "yours"}))
+    assert read_json(tmp_path / "a.json")["format"] == "yours"
+
+
+def test_older_files_are_read_and_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        torch.save(CONTENT, tmp_path / f"{name}.pt")
+        (tmp_path / f"{name}.json").write_text(json.dumps(RECORD))
+        assert same(load(tmp_path / f"{name}.pt"))
+        assert read_json(tmp_path / f"{name}.json") == RECORD
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert len(lines) == 2
+    assert "a.pt' is a file of mine without a checksum, as older versions wrote it" in lines[0]
+    assert "a.json' is a file of a comparison without a checksum" in lines[1]
+
+
+def test_the_old_format_of_torch_has_no_checksum_and_is_read(tmp_path: Path) -> None:
+    torch.save(CONTENT, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert same(load(tmp_path / "a.pt"))
+
+
+def test_somebody_elses_files_are_not_spoken_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(CONTENT, tmp_path / "a.pt")
+    assert same(load_tensors(tmp_path / "a.pt", "file", "some tensors", ours=lambda content: "space" in content))
+    assert capsys.readouterr().err == ""
