@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from ddplug.comparison.judge import Judge, read_json
 from ddplug.comparison.own_trainer import DONE, set_name, write_done
-from ddplug.comparison.plan import Arm, Entry, Settings
+from ddplug.comparison.plan import Arm, Settings
+from ddplug.comparison.plan import Run as Entry
 from ddplug.core.options import ABOUT, HOSTS
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import save_set
