@@ -29,7 +29,11 @@ _NAME = text(200, r"[\w.+-]+")
 TIMES = entries({"seconds": number(0, 1e30)}, {"extra_memory": optional(whole())})
 """`times.json` of a host's run, and the times of a set."""
 
-JUDGEMENT = entries({"accuracies": list_of(number(0, 1))}, {"cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE)})
+_ACCURACIES = list_of(number(0, 1))
+JUDGEMENT = entries(
+    {"accuracies": _ACCURACIES},
+    {"accuracies_by_arch": dict_of(_ACCURACIES), "cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE)},
+)
 """What is beside a set: it is judged network by network."""
 
 DISTILLED = entries(

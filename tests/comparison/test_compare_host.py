@@ -128,7 +128,7 @@ def test_a_host_is_run_once_per_entry_and_judged_like_our_own(run: Any, tmp_path
 
 def test_a_host_that_fails_is_named_and_can_be_run_again(run: Any, tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
-    with pytest.raises(HostError, match=r"(?s)dm ended with status 1 in entry weight-0-seed0.*no such luck"):
+    with pytest.raises(HostError, match=r"(?s)dm ended with status 1 in run weight-0-seed0.*no such luck"):
         run()
     (tmp_path / "broken").unlink()
     assert len(run()["entries"]) == 4

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 import ddplug
 from ddplug.cli.app import app
-from ddplug.comparison.compare import SETTINGS, _differing
+from ddplug.comparison.folder import SETTINGS, differing
 from ddplug.comparison.plan import Settings
 from ddplug.core.options import ABOUT, HOSTS, Options, meant, renamed
 from ddplug.hosting.options import add_config, add_options, options_of
@@ -98,10 +98,10 @@ def test_published_comparisons_are_those_of_the_same_options(path: Path, tmp_pat
         settings = Settings(**{**record["settings"], "regularizer": options})
         written = {**record["settings"], "regularizer": settings.to_json()["regularizer"]}
         assert "space" not in written["regularizer"]
-        assert not _differing(tmp_path, {"settings": written})
+        assert not differing(tmp_path, {"settings": written})
     other = {**given, "space": "pooled"}
     expected = [f"representation ({given['space']} there, pooled asked for)"]
-    assert _differing(tmp_path, {"settings": {**record["settings"], "regularizer": other}}) == expected
+    assert differing(tmp_path, {"settings": {**record["settings"], "regularizer": other}}) == expected
 
 
 def test_there_are_published_comparisons() -> None:
