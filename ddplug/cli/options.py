@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ddplug.core.options import ABOUT
+from ddplug.core.options import ABOUT, FORMER
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,11 +51,10 @@ def _typed(name: str) -> tuple[Any, Any]:
     """Default and annotation of an option as a command's parameter."""
     about = ABOUT[name]
     default = about.default if isinstance(about.default, bool | str) else about.spell(about.default)
-    if name == "representation":
-        return default, RepresentationName
     choices = f": {', '.join(about.choices)}" if about.choices and "(" not in about.help else ""
     text = f"{about.help[0].upper()}{about.help[1:]}{choices}."
-    return default, Annotated[type(default), typer.Option(help=text)]
+    names = [f"--{name}", f"--{FORMER[name]}"] if name in FORMER else []
+    return default, Annotated[type(default), typer.Option(*names, help=text)]
 
 
 def load_data(name: str, path: Path | None) -> ImageData:

@@ -122,10 +122,11 @@ class Own:
         """
         if run.arm.baseline or handle.lam is None:
             return None
-        kept = ("representation", "temperature", "draw", "precision", "chunk", "views_per_image")
+        kept = ("temperature", "draw", "precision", "chunk", "views_per_image")
         options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
         probe = Regularizer(
             self.pool, 1.0, term=self.settings.term, weighting="absolute",
+            representation=handle.regularizer.representation,
             input_space=self.pool.derived_space(self.data.space), seed=run.seed, graphs=False,
             announce=_silent, **options,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from ddplug.core.options import ABOUT, renamed
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
 from ddplug.objectives.base import make
+from ddplug.proxies.representations import chosen
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Settings:
     term: str = "cmi"
     """What is added to the host's loss, of `ddplug.objectives.terms()`."""
     regularizer: Mapping[str, Any] = field(default_factory=dict)
-    """Of `ddplug.core.options.Options`, as far as they are not the defaults."""
+    """Of `ddplug.core.options.Options`, as far as they are not the defaults, or were not always."""
     arguments: tuple[str, ...] | None = None
     """An upstream host's own, which then say what the settings of our trainer would."""
 
@@ -125,7 +126,8 @@ class Settings:
                 f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
             )
         make(self.term)  # complains of what it does not know
-        object.__setattr__(self, "regularizer", renamed(self.regularizer))
+        written = {name: about.default for name, about in ABOUT.items() if about.default != about.unwritten}
+        object.__setattr__(self, "regularizer", {**written, **renamed(self.regularizer)})
         known = set(ABOUT) - {"seed"}  # a run's own
         if unknown := sorted(set(self.regularizer) - known):
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(known)}.")
@@ -165,7 +167,8 @@ class Settings:
     @property
     def measuring(self) -> dict[str, Any]:
         """How the term is measured: as the regulariser sees it."""
-        return {name: self.regularizer[name] for name in ("representation", "temperature") if name in self.regularizer}
+        representation = chosen(self.option("representation"), self.option("weighting"))
+        return {"representation": representation, "temperature": self.option("temperature")}
 
     @property
     def network(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ddplug.engine.chunking import Chunk, check_chunk
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision, check_precision
 from ddplug.objectives.cmi import check_temperature
-from ddplug.proxies.representations import Representation, check_representation
+from ddplug.proxies.representations import Choice, check_representation
 
 _NOTHING = object()
 
@@ -33,6 +33,13 @@ class About(NamedTuple):
     """Whether hosts have it on their command lines."""
     of_lambda: bool = False
     """Whether a lambda that was measured with one value means something else with another."""
+    before: Any = _NOTHING
+    """The default of older versions, which a record without the option was made with; today's, if nothing is said."""
+
+    @property
+    def unwritten(self) -> Any:
+        """What the option was where a record lacks it."""
+        return self.default if self.before is _NOTHING else self.before
 
     @property
     def scalar(self) -> type:
@@ -57,11 +64,15 @@ class Options:
     Raises `InputError` for a value that means nothing; the weighting is for who knows the weight to check.
     """
 
-    weighting: WeightingName = field(default="relative", metadata=_is("what the weight is", get_args(WeightingName)))
-    every: int = field(default=1, metadata=_is("act in every k-th step only, k times as strongly", of_lambda=True))
-    representation: Representation = field(
-        default="feature", metadata=_is("what CMI is computed on", get_args(Representation), of_lambda=True)
+    weighting: WeightingName = field(
+        default="sustained", metadata=_is("what the weight is", get_args(WeightingName), before="relative")
     )
+    every: int = field(default=1, metadata=_is("act in every k-th step only, k times as strongly", of_lambda=True))
+    representation: Choice = field(
+        default="auto",
+        metadata=_is("what CMI is computed on; auto: logits for a share, features for a lambda", get_args(Choice),
+                     of_lambda=True, before="feature"),
+    )  # fmt: skip
     temperature: float = field(default=1.0, metadata=_is("T in softmax(f / T)", of_lambda=True))
     calibrate: int = field(default=10, metadata=_is("steps over which a share is turned into a lambda"))
     draw: int = field(default=1, metadata=_is("proxies drawn per step", of_lambda=True))
@@ -93,7 +104,8 @@ class Options:
         for name in ("every", "draw", "classes", "views_per_image", "passes", "set_size"):
             if (value := getattr(self, name)) is not None or ABOUT[name].default is not None:
                 count(name, value)
-        check_representation(self.representation)
+        if self.representation != "auto":
+            check_representation(self.representation)
         check_temperature(self.temperature)
         check_precision(self.precision)
         check_chunk(self.chunk)
@@ -119,6 +131,11 @@ def meant(name: str, spelling: Any) -> Any:
         raise InputError(f"{name} must be {about.zero or 0} or a number, got {spelling!r}.") from error
 
 
+FORMER = {"representation": "space"}
+"""Names that options had before, which are still understood."""
+
+
 def renamed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Options as written by any version, by their present names."""
-    return {"representation" if name == "space" else name: value for name, value in record.items()}
+    present = {former: name for name, former in FORMER.items()}
+    return {present.get(name, name): value for name, value in record.items()}

@@ -37,7 +37,7 @@ from ddplug.objectives import Objective, make
 from ddplug.objectives.base import check_labels, check_not_negative
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
-from ddplug.proxies.representations import Representation, formerly_space
+from ddplug.proxies.representations import Choice, Representation, chosen, formerly_space
 from ddplug.utils.uncompiled import uncompiled
 
 
@@ -47,11 +47,12 @@ class Regularizer:
     Args:
         proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
         weight: a share of the host's own gradient, a lambda (weighting="absolute"), or "paper". 0 is off.
-        weighting: what `weight` means: the share in the first rounds, whose lambda is then frozen ("relative"), the
-            share during the whole run ("sustained"), or lambda itself ("absolute").
+        weighting: what `weight` means: the share during the whole run ("sustained"), the share in the first rounds,
+            whose lambda is then frozen ("relative"), or lambda itself ("absolute").
         term: what is added: the name of a term (`ddplug.objectives.terms()`), or an `Objective` of your own.
-        representation: "feature" for penultimate features (the paper's choice), "pooled" for these averaged over the
-            positions of the maps that a network flattens before its head, or "logit".
+        representation: "logit", "feature" for penultimate features (the paper's choice), or "pooled" for these averaged
+            over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
+            features for a lambda, as published lambdas are of features.
         temperature: T > 0 in softmax(f / T).
         calibrate: rounds over which a share is turned into a lambda, which is announced. The first of all only
             measures.
@@ -95,9 +96,9 @@ class Regularizer:
         proxies: object,
         weight: float | str = 1.0,
         *,
-        weighting: WeightingName = "relative",
+        weighting: WeightingName = "sustained",
         term: str | Objective = "cmi",
-        representation: Representation = "feature",
+        representation: Choice = "auto",
         temperature: float = 1.0,
         calibrate: int = 10,
         every: int = 1,
@@ -126,7 +127,7 @@ class Regularizer:
         # What is off asks for nothing, not even that the folder be there.
         off = weight == 0 and not record
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
-        self.representation = representation
+        self.representation = chosen(representation, self.weighting.kind)
         objective = make(term, temperature=temperature)
         if classes is not None and not objective.additive_over_classes:
             raise InputError(
@@ -144,7 +145,7 @@ class Regularizer:
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         step: PieceByPiece | Graphs = PieceByPiece(
-            representation, objective, self._to_pool, precision=precision, chunk=chunk,
+            self.representation, objective, self._to_pool, precision=precision, chunk=chunk,
             compile=check_compile(compile),
         )  # fmt: skip
         self.estimator = Estimator(
@@ -282,6 +283,7 @@ class Regularizer:
         """What lambda depends on besides the weight: a state goes with these and with no others."""
         return {
             **self.options.of_lambda(), **self.objective.settings(), "term": self.objective.name,
+            "representation": self.representation,
             "classes": self.estimator.classes,
             "input_space": str(self._given_space) if self._given_space is not None else None,
         }  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
-from ddplug.core.options import ABOUT, meant
+from ddplug.core.options import ABOUT, FORMER, meant
 
 Inner = Literal["one", "last", "all"]
 Views = Literal["host", "clean"]
@@ -40,8 +40,6 @@ OPTIONS = (
 INNER = Option(
     "inner", str, "one", "of the views of an unrolled loop's inner steps, those of one, last or all", get_args(Inner)
 )
-FORMER = {"representation": "space"}
-"""Names that options had before, which are still understood."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:

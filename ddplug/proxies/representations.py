@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ddplug.errors import InputError
 
 Representation = Literal["feature", "pooled", "logit"]
+Choice = Literal["auto", "feature", "pooled", "logit"]
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""
@@ -33,6 +34,13 @@ def check_representation(representation: str) -> Representation:
         known = ", ".join(f"'{name}' ({meaning})" for name, meaning in MEANING.items())
         raise InputError(f"unknown representation {representation!r}, expected one of {known}.")
     return representation  # type: ignore[return-value]
+
+
+def chosen(choice: Choice, weighting: str) -> Representation:
+    """What "auto" stands for: logits for a share, features for a lambda, as published lambdas are of features."""
+    if choice != "auto":
+        return check_representation(choice)
+    return "feature" if weighting == "absolute" else "logit"
 
 
 def formerly_space(function: Callable[P, R]) -> Callable[P, R]:

@@ -367,8 +367,8 @@ def test_relative_weight_is_a_share_of_the_hosts_gradient(
     pool: ddplug.ProxyPool, network: Callable[..., nn.Module], batch: Batch
 ) -> None:
     images, labels = batch
-    host, cmi, told = network(1), ddplug.CMI(pool), []
-    regularizer = ddplug.Regularizer(pool, 0.25, calibrate=3, announce=told.append)
+    host, cmi, told = network(1), ddplug.CMI(pool, representation="logit"), []
+    regularizer = ddplug.Regularizer(pool, 0.25, weighting="relative", calibrate=3, announce=told.append)
     ratios = []
     for step in range(5):
         shift = 0.3 * step
@@ -390,7 +390,7 @@ def test_a_share_is_measured_over_all_calls_of_a_round(
 ) -> None:
     """And no call has another lambda than the others."""
     images, labels = batch
-    host, cmi = network(1), ddplug.CMI(pool)
+    host, cmi = network(1), ddplug.CMI(pool, representation="logit")
     regularizer = ddplug.Regularizer(pool, 0.5, calibrate=1, announce=lambda line: None)
     halves = (slice(0, 6), slice(6, 12))
     image_gradient(lambda x: sum(host(regularizer(x[h] * 2, labels[h])).square().sum() for h in halves), images)

@@ -23,7 +23,8 @@ def norms(host: float, own: float) -> tuple[Tensor, Tensor]:
 
 
 def layer(pool: ddplug.ProxyPool, weight: float = 0.5, **options: Any) -> ddplug.Regularizer:
-    options = {"weighting": "sustained", "calibrate": 2, "precision": "exact", "announce": lambda line: None, **options}
+    options = {"weighting": "sustained", "calibrate": 2, "precision": "exact", "announce": lambda line: None,
+               "representation": "feature", **options}  # fmt: skip
     return ddplug.Regularizer(pool, weight, **options)
 
 

@@ -375,7 +375,7 @@ def test_bf16_that_is_faithful_is_not_remarked_upon() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("representation", "logit"),
+        ("representation", "feature"),
         ("temperature", 2.0),
         ("every", 2),
         ("draw", 2),
@@ -450,7 +450,7 @@ def test_cmi_at_weight_zero_on_request(pool: ddplug.ProxyPool, batch: Batch, tmp
             assert leaf.grad is not None
             assert plain.grad is not None
             assert torch.equal(leaf.grad, plain.grad)
-    cmi = ddplug.CMI(pool)
+    cmi = ddplug.CMI(pool, representation="logit")
     expected = [cmi(factor * images, labels).item() for factor in (1, 2)]
     assert regularizer.history.cmi == pytest.approx(expected, rel=1e-12)
     assert [r.lam for r in regularizer.history] == [0.0, 0.0]

@@ -53,7 +53,10 @@ def test_a_term_in_one_class_goes_through_the_layer(pool: ddplug.ProxyPool, batc
         regularizer = ddplug.Regularizer(pool, 0.3, weighting="absolute", term=given)
         torch.testing.assert_close(gradient(regularizer, batch), leaf.grad, rtol=1e-12, atol=1e-12)
         assert regularizer.history.cmi == [pytest.approx(value.item(), rel=1e-12)]
-    gradient(ddplug.Regularizer(pool, 0.5, term="compactness", calibrate=1, announce=told.append), batch)
+    gradient(
+        ddplug.Regularizer(pool, 0.5, term="compactness", representation="feature", calibrate=1, announce=told.append),
+        batch,
+    )
     assert told[0].endswith(f"compactness {value.item():.4g} squared features)")
 
 

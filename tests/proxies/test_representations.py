@@ -181,4 +181,23 @@ def test_a_state_that_says_space_is_read() -> None:
         state["settings"]["space"] = state["settings"].pop("representation")
         ddplug.Regularizer(network(), representation="logit").load_state_dict(state)
         with pytest.raises(InputError, match="made with representation 'logit'"):
-            ddplug.Regularizer(network()).load_state_dict(state)
+            ddplug.Regularizer(network(), representation="feature").load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "logit"),
+        ({"weighting": "relative"}, "logit"),
+        ({"weighting": "absolute"}, "feature"),
+        ({"weight": "paper", "setting": ("dm", "cifar10", 10)}, "feature"),
+        ({"weighting": "absolute", "representation": "logit"}, "logit"),
+        ({"representation": "feature"}, "feature"),
+    ],
+    ids=str,
+)
+def test_what_nobody_names_is_logits_for_a_share_and_features_for_a_lambda(
+    options: dict[str, Any], expected: str
+) -> None:
+    regularizer = ddplug.Regularizer(ProxyPool.from_modules([network()]), **options)
+    assert regularizer.representation == regularizer.settings()["representation"] == expected
