@@ -3,7 +3,7 @@
     cmi = ddplug_cmi.start('NAME', args, exp=exp, space=(mean, std), classes=class_names, train=..., test=...)
     img_syn = cmi(img_syn, c)                          # for each class, below its augmentation
 
-Option names are those of VICO-UoE/DatasetCondensation, which many later hosts have kept.
+Option names are those of VICO-UoE/DatasetCondensation, which hosts derived from it keep.
 """
 
 from __future__ import annotations
