@@ -9,15 +9,53 @@ from ddplug.core.options import renamed
 from ddplug.core.watch import Watch
 from ddplug.errors import InputError
 from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.records import (
+    anything,
+    check_record,
+    dict_of,
+    either,
+    entries,
+    flag,
+    list_of,
+    number,
+    optional,
+    tensor,
+    text,
+    whole,
+)
 
+_POSITIVE, _SCALAR = number(0), optional(either(flag, text(), number(finite=False)))
+_ROUND = entries(
+    {
+        "number": whole(), "cmi": number(finite=False), "lam": number(), "images": whole(), "skipped": flag,
+    },
+    {"share": optional(_POSITIVE)},
+)  # fmt: skip
+_STATE = entries(
+    {
+        "weighting": entries(
+            {"kind": text()},
+            {
+                "lam": optional(_POSITIVE), "first": optional(_POSITIVE), "rounds": whole(1),
+                **dict.fromkeys(("share", "complete", "host", "cmi", "factor"), _POSITIVE),
+            },
+        ),
+        "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),
+        "view": optional(dict_of(anything)), "rounds": whole(), "history": list_of(_ROUND),
+    },
+    {"settings": optional(dict_of(either(list_of(_SCALAR), _SCALAR))), "pool": optional(text())},
+)  # fmt: skip
+"""What a state may hold."""
 PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "history")
 """What every state has."""
 
 
 def check_kind(state: Mapping[str, Any]) -> None:
-    """`InputError` for what is no state of a regulariser."""
-    if missing := set(PARTS) - set(state):
-        raise InputError(f"this is no state of a Regularizer: it lacks {', '.join(sorted(missing))}.")
+    """`InputError` for what is no state of a regulariser, or a damaged one."""
+    if not isinstance(state, Mapping) or (missing := set(PARTS) - set(state)):
+        lacking = f"it lacks {', '.join(sorted(missing))}" if isinstance(state, Mapping) else "it is no dictionary"
+        raise InputError(f"this is no state of a Regularizer: {lacking}.")
+    check_record(dict(state), _STATE, "this state of a Regularizer", "So nothing was taken from it.", error=InputError)
 
 
 def check_settings(given: Mapping[str, Any] | None, own: Mapping[str, Any], watch: Watch) -> None:
