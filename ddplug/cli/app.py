@@ -37,7 +37,7 @@ def main() -> None:
         print(f"ddplug: error: {error}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        print("ddplug: interrupted; the same command goes on from here.", file=sys.stderr)
+        print("ddplug: interrupted; the same command resumes it.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "exit_code"):
@@ -83,24 +83,21 @@ def demo(
     device: DeviceName = "auto",
 ) -> None:
     """Distil real images with and without CMI and compare: a table, the images, CMI over the iterations."""
-    from dataclasses import replace
-
     from rich.console import Console
 
     from ddplug.comparison import demo as demonstration
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.progress import Bars
 
-    settings = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
-    given: dict[str, Any] = {"weight": weight, "ipc": ipc, "iterations": iterations, "seeds": seeds}
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    preset = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
+    preset = preset.changed(weight=weight, ipc=ipc, iterations=iterations, seeds=seeds)
     where = device_of(device)
     real = load_data(data, data_path)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
     console = Console()
     console.print(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
     with Bars() as progress:
-        outcome = demonstration.run_demo(real, out, settings, device=where, pool=pool, on_progress=progress)
+        outcome = demonstration.run_demo(real, out, preset, device=where, pool=pool, on_progress=progress)
     console.print(demonstration.table(outcome))
     for file in outcome.files:
         console.print(f"wrote {file}", soft_wrap=True)

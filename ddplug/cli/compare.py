@@ -27,7 +27,7 @@ def compare(
     ] = None,
     data: Annotated[str, typer.Option(help="digits, cifar10, cifar100 or folder.")] = "digits",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies; digits need none.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; what is there is gone on with.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; what is there is resumed.")] = Path(
         "ddplug-compare"
     ),
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
@@ -49,12 +49,16 @@ def compare(
     checkpoints: Annotated[
         int | None, typer.Option(help="Times a run's set is kept and judged, the end included; 5.")
     ] = None,
+    judge_last: Annotated[
+        bool, typer.Option("--judge-last", help="Judge the last set only; those before it are measured. Own only.")
+    ] = False,
+    term: Annotated[str, typer.Option(help="What is added to the loss, by its name. Own only.")] = "cmi",
     strategy: Annotated[str | None, typer.Option(help="DSA's operations; by default as the data set allows.")] = None,
     arch: Annotated[str, typer.Option(help="Network that matches and judges.")] = "convnet",
     width: Annotated[int | None, typer.Option(help="Its channels; the architecture's own by default.")] = None,
     runs: Annotated[int, typer.Option(help="Fresh networks per judgement.")] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs for each; the field's are 1000.")] = 300,
-    judge_lr: Annotated[float, typer.Option(help="Their learning rate; the field's is 0.01.")] = 0.03,
+    epochs: Annotated[int, typer.Option(help="Epochs for each; standard are 1000.")] = 300,
+    judge_lr: Annotated[float, typer.Option(help="Their learning rate; standard is 0.01.")] = 0.03,
     repo: Annotated[Path | None, typer.Option(help="A host's checkout; else DDPLUG_HOSTS, else here.")] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
@@ -64,8 +68,8 @@ def compare(
 ) -> None:
     """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
 
-    Interrupt it whenever you like: the same command goes on, and more seeds, weights or views add to what is there. The
-    report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
+    Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views add to what is there.
+    The report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
     """
     from rich.console import Console
 
@@ -92,6 +96,7 @@ def compare(
         strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
     ours: dict[str, Any] = {
         "ipc": ipc, "iterations": iterations, "batch_real": batch_real, "lr": lr, "checkpoints": checkpoints,
+        "judge_last": judge_last or None, "term": None if term == "cmi" else term,
     }  # fmt: skip
     ours = {name: value for name, value in ours.items() if value is not None}
     settings = Settings(

@@ -47,8 +47,9 @@ def evaluate(
     from ddplug.cli.options import device_of
     from ddplug.datasets.synthetic import load_set
     from ddplug.evaluation.ddranking import check_export, export_ddranking
-    from ddplug.evaluation.evaluate import DSAViews, with_space
     from ddplug.evaluation.evaluate import evaluate as evaluate_set
+    from ddplug.evaluation.evaluate import with_space
+    from ddplug.evaluation.judging import DSAViews
     from ddplug.evaluation.report import evaluation_table
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.files import user_path, write_json

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.comparison.own_trainer import DONE, set_name
-from ddplug.comparison.plan import Entry
+from ddplug.comparison.plan import Run
 from ddplug.comparison.records import DISTILLED, JUDGEMENT, read_json
 from ddplug.errors import DataError, InputError
 from ddplug.utils.files import replacing, write_json
 
 TAKEN_FROM = "taken_from"
-"""In an entry's `distilled.json`: the folder that it was taken from."""
+"""In a run's `distilled.json`: the folder that it was taken from."""
 
 
-def to_make(out: Path, entries: Sequence[Entry]) -> list[Entry]:
-    """The baseline's entries that the folder `out` of entries has not finished."""
-    return [entry for entry in entries if entry.arm.baseline and not (out / entry.name / DONE).is_file()]
+def to_make(out: Path, runs: Sequence[Run]) -> list[Run]:
+    """The baseline's runs that the folder `out` of runs has not finished."""
+    return [run for run in runs if run.arm.baseline and not (out / run.name / DONE).is_file()]
 
 
-def to_take(source: Path, lacking: Sequence[Entry], differing: Sequence[str]) -> list[Entry]:
-    """Those of the lacking entries that the folder `source` of entries has finished.
+def to_take(source: Path, lacking: Sequence[Run], differing: Sequence[str]) -> list[Run]:
+    """Those of the lacking runs that the folder `source` of runs has finished.
 
     Args:
         differing: in what the two comparisons differ that the baseline depends on.
@@ -40,17 +40,17 @@ def to_take(source: Path, lacking: Sequence[Entry], differing: Sequence[str]) ->
             f"the baseline of '{source.parent}' is of other settings: {'; '.join(differing)}. It can be taken over "
             "where only proxies, held-out proxies and the regulariser's options differ."
         )
-    found = [entry for entry in lacking if _judged(source / entry.name)]
+    found = [run for run in lacking if _judged(source / run.name)]
     if not found:
         raise InputError(
-            f"'{source.parent}' has finished none of {', '.join(entry.name for entry in lacking)}; leave --baseline "
+            f"'{source.parent}' has finished none of {', '.join(run.name for run in lacking)}; leave --baseline "
             "out, or name a comparison that has."
         )
     return found
 
 
 def take(source: Path, target: Path) -> None:
-    """Copy a finished entry from folder to folder; what says that it is there comes last.
+    """Copy a finished run from folder to folder; what says that it is there comes last.
 
     Sets and accuracies are taken. CMI is not: it is measured anew, under the pools and in the space of the new
     comparison. Seconds and memory stay those of the run that they were measured in.
@@ -65,13 +65,13 @@ def take(source: Path, target: Path) -> None:
 
 
 def taken_from(distilled: dict[str, Any]) -> str | None:
-    """The name of the folder that an entry was taken from, None for one that was made where it is."""
+    """The name of the folder that a run was taken from, None for one that was made where it is."""
     return distilled.get(TAKEN_FROM)
 
 
 def _judged(folder: Path) -> bool:
-    """Whether an entry is finished: distilled, and every set judged."""
-    return (folder / DONE).is_file() and all(_finished(folder)[1].values())
+    """Whether a run is finished: distilled, and its sets judged."""
+    return (folder / DONE).is_file() and bool(list(_finished(folder)[1].values())[-1])  # sets are judged in order
 
 
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[int, list[float]]]:
@@ -90,4 +90,4 @@ def _finished(folder: Path) -> tuple[dict[str, Any], dict[int, list[float]]]:
             judgements[int(made["iteration"])] = list(read)
         return distilled, judgements
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the entry in '{folder}' is damaged ({type(error).__name__}: {error}); {advice}.") from error
+        raise DataError(f"the run in '{folder}' is damaged ({type(error).__name__}: {error}); {advice}.") from error

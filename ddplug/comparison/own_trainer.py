@@ -1,6 +1,6 @@
-"""One entry of a comparison, distilled by our own trainer so that it can be killed at any moment and goes on.
+"""One run of a comparison, distilled by our own trainer so that it can be killed at any moment and resumed.
 
-Its folder holds a set for every checkpoint, `set-000060.pt`; while it runs `running.pt`, everything that going on
+Its folder holds a set for every checkpoint, `set-000060.pt`; while it runs `running.pt`, everything that resuming
 takes; and when it is done `distilled.json`, which says what is there. Each is written whole, so there is no moment at
 which the folder holds half of something, and what is made a second time is the same to the bit.
 """
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ddplug.attaching.attach import Handle, attach
 from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.judge import Judge
-from ddplug.comparison.plan import Arm, Entry, Settings
+from ddplug.comparison.plan import Arm, Run, Settings
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import SyntheticSet, save_set
@@ -31,8 +32,9 @@ PEEKS = 4
 """Iterations looked at to see which share of the host's gradient CMI's is."""
 
 
-class Own(NamedTuple):
-    """Distils entries by `ddplug.comparison.dm_trainer.DistributionMatching`.
+@dataclass(frozen=True)
+class Own:
+    """Distils runs by `ddplug.comparison.dm_trainer.DistributionMatching`.
 
     `save_every` is how many seconds of work may be lost; it decides nothing else.
     """
@@ -45,7 +47,7 @@ class Own(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Iterations of an entry."""
+        """Iterations of an run."""
         return self.settings.iterations
 
     @property
@@ -61,23 +63,23 @@ class Own(NamedTuple):
             regularizer.pool.check(trainer.images, self.data.space)
         settings.check_arms(arms, settings.ipc, -(-settings.iterations // settings.option("every")))
 
-    def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
-        """Distil `entry` into `folder`, or what is left of it; `tell(iteration)` after each iteration."""
+    def __call__(self, run: Run, folder: Path, tell: Callable[[int], object]) -> None:
+        """Distil `run` into `folder`, or what is left of it; `tell(iteration)` after each iteration."""
         if (folder / DONE).is_file():
             (folder / RUNNING).unlink(missing_ok=True)
             return
-        if not entry.arm.baseline:
-            self.pool.to(self.device)  # beside what the meter counts, as it is when an entry before has used it
+        if not run.arm.baseline:
+            self.pool.to(self.device)  # beside what the meter counts, as it is when a run before has used it
         meter = Meter(self.device)
-        trainer = self.trainer(entry.seed)
-        with self._attached(trainer, entry) as handle:
+        trainer = self.trainer(run.seed)
+        with self._attached(trainer, run) as handle:
             notes = self._resume(folder / RUNNING, trainer, handle, meter)
             while trainer.iteration < self.length:
                 goal = next(point for point in self.settings.points if point > trainer.iteration)
                 self._stretch(trainer, meter, goal, tell)
                 if trainer.iteration == goal:
                     save_set(self._set(trainer), folder / set_name(goal))
-                    share = self._share(trainer, handle, entry)
+                    share = self._share(trainer, handle, run)
                     notes.append({"iteration": goal, "lambda": handle.lam, "share": share, "times": meter.read()})
                 self._save(folder / RUNNING, trainer, handle, notes, meter)
             skipped = handle.history.skipped
@@ -92,15 +94,13 @@ class Own(NamedTuple):
             architecture=settings.arch, options=settings.network, seed=seed, device=self.device,
         )  # fmt: skip
 
-    def _attached(self, trainer: DistributionMatching, entry: Entry) -> Handle:
-        return attach(
-            trainer, entry.arm.weight, proxies=self.pool, views=entry.arm.views, seed=entry.seed, **self._options()
-        )
+    def _attached(self, trainer: DistributionMatching, run: Run) -> Handle:
+        return attach(trainer, run.arm.weight, proxies=self.pool, views=run.arm.views, seed=run.seed, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        """For the regulariser of an entry."""
+        """For the regulariser of an run."""
         setting = ("dm", self.data.name, self.settings.ipc)
-        return {"setting": setting, "announce": _silent, **self.settings.regularizer}
+        return {"term": self.settings.term, "setting": setting, "announce": _silent, **self.settings.regularizer}
 
     def _stretch(self, trainer: DistributionMatching, meter: Meter, goal: int, tell: Callable[[int], object]) -> None:
         """Iterations up to `goal`, or as many as fit between two saves; at least one."""
@@ -115,25 +115,26 @@ class Own(NamedTuple):
     def _set(self, trainer: DistributionMatching) -> SyntheticSet:
         return SyntheticSet(trainer.images.detach(), trainer.labels, self.data.space, self.data.name)
 
-    def _share(self, trainer: DistributionMatching, handle: Handle, entry: Entry) -> float | None:
+    def _share(self, trainer: DistributionMatching, handle: Handle, run: Run) -> float | None:
         """Norm of lambda times CMI's gradient over that of the host's own, on the views, at the present images.
 
         Over the next iterations' draws, which are put back; None for the baseline and while lambda is not settled.
         """
-        if entry.arm.baseline or handle.lam is None:
+        if run.arm.baseline or handle.lam is None:
             return None
         kept = ("representation", "temperature", "draw", "precision", "chunk", "views_per_image")
         options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
         probe = Regularizer(
-            self.pool, 1.0, weighting="absolute", input_space=self.pool.derived_space(self.data.space), seed=entry.seed,
-            graphs=False, announce=_silent, **options,
+            self.pool, 1.0, term=self.settings.term, weighting="absolute",
+            input_space=self.pool.derived_space(self.data.space), seed=run.seed, graphs=False,
+            announce=_silent, **options,
         )  # fmt: skip
         before = trainer.state_dict()
         host = cmi = 0.0
         handle.regularizer.enabled = False  # the host's own gradient is what is asked for
         try:
             for _ in range(PEEKS):
-                seen, gradient = trainer.peek(clean=entry.arm.views == "clean")
+                seen, gradient = trainer.peek(clean=run.arm.views == "clean")
                 added = probe.added(seen, trainer.labels, gradient)
                 host += gradient.double().square().sum().item()
                 cmi += added.double().square().sum().item() if added is not None else 0.0
@@ -154,7 +155,7 @@ class Own(NamedTuple):
         """Bring everything to the state at `path`, if there is one; returns what was noted of its checkpoints."""
         if not path.is_file():
             return []
-        expected, advice = "the state of a distillation", "Delete it to distil this entry from the beginning."
+        expected, advice = "the state of a distillation", "Delete it to distil this run from the beginning."
         state = load_tensors(path, "state", expected, advice, ours=True)
         with reported_as(path, expected, advice):
             trainer.load_state_dict(state["trainer"])
@@ -169,7 +170,7 @@ def set_name(iteration: int) -> str:
 
 
 def write_done(folder: Path, notes: list[dict[str, Any]], skipped: int) -> None:
-    """Say that the entry is distilled: for each set its iteration, lambda, share and times; rounds left out."""
+    """Say that the run is distilled: for each set its iteration, lambda, share and times; rounds left out."""
     write_json({"sets": notes, "skipped": skipped}, folder / DONE)
 
 

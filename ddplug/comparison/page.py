@@ -19,7 +19,17 @@ from torch import Tensor
 
 from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import set_name
-from ddplug.comparison.statistics import COSTS, RESULTS, by_views, costs, curve, judging, left_out, results
+from ddplug.comparison.statistics import (
+    COSTS,
+    by_views,
+    costs,
+    curve,
+    judging,
+    left_out,
+    result_columns,
+    results,
+    term_of,
+)
 from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import DataError
 from ddplug.evaluation.evaluate import with_space
@@ -57,7 +67,7 @@ def lacking() -> str | None:
 def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge) -> Path:
     """Write `report.html` into `out`: table, curves, images and t-SNE; returns its path.
 
-    `result` is the content of `compare.json`, `entries` the folder of its entries. Raises `DataError`, which says what
+    `result` is the content of `compare.json`, `entries` the folder of its runs. Raises `DataError`, which says what
     to install, without matplotlib or scikit-learn.
     """
     shown = min(entry["seed"] for entry in result["entries"])
@@ -68,6 +78,7 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
     }
     kept = {arm: (_plain(made, judge), made.classes) for arm, made in sets.items()}
     pool = judge.heldout or judge.pool
+    label, unit = term_of(result)
     text = template().render(
         host=result["host"],
         data=result["data"]["name"],
@@ -75,7 +86,9 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
         runs=result["settings"]["runs"],
         judging=judging(result),
         left_out=left_out(result),
-        columns=(*RESULTS, *COSTS),
+        columns=(*result_columns(result), *COSTS),
+        label=label,
+        unit=unit,
         tables=[_table(result, views, rows) for views, rows in by_views(dict(result)).items()],
         seed=shown,
         images=[_images(arm, *given, judge) for arm, given in kept.items()],
@@ -122,10 +135,11 @@ def _table(result: Mapping[str, Any], views: str, rows: Sequence[dict[str, Any]]
 
 
 def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> _Picture:
-    """Accuracy and CMI over the iterations: the mean over seeds, in a band of one standard deviation either way."""
-    kinds = [("accuracies", "test accuracy (%)", 100.0), ("cmi", "CMI, training pool (nats)", 1.0)]
+    """Accuracy and the term over the iterations: means over seeds, in bands of one standard deviation either way."""
+    label, unit = term_of(result)
+    kinds = [("accuracies", "test accuracy (%)", 100.0), ("cmi", f"{label}, training pool ({unit})", 1.0)]
     if result["heldout"] is not None:
-        kinds.append(("cmi_heldout", "CMI, held-out pool (nats)", 1.0))
+        kinds.append(("cmi_heldout", f"{label}, held-out pool ({unit})", 1.0))
     figure = figure_of(5.2 * len(kinds), 3.8)
     figure.set_layout_engine("constrained")
     for axis, (key, label, factor) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -139,7 +153,7 @@ def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> _Picture:
         axis.set(xlabel="iteration", ylabel=label)
         axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    return _picture(figure, "accuracy and CMI over the iterations")
+    return _picture(figure, f"accuracy and {label} over the iterations")
 
 
 def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> _Picture:

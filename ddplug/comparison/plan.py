@@ -1,4 +1,4 @@
-"""What is compared: the arms, the entries, and the settings that all of them share."""
+"""What is compared: the arms, the runs, and the settings that all of them share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ddplug.attaching.places import Views
 from ddplug.core.options import ABOUT, renamed
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
+from ddplug.objectives.base import make
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,17 @@ class Arm:
         return f"weight-{shown}-{self.views}"
 
 
-OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "checkpoints")
-"""Settings that an upstream host has itself."""
+OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "checkpoints", "judge_last")
+"""Settings that an upstream host has itself, or that mean nothing there."""
+ADDED = ("term", "judge_last")
+"""Settings that records of older versions lack; they were made with today's defaults."""
 
 BASELINE = Arm(0.0)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One run: an arm and a seed. Entries of one seed share everything but CMI."""
+class Run:
+    """An arm and a seed. Runs of one seed share everything but the term."""
 
     arm: Arm
     seed: int
@@ -82,7 +85,7 @@ def read_weights(text: str) -> list[float | str]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides how an entry ends, besides its arm, its seed and the data; alike in all entries of a comparison."""
+    """What decides how a run ends, besides its arm, its seed and the data; alike in all runs of a comparison."""
 
     ipc: int = 10
     iterations: int = 300
@@ -96,11 +99,15 @@ class Settings:
     width: int | None = None
     """Its channels; None for the architecture's own."""
     checkpoints: int = 5
-    """How often along the iterations the set is kept and judged, the end included."""
+    """How often along the iterations the set is kept, measured and judged, the end included."""
+    judge_last: bool = False
+    """Judge the last set only; those before it are measured."""
     runs: int = 3
     """Fresh networks per judgement."""
     epochs: int = 300
     judge_lr: float = 0.03
+    term: str = "cmi"
+    """What is added to the host's loss, of `ddplug.objectives.terms()`."""
     regularizer: Mapping[str, Any] = field(default_factory=dict)
     """Of `ddplug.core.options.Options`, as far as they are not the defaults."""
     arguments: tuple[str, ...] | None = None
@@ -117,8 +124,9 @@ class Settings:
             raise InputError(
                 f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
             )
+        make(self.term)  # complains of what it does not know
         object.__setattr__(self, "regularizer", renamed(self.regularizer))
-        known = set(ABOUT) - {"seed"}  # an entry's own
+        known = set(ABOUT) - {"seed"}  # a run's own
         if unknown := sorted(set(self.regularizer) - known):
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(known)}.")
 
@@ -126,8 +134,12 @@ class Settings:
         """An option of the regulariser: as given, else its default."""
         return self.regularizer.get(name, ABOUT[name].default)
 
+    def judged_at(self, iteration: int, last: int) -> int:
+        """How many networks judge the set of an iteration, where the last set is that of iteration `last`."""
+        return 0 if self.judge_last and iteration != last else self.runs
+
     def check_arms(self, arms: Sequence[Arm], ipc: int, rounds: int | None = None) -> None:
-        """Raise `InputError` for weights with which nothing would be compared: no CMI, or no lambda, to speak of.
+        """Raise `InputError` for weights with which nothing would be compared: no term, or no lambda, to speak of.
 
         `rounds` are those in which a run's layer acts, None if that is not known.
         """
@@ -152,7 +164,7 @@ class Settings:
 
     @property
     def measuring(self) -> dict[str, Any]:
-        """How CMI is measured: as the regulariser sees it."""
+        """How the term is measured: as the regulariser sees it."""
         return {name: self.regularizer[name] for name in ("representation", "temperature") if name in self.regularizer}
 
     @property

@@ -1,8 +1,8 @@
 """`ddplug plot`: what comparisons and runs left behind, drawn.
 
-Comparisons (`compare.json`): what each weight changed, in accuracy and in CMI, one line per comparison and kind of
+Comparisons (`compare.json`): what each weight changed, in accuracy and in the term, one line per comparison and kind of
 views, and accuracy over the iterations where sets were judged more than once. Runs (the `cmi*.json` that the layer
-writes beside a host's results, or a history's own file): CMI of the views, lambda, and the share, round by round.
+writes beside a host's results, or a history's own file): the term on the views, lambda, and the share, round by round.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from ddplug.comparison.records import RUN as RUN_RECORD
 from ddplug.comparison.records import comparison, read_json
-from ddplug.comparison.statistics import by_views, curve, weight_name
+from ddplug.comparison.statistics import by_views, curve, term_of, weight_name
 from ddplug.errors import DataError, InputError
 from ddplug.evaluation.report import figure_of, save_figure
 from ddplug.utils.files import user_path
@@ -77,7 +77,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi*.json of a run.")
     content = read_json(file, "name another", _drawable, "the result of a comparison or of a run")
-    return content if content["format"] == COMPARISON else {"format": RUN, "history": _history(file, content)}
+    if content["format"] == COMPARISON:
+        return content
+    return {"format": RUN, "term": content.get("term"), "history": _history(file, content)}
 
 
 def _drawable(content: Any) -> None:
@@ -124,7 +126,8 @@ def _comparisons(results: Mapping[str, dict[str, Any]]) -> Any:
     gains.axhline(0, color="black", linewidth=0.8)
     cmi.axhline(1, color="black", linewidth=0.8)
     gains.set(ylabel="accuracy, difference to weight 0 (points)", title="95 % intervals of paired differences")
-    cmi.set(ylabel="CMI / CMI at weight 0", title="under held-out proxies, where there are", ylim=(0, None))
+    label = " or ".join(dict.fromkeys(term_of(result)[0] for result in results.values()))
+    cmi.set(ylabel=f"{label} / {label} at weight 0", title="under held-out proxies, where there are", ylim=(0, None))
     for axis in (gains, cmi):
         axis.set_xticks(list(ticks.values()), list(ticks))
         axis.set(xlabel="weight")
@@ -154,9 +157,10 @@ def _over_time(axis: Any, label: str, result: dict[str, Any]) -> None:
 
 
 def _runs(results: Mapping[str, dict[str, Any]]) -> Any:
-    """CMI and lambda by round and, if any run knows it, the share."""
+    """The term and lambda by round and, if any run knows it, the share."""
     shares = {label: [of for of in run["history"] if of["share"] is not None] for label, run in results.items()}
-    shown = [("cmi", "CMI of the views (nats)"), ("lam", "lambda")]
+    said = dict.fromkeys("{} of the views ({})".format(*term_of(run)) for run in results.values())
+    shown = [("cmi", " or ".join(said)), ("lam", "lambda")]
     if any(shares.values()):
         shown.append(("share", "share of the host's gradient"))
     figure = figure_of(5.2 * len(shown), 4.0)

@@ -19,8 +19,8 @@ _T = (
     2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272,
 )  # fmt: skip
 _NORMAL = 1.959964
-FIELDS_RECIPE = "1000 at 0.01"
-"""Epochs and learning rate with which the field judges sets."""
+STANDARD_RECIPE = "1000 at 0.01"
+"""Epochs and learning rate with which sets are judged elsewhere."""
 
 
 def t_quantile(freedom: int) -> float:
@@ -41,11 +41,12 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record per arm, the baseline first, of the entries of `compare.json`.
+    """One record per arm, the baseline first, of the runs of `compare.json`.
 
-    Accuracies are in [0, 1], the mean of a judgement's networks counting once; CMI in nats. All but `reaches` is of the
+    Accuracies are in [0, 1], the mean of a judgement's networks counting once; the term, whichever it is, stands under
+    "cmi" and is in its own unit. All but `reaches` is of the
     last checkpoint. `difference` is to the baseline, paired by seed, and `interval` half its 95 % t-interval.
-    `cmi_ratio` is mean CMI over the baseline's. `reaches` is the first checkpoint at which the arm's mean accuracy is
+    `cmi_ratio` is its mean over the baseline's. `reaches` is the first checkpoint at which the arm's mean accuracy is
     at least the baseline's last one, None if there is none. What cannot be had (one seed, no held-out pool) is None.
     """
     by_arm: dict[str, list[dict[str, Any]]] = {}
@@ -72,7 +73,9 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[int], list[list[float]]]:
-    """Iterations of the checkpoints of `arm`, and for each the values of `key` by seed ("accuracies": their mean)."""
+    """Iterations of the checkpoints of `arm`, and for each the values of `key` by seed ("accuracies": their mean).
+
+    Checkpoints at which they are not known are left out."""
     runs = [entry["checkpoints"] for entry in entries if entry["arm"] == arm]
     values = [[_value(point, key) for point in points] for points in zip(*runs, strict=True)]
     kept = [
@@ -86,22 +89,23 @@ def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[i
 def tables(result: dict[str, Any]) -> list[Table]:
     """For people: for each kind of views a table of results and one of costs, the baseline in each; 80 columns wide."""
     made = []
+    label, unit = term_of(result)
     for views, rows in by_views(result).items():
         title = f"{result['host']} on {result['data']['name']}, {views} views: "
         title += f"{result['seeds']} seeds x {result['settings']['runs']} networks\n{judging(result)}"
         caption = (
-            "± after an accuracy: std over seeds; after a difference: 95 % t-interval. CMI in nats, and over that of "
-            "weight 0. Reaches: the first checkpoint at least as accurate as the end of weight 0."
+            f"± after an accuracy: std over seeds; after a difference: 95 % t-interval. {label} in {unit}, and over "
+            "that of weight 0. Reaches: the first checkpoint at least as accurate as the end of weight 0."
         )
-        made.append(_table(title, RESULTS, [results(row) for row in rows], caption))
+        made.append(_table(title, result_columns(result), [results(row) for row in rows], caption))
         made.append(_table("", ("weight", *COSTS), [[weight_name(row), *costs(result, row)] for row in rows], None))
     return made
 
 
 def judging(result: Mapping[str, Any]) -> str:
-    """What the judges' training was, and what the field's is, as their accuracies cannot be compared."""
+    """What the judges' training was, and what is standard, as their accuracies cannot be compared."""
     settings = result["settings"]
-    return f"{settings['epochs']} epochs at rate {settings['judge_lr']:g} each; the field's is {FIELDS_RECIPE}"
+    return f"{settings['epochs']} epochs at rate {settings['judge_lr']:g} each; standard is {STANDARD_RECIPE}"
 
 
 def left_out(result: Mapping[str, Any]) -> str | None:
@@ -127,8 +131,19 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ca
     return table
 
 
-RESULTS = ("weight", "accuracy %", "difference", "reaches", "CMI", "CMI held out")
 COSTS = ("lambda", "share", "s/iteration", "memory")
+
+
+def term_of(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Label and unit of the term that a comparison is about; older ones know CMI only."""
+    term = result.get("term")
+    return (term["label"], term["unit"]) if isinstance(term, Mapping) else ("CMI", "nats")
+
+
+def result_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of `results`."""
+    label, _ = term_of(result)
+    return "weight", "accuracy %", "difference", "reaches", label, f"{label} held out"
 
 
 def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -139,11 +154,11 @@ def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def results(row: dict[str, Any]) -> list[str]:
-    """A row of the summary in words, by `RESULTS`."""
+    """A row of the summary in words, by `result_columns`."""
     baseline = row["views"] is None
     return [
-        weight_name(row), _plus_minus(row["accuracy"], row["accuracy_std"]),
-        "" if baseline else _plus_minus(row["difference"], row["interval"], sign=True),
+        weight_name(row), plus_minus(row["accuracy"], row["accuracy_std"]),
+        "" if baseline else plus_minus(row["difference"], row["interval"], sign=True),
         _shown(row["reaches"], "d"), *(_cmi(row, key, baseline) for key in ("cmi", "cmi_heldout")),
     ]  # fmt: skip
 
@@ -168,8 +183,10 @@ def _last_accuracies(runs: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def _value(point: dict[str, Any], key: str) -> float | None:
-    value = point[key]
-    return fmean(value) if isinstance(value, list) else value
+    value: list[float] | float | None = point[key]
+    if isinstance(value, list):
+        return fmean(value) if value else None
+    return value
 
 
 def _mean(runs: Sequence[dict[str, Any]], key: str) -> float | None:
@@ -183,7 +200,8 @@ def _ratio(value: float | None, other: float | None) -> float | None:
 
 def _reaches(runs: Sequence[dict[str, Any]], aim: float) -> int | None:
     for points in zip(*(run["checkpoints"] for run in runs), strict=True):
-        if fmean(fmean(point["accuracies"]) for point in points) >= aim:
+        scores = [point["accuracies"] for point in points]
+        if all(scores) and fmean(map(fmean, scores)) >= aim:
             return int(points[0]["iteration"])
     return None
 
@@ -198,7 +216,8 @@ def _cmi(row: dict[str, Any], key: str, baseline: bool) -> str:
     return _shown(row[key], ".2e") + ("" if baseline or ratio is None else f" x{ratio:.2f}")
 
 
-def _plus_minus(value: float, spread: float | None, sign: bool = False) -> str:
+def plus_minus(value: float, spread: float | None, sign: bool = False) -> str:
+    """A share in [0, 1] in percent, or points, and its spread if there is one."""
     shown = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
     return shown if spread is None else f"{shown} ± {100 * spread:.2f}"
 

@@ -1,6 +1,6 @@
-"""Entries of a comparison that an upstream host distils: its own unedited script, by `ddplug run`, once per entry.
+"""Entries of a comparison that an upstream host distils: its own unedited script, by `ddplug run`, once per run.
 
-Each entry runs in a process of its own (`ddplug.hosting.deterministic`), in which the same seed means the same draws.
+Each run is in a process of its own (`ddplug.hosting.deterministic`), in which the same seed means the same draws.
 A host's run cannot be taken up in its middle: one that was interrupted begins anew, and gives the same. What a host has
 to be asked for its set to be found is its adapter's to say: `command` and `saved`, see
 `ddplug.hosting.comparable_host.ComparableHost`.
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import DONE, set_name, write_done
-from ddplug.comparison.plan import Arm, Entry, Settings
+from ddplug.comparison.plan import Arm, Run, Settings
 from ddplug.comparison.records import AGAIN, FACTS, read_json
 from ddplug.comparison.records import TIMES as TIMES_RECORD
 from ddplug.core.options import ABOUT, HOSTS
@@ -38,7 +38,7 @@ _TOLD = 12
 
 
 class Upstream(NamedTuple):
-    """Distils entries by an upstream host.
+    """Distils runs by an upstream host.
 
     `repo` is its checkout, `proxies` the regulariser's pool; the host's own arguments are `settings.arguments`.
     `runner` is how a process that takes the JSON of `ddplug.hosting.deterministic` is started.
@@ -80,13 +80,13 @@ class Upstream(NamedTuple):
         if not self.download:
             adapter.preflight(arguments)
 
-    def __call__(self, entry: Entry, folder: Path, tell: Callable[[int], object]) -> None:
-        """Have the host distil `entry`, unless it has, and keep its sets in `folder`; `tell(1)` when it is done."""
+    def __call__(self, run: Run, folder: Path, tell: Callable[[int], object]) -> None:
+        """Have the host distil `run`, unless it has, and keep its sets in `folder`; `tell(1)` when it is done."""
         if (folder / DONE).is_file():
             return
         tell(0)
         if not (folder / RUN).is_dir():
-            self._run(entry, folder)
+            self._run(run, folder)
         notes, facts = [], self._record(folder / RUN)
         times = read_json(folder / RUN / TIMES, AGAIN, TIMES_RECORD)
         for iteration, made in sorted(comparable(self.spec.name).saved(folder / RUN, self.arguments).items()):
@@ -103,22 +103,22 @@ class Upstream(NamedTuple):
         """The host's own."""
         return self.settings.arguments or ()
 
-    def _run(self, entry: Entry, folder: Path) -> None:
+    def _run(self, run: Run, folder: Path) -> None:
         """One run of the host, whose folder gets its name when it has ended well."""
         for left in folder.glob(f".{RUN}-*"):  # of a run that was killed
             shutil.rmtree(left)
         attempt = folder.resolve() / f".{RUN}-{os.getpid()}"  # hosts may change the working directory
         attempt.mkdir(parents=True)
         given = {
-            "host": self.spec.name, "repo": str(self.repo.resolve()), "seed": entry.seed,
-            "must": not entry.arm.baseline, "folder": str(attempt), "times": str(attempt / TIMES),
-            "arguments": [*comparable(self.spec.name).command(self.arguments, attempt), *self._ours(entry)],
+            "host": self.spec.name, "repo": str(self.repo.resolve()), "seed": run.seed,
+            "must": not run.arm.baseline, "folder": str(attempt), "times": str(attempt / TIMES),
+            "arguments": [*comparable(self.spec.name).command(self.arguments, attempt), *self._ours(run)],
         }  # fmt: skip
         status = self._wait_for([*self.runner, json.dumps(given)], attempt / LOG)
         if status != 0:
             lines = (attempt / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD:]
             raise HostError(
-                f"{self.spec.name} ended with status {status} in entry {entry.name}; its output is in "
+                f"{self.spec.name} ended with status {status} in run {run.name}; its output is in "
                 f"'{attempt / LOG}' and ends with:\n" + "\n".join(lines)
             )
         os.replace(attempt, folder / RUN)
@@ -141,12 +141,12 @@ class Upstream(NamedTuple):
                 process.kill()
                 raise
 
-    def _ours(self, entry: Entry) -> list[str]:
+    def _ours(self, run: Run) -> list[str]:
         """Our options on the host's command line; at weight 0 that is the weight alone."""
-        ours: dict[str, Any] = {"weight": entry.arm.weight}
-        if not entry.arm.baseline:
+        ours: dict[str, Any] = {"weight": run.arm.weight}
+        if not run.arm.baseline:
             ours |= {
-                "views": entry.arm.views, "seed": entry.seed, "proxies": user_path(self.proxies).resolve(),
+                "views": run.arm.views, "seed": run.seed, "proxies": user_path(self.proxies).resolve(),
                 **{name: ABOUT[name].spell(value) for name, value in self._options().items()},
             }  # fmt: skip
         return [f"--cmi_{name}={value}" for name, value in ours.items()]

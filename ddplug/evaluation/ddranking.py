@@ -13,7 +13,8 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
-from ddplug.evaluation.evaluate import FIELDS_LR, FIELDS_VIEWS, is_whitened, resolve, with_space
+from ddplug.evaluation.evaluate import is_whitened, with_space
+from ddplug.evaluation.judging import STANDARD_LR, STANDARD_VIEWS, resolve
 from ddplug.networks.training import Augment
 from ddplug.utils.files import user_path, write_json
 from ddplug.utils.reading import write_tensors
@@ -36,7 +37,7 @@ def export_ddranking(
     epochs: int = 1000,
     lr: float | None = None,
     batch_size: int = 256,
-    augment: Augment | None = FIELDS_VIEWS,
+    augment: Augment | None = STANDARD_VIEWS,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write images.pt, labels.pt, lr.pt and config.json for DD-Ranking's label-robust scores; returns their paths.
@@ -58,7 +59,7 @@ def export_ddranking(
     images = synthetic.images if whitened else space.convert(synthetic.images, _SPACE)
     labels, soft = synthetic.labels[order], synthetic.labels.ndim == 2
     tiny = torch.finfo(torch.float32).tiny
-    rate = lr if lr is not None else synthetic.lr if synthetic.lr is not None else FIELDS_LR
+    rate = lr if lr is not None else synthetic.lr if synthetic.lr is not None else STANDARD_LR
     config: dict[str, Any] = {
         "dataset": name,
         "real_data_path": "./dataset",
@@ -119,7 +120,7 @@ def check_export(
     folder: str | Path,
     *,
     architecture: str = "convnet",
-    augment: Augment | None = FIELDS_VIEWS,
+    augment: Augment | None = STANDARD_VIEWS,
 ) -> None:
     """Raise for what `export_ddranking` would refuse, which is better known before networks are trained.
 
@@ -131,8 +132,8 @@ def check_export(
             f"DD-Ranking's export is for {', '.join(_DATASETS)} and the networks {', '.join(_NETWORKS)}, got "
             f"{data.name} and {architecture}; leave --export out."
         )
-    if augment not in (None, FIELDS_VIEWS):
-        raise InputError(f"DD-Ranking has DSA with the field's strategy, or none; {augment} cannot be exported.")
+    if augment not in (None, STANDARD_VIEWS):
+        raise InputError(f"DD-Ranking has DSA with the standard strategy, or none; {augment} cannot be exported.")
     _per_class(synthetic.classes, data.num_classes)
     if user_path(folder).exists() and not user_path(folder).is_dir():
         raise InputError(f"'{folder}' is a file, expected a folder to export to; name another with --export.")

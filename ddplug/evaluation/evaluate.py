@@ -1,8 +1,8 @@
-"""Judging a synthetic set by the field's recipe: fresh networks, trained on it, tested on real images.
+"""Judging a synthetic set by the standard recipe: fresh networks, trained on it, tested on real images.
 
     evaluation = evaluate(load_set("set.pt"), load("cifar10", "data"), architectures=("ConvNet", "ResNet18"))
 
-Every finished run can be kept in a file, so that an evaluation that was interrupted goes on where it was.
+Every finished run can be kept in a file, so that an evaluation that was interrupted can be resumed.
 """
 
 from __future__ import annotations
@@ -15,45 +15,20 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError, SpaceError
+from ddplug.evaluation.judging import STANDARD_LR, STANDARD_VIEWS, Recipe, check_fits, maker, resolve
 from ddplug.evaluation.measure import Measurement, measure
 from ddplug.evaluation.run_store import Finished
-from ddplug.networks.training import Augment, accuracy, fit
-from ddplug.networks.zoo import build, seeded
+from ddplug.networks.training import Augment, named
+from ddplug.networks.zoo import seeded
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.digest import short_sha256, typed_bytes
 
-FIELDS_LR = 0.01
 Progress = Callable[[str, int, int, str], object]
-
-
-@dataclass(frozen=True)
-class DSAViews:
-    """DSA as hosts use it in evaluation: one operation per batch, and each image its own numbers.
-
-    Call it as `views(images, generator)` on (n, c, h, w). Everything is drawn from the generator, of which a call
-    takes one number. Raises `InputError` for an unknown strategy.
-    """
-
-    strategy: str = "color_crop_cutout_flip_scale_rotate"
-
-    def __post_init__(self) -> None:
-        DSA(self.strategy)  # complains of what it does not know
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Views (n, c, h, w) of images (n, c, h, w)."""
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        views: Tensor = DSA(self.strategy, siamese=False, seed=seed)(images)
-        return views
-
-
-FIELDS_VIEWS = DSAViews()
 
 
 @dataclass(frozen=True)
@@ -93,7 +68,7 @@ def evaluate(
     epochs: int = 1000,
     lr: float | None = None,
     batch_size: int = 256,
-    augment: Augment | None = FIELDS_VIEWS,
+    augment: Augment | None = STANDARD_VIEWS,
     seed: int = 0,
     options: dict[str, Any] | None = None,
     pool: ProxyPool | None = None,
@@ -129,7 +104,7 @@ def evaluate(
     if lr is not None and not 0 < lr < float("inf"):
         raise InputError(f"lr must be more than 0 and finite, got {lr}")
     space, judge = judged(synthetic, data)
-    rate = lr if lr is not None else synthetic.lr if synthetic.lr is not None else FIELDS_LR
+    rate = lr if lr is not None else synthetic.lr if synthetic.lr is not None else STANDARD_LR
     images = space.convert(synthetic.images, judge.space).to(device)
     labels = synthetic.labels.to(device)
     settings: dict[str, Any] = {
@@ -144,25 +119,21 @@ def evaluate(
         "seed": seed,
         "options": options or {},
     }
-    makers = {name: _maker(name, data, options or {}) for name in names}
-    for maker in makers.values():  # so that the last of them is not refused after days
+    makers = {name: maker(name, data, options or {}) for name in names}
+    for fresh in makers.values():  # so that the last of them is not refused after days
         with seeded(0):
-            maker()
-    test_images, test_labels = judge.test_images.to(device), judge.test_labels.to(device)
+            fresh()
+    recipe = Recipe(epochs, rate, batch_size, augment)
+    judge = replace(judge, test_images=judge.test_images.to(device), test_labels=judge.test_labels.to(device))
     tell: Progress = on_progress or (lambda what, done, total, note: None)
     with Finished.open(keep, settings) as finished:
         for name in names:
             note = ""
             for run in range(runs):
                 if finished.get(name, run) is None:
-                    with seeded(seed + run):
-                        net = makers[name]().to(device)
-                    tell_epoch = partial(_tell_epoch, tell, name, run * epochs, runs * epochs, note)
-                    fit(
-                        net, images, labels, epochs=epochs, lr=rate, batch_size=batch_size, augment=augment,
-                        seed=seed + run, on_epoch=tell_epoch,
-                    )  # fmt: skip
-                    finished.put(name, run, accuracy(net, test_images, test_labels))
+                    on_epoch = partial(_tell_epoch, tell, name, run * epochs, runs * epochs, note)
+                    found = recipe.judge(images, labels, judge, makers[name], seed=seed + run, on_epoch=on_epoch)
+                    finished.put(name, run, found)
                 note = f"{finished.get(name, run):.2%}"
                 tell(name, (run + 1) * epochs, runs * epochs, note)
     measured = None
@@ -177,20 +148,6 @@ def evaluate(
 
 def _tell_epoch(tell: Progress, what: str, before: int, total: int, note: str, done: int, loss: float) -> None:
     tell(what, before + done, total, note)
-
-
-def resolve(name: str) -> str:
-    """The name that `build` knows an architecture by: ConvNet is convnet."""
-    return name if name.startswith("torchvision/") else name.strip().lower()
-
-
-def named(augment: Augment | None) -> str:
-    """What can be said of an augmentation in every process alike: its repr, or its name if that holds an address."""
-    said = repr(augment)
-    if " at 0x" not in said:
-        return said
-    kind: Any = augment if hasattr(augment, "__qualname__") else type(augment)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> SyntheticSet:
@@ -227,17 +184,9 @@ def _check(synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int
         raise InputError(f"name at least one architecture, and each once, got {names}")
     if runs < 1:
         raise InputError(f"runs must be at least 1, got {runs}")
-    if tuple(synthetic.images.shape[1:]) != data.shape:
-        raise InputError(
-            f"images of shape {tuple(synthetic.images.shape)} do not fit {data.name}, whose images are {data.shape}. "
-            "Name the data set that the set was distilled from."
-        )
+    check_fits(synthetic.images, synthetic.labels, data)
     if synthetic.dataset not in (None, data.name):
         raise InputError(f"the set was distilled from {synthetic.dataset}, not from {data.name}; test it on its own")
-    labels = synthetic.labels
-    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    if (labels.ndim == 2 and classes != data.num_classes) or classes > data.num_classes:
-        raise InputError(f"labels for {classes} classes do not fit {data.name}, which has {data.num_classes}")
     if not torch.isfinite(synthetic.images).all():
         raise InputError("the set's images are not all finite; nothing can be learned from such a set")
     if pool is not None:
@@ -259,9 +208,3 @@ def _named(meaning: str, data: ImageData) -> AnySpace:
 
         return ZCASpace.fit(data.space.to_unit(data.train_images).clamp(0, 1))
     raise SpaceError(f"unknown input space {meaning!r}, expected normalized, unit or zca")
-
-
-def _maker(name: str, data: ImageData, options: dict[str, Any]) -> Callable[[], torch.nn.Module]:
-    channels, height, width = data.shape
-    own = {"channels": channels, "size": (height, width)}
-    return lambda: build(name, num_classes=data.num_classes, **own, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError
-from ddplug.objectives.base import group
+from ddplug.objectives.base import Objective, group
 from ddplug.objectives.cmi import check_temperature, class_sums
 from ddplug.objectives.separation import Separation, check_separation, class_separation
 from ddplug.proxies.pool import ProxyPool
@@ -65,24 +66,12 @@ def measure(
     Raises what `ddplug.CMI` raises; measures sets of one image per class too, whose CMI is 0.
     """
     pool = ProxyPool.of(proxies)
-    found = pool.space_of(input_space)
-    check_representation(representation)
     check_separation(separation)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     check_temperature(temperature)
     groups = group(labels, len(images), images.device)
-    pool.check(images, found)
     several = len(groups.classes) > 1
     sums, separations = [], []
-    for proxy in pool:
-        batches = [proxy(pool.prepare(batch, found), representation) for batch in torch.split(images, batch_size)]
-        features = torch.cat(batches)
-        if not torch.isfinite(features).all():
-            raise ProxyError(
-                f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for this set. Check "
-                "its images for NaN, and its input space against the pool's."
-            )
+    for features in _features(pool, images, representation, input_space, batch_size):
         sums.append(class_sums(features, groups, temperature).double())
         if several:
             separations.append(class_separation(features, labels, kind=separation, temperature=temperature))
@@ -101,3 +90,43 @@ def measure(
         ncmi=(by_proxy / gamma).mean().item() if gamma is not None else None,
         per_class=dict(zip(groups.classes.tolist(), per_class.tolist(), strict=True)),
     )
+
+
+@torch.no_grad()
+def term_value(
+    term: Objective,
+    proxies: object,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    representation: Representation = "feature",
+    input_space: AnySpace | str | None = None,
+    batch_size: int = 512,
+) -> float:
+    """Any term of `images` (n, c, h, w) with `labels` (n,), in its own unit: the mean over a pool's proxies.
+
+    Raises what `measure` raises.
+    """
+    pool, groups = ProxyPool.of(proxies), group(labels, len(images), images.device)
+    values = [term(each, groups).double() for each in _features(pool, images, representation, input_space, batch_size)]
+    return torch.stack(values).mean().item()
+
+
+def _features(
+    pool: ProxyPool, images: Tensor, representation: Representation, input_space: AnySpace | str | None, batch_size: int
+) -> Iterator[Tensor]:
+    """What every proxy makes of the images, (n, d)."""
+    found = pool.space_of(input_space)
+    check_representation(representation)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    pool.check(images, found)
+    for proxy in pool:
+        batches = [proxy(pool.prepare(batch, found), representation) for batch in torch.split(images, batch_size)]
+        features = torch.cat(batches)
+        if not torch.isfinite(features).all():
+            raise ProxyError(
+                f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for this set. Check "
+                "its images for NaN, and its input space against the pool's."
+            )
+        yield features

@@ -1,4 +1,4 @@
-"""Training a network on images, measuring it, and judging a synthetic set by the networks it trains.
+"""Training a network on images, and its accuracy.
 
 Nothing here draws from the host's random state: shuffling and augmentation have a generator of their own, and layers
 that draw for themselves, such as dropout, run inside `seeded`.
@@ -6,7 +6,6 @@ that draw for themselves, such as dropout, run inside `seeded`.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError, PoolError, ProxyError
 from ddplug.networks.precision import layers
-from ddplug.networks.zoo import build, seeded
+from ddplug.networks.zoo import seeded
 from ddplug.utils.digest import blake2b, typed_bytes
 from ddplug.utils.reading import load_tensors, reported_as, write_tensors
 from ddplug.utils.records import UnfitError, anything, check_record, dict_of, entries, list_of, tensor, text, whole
@@ -57,7 +55,7 @@ def fit(
     """Train `net` in place by SGD on cross-entropy, on the device it is on; returns it in eval mode.
 
     `images` are (n, c, h, w) floats, `labels` int64 (n,) or probabilities, float (n, classes), on any device.
-    "step" is the field's schedule: `lr` for the first epochs // 2 + 1 epochs, a tenth of it for the others. "cosine"
+    "step" is the standard schedule: `lr` for the first epochs // 2 + 1 epochs, a tenth of it for the others. "cosine"
     goes from `lr` to zero, batch by batch. With precision="bf16" the layers compute in bf16; weights stay fp32.
     `on_epoch(done, loss)` is told after every epoch how many are done and the mean loss of the last.
 
@@ -74,7 +72,7 @@ def fit(
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     done, identity = 0, ""
     if checkpoint is not None:
-        settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, _name(augment), precision)
+        settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, named(augment), precision)
         identity = identity_of(settings, (images, labels, *net.state_dict().values()))
         done = _resume(checkpoint, identity, epochs, net, optimizer, generator)
 
@@ -175,66 +173,6 @@ class _ShiftAndFlip:
         return padded[picture, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
 
 
-def evaluate_set(
-    images: Tensor,
-    labels: Tensor,
-    data: ImageData,
-    *,
-    architecture: Callable[[], nn.Module] | str = "convnet",
-    runs: int = 5,
-    epochs: int = 1000,
-    lr: float = 0.01,
-    batch_size: int = 256,
-    schedule: Schedule = "step",
-    augment: Augment | None = None,
-    seed: int = 0,
-    progress: Callable[[int, float], object] | None = None,
-) -> list[float]:
-    """Test accuracies, each in [0, 1], of `runs` fresh networks trained on a small set: the field's measure of it.
-
-    `images` (n, c, h, w) are in `data.space`; `labels` are int64 (n,) or probabilities, float (n, classes). Networks
-    are built and trained with seeds `seed` to `seed + runs - 1`, on the device of `images`, and tested on all of
-    `data`'s test images. `architecture` is a name for `build` or a function that makes a network. The other settings
-    are those of `fit`; their defaults are the field's for sets of up to 50 images per class.
-    `progress(run, accuracy)` is told after every run how many are done and what the last one scored.
-
-    Raises `InputError` if the set does not fit `data`, and what `build` and `fit` raise.
-    """
-    if tuple(images.shape[1:]) != data.shape:
-        raise InputError(f"images of shape {tuple(images.shape)} do not fit {data.name}, whose images are {data.shape}")
-    if runs < 1:
-        raise InputError(f"runs must be at least 1, got {runs}")
-    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1 if len(labels) else 0
-    if (labels.ndim == 2 and classes != data.num_classes) or classes > data.num_classes:
-        raise InputError(f"labels for {classes} classes do not fit {data.name}, which has {data.num_classes}")
-    scores = []
-    for run in range(runs):
-        with seeded(seed + run):
-            net = _make(architecture, data)
-        net = fit(
-            net.to(images.device),
-            images,
-            labels,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            schedule=schedule,
-            augment=augment,
-            seed=seed + run,
-        )
-        scores.append(accuracy(net, data.test_images, data.test_labels))
-        if progress is not None:
-            progress(run + 1, scores[-1])
-    return scores
-
-
-def _make(architecture: Callable[[], nn.Module] | str, data: ImageData) -> nn.Module:
-    if not isinstance(architecture, str):
-        return architecture()
-    channels, height, width = data.shape
-    return build(architecture, num_classes=data.num_classes, channels=channels, size=(height, width))
-
-
 def _device(net: nn.Module) -> torch.device:
     parameter = next(net.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
@@ -269,12 +207,13 @@ def _check_training(
         raise InputError(f"unknown precision {precision!r}, expected 'exact' (fp32) or 'bf16'")
 
 
-def _name(augment: Augment | None) -> str:
-    """What can be said of an augmentation in every run alike: an object's plain repr may hold its address."""
-    if augment is None or dataclasses.is_dataclass(augment):
-        return repr(augment)
-    named = augment if hasattr(augment, "__qualname__") else type(augment)
-    return f"{named.__module__}.{named.__qualname__}"
+def named(augment: Augment | None) -> str:
+    """What can be said of an augmentation in every process alike: its repr, or its name if that holds an address."""
+    said = repr(augment)
+    if " at 0x" not in said:
+        return said
+    kind: Any = augment if hasattr(augment, "__qualname__") else type(augment)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def identity_of(settings: tuple[Any, ...], tensors: Iterable[Tensor]) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddplug.comparison.judge import read_json
-from ddplug.comparison.statistics import COSTS, RESULTS, by_views, costs, results
+from ddplug.comparison.records import read_json
+from ddplug.comparison.statistics import COSTS, by_views, costs, result_columns, results
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -18,7 +18,7 @@ BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def table(folder: Path) -> str:
     """A comparison's results as Markdown: a row per arm, the baseline first."""
     result = read_json(folder / "compare.json")
-    columns = ("views", *RESULTS, *COSTS[:3])
+    columns = ("views", *result_columns(result), *COSTS[:3])
     rows, kinds = [], by_views(result)
     for number, (views, arms) in enumerate(kinds.items()):
         for row in arms[number > 0 :]:

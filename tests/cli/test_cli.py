@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,9 @@ from typer.testing import CliRunner
 import ddplug
 from ddplug import InputSpace, ProxyPool, datasets
 from ddplug.cli import app as cli
-from ddplug.comparison.demo import Settings, run_demo
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.evaluation.measure import measure
-from ddplug.networks.training import evaluate_set
-from ddplug.networks.zoo import build, seeded
 from ddplug.utils.files import write_json
 
 # Networks of an epoch or none are enough for what is tested here.
@@ -33,19 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-TINY = Settings(
-    ipc=3,
-    iterations=3,
-    seeds=2,
-    batch_real=4,
-    width=8,
-    proxy_width=8,
-    proxies=1,
-    held_out=1,
-    proxy_epochs=1,
-    runs=2,
-    epochs=2,
-)
 DEMO = ("demo", "--iterations", "2", "--seeds", "1", "--ipc", "2", "--device", "cpu")
 
 
@@ -73,11 +56,6 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
-@pytest.fixture
-def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.comparison.demo.DIGITS", TINY)
-
-
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
     return datasets.load("digits")
@@ -101,10 +79,6 @@ def set_file(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
-
-
-def no(what: str) -> Callable[..., None]:
-    return lambda *_, **__: pytest.fail(f"{what} again")
 
 
 # --- help
@@ -139,142 +113,6 @@ def test_pretrain_makes_a_pool_and_shows_it(tmp_path: Path) -> None:
     for proxy in pool:
         assert f"{proxy.record['test_accuracy']:.2%}" in shown
     assert run(*command).splitlines()[-6:] == shown.splitlines()[-6:]  # again: the same table, without training
-
-
-# --- demo
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_demo_compares_the_arms_and_keeps_everything(tmp_path: Path, digits: ImageData) -> None:
-    from PIL import Image
-
-    shown = run(*DEMO, "--out", tmp_path / "out")
-    assert re.search(r"without CMI .*%.*s", shown)
-    assert re.search(r"with CMI .*%.*s", shown)
-    assert re.search(r"difference .*[+-]\d+\.\d\d points", shown)
-    assert "2 images per class, 2 iterations" in shown
-    assert f"{len(digits.train_images)} training" in shown
-    for name in ("images.png", "cmi.png"):
-        assert str(tmp_path / "out" / name) in shown
-        with Image.open(tmp_path / "out" / name) as picture:
-            picture.load()
-    assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == [
-        "with-seed0.json", "with-seed0.pt", "without-seed0.json", "without-seed0.pt",
-    ]  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cmi.png", "images.png", "proxies", "runs"]
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_the_demos_table_holds_the_numbers_of_its_runs(tmp_path: Path, digits: ImageData) -> None:
-    shown = run(*DEMO, "--out", tmp_path)
-    means = {}
-    for arm in ("without", "with"):
-        kept = json.loads((tmp_path / "runs" / f"{arm}-seed0.json").read_text())["run"]
-        means[arm] = 100 * sum(kept["accuracies"]) / 2
-        row = next(line for line in shown.splitlines() if f"{arm} CMI" in line and "%" in line)
-        for number in (f"{means[arm]:.2f}", f"{kept['cmi'][0]:.3e}", f"{kept['cmi'][-1]:.3e}"):
-            assert number in row
-        synthetic = load_set(tmp_path / "runs" / f"{arm}-seed0.pt")
-        judges = ProxyPool(ProxyPool.load(tmp_path / "proxies").proxies[-1:])
-        assert kept["cmi"][-1] == pytest.approx(measure(judges, synthetic.images, synthetic.labels).cmi, rel=1e-5)
-        assert (synthetic.space, synthetic.dataset) == (digits.space, "digits")
-    assert f"{means['with'] - means['without']:+.2f} points" in shown
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_a_second_demo_reuses_the_runs_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run(*DEMO, "--out", tmp_path)
-    monkeypatch.setattr("ddplug.proxies.pretrain.fit", no("trained"))
-    monkeypatch.setattr("ddplug.comparison.demo.evaluate_set", no("judged"))
-    monkeypatch.setattr("ddplug.comparison.demo.DistributionMatching", no("distilled"))
-    second = run(*DEMO, "--out", tmp_path)
-    rows = [line for line in first.splitlines() if "CMI" in line or "difference" in line]
-    assert len(rows) > 3
-    assert all(row in second for row in rows if "seed" not in row)
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_other_settings_are_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(*DEMO, "--out", tmp_path)
-    monkeypatch.setattr("ddplug.comparison.demo.evaluate_set", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_demo(datasets.load("digits"), tmp_path, replace(TINY, ipc=2, iterations=2, seeds=1, weight=0.5))
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_an_interrupted_demo_continues_to_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[..., tuple[Any, str]]
-) -> None:
-    run(*DEMO, "--out", tmp_path / "whole")
-    real, calls = evaluate_set, list[None]()
-
-    def second_is_interrupted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        return interrupt() if len(calls) == 2 else real(*args, **kwargs)
-
-    monkeypatch.setattr("ddplug.comparison.demo.evaluate_set", second_is_interrupted)
-    status, _ = main(*DEMO, "--out", tmp_path / "cut")
-    assert status == 130
-    assert (tmp_path / "cut" / "runs" / "without-seed0.json").is_file()
-    assert not (tmp_path / "cut" / "runs" / "with-seed0.json").exists()
-    monkeypatch.setattr("ddplug.proxies.pretrain.fit", no("trained"))
-    run(*DEMO, "--out", tmp_path / "cut")
-    assert len(calls) == 3  # only the arm that was missing
-    for name in ("without-seed0.json", "with-seed0.json"):
-        cut, whole = (json.loads((tmp_path / folder / "runs" / name).read_text()) for folder in ("cut", "whole"))
-        del cut["run"]["seconds"], whole["run"]["seconds"], cut["sha256"], whole["sha256"]
-        assert cut == whole
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_a_weight_of_zero_gives_two_equal_arms(tmp_path: Path) -> None:
-    shown = run(*DEMO, "--weight", 0, "--out", tmp_path)
-    without, with_ = (load_set(tmp_path / "runs" / f"{arm}-seed0.pt") for arm in ("without", "with"))
-    assert torch.equal(without.images, with_.images)
-    assert "+0.00 points" in shown
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_a_weight_changes_the_images(tmp_path: Path) -> None:
-    run(*DEMO, "--weight", 1, "--out", tmp_path)
-    without, with_ = (load_set(tmp_path / "runs" / f"{arm}-seed0.pt") for arm in ("without", "with"))
-    assert torch.equal(without.labels, with_.labels)
-    assert not torch.equal(without.images, with_.images)
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_demo_takes_a_pool_of_the_users(tmp_path: Path, pool_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.comparison.demo.pretrain", no("trained"))
-    assert "difference" in run(*DEMO, "--proxies", pool_folder, "--out", tmp_path)
-
-
-def test_a_demo_with_another_pool_is_run_anew(tmp_path: Path, digits: ImageData) -> None:
-    found = []
-    for seed in (0, 10):
-        networks = []
-        for offset in range(2):
-            with seeded(seed + offset):
-                networks.append(build("convnet", channels=1, size=(8, 8), width=8))
-        pool = ProxyPool.from_modules(networks)
-        outcome = run_demo(digits, tmp_path, replace(TINY, iterations=1, seeds=1, runs=1, epochs=1), pool=pool)
-        found.append([run.cmi for run in outcome.runs])
-    assert found[0] != found[1]
-
-
-@pytest.mark.usefixtures("_tiny", "untouched")
-def test_the_demo_leaves_the_random_state_alone(tmp_path: Path) -> None:
-    run(*DEMO, "--out", tmp_path)
-
-
-@pytest.mark.usefixtures("_tiny")
-@pytest.mark.parametrize("content", ["", "{", "{}", '{"run": {}, "made_with": {}}'], ids=repr)
-def test_a_damaged_run_is_made_again(tmp_path: Path, content: str) -> None:
-    run(*DEMO, "--out", tmp_path)
-    kept = tmp_path / "runs" / "with-seed0.json"
-    before = json.loads(kept.read_text())["run"]["accuracies"]
-    kept.write_text(content)
-    run(*DEMO, "--out", tmp_path)
-    assert json.loads(kept.read_text())["run"]["accuracies"] == before
 
 
 # --- measure
@@ -379,6 +217,7 @@ def test_a_pool_of_another_data_set_is_refused(
         ("pretrain out --count 0", "at least 1 network"),
         ("pretrain POOL --epochs 9", "other settings"),
         ("demo --seeds 0 --out out", "seeds must be at least 1"),
+        ("demo --weight 0 --out out", "weight must be more than 0: what the demo compares"),
         ("demo --proxies nowhere --out out", "no pool at 'nowhere'"),
         ("demo --out SET --device cpu", "set.pt"),
         ("pretrain SET/pool --device cpu", "set.pt"),
@@ -408,13 +247,13 @@ def test_wrong_usage_has_status_2_too(main: Callable[..., tuple[Any, str]], argu
     assert "Usage:" in error
 
 
-def test_an_interruption_has_status_130_and_says_that_one_can_go_on(
+def test_an_interruption_has_status_130_and_says_that_it_can_be_resumed(
     main: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(datasets, "load", interrupt)
     status, error = main("pretrain", tmp_path / "pool")
     assert status == 130
-    assert "the same command goes on from here" in error
+    assert "the same command resumes it" in error
 
 
 def test_a_failing_process_shows_no_traceback() -> None:

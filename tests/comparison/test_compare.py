@@ -22,7 +22,7 @@ from ddplug.comparison.compare import compare
 from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.judge import Judge, judge_seed
 from ddplug.comparison.own_trainer import PEEKS, Own
-from ddplug.comparison.plan import Arm, Entry, Settings, arms, read_weights
+from ddplug.comparison.plan import Arm, Run, Settings, arms, read_weights
 from ddplug.comparison.statistics import cost, left_out
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
@@ -99,7 +99,7 @@ def test_the_baseline_is_one_arm_whatever_the_views() -> None:
     ]  # fmt: skip
     assert arms([0.5])[0].baseline, "the baseline is run whether it is asked for or not"
     assert [arm.weight for arm in arms([0.1, 0.1 + 1e-15])] == [0.0, 0.1], "of one name there is one arm"
-    assert Entry(Arm(1e-7, "clean"), 3).name == "weight-1e-07-clean-seed3"
+    assert Run(Arm(1e-7, "clean"), 3).name == "weight-1e-07-clean-seed3"
 
 
 def test_weights_of_a_command_line() -> None:
@@ -196,7 +196,7 @@ def test_a_relative_weight_is_about_the_share_measured(tmp_path: Path, run: Any)
     assert entry["checkpoints"][-1]["lambda"] > 0
 
 
-# --- going on
+# --- resuming
 
 
 def test_a_trainer_goes_on_from_its_state(digits: ImageData) -> None:
@@ -285,9 +285,9 @@ def test_more_seeds_weights_and_views_use_what_is_there(
     distilled, judged = [], []
     attached, train = Own._attached, Judge._train
 
-    def note_entry(own: Own, trainer: DistributionMatching, entry: Entry) -> Any:
-        distilled.append(entry.seed)
-        return attached(own, trainer, entry)
+    def note_entry(own: Own, trainer: DistributionMatching, run: Run) -> Any:
+        distilled.append(run.seed)
+        return attached(own, trainer, run)
 
     def note_network(judge: Judge, *arguments: Any) -> float:
         judged.append(arguments)
@@ -342,6 +342,18 @@ def test_entries_of_another_version_are_refused_but_not_of_an_unknown_one(key: s
     write_json(noted, path)
     with pytest.raises(InputError, match=r"epochs \(None there, 2 asked for\)"):
         run(tmp_path, (), 1)
+
+
+def test_what_an_older_version_did_not_write_was_the_default(tmp_path: Path, run: Any) -> None:
+    run(tmp_path, (), 1)
+    path = tmp_path / "settings.json"
+    noted = json.loads(path.read_text())
+    for name in ("term", "judge_last"):
+        del noted["settings"][name]
+    write_json(noted, path)
+    run(tmp_path, (), 1)
+    with pytest.raises(InputError, match=r"judge_last \(False there, True asked for\)"):
+        run(tmp_path, (), 1, replace(TINY, judge_last=True))
 
 
 HOLDS = """

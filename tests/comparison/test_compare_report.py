@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from ddplug import datasets
+from ddplug import ProxyPool, datasets
 from ddplug.cli import app as cli
 from ddplug.comparison.page import template
-from ddplug.comparison.statistics import curve, summary, t_quantile
+from ddplug.comparison.statistics import curve, result_columns, summary, t_quantile, term_of
+from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DDPlugError, InputError, WeightError
+from ddplug.objectives import base
+from ddplug.objectives.base import Groups, Objective
 from ddplug.proxies.pretrain import pretrain
 
 pytest.importorskip("sklearn")
@@ -103,7 +107,7 @@ def test_the_command_prints_tables_and_writes_one_page(
     output = command("--out", tmp_path / "out", *given)
     assert "own on digits, host views: 2 seeds x 1 networks" in output
     assert "own on digits, clean views" in output
-    assert "1 epochs at rate 0.03 each; the field's is 1000 at 0.01" in output
+    assert "1 epochs at rate 0.03 each; standard is 1000 at 0.01" in output
     assert "Left out" not in output
     assert "…" not in output, "no number is cut off, even on a narrow terminal"
     result = json.loads((tmp_path / "out/compare.json").read_text())
@@ -127,7 +131,8 @@ def test_the_command_prints_tables_and_writes_one_page(
 def test_what_is_put_into_the_page_is_escaped() -> None:
     picture = {"text": 'of "mine"', "png": "AA=="}
     page = template().render(
-        host="own", data="<script>mine</script>", seeds=1, runs=1, judging="", left_out=None, columns=("a < b",),
+        host="own", data="<script>mine</script>", seeds=1, runs=1, judging="", label="CMI", unit="nats", left_out=None,
+        columns=("a < b",),
         tables=[{"views": "host", "rows": [("x & y",)], "curves": picture}], seed=0, images=[picture], proxy="<b>",
         pool="training", embedding=picture, settings='{"a": "</pre>"}',
     )  # fmt: skip
@@ -137,6 +142,46 @@ def test_what_is_put_into_the_page_is_escaped() -> None:
     assert "<th>a &lt; b" in page
     assert "<td>x &amp; y" in page
     assert 'alt="of &#34;mine&#34;"' in page
+
+
+class Spread(Objective):
+    """A term as somebody else would write one."""
+
+    unit = "squared features"
+
+    def __call__(self, features: torch.Tensor, groups: Groups) -> torch.Tensor:
+        return (features - groups.mean(features)[groups.index]).square().sum(-1).mean()
+
+
+@pytest.mark.filterwarnings("ignore:proxy .* is right on")
+def test_another_term_is_recorded_and_named_everywhere(
+    tmp_path: Path, pools: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(base._TERMS, "spread", Spread)
+    monkeypatch.setattr(Spread, "name", "spread")
+    monkeypatch.setattr(Spread, "label", "spread")
+    given = ("--out", tmp_path / "out", "--proxies", pools[0], "--seeds", 1)
+    output = command(*given, "--term", "spread")
+    assert re.search(r"reaches +spread +spread held out", output)
+    assert "spread in squared features, and over" in " ".join(output.split())
+    result = json.loads((tmp_path / "out/compare.json").read_text())
+    assert result["term"] == {"name": "spread", "label": "spread", "unit": "squared features"}
+    made = load_set(tmp_path / "out/entries/weight-1-host-seed0/set-000004.pt")
+    features = [proxy(made.images) for proxy in ProxyPool.load(pools[0])]
+    values = [Spread()(each, base.group(made.labels, 20, "cpu")).item() for each in features]
+    assert result["entries"][1]["checkpoints"][-1]["cmi"] == pytest.approx(sum(values) / 2, rel=1e-4)
+    with pytest.raises(InputError, match=r"term \(spread there, cmi asked for\)"):
+        command(*given)
+    with pytest.raises(InputError, match="unknown term 'nothing'"):
+        command("--out", tmp_path / "new", "--proxies", pools[0], "--term", "nothing")
+    page = (tmp_path / "out/report.html").read_text()
+    assert "with and without spread" in page
+    assert "CMI" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_records_without_a_term_are_of_cmi() -> None:
+    assert term_of({}) == ("CMI", "nats")
+    assert result_columns({"term": {"label": "X", "unit": "y"}})[-2:] == ("X", "X held out")
 
 
 def test_without_the_packages_the_page_alone_is_left_out(

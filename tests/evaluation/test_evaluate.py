@@ -34,11 +34,12 @@ from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
 from ddplug.evaluation import ddranking as export
-from ddplug.evaluation import evaluate as module
+from ddplug.evaluation import judging as module
 from ddplug.evaluation.ddranking import export_ddranking
-from ddplug.evaluation.evaluate import DSAViews, Evaluation, evaluate, named, resolve, with_space
+from ddplug.evaluation.evaluate import Evaluation, evaluate, with_space
+from ddplug.evaluation.judging import DSAViews, Recipe, resolve
 from ddplug.evaluation.measure import measure
-from ddplug.networks.training import accuracy, evaluate_set, fit
+from ddplug.networks.training import accuracy, fit, named
 from ddplug.networks.zoo import build, seeded
 from ddplug.utils.files import write_json
 from ddplug.utils.sealing import unseal_record
@@ -133,12 +134,6 @@ def test_a_run_is_a_fresh_network_trained_on_the_set_and_tested_on_real_images(
             assert found == accuracy(net, digits.test_images, digits.test_labels)
 
 
-def test_it_agrees_with_evaluate_set(digits: ImageData, few: SyntheticSet) -> None:
-    settings: dict[str, Any] = {"runs": 2, "epochs": 8, "lr": 0.1, "batch_size": 16, "augment": DSAViews(), "seed": 1}
-    ours = evaluate(few, digits, architectures=["convnet"], **settings).accuracies["convnet"]
-    assert ours == evaluate_set(few.images, few.labels, digits, architecture="convnet", **settings)
-
-
 def test_more_images_and_epochs_teach_more(digits: ImageData, few: SyntheticSet) -> None:
     images, labels = random_real(digits, 40, torch.Generator().manual_seed(0))
     much = SyntheticSet(images, labels, digits.space)
@@ -208,10 +203,12 @@ def test_a_whitened_set_is_judged_whitened(digits: ImageData, few: SyntheticSet)
     white = replace(few, images=digits.space.convert(few.images, space), space=None, dataset=None, meaning="zca")
     found = evaluate(white, digits, **TINY)
     whitened = digits.to_space(space)
-    expected = evaluate_set(
-        white.images, white.labels, whitened, runs=2, epochs=2, batch_size=8, augment=DSAViews(),
-        architecture=lambda: build("convnet", channels=1, size=(8, 8), width=8),
-    )  # fmt: skip
+    expected = [
+        Recipe(epochs=2, batch_size=8).judge(
+            white.images, white.labels, whitened, lambda: build("convnet", channels=1, size=(8, 8), width=8), seed=run
+        )
+        for run in range(2)
+    ]
     assert found.accuracies["convnet"] == expected
     assert found.settings["space"] == "ZCA-whitened"
     assert evaluate(replace(white, meaning=None, space=space), digits, **TINY).accuracies == found.accuracies

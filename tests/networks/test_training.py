@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ddplug.datasets.images import ImageData, load, random_real
-from ddplug.errors import DDPlugError, InputError, PoolError, ProxyError
-from ddplug.networks.training import accuracy, evaluate_set, fit, shift_and_flip
+from ddplug.errors import InputError, PoolError, ProxyError
+from ddplug.networks.training import accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded
 
 pytestmark = pytest.mark.numerical
@@ -163,7 +163,6 @@ def test_nothing_moves_the_global_random_state(digits, few, tmp_path):
         on_epoch=lambda *_: seen.append(torch.get_rng_state()),
     )
     assert all(torch.equal(state, torch.get_rng_state()) for state in seen)
-    evaluate_set(*few, digits, runs=1, epochs=1)
 
 
 def test_fit_works_where_the_host_has_gradients_switched_off(few):
@@ -437,61 +436,6 @@ def test_shift_and_flip_refuses_a_negative_pad():
         shift_and_flip(-1, True)
 
 
-# ---- evaluate_set
-
-
-def test_evaluate_set_trains_fresh_networks_with_consecutive_seeds(digits, few):
-    told = []
-
-    def fresh():
-        return build("convnet", channels=1, size=(8, 8), width=16, depth=2)
-
-    settings = {
-        "epochs": 15,
-        "lr": 0.05,
-        "batch_size": 20,
-        "augment": shift_and_flip(1, False),
-        "architecture": fresh,
-    }
-    scores = evaluate_set(*few, digits, runs=3, progress=lambda run, score: told.append((run, score)), **settings)
-    assert told == list(enumerate(scores, start=1))
-    assert len(set(scores)) > 1
-    assert all(0.5 < score <= 1 for score in scores)
-    assert evaluate_set(*few, digits, runs=1, seed=2, **settings) == scores[2:]
-    # the third network by hand: built, shuffled and augmented from seed 2
-    with seeded(2):
-        net = fresh()
-    fit(net, *few, epochs=15, lr=0.05, batch_size=20, augment=settings["augment"], seed=2)
-    assert accuracy(net, digits.test_images, digits.test_labels) == scores[2]
-
-
-def test_evaluate_set_builds_by_name_what_fits_the_data(digits, few):
-    # 8x8, one channel and ten classes come from the data
-    [score] = evaluate_set(*few, digits, architecture="convnet", runs=1, epochs=20)
-    assert score > 0.6
-
-
-def test_evaluate_set_with_soft_labels(digits, few):
-    images, labels = few
-    [score] = evaluate_set(images, nn.functional.one_hot(labels, 10).float(), digits, runs=1, epochs=20)
-    assert score > 0.6
-
-
-def test_evaluate_set_refuses_a_set_that_does_not_fit_the_data(digits, few):
-    images, labels = few
-    for pictures, targets, message in (
-        (images[..., :7], labels, r"do not fit digits, whose images are \(1, 8, 8\)"),
-        (images, labels + 1, "labels for 11 classes do not fit digits, which has 10"),
-        (images, torch.rand(100, 9), "labels for 9 classes do not fit"),
-    ):
-        with pytest.raises(DDPlugError, match=message):
-            evaluate_set(pictures, targets, digits, runs=1, epochs=1)
-    with pytest.raises(InputError, match="runs must be at least 1"):
-        evaluate_set(images, labels, digits, runs=0, epochs=1)
-    with pytest.raises(ProxyError, match="unknown architecture"):
-        evaluate_set(images, labels, digits, architecture="nothing", runs=1, epochs=1)
-
-
 # ---- on a device
 
 
@@ -502,8 +446,8 @@ def test_training_on_a_cuda_device_leaves_its_random_state_alone(digits, few):
     before = torch.get_rng_state(), torch.cuda.get_rng_state()
     view = shift_and_flip(1, True)
     fit(net_with_dropout().cuda(), images, labels, epochs=2, augment=view, seed=0)
-    [score] = evaluate_set(images.cuda(), labels.cuda(), digits, runs=1, epochs=20, augment=view)
-    assert score > 0.5
+    net = fit(small_net().cuda(), images, labels, epochs=20, augment=view, seed=0)
+    assert accuracy(net, digits.test_images, digits.test_labels) > 0.5
     assert torch.equal(before[0], torch.get_rng_state())
     assert torch.equal(before[1], torch.cuda.get_rng_state())
     on_cpu = view(images, torch.Generator().manual_seed(0))

@@ -316,7 +316,7 @@ def test_results_at_home(home: Path, digits: ImageData, monkeypatch: pytest.Monk
     cifar = replace(digits, name="cifar10", class_names=tuple("abcdefghij"), train_images=torch.rand(2, 3, 32, 32))
     with pytest.raises(InputError, match="taken"):
         check_export(soft, cifar, "~/taken")
-    monkeypatch.setattr("ddplug.comparison.compare._check_folder", lambda out: pytest.fail(str(out)))
+    monkeypatch.setattr("ddplug.comparison.compare.check_folder", lambda out: pytest.fail(str(out)))
     nothing: Any = type("Nothing", (), {"check": lambda *_: None})()
     with pytest.raises(pytest.fail.Exception, match=str(home / "compared")):
         compare(nothing, [], 1, "~/compared", nothing, host="own")
