@@ -29,10 +29,10 @@ _NAME = text(200, r"[\w.+-]+")
 TIMES = entries({"seconds": number(0, 1e30)}, {"extra_memory": optional(whole())})
 """`times.json` of a host's run, and the times of a set."""
 
-_ACCURACIES = list_of(number(0, 1))
+_SCORES = list_of(number(0, 1))
 JUDGEMENT = entries(
-    {"accuracies": _ACCURACIES},
-    {"accuracies_by_arch": dict_of(_ACCURACIES), "cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE)},
+    {"accuracies": _SCORES},
+    {"cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE), "accuracies_by_arch": dict_of(_SCORES)},
 )
 """What is beside a set: it is judged network by network."""
 
@@ -69,7 +69,7 @@ RUN = entries(
 
 _ROW = entries(
     {
-        "arm": _NAME, "weight": either(number(0, 1e30), one_of("paper")), "views": optional(_NAME),
+        "arm": _NAME, "weight": optional(either(number(0, 1e30), one_of("paper"))), "views": optional(_NAME),
         "accuracy": number(0, 1), "difference": number(-1, 1), "interval": optional(number(0, 1e30)),
         "cmi_ratio": optional(_SIZE), "cmi_heldout_ratio": optional(_SIZE),
     },
@@ -81,16 +81,22 @@ _ROW = entries(
 _ENTRY = entries(
     {
         "arm": _NAME,
-        "checkpoints": list_of(entries({"iteration": whole(), "accuracies": list_of(number(0, 1), 1)}), 1),
+        "checkpoints": list_of(entries({"iteration": whole(), "accuracies": _SCORES}), 1),
     },
     {"name": text()},
 )  # fmt: skip
-_COMPARISON = entries({"arms": list_of(_NAME, 1), "summary": list_of(_ROW, 1), "entries": list_of(_ENTRY, 1)})
+_TERM = entries({"label": text(200), "unit": text(200)})
+_COMPARISON = entries(
+    {"arms": list_of(_NAME, 1), "summary": list_of(_ROW, 1), "entries": list_of(_ENTRY, 1)}, {"term": _TERM}
+)
 
 
 def comparison(value: Any) -> None:
-    """`compare.json`: every arm has entries, of equal checkpoints."""
+    """`compare.json`: every arm has entries, of equal checkpoints, the last of which is judged."""
     _COMPARISON(value)
+    for place, entry in enumerate(value["entries"]):
+        if not entry["checkpoints"][-1]["accuracies"]:
+            raise UnfitError("its last set is not judged", ("entries", place))
     for arm in value["arms"]:
         points = {
             tuple(point["iteration"] for point in entry["checkpoints"])

@@ -136,8 +136,8 @@ COSTS = ("lambda", "share", "s/iteration", "memory")
 
 def term_of(result: Mapping[str, Any]) -> tuple[str, str]:
     """Label and unit of the term that a comparison is about; older ones know CMI only."""
-    term = result.get("term") or {"label": "CMI", "unit": "nats"}
-    return term["label"], term["unit"]
+    term = result.get("term")
+    return (term["label"], term["unit"]) if isinstance(term, Mapping) else ("CMI", "nats")
 
 
 def result_columns(result: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Entries of a comparison that an upstream host distils: its own unedited script, by `ddplug run`, once per run.
 
-Each run runs in a process of its own (`ddplug.hosting.deterministic`), in which the same seed means the same draws.
+Each run is in a process of its own (`ddplug.hosting.deterministic`), in which the same seed means the same draws.
 A host's run cannot be taken up in its middle: one that was interrupted begins anew, and gives the same. What a host has
 to be asked for its set to be found is its adapter's to say: `command` and `saved`, see
 `ddplug.hosting.comparable_host.ComparableHost`.
@@ -38,7 +38,7 @@ _TOLD = 12
 
 
 class Upstream(NamedTuple):
-    """Distils entries by an upstream host.
+    """Distils runs by an upstream host.
 
     `repo` is its checkout, `proxies` the regulariser's pool; the host's own arguments are `settings.arguments`.
     `runner` is how a process that takes the JSON of `ddplug.hosting.deterministic` is started.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddplug.comparison.judge import read_json
+from ddplug.comparison.records import read_json
 from ddplug.comparison.statistics import COSTS, by_views, costs, result_columns, results
 
 HERE = Path(__file__).parent

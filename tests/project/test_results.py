@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ddplug.comparison.judge import read_json
+from ddplug.comparison.records import read_json
 from ddplug.comparison.statistics import summary
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
