@@ -92,7 +92,7 @@ def _drawable(content: Any) -> None:
 def _history(file: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rounds of a run in which the regulariser acted; nothing else of its file is needed."""
     acted = [
-        {"number": of["number"], "cmi": of["cmi"], "lam": of["lam"], "share": of.get("share")}
+        {"number": of["number"], "value": of.get("value", of.get("cmi")), "lam": of["lam"], "share": of.get("share")}
         for of in content["history"]
         if not of["skipped"]
     ]
@@ -160,7 +160,7 @@ def _runs(results: Mapping[str, dict[str, Any]]) -> Any:
     """The term and lambda by round and, if any run knows it, the share."""
     shares = {label: [of for of in run["history"] if of["share"] is not None] for label, run in results.items()}
     said = dict.fromkeys("{} of the views ({})".format(*term_of(run)) for run in results.values())
-    shown = [("cmi", " or ".join(said)), ("lam", "lambda")]
+    shown = [("value", " or ".join(said)), ("lam", "lambda")]
     if any(shares.values()):
         shown.append(("share", "share of the host's gradient"))
     figure = figure_of(5.2 * len(shown), 4.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ddplug.core.history import FORMER
 from ddplug.utils.records import (
     Check,
     UnfitError,
@@ -55,16 +56,11 @@ SETTINGS = entries(
 FACTS = entries({"lambda": optional(_SIZE), "skipped": whole()})
 """Of a host's `cmi*.json`, what a comparison needs."""
 
-RUN = entries(
-    {
-        "history": list_of(
-            entries(
-                {"number": whole(), "cmi": _SIZE, "lam": number(-1e30, 1e30), "skipped": flag},
-                {"share": optional(number(0, 1e30))},
-            )
-        )
-    }
+_PARTS = {"number": whole(), "lam": number(-1e30, 1e30), "skipped": flag}
+_ROUND = either(
+    *(entries({**_PARTS, name: _SIZE}, {"share": optional(number(0, 1e30))}) for name in ("value", *FORMER))
 )
+RUN = entries({"history": list_of(_ROUND)})
 """A `cmi*.json`, of which the rounds are drawn."""
 
 _ROW = entries(

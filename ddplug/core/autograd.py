@@ -37,13 +37,14 @@ class Round:
     open_calls: int
     """Calls whose gradient has not arrived yet."""
     images: int
-    cmi: Tensor
+    value: Tensor
+    """Of the term."""
     finite: Tensor
-    """Whether CMI and its gradient are, as a tensor on the device."""
+    """Whether the term and its gradient are, as a tensor on the device."""
     host: Tensor | float = 0.0
     """Squared norm of the host's gradient on the views, summed over the calls so far, in float64, unscaled."""
     own: Tensor | float = 0.0
-    """The same of CMI's gradient, without lambda."""
+    """The same of the term's gradient, without lambda."""
 
 
 class Call:

@@ -20,8 +20,8 @@ from ddplug.proxies.pool import ProxyPool
 class Estimate(NamedTuple):
     """What a round needs to know."""
 
-    cmi: Tensor
-    """A scalar, in nats."""
+    value: Tensor
+    """The term, a scalar in its own unit."""
     grad: Tensor | None
     """Its derivative on the views, (n, c, h, w), in fp32 or better; None if only the value was asked for."""
     images: int
@@ -84,7 +84,7 @@ class Estimator:
         assert found.grad is not None
         # Zero for the images of other classes, and right on average.
         scattered = torch.zeros_like(views, dtype=found.grad.dtype).index_copy(0, rows, found.grad * some.factor)
-        return found._replace(cmi=found.cmi * some.factor, grad=scattered, drawn=some.drawn)
+        return found._replace(value=found.value * some.factor, grad=scattered, drawn=some.drawn)
 
     def value(self, views: Tensor, labels: Tensor) -> Estimate:
         """The term of `views` without its gradient, which costs a forward pass only."""

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from ddplug.utils.files import write_json
 
+FORMER = {"cmi": "value"}
+"""What older versions called a round's parts, by their names then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -23,8 +26,8 @@ class Round:
 
     number: int
     """Backward passes through the layer before this one, skipped and lazy ones included."""
-    cmi: float
-    """CMI of the views under the proxies drawn, in nats, before the host's step."""
+    value: float
+    """The term, CMI in nats say, of the views under the proxies drawn, before the host's step."""
     lam: float
     """The factor on its gradient, schedule and laziness included."""
     images: int
@@ -33,6 +36,11 @@ class Round:
     """Whether the gradient was not finite and was left out."""
     share: float | None = None
     """The norm of what was added over that of the host's own gradient on the views; None where it is not known."""
+
+    @property
+    def cmi(self) -> float:
+        """`value`, as it is called where the term is CMI, in nats."""
+        return self.value
 
 
 class History:
@@ -45,14 +53,14 @@ class History:
         self._buffer: Tensor | None = None
 
     def append(
-        self, number: int, lam: float, images: int, cmi: Tensor, finite: Tensor, share: Tensor | None = None
+        self, number: int, lam: float, images: int, value: Tensor, finite: Tensor, share: Tensor | None = None
     ) -> bool:
         """Note a round; True if the values have been read, so that `skipped` is up to date."""
-        if self._buffer is None or self._buffer.device != cmi.device:
+        if self._buffer is None or self._buffer.device != value.device:
             self.flush()
-            self._buffer = torch.zeros(self._block if cmi.is_cuda else 1, 3, dtype=torch.float64, device=cmi.device)
+            self._buffer = torch.zeros(self._block if value.is_cuda else 1, 3, dtype=torch.float64, device=value.device)
         row = self._buffer[len(self._pending)]
-        row[0].copy_(cmi.detach())
+        row[0].copy_(value.detach())
         row[1].copy_(finite)
         row[2].copy_(share) if share is not None else row[2].fill_(-1.0)
         self._pending.append((number, lam, images))
@@ -71,9 +79,14 @@ class History:
             self._pending.clear()
 
     @property
+    def values(self) -> list[float]:
+        """The term in each round, in its own unit."""
+        return [round_.value for round_ in self]
+
+    @property
     def cmi(self) -> list[float]:
-        """CMI of each round, in nats."""
-        return [round_.cmi for round_ in self]
+        """`values`, as they are called where the term is CMI, in nats."""
+        return self.values
 
     @property
     def skipped(self) -> int:
@@ -112,6 +125,6 @@ class History:
         return [asdict(round_) for round_ in self]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Replace all rounds by those of a `state_dict`."""
+        """Replace all rounds by those of a `state_dict`, also of a version that knew no other term than CMI."""
         self._pending.clear()
-        self._rounds = [Round(**record) for record in state]
+        self._rounds = [Round(**{FORMER.get(name, name): held for name, held in record.items()}) for record in state]

@@ -267,11 +267,11 @@ class RoundKeeper:
         else:
             found = self.estimator(views, labels, all_classes=self.weighting.lam is None)
         self._look(calls, found.groups)
-        finite = torch.isfinite(found.cmi)
+        finite = torch.isfinite(found.value)
         if found.grad is not None:
             finite = torch.isfinite(found.grad).all() & finite
         lam = self.weighting.so_far
-        round_ = Round(number, lam, factor * part, part, found.drawn, len(calls), found.images, found.cmi, finite)
+        round_ = Round(number, lam, factor * part, part, found.drawn, len(calls), found.images, found.value, finite)
         slices = torch.split(found.grad, [len(call.views) for call in calls]) if found.grad is not None else ()
         for position, call in enumerate(calls):
             call.round, call.grad = round_, slices[position] if slices else None
@@ -327,11 +327,11 @@ class RoundKeeper:
                 of = self.estimator.objective
                 self.announce(
                     f"ddplug: {told} (weight {self.weight}, {self.weighting.kind}, after {round_.number + 1} rounds; "
-                    f"{of.label} {round_.cmi.item():.4g} {of.unit})"
+                    f"{of.label} {round_.value.item():.4g} {of.unit})"
                 )
         applied = round_.lam * round_.factor
         share = (round_.own / round_.host).sqrt() * applied if isinstance(round_.own, Tensor) else None
-        read = self.history.append(round_.number, applied, round_.images, round_.cmi, round_.finite, share)
+        read = self.history.append(round_.number, applied, round_.images, round_.value, round_.finite, share)
         if read and self.history.skipped > self.reported:
             self.reported = self.history.skipped
             self.watch.warn(

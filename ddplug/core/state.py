@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ddplug.core.history import FORMER
 from ddplug.core.options import renamed
 from ddplug.core.watch import Watch
 from ddplug.errors import InputError
@@ -25,12 +26,10 @@ from ddplug.utils.records import (
 )
 
 _POSITIVE, _SCALAR = number(0), optional(either(flag, text(), number(finite=False)))
-_ROUND = entries(
-    {
-        "number": whole(), "cmi": number(finite=False), "lam": number(), "images": whole(), "skipped": flag,
-    },
-    {"share": optional(_POSITIVE)},
-)  # fmt: skip
+_PARTS = {"number": whole(), "lam": number(), "images": whole(), "skipped": flag}
+_ROUND = either(
+    *(entries({**_PARTS, name: number(finite=False)}, {"share": optional(_POSITIVE)}) for name in ("value", *FORMER))
+)
 _STATE = entries(
     {
         "weighting": entries(

@@ -473,7 +473,7 @@ def test_a_history_as_a_file(pool: ddplug.ProxyPool, batch: Batch, tmp_path: Any
     regularizer.history.save(tmp_path / "cmi.json")
     record = json.loads((tmp_path / "cmi.json").read_text())
     assert (record["format"], record["rounds"], record["skipped"]) == ("ddplug-run", 1, 0)
-    assert record["history"][0]["cmi"] == regularizer.history.cmi[0]
+    assert record["history"][0]["value"] == regularizer.history.cmi[0]
     assert record["history"][0]["share"] == regularizer.history.share[0]
 
 
@@ -589,3 +589,14 @@ def test_spaces_by_name_of_a_pool_that_is_not_there_yet(network: Callable[..., n
     deferred.fill(normalised(network))
     step(regularizer, (batch[0].sigmoid(), batch[1]))
     assert regularizer.input_space == UNIT
+
+
+def test_a_state_that_calls_the_term_cmi_is_read(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """As versions did that knew no other term."""
+    first, second = layer(pool), layer(pool)
+    step(first, batch)
+    state = first.state_dict()
+    for record in state["history"]:
+        record["cmi"] = record.pop("value")
+    second.load_state_dict(state)
+    assert second.history.cmi == second.history.values == first.history.values

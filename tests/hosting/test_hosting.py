@@ -223,7 +223,7 @@ def test_run_patched_and_attached_are_the_same(
         function(*() if shape == "perclass" else (args,))
     assert torch.equal(images_of("run.pt"), images_of("attached.pt"))
     assert record("attached.json") == wrote
-    assert handle.history.cmi == [round_["cmi"] for round_ in wrote["history"]]
+    assert handle.history.cmi == [round_["value"] for round_ in wrote["history"]]
     assert function.__code__ is code
     assert hosting.NAME not in vars(module)
     handle.detach()

@@ -189,7 +189,7 @@ def test_steps_that_are_left_out_are_no_part_of_lambda(pool: ddplug.ProxyPool, b
     for rejected, iterations in ((set(), 4), ({0, 2, 5}, 7)):
         layer = gated(pool, batch, rejected, iterations)[2]
         assert layer.regularizer is not None
-        lambdas.append((layer.regularizer.lam, [r["cmi"] for r in layer.regularizer.history.state_dict()]))
+        lambdas.append((layer.regularizer.lam, [r["value"] for r in layer.regularizer.history.state_dict()]))
     assert lambdas[0][0] is not None
     assert lambdas[0] == lambdas[1]
 

@@ -91,7 +91,7 @@ MUTANTS = [
     Mutant("slot is the proxy", "engine/slots.py", "copy.deepcopy(of.network)", "of.network", ENGINE),
     Mutant("classes go with proxies", "core/estimator.py", "manual_seed(seed + 0xC1A55E5)", "manual_seed(seed)", ENGINE),
     Mutant("classes unscaled", "core/estimator.py", "grad * some.factor", "grad", ENGINE),
-    Mutant('CMI of classes unscaled', "core/estimator.py", 'cmi=found.cmi * some.factor', 'cmi=found.cmi', ENGINE),
+    Mutant('CMI of classes unscaled', "core/estimator.py", 'value=found.value * some.factor', 'value=found.value', ENGINE),
     Mutant("class sizes ignored", "core/estimator.py", "len(some) / len(labels) / part", "1.0", ENGINE),
     Mutant('classes in calibration', "core/rounds.py", 'all_classes=self.weighting.lam is None', 'all_classes=False', ENGINE),
     Mutant("draws of classes start over", "core/estimator.py", 'self.class_generator.set_state(state["class_generator"].cpu())', "pass", ENGINE),

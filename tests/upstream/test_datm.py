@@ -187,7 +187,7 @@ def test_whitened_images_reach_the_proxies_in_their_own_space(
     for proxies in (one_proxy, f"buffer:{experts / 'CIFAR10_NO_ZCA' / 'ConvNetW32'}#3"):
         datm.ddplug((*absolute, "--proxies", proxies), *given)
     datm.ddplug(absolute, *given)
-    pool, plain, own = (wrote["history"][0]["cmi"] for wrote in datm.records())
+    pool, plain, own = (wrote["history"][0]["value"] for wrote in datm.records())
     assert pool > 0
     assert plain != own, "the same weights, asked about images of two kinds"
 

@@ -160,7 +160,7 @@ def test_clean_views_are_regularised_before_the_augmentation(
     augmented, clean = (record(host.folder / views) for views in ("host", "clean"))
     assert (augmented["views"], clean["views"]) == ("host", "clean")
     assert clean["rounds"] == augmented["rounds"] == 2
-    assert clean["history"][0]["cmi"] != augmented["history"][0]["cmi"]
+    assert clean["history"][0]["value"] != augmented["history"][0]["value"]
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_clean_views_are_taken_as_zero_to_one(
     wrote = record(moved(host.folder, "clean"))
     assert wrote["views"] == "clean"
     wanted = measure(ProxyPool.load(one), views, labels, input_space=UNIT).cmi
-    assert wrote["history"][0]["cmi"] == pytest.approx(wanted, rel=1e-4)
+    assert wrote["history"][0]["value"] == pytest.approx(wanted, rel=1e-4)
 
 
 PRETRAIN = ("-d", "cifar10", "--width", 0.125, "--workers", 0, "--pt_from", 1, "--pt_num", 2, "--batch_real", 8,
