@@ -4,7 +4,7 @@
 
 Both sides get the same images and the same numbers, and must make the same picture before they are timed. Their runs
 alternate, so that a busy machine slows both, and the medians are compared. For scale and rotate a third formulation
-is timed too: one matrix per image made in Python, then one batched resampling, which is how the field's code does it.
+is timed too: one matrix per image made in Python, then one batched resampling, which is how the hosts' code does it.
 """
 
 from __future__ import annotations

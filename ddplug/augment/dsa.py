@@ -1,4 +1,4 @@
-"""DSA, differentiable siamese augmentation: the field's random views, on kornia.
+"""DSA, differentiable siamese augmentation: the standard random views, on kornia.
 
 augment = DSA(seed=0)
 real_views = augment(real)
@@ -34,7 +34,7 @@ class DSA(nn.Module):
     What is drawn: a mirror image with probability `flip`; factors in [1/`scale`, `scale`] on each axis's coordinates;
     an angle within `rotate` degrees either way; a window moved by whole pixels up to `crop_pad` of the size each way;
     a hole of `cutout` of the size, centred anywhere; `brightness` times [-1/2, 1/2) added; a colour factor in
-    [0, `saturation`); a contrast factor in [`contrast`, 1 + `contrast`). All uniform; the defaults are the field's.
+    [0, `saturation`); a contrast factor in [`contrast`, 1 + `contrast`). All uniform; the defaults are standard.
 
     `align_corners` is the sampling convention of scale and rotate: False in DM and IDC, True in MTT and DATM. They
     differ only where an image that is not square is rotated.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Brightness, then saturation, then contrast (each (m,)): the field's one colour operation.
+    """Brightness, then saturation, then contrast (each (m,)): one standard colour operation.
 
     `brightness` is added to every value; `saturation` multiplies a pixel's distance from the plain mean of its own
     channels; `contrast` multiplies a value's distance from the mean of its own image.
@@ -70,7 +70,7 @@ def scale(images: Tensor, factor: Tensor, *, align_corners: bool = False) -> Ten
 def rotate(images: Tensor, degrees: Tensor, *, align_corners: bool = False) -> Tensor:
     """Turn the picture anticlockwise by `degrees` (m,) about its centre, in coordinates that run over [-1, 1].
 
-    An image that is not square is therefore also sheared a little, as it is in the field's own code.
+    An image that is not square is therefore also sheared a little, as it is in the hosts' own code.
     """
     x, y = _coordinates(images, align_corners)
     angle = rearrange(degrees.to(torch.promote_types(degrees.dtype, x.dtype)), "m -> m 1 1") / 180 * math.pi

@@ -11,15 +11,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddplug.errors import InputError, SecondDerivativeError
-
-if TYPE_CHECKING:
-    from ddplug.core.collected import Collected
 
 
 @dataclass
@@ -55,8 +52,8 @@ class Call:
         self.labels = labels
         self.version = views._version
         self.node: weakref.ref[Any] | None = None
-        self.collected: Collected | None = None
-        """The round of several passes that it belongs to."""
+        self.collected: Any = None
+        """The round of several passes that it belongs to, a `Collected`."""
         self.source: Tensor | None = None
         """There, the views with their graph: the host's gradient is passed on to them by hand."""
         self.cut = False

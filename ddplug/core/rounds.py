@@ -167,7 +167,7 @@ class RoundKeeper:
             torch.autograd.backward(call.source, grad, retain_graph=True)
         if _walking.rest:
             return None  # not the host's pass, but the end of a round of some layer's
-        collected = call.collected
+        collected: Collected | None = call.collected
         if collected is not None:
             if self.enabled and collected.arrive(call, grad):
                 self._finish(collected)

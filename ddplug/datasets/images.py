@@ -93,7 +93,7 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
     - "cifar10", "cifar100": `path` is the folder holding torchvision's `cifar-10-batches-py` (`cifar-100-python`), or
       that folder itself; or holds train/CLASS/*.png and test/CLASS/*.png; or holds one *train*.npz and one *test*.npz
       (or is one of the two) with the arrays jpeg, uint8, all files end to end; offsets, int64 (n + 1,); labels,
-      uint8 (n,); and classes. Normalised by the field's constants.
+      uint8 (n,); and classes. Normalised by the usual constants.
     - "folder": any folder of images train/CLASS/* and test/CLASS/*, all of one size; grey if all of them are. Opacity
       is dropped. Normalised by the mean and std of the train split.
 
@@ -226,7 +226,7 @@ def random_real(data: ImageData, ipc: int, generator: torch.Generator) -> tuple[
 
 
 class _Known(NamedTuple):
-    """What is known beforehand of a data set: torchvision's class and folder for it, and the field's constants."""
+    """What is known beforehand of a data set: torchvision's class and folder for it, and the usual constants."""
 
     reader: str
     folder: str
@@ -356,7 +356,7 @@ def _in_space(pixels: Tensor, space: InputSpace) -> Tensor:
 def _measured_space(images: Tensor) -> InputSpace:
     """The space that gives `images`, uint8 or intensities, mean 0 and std 1 per channel.
 
-    Rounded to four decimals, as the field's constants are: the order of a sum, which differs between machines, must
+    Rounded to four decimals, as the usual constants are: the order of a sum, which differs between machines, must
     not make two spaces out of one.
     """
     scale = 1.0 if images.is_floating_point() else 255.0

@@ -1,6 +1,6 @@
 """ZCA whitening as an input space: what MTT and DATM call `--zca`, fitted, applied, undone and saved.
 
-space = ZCASpace.fit(intensities)            # (n, c, h, w) in [0, 1]; the field's settings, through kornia
+space = ZCASpace.fit(intensities)            # (n, c, h, w) in [0, 1]; the standard settings, through kornia
 whitened = space.from_unit(intensities)
 proxy_input = space.convert(whitened, to=InputSpace.normalized(mean, std))
 """

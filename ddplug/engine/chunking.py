@@ -88,7 +88,7 @@ def measure(features: Callable[[Tensor], Tensor], views: Tensor) -> Cost:
     pair = torch.cat([ramp, -(ramp.flip(-1, -2) ** 3)])
     (alone, of_one), (together, of_two) = (_saved(features, images) for images in (pair[:1], pair))
     difference = (together[0] - alone[0]).float().norm()
-    # Twice the images hold twice as much; what does not double, such as weights, is nobody's in particular.
+    # Twice the images hold twice as much; what does not double, such as weights, belongs to no image.
     total = max(sum(of_two) - sum(of_one), 0)
     growing = [two - one for one, two in zip(of_one, of_two, strict=True)] if len(of_one) == len(of_two) else of_two
     return Cost(total, max(growing, default=0), bool(difference > 0.05 * alone[0].float().norm()))
