@@ -66,7 +66,14 @@ def _before(
     """What may stand before a command."""
 
 
-for _command in (cli_compare.compare, cli_evidence.evaluate, cli_evidence.plot, cli_hosts.run, cli_hosts.patch):
+for _command in (
+    cli_compare.compare,
+    cli_compare.tune,
+    cli_evidence.evaluate,
+    cli_evidence.plot,
+    cli_hosts.run,
+    cli_hosts.patch,
+):
     app.command()(_command)
 
 

@@ -1,47 +1,39 @@
-"""The command `ddplug compare`: paired runs with and without CMI."""
+"""The commands `ddplug compare` and `ddplug tune`: paired runs with and without CMI."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddplug.cli.options import takes
-from ddplug.core.options import HOSTS, meant
+from ddplug.cli.options import takes, takes_those_of
+from ddplug.core.options import ABOUT, HOSTS, meant
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
+    from ddplug.comparison.setup import Setup
     from ddplug.datasets.images import ImageData
     from ddplug.proxies.pool import ProxyPool
 
 
-@takes([name for name in (*HOSTS, "compile") if name != "seed"])
-def compare(
-    host: Annotated[
-        str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa, mtt, datm, idc.")
-    ],
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
-    ] = None,
+HostOrOwn = Annotated[
+    str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa, mtt, datm, idc.")
+]
+UpstreamArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
+]
+
+
+def _setup(
+    host: str,
+    arguments: list[str] | None,
     data: Annotated[str, typer.Option(help="digits, cifar10, cifar100 or folder.")] = "digits",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies; digits need none.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; what is there is resumed.")] = Path(
-        "ddplug-compare"
-    ),
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
-    weights: Annotated[
-        str, typer.Option(help="Numbers or paper, by commas; 0 is always run. When adding some, repeat the old.")
-    ] = "0,1",
-    views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
-    seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
-    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(help="Take weight 0 from this comparison, of other proxies or options of the regulariser."),
-    ] = None,
     ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next four: own only.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300.")] = None,
     batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64.")] = None,
@@ -65,32 +57,18 @@ def compare(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
     **options: Any,
-) -> None:
-    """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
-
-    Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views add to what is there.
-    The report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
-    """
-    from rich.console import Console
-
+) -> Setup:
+    """What the comparisons of a command share; the parameters with defaults are options of `compare` and `tune`."""
     from ddplug import datasets
     from ddplug.cli.options import device_of
-    from ddplug.comparison.compare import ENTRIES, RESULT, Distiller
-    from ddplug.comparison.compare import compare as run_compare
-    from ddplug.comparison.judge import Judge
-    from ddplug.comparison.own_trainer import Own
-    from ddplug.comparison.page import lacking, write_page
-    from ddplug.comparison.plan import Settings, arms, read_weights
-    from ddplug.comparison.statistics import left_out, tables
+    from ddplug.comparison.plan import Settings
+    from ddplug.comparison.setup import Setup
     from ddplug.proxies.pretrain import MIRRORED
-    from ddplug.utils.files import user_path
-    from ddplug.utils.progress import Bars
 
     regularizer = {name: meant(name, value) for name, value in options.items()}
-    chosen = arms(read_weights(weights), [part.strip() for part in views.split(",")])
     where = device_of(device)
     if proxies is None:
-        raise InputError("compare needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
+        raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
     real = datasets.load(data, data_path)
     if strategy is None:
         strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
@@ -104,29 +82,141 @@ def compare(
         arguments=_arguments(host, arguments, ours), **ours,
     )  # fmt: skip
     pool = _pool(proxies, real)
-    judge = Judge(real.to(where), settings, pool, _pool(heldout, real) if heldout else None, where)
+    setup = Setup(host, real, settings, pool, _pool(heldout, real) if heldout else None, where)
+    if host == "own":
+        return setup
+    from ddplug.comparison.upstream_host import Upstream
+    from ddplug.hosting.adapter import comparable
+    from ddplug.hosting.checkout import find_repo
+
+    spec = comparable(host).spec()
+    checkout = find_repo(spec, repo)
+    return replace(setup, upstream=lambda changed: Upstream(spec, checkout, proxies, changed, download))
+
+
+OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name != "seed"]
+SWEPT = ("representation", "weighting")
+
+
+@takes(OF_REGULARIZER)
+@takes_those_of(_setup)
+def compare(
+    host: HostOrOwn,
+    arguments: UpstreamArguments = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; what is there is resumed.")] = Path(
+        "ddplug-compare"
+    ),
+    weights: Annotated[
+        str, typer.Option(help="Numbers or paper, by commas; 0 is always run. When adding some, repeat the old.")
+    ] = "0,1",
+    views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
+    seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Take weight 0 from this comparison, of other proxies or options of the regulariser."),
+    ] = None,
+    references: Annotated[
+        str, typer.Option(help="Real images to judge beside: random, kmeans, kmeans:PROXY, start (own), by commas.")
+    ] = "",
+    cross_arch: Annotated[
+        str, typer.Option(help="Further architectures, by commas, that judge the last set of every run.")
+    ] = "",
+    stop_hopeless: Annotated[
+        bool,
+        typer.Option("--stop-hopeless", help="No further seeds for an arm whose interval lies below the best one's."),
+    ] = False,
+    **options: Any,
+) -> None:
+    """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
+
+    Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views add to what is there.
+    The report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
+    """
+    from rich.console import Console
+
+    from ddplug.comparison.compare import ENTRIES, RESULT
+    from ddplug.comparison.page import lacking, write_page
+    from ddplug.comparison.plan import arms, read_weights
+    from ddplug.comparison.references import read_references
+    from ddplug.comparison.statistics import left_out, stopped, tables
+    from ddplug.utils.files import user_path
+    from ddplug.utils.progress import Bars
+
+    chosen = arms(read_weights(weights), _names(views))
+    given = read_references(references)
+    setup = _setup(host, arguments, **options)
+    judge = setup.judge(_names(cross_arch))
     console = Console()
     if without := lacking():  # said at once, and again at the end: the runs may take hours
         console.print(without, soft_wrap=True, markup=False)
-    distil: Distiller = Own(real, settings, pool, where)
-    if host != "own":
-        from ddplug.comparison.upstream_host import Upstream
-        from ddplug.hosting.adapter import comparable
-        from ddplug.hosting.checkout import find_repo
-
-        spec = comparable(host).spec()
-        distil = Upstream(spec, find_repo(spec, repo), proxies, settings, download)
     with Bars() as progress:
-        result = run_compare(
-            distil, chosen, seeds, out, judge, host=host, first_seed=first_seed, baseline=baseline, on_progress=progress
-        )
+        result = setup.compare(
+            chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, references=given,
+            stop_hopeless=stop_hopeless, on_progress=progress,
+        )  # fmt: skip
     for table in tables(result):
         console.print(table)
-    if missing := left_out(result):
-        console.print(missing, soft_wrap=True, markup=False)
+    for line in filter(None, (stopped(result), left_out(result))):
+        console.print(line, soft_wrap=True, markup=False)
     out = user_path(out)
     console.print(f"wrote {out / RESULT}", soft_wrap=True)
     console.print(without or f"wrote {write_page(result, out, out / ENTRIES, judge)}", soft_wrap=True, markup=False)
+
+
+@takes([name for name in OF_REGULARIZER if name not in SWEPT])
+@takes_those_of(_setup)
+def tune(
+    host: HostOrOwn,
+    arguments: UpstreamArguments = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparisons; what is there is resumed.")] = Path(
+        "ddplug-tune"
+    ),
+    weights: Annotated[str, typer.Option(help="Weights to try, by commas.")] = "0.3,1,3",
+    representation: Annotated[
+        str, typer.Option(help=f"Those to try, by commas: {', '.join(ABOUT['representation'].choices or ())}.")
+    ] = str(ABOUT["representation"].default),
+    weighting: Annotated[
+        str, typer.Option(help=f"Those to try, by commas: {', '.join(ABOUT['weighting'].choices or ())}.")
+    ] = str(ABOUT["weighting"].default),
+    seeds: Annotated[int, typer.Option(help="Paired repetitions of the sweep.")] = 2,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    confirm: Annotated[int, typer.Option(help="Fresh seeds that the choice is confirmed on; at least 2.")] = 3,
+    **options: Any,
+) -> None:
+    """Try weights and options in a small paired sweep, and confirm the best on fresh seeds.
+
+    Interrupt it whenever you like: the same command resumes it. It is made of comparisons in sub-folders.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ddplug.comparison.plan import read_weights
+    from ddplug.comparison.tune import RESULT, said, table_rows
+    from ddplug.comparison.tune import tune as run_tune
+    from ddplug.utils.files import user_path
+    from ddplug.utils.progress import Bars
+
+    wanted = {"representation": _names(representation), "weighting": _names(weighting)}
+    chosen = read_weights(weights)
+    setup = _setup(host, arguments, **options)
+    with Bars() as progress:
+        tuned = run_tune(
+            setup, out, chosen, wanted, seeds=seeds, confirm=confirm, first_seed=first_seed, on_progress=progress
+        )
+    console = Console()
+    table = Table("weight", "options", "accuracy %", "difference", title=f"sweep of {host}, {seeds} seeds")
+    for row in table_rows(tuned):
+        table.add_row(*row)
+    console.print(table)
+    for line in said(tuned, host, str(options["proxies"])):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(f"wrote {user_path(out) / RESULT}", soft_wrap=True)
+
+
+def _names(text: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _arguments(host: str, given: list[str] | None, ours: Iterable[str]) -> tuple[str, ...] | None:

@@ -47,6 +47,29 @@ def takes(names: Iterable[str]) -> Callable[[Command], Command]:
     return add
 
 
+def takes_those_of(other: Callable[..., object]) -> Callable[[Command], Command]:
+    """Decorator of a command with `**options`: it also has the parameters of `other` that have defaults, as options."""
+
+    def add(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        known = inspect.get_annotations(other)  # as text: what `other` returns cannot be looked up here
+        names = getattr(other, "__globals__", {})
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        added = [
+            each.replace(kind=keyword, annotation=eval(known[each.name], names))
+            for each in inspect.signature(other).parameters.values()
+            if each.default is not each.empty
+        ]
+        own = list(signature.parameters.values())
+        rest = [each for each in own if each.kind is each.VAR_KEYWORD]
+        command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*(each for each in own if each not in rest), *added, *rest]
+        )
+        return command
+
+    return add
+
+
 def _typed(name: str) -> tuple[Any, Any]:
     """Default and annotation of an option as a command's parameter."""
     about = ABOUT[name]

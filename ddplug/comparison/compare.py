@@ -7,6 +7,7 @@ results; with more seeds, weights or views it adds what is missing. Times are ke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,8 @@ from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import DONE, set_name
 from ddplug.comparison.plan import Arm, Run
 from ddplug.comparison.records import AGAIN, DISTILLED, read_json
-from ddplug.comparison.statistics import summary
+from ddplug.comparison.references import Reference, ReferenceRun, check_references, make_reference
+from ddplug.comparison.statistics import hopeless, summary
 from ddplug.errors import InputError
 from ddplug.objectives.base import make
 from ddplug.utils.files import exclusive_lock, user_path, write_json
@@ -52,6 +54,8 @@ def compare(
     host: str = "own",
     first_seed: int = 0,
     baseline: str | Path | None = None,
+    references: Sequence[Reference] = (),
+    stop_hopeless: bool = False,
     on_progress: Callable[[str, int, int, str], object] | None = None,
 ) -> dict[str, Any]:
     """Distil and judge every arm of every seed, or what is left to do, and write `compare.json` into `out`.
@@ -65,6 +69,8 @@ def compare(
         host: "own" or the host's name.
         baseline: another comparison's folder, which differs by proxies and the regulariser's options only: its runs at
             weight 0 are taken over instead of being made again.
+        references: real images to judge beside the distilled ones, in every seed.
+        stop_hopeless: give an arm no further seeds once it is hopeless by `ddplug.comparison.statistics.hopeless`.
         on_progress: told (what, steps done, steps in all, a note).
 
     Returns the content of `compare.json`; see docs/compare.md.
@@ -80,82 +86,106 @@ def compare(
         raise InputError(f"first_seed must be at least 0, got {first_seed}.")
     judge.check()
     distil.check(arms, judge)
+    check_references(references, host, judge.pool)
     out = user_path(out)
     check_folder(out)
     wanted = {**made_with(host, judge), **distil.made_with}
-    runs = [Run(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
+    every_seed = range(first_seed, first_seed + seeds)
     source, taken = user_path(baseline or out), []
-    if baseline is not None and (lacking := to_make(out / ENTRIES, runs)):
+    if baseline is not None and (lacking := to_make(out / ENTRIES, [Run(arm, n) for n in every_seed for arm in arms])):
         taken = to_take(source / ENTRIES, lacking, differing(source, wanted, ignored=REGULARIZERS))
     with exclusive_lock(out / LOCK, out):
         claim(out, wanted)
         for run in taken:
             take(source / ENTRIES / run.name, out / ENTRIES / run.name)
-        return _compare(distil, runs, seeds, out, judge, host, wanted, on_progress)
+        work = _Work(distil, out / ENTRIES, judge, host, len(arms) * seeds, on_progress)
+        records, stopped = work.all(every_seed, arms, references, stop_hopeless)
+        result = _result(wanted, seeds, records, _others(out, records))
+        if stop_hopeless:
+            result["stopped"] = stopped
+        write_json(result, out / RESULT)
+        return result
 
 
-def _compare(
-    distil: Distiller,
-    runs: Sequence[Run],
-    seeds: int,
-    out: Path,
-    judge: Judge,
-    host: str,
-    wanted: dict[str, Any],
-    on_progress: Callable[[str, int, int, str], object] | None,
-) -> dict[str, Any]:
-    """Run the comparison while holding the lock of its folder `out`."""
-    tell = on_progress or (lambda what, done, total, note: None)
-    total = len(runs) * distil.length
-    what, records = f"compare {host} on {judge.data.name}", []
-    for number, run in enumerate(runs):
-        before, done_so_far = number * distil.length, f"{number} of {len(runs)} runs done; {run.name}"
-        folder = out / ENTRIES / run.name
+@dataclass
+class _Work:
+    """Makes and judges the runs of a comparison in the folder `entries`, while its lock is held."""
 
-        def distilling(step: int, before: int = before, note: str = done_so_far) -> None:
-            at = f"iteration {step} of {distil.length}" if distil.length > 1 else "the host's run"
-            tell(what, before + step, total, f"{note}: {at}")
+    distil: Distiller
+    entries: Path
+    judge: Judge
+    host: str
+    total: int
+    on_progress: Callable[[str, int, int, str], object] | None
+    done: int = 0
 
-        def judging(line: str, before: int = before, note: str = done_so_far) -> None:
-            tell(what, before + distil.length, total, f"{note}: {line}")
+    def all(
+        self, seeds: Sequence[int], arms: Sequence[Arm], references: Sequence[Reference], stop_hopeless: bool
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The records of all runs, seed by seed, and the arms that were stopped, with the reasons."""
+        records: list[dict[str, Any]] = []
+        stopped: dict[str, str] = {}
+        for seed in seeds:
+            going_on = [arm for arm in arms if arm.name not in stopped]
+            made = [self._run(Run(arm, seed)) for arm in going_on]
+            records += made
+            like = self.entries / made[0]["name"] / set_name(made[0]["checkpoints"][-1]["iteration"])
+            records += [self._reference(ReferenceRun(reference, seed), like) for reference in references]
+            if stop_hopeless and seed != seeds[-1]:
+                stopped |= hopeless(records, [arm.name for arm in going_on])
+        self._tell(self.total * self.distil.length, "all runs done")
+        return records, stopped
+
+    def _run(self, run: Run) -> dict[str, Any]:
+        length, folder = self.distil.length, self.entries / run.name
+        before, note = self.done * length, f"{self.done} of {self.total} runs done; {run.name}"
+
+        def distilling(step: int) -> None:
+            at = f"iteration {step} of {length}" if length > 1 else "the host's run"
+            self._tell(before + step, f"{note}: {at}")
 
         if not (folder / DONE).is_file():
             for stale in folder.glob("set-*.json"):  # of a baseline whose taking over was broken off
                 stale.unlink()
-        distil(run, folder, distilling)
-        records.append(_judged(run, folder, judge, judging))
-    result = _result(wanted, seeds, records, _others(out, runs))
-    write_json(result, out / RESULT)
-    tell(what, total, total, f"{len(runs)} runs done")
-    return result
+        self.distil(run, folder, distilling)
+        record = self._judged(run, folder, before + length, note)
+        self.done += 1
+        return record
+
+    def _reference(self, run: ReferenceRun, like: Path) -> dict[str, Any]:
+        folder = self.entries / run.name
+        make_reference(run, like, folder, self.judge.data, self.judge.pool)
+        return self._judged(run, folder, self.done * self.distil.length, run.name)
+
+    def _judged(self, run: Run | ReferenceRun, folder: Path, step: int, note: str) -> dict[str, Any]:
+        """Everything about a finished run, its sets judged."""
+        distilled = read_json(folder / DONE, AGAIN, DISTILLED)
+        checkpoints, times, last = [], [], distilled["sets"][-1]["iteration"]
+        for made in distilled["sets"]:
+            iteration = made["iteration"]
+            count = self.judge.settings.judged_at(iteration, last)
+
+            def networks(done: int, iteration: int = iteration) -> None:
+                self._tell(step, f"{note}: judging iteration {iteration}, {done} networks done")
+
+            networks(0)
+            judgement = self.judge(folder / set_name(iteration), run.seed, count, networks, last=iteration == last)
+            checkpoints.append({"iteration": iteration, **judgement, "lambda": made["lambda"], "share": made["share"]})
+            times.append({"iteration": iteration, **made["times"]})
+        return {
+            **run.described(), "skipped": distilled["skipped"], "taken_from": taken_from(distilled),
+            "checkpoints": checkpoints, "times": times,
+        }  # fmt: skip
+
+    def _tell(self, step: int, note: str) -> None:
+        if self.on_progress is not None:
+            what = f"compare {self.host} on {self.judge.data.name}"
+            self.on_progress(what, step, self.total * self.distil.length, note)
 
 
-def _judged(run: Run, folder: Path, judge: Judge, tell: Callable[[str], object]) -> dict[str, Any]:
-    """Everything about a distilled run, its sets judged."""
-    distilled = read_json(folder / DONE, AGAIN, DISTILLED)
-    checkpoints, times, last = [], [], distilled["sets"][-1]["iteration"]
-    for made in distilled["sets"]:
-        iteration = made["iteration"]
-        count = judge.settings.judged_at(iteration, last)
-
-        def networks(done: int, iteration: int = iteration) -> None:
-            tell(f"judging iteration {iteration}, {done} networks done")
-
-        networks(0)
-        judgement = judge(folder / set_name(iteration), run.seed, count, networks, last=iteration == last)
-        checkpoints.append({"iteration": iteration, **judgement, "lambda": made["lambda"], "share": made["share"]})
-        times.append({"iteration": iteration, **made["times"]})
-    return {
-        "name": run.name, "arm": run.arm.name, "weight": run.arm.weight,
-        "views": None if run.arm.baseline else run.arm.views, "seed": run.seed, "skipped": distilled["skipped"],
-        "taken_from": taken_from(distilled),
-        "checkpoints": checkpoints, "times": times,
-    }  # fmt: skip
-
-
-def _others(out: Path, runs: Sequence[Run]) -> list[str]:
-    """Names of the runs that are distilled in `out` and not among `runs`."""
-    ours = {run.name for run in runs}
+def _others(out: Path, records: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the runs that are finished in `out` and not among `records`."""
+    ours = {record["name"] for record in records}
     return sorted({file.parent.name for file in (out / ENTRIES).glob(f"*/{DONE}")} - ours)
 
 

@@ -24,10 +24,12 @@ from ddplug.comparison.statistics import (
     by_views,
     costs,
     curve,
+    further_tables,
     judging,
     left_out,
     result_columns,
     results,
+    stopped,
     term_of,
 )
 from ddplug.datasets.synthetic import SyntheticSet, load_set
@@ -86,6 +88,7 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
         runs=result["settings"]["runs"],
         judging=judging(result),
         left_out=left_out(result),
+        stopped=stopped(result),
         columns=(*result_columns(result), *COSTS),
         label=label,
         unit=unit,
@@ -130,6 +133,7 @@ def _table(result: Mapping[str, Any], views: str, rows: Sequence[dict[str, Any]]
     return {
         "views": views,
         "rows": [(*results(row), *costs(dict(result), row)) for row in rows],
+        "further": further_tables(rows),
         "curves": _curves(result, [row["arm"] for row in rows]),
     }
 

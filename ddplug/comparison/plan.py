@@ -56,6 +56,13 @@ class Run:
         """For files, e.g. "weight-0.1-host-seed0"."""
         return f"{self.arm.name}-seed{self.seed}"
 
+    def described(self) -> dict[str, Any]:
+        """What `compare.json` says of it besides its sets."""
+        return {
+            "name": self.name, "arm": self.arm.name, "weight": self.arm.weight,
+            "views": None if self.arm.baseline else self.arm.views, "seed": self.seed,
+        }  # fmt: skip
+
 
 def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",)) -> list[Arm]:
     """The baseline, then every other weight on every kind of views; each once, in the order given.

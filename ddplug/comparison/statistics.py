@@ -52,24 +52,68 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         by_arm.setdefault(entry["arm"], []).append(entry)
-    baseline = next(iter(by_arm.values()))
-    without, aim = _last_accuracies(baseline), fmean(_last_accuracies(baseline))
+    baseline = {run["seed"]: run for run in next(iter(by_arm.values()))}
     rows = []
     for arm, runs in by_arm.items():
-        scores = _last_accuracies(runs)
-        gains = [score - other for score, other in zip(scores, without, strict=True)]
+        against = [baseline[run["seed"]] for run in runs]  # those of the same seeds, as an arm may have been stopped
         cmi, heldout, lam, share = (_mean(runs, key) for key in ("cmi", "cmi_heldout", "lambda", "share"))
         rows.append(
             {
                 "arm": arm, "weight": runs[0]["weight"], "views": runs[0]["views"], "seeds": len(runs),
-                "accuracy": fmean(scores), "accuracy_std": stdev(scores) if len(scores) > 1 else None,
-                "difference": fmean(gains), "interval": interval(gains),
-                "cmi": cmi, "cmi_ratio": _ratio(cmi, _mean(baseline, "cmi")),
-                "cmi_heldout": heldout, "cmi_heldout_ratio": _ratio(heldout, _mean(baseline, "cmi_heldout")),
-                "lambda": lam, "share": share, "reaches": _reaches(runs, aim),
+                **_accuracy(_last_accuracies(runs), _last_accuracies(against)),
+                "cmi": cmi, "cmi_ratio": _ratio(cmi, _mean(against, "cmi")),
+                "cmi_heldout": heldout, "cmi_heldout_ratio": _ratio(heldout, _mean(against, "cmi_heldout")),
+                "lambda": lam, "share": share, "reaches": _reaches(runs, fmean(_last_accuracies(against))),
+                **_further(runs, against, by_arm.get("random")),
             }
         )  # fmt: skip
     return rows
+
+
+def _accuracy(scores: Sequence[float], against: Sequence[float]) -> dict[str, float | None]:
+    """Mean and spread of accuracies by seed, and what they are more than those they are paired with."""
+    gains = [score - other for score, other in zip(scores, against, strict=True)]
+    return {
+        "accuracy": fmean(scores), "accuracy_std": stdev(scores) if len(scores) > 1 else None,
+        "difference": fmean(gains), "interval": interval(gains),
+    }  # fmt: skip
+
+
+def _further(
+    runs: Sequence[dict[str, Any]], against: Sequence[dict[str, Any]], random: Sequence[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """What only some comparisons know: accuracies by architecture, and what is gained over random real images."""
+    further: dict[str, Any] = {}
+    lasts = [run["checkpoints"][-1].get("accuracies_by_arch", {}) for run in (*runs, *against)]
+    if shared := [name for name in lasts[0] if all(name in last for last in lasts)]:
+        further["by_arch"] = {
+            name: _accuracy(scores[: len(runs)], scores[len(runs) :])
+            for name in shared
+            if (scores := [fmean(last[name]) for last in lasts])
+        }
+    if random is not None and runs[0]["arm"] != "random":
+        by_seed = {run["seed"]: run for run in random}
+        over = _accuracy(_last_accuracies(runs), _last_accuracies([by_seed[run["seed"]] for run in runs]))
+        further["over_random"] = {"difference": over["difference"], "interval": over["interval"]}
+    return further
+
+
+def hopeless(entries: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, str]:
+    """Those of `arms` that are worse than the best of them so far, with the reason; the first, the baseline, never is.
+
+    An arm is if the 95 % t-interval of its accuracy less that of the arm with the best mean, paired by seed, lies below
+    0 as a whole. It takes at least two seeds. It is asked after every seed, so that a rule of 5 % is one of more.
+    """
+    scores = {arm: _last_accuracies([entry for entry in entries if entry["arm"] == arm]) for arm in arms}
+    best = max(arms, key=lambda arm: fmean(scores[arm]))
+    reasons = {}
+    for arm in arms[1:]:
+        gains = [score - other for score, other in zip(scores[arm], scores[best], strict=True)]
+        half = interval(gains)
+        if half is not None and fmean(gains) + half < 0:
+            below = plus_minus(fmean(gains), half, sign=True)
+            reasons[arm] = f"after {len(gains)} seeds {below} points against {best}, the best"
+    return reasons
 
 
 def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[int], list[list[float]]]:
@@ -88,7 +132,7 @@ def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[i
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """For people: for each kind of views a table of results and one of costs, the baseline in each; 80 columns wide."""
-    made = []
+    made: list[Table] = []
     label, unit = term_of(result)
     for views, rows in by_views(result).items():
         title = f"{result['host']} on {result['data']['name']}, {views} views: "
@@ -99,6 +143,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         )
         made.append(_table(title, result_columns(result), [results(row) for row in rows], caption))
         made.append(_table("", ("weight", *COSTS), [[weight_name(row), *costs(result, row)] for row in rows], None))
+        for columns, cells in further_tables(rows):
+            made.append(_table("", columns, cells, None))
     return made
 
 
@@ -106,6 +152,32 @@ def judging(result: Mapping[str, Any]) -> str:
     """What the judges' training was, and what is standard, as their accuracies cannot be compared."""
     settings = result["settings"]
     return f"{settings['epochs']} epochs at rate {settings['judge_lr']:g} each; standard is {STANDARD_RECIPE}"
+
+
+def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...], list[list[str]]]]:
+    """Columns and cells of what only some comparisons have: other architectures, and the gain over random images."""
+    made: list[tuple[tuple[str, ...], list[list[str]]]] = []
+    known = [row.get("by_arch", {}) for row in rows]
+    for arch in (name for name in known[0] if all(name in each for each in known)):
+        columns = ("weight", f"{arch}: accuracy %", "difference")
+        cells = [
+            [weight_name(row), plus_minus(of["accuracy"], of["accuracy_std"]),
+             "" if is_baseline(row) else plus_minus(of["difference"], of["interval"], sign=True)]
+            for row, of in ((row, row["by_arch"][arch]) for row in rows)
+        ]  # fmt: skip
+        made.append((columns, cells))
+    over = [row for row in rows if "over_random" in row]
+    if over:
+        gains = [(weight_name(row), *row["over_random"].values()) for row in over]
+        cells = [[name, plus_minus(gain, half, sign=True)] for name, gain, half in gains]
+        made.append((("weight", "improvement over random (IOR)"), cells))
+    return made
+
+
+def stopped(result: Mapping[str, Any]) -> str | None:
+    """Which arms got no further seeds, as sentences; None if there are none."""
+    reasons = result.get("stopped") or {}
+    return " ".join(f"{arm} was stopped: {reason}." for arm, reason in reasons.items()) or None
 
 
 def left_out(result: Mapping[str, Any]) -> str | None:
@@ -147,15 +219,15 @@ def result_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The summary's rows by kind of views, the baseline first in each."""
+    """The summary's rows by kind of views, in each the baseline first and references, which have none, last."""
     baseline, *others = result["summary"]
-    kinds = list(dict.fromkeys(row["views"] for row in others)) or ["host"]
-    return {kind: [baseline, *(row for row in others if row["views"] == kind)] for kind in kinds}
+    kinds = list(dict.fromkeys(row["views"] for row in others if row["views"] is not None)) or ["host"]
+    return {kind: [baseline, *(row for row in others if row["views"] in (kind, None))] for kind in kinds}
 
 
 def results(row: dict[str, Any]) -> list[str]:
     """A row of the summary in words, by `result_columns`."""
-    baseline = row["views"] is None
+    baseline = is_baseline(row)
     return [
         weight_name(row), plus_minus(row["accuracy"], row["accuracy_std"]),
         "" if baseline else plus_minus(row["difference"], row["interval"], sign=True),
@@ -166,7 +238,7 @@ def results(row: dict[str, Any]) -> list[str]:
 def costs(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """What an arm's weight came to, and what it cost, by `COSTS`."""
     seconds, memory = cost(result, row["arm"])
-    of_cmi = ["", ""] if row["views"] is None else [_shown(row["lambda"], ".4g"), _shown(row["share"], ".3f")]
+    of_cmi = ["", ""] if is_baseline(row) else [_shown(row["lambda"], ".4g"), _shown(row["share"], ".3f")]
     return [*of_cmi, _shown(seconds, ".3g"), "-" if memory is None else f"{memory / 2**20:.0f} MiB"]
 
 
@@ -207,8 +279,15 @@ def _reaches(runs: Sequence[dict[str, Any]], aim: float) -> int | None:
 
 
 def weight_name(row: dict[str, Any]) -> str:
-    """A row's weight in words."""
+    """A row's weight in words; a reference's name."""
+    if row["weight"] is None:
+        return str(row["arm"])
     return row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
+
+
+def is_baseline(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of weight 0."""
+    return row["views"] is None and row["weight"] is not None
 
 
 def _cmi(row: dict[str, Any], key: str, baseline: bool) -> str:

@@ -132,8 +132,10 @@ def test_what_is_put_into_the_page_is_escaped() -> None:
     picture = {"text": 'of "mine"', "png": "AA=="}
     page = template().render(
         host="own", data="<script>mine</script>", seeds=1, runs=1, judging="", label="CMI", unit="nats", left_out=None,
+        stopped="<i>none</i>",
         columns=("a < b",),
-        tables=[{"views": "host", "rows": [("x & y",)], "curves": picture}], seed=0, images=[picture], proxy="<b>",
+        tables=[{"views": "host", "rows": [("x & y",)], "curves": picture, "further": [(("c",), [("d & e",)])]}],
+        seed=0, images=[picture], proxy="<b>",
         pool="training", embedding=picture, settings='{"a": "</pre>"}',
     )  # fmt: skip
     assert "<script>" not in page
@@ -141,6 +143,8 @@ def test_what_is_put_into_the_page_is_escaped() -> None:
     assert page.count("</pre>") == 1
     assert "<th>a &lt; b" in page
     assert "<td>x &amp; y" in page
+    assert "<td>d &amp; e" in page
+    assert "<i>none" not in page
     assert 'alt="of &#34;mine&#34;"' in page
 
 
@@ -205,7 +209,7 @@ def test_the_papers_weight_is_looked_up(tmp_path: Path, pools: tuple[Path, Path]
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((), "compare needs --proxies"),
+        ((), "a comparison needs --proxies"),
         (("--proxies", "POOL", "--weights", "0,x"), "weights are numbers"),
         (("--proxies", "POOL", "--chunk", "few"), "chunk must be auto or a number"),
         (("--proxies", "POOL", "--draw", 9), "draw must be between 1 and the pool's size, 2"),

@@ -37,6 +37,7 @@ PROXIES, FILES, SETS = (
 CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch.py", "tests/core/test_sustained.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
 COMMANDS, WHEEL = "tests/cli/test_cli.py", "tests/project/test_packaging.py"
+REFERENCES, TUNE = "tests/comparison/test_references.py", "tests/comparison/test_tune.py"
 DEMO, JUDGING = "tests/comparison/test_demo.py", "tests/evaluation/test_judging.py"
 
 TOYS = "tests/hosting/test_toy_hosts.py"
@@ -441,11 +442,29 @@ MUTANTS = [
     Mutant("any classes taken", "datasets/synthetic.py", "found.dtype == torch.int64 and found.shape == (count,)", "True", "tests/datasets/test_hostfiles.py -k none_are_refused"),
     Mutant("ConvNets for all", "proxies/pretrain.py", 'return "resnet18" if', 'return "convnet" if', f"{FILES} -k large_enough"),
     Mutant("one seed too many for t", "comparison/statistics.py", "t_quantile(len(values) - 1)", "t_quantile(len(values))", f"{REPORT} -k by_hand"),
-    Mutant("differences not in pairs", "comparison/statistics.py", "zip(scores, without, strict=True)]", "zip(scores, without[::-1], strict=True)]", f"{REPORT} -k by_hand"),
+    Mutant("differences not in pairs", "comparison/statistics.py", "zip(scores, against, strict=True)]\n    return", "zip(scores, against[::-1], strict=True)]\n    return", f"{REPORT} -k by_hand"),
     Mutant("reaching is being above", "comparison/statistics.py", ">= aim:", "> aim:", f"{REPORT} -k by_hand"),
     Mutant("a term that is not measured", "comparison/judge.py", 'if self.settings.term == "cmi":', "if True:", f"{REPORT} -k another_term"),
     Mutant("a term called CMI", "comparison/statistics.py", 'isinstance(term, Mapping)', "False", f"{REPORT} -k another_term"),
     Mutant("an older record is of another term", "comparison/folder.py", "{name: getattr(Settings, name) for name in ADDED}", "{}", f"{COMPARE} -k an_older_version"),
+    Mutant("real images drawn once for all seeds", "comparison/references.py", "else _RANDOM + run.seed", "else _RANDOM", f"{REFERENCES} -k paired_by_seed"),
+    Mutant("random is the trainer's start", "comparison/references.py", "else _RANDOM + run.seed", "else run.seed", f"{REFERENCES} -k paired_by_seed"),
+    Mutant("one image for two centres", "comparison/references.py", "distances[chosen, centre] = torch.inf", "pass", f"{REFERENCES} -k 'paired_by_seed or nearest'"),
+    Mutant("k-means in pixels whatever is said", "comparison/references.py", "if proxy is None:\n        return images", "if True:\n        return images", f"{REFERENCES} -k paired_by_seed"),
+    Mutant("references tried late", "comparison/compare.py", "    check_references(references, host, judge.pool)\n", "", f"{REFERENCES} -k refused_first"),
+    Mutant("references in the rule", "comparison/compare.py", "hopeless(records, [arm.name for arm in going_on])", "hopeless(records, list(dict.fromkeys(r['arm'] for r in records)))", f"{REFERENCES} -k no_further_seeds"),
+    Mutant("every set judged by all architectures", "comparison/judge.py", "for name in self.cross_arch] if last else []", "for name in self.cross_arch]", f"{REFERENCES} -k further_architectures"),
+    Mutant("further architectures of the first's width", "comparison/judge.py", "return maker(arch, self.data, {})", "return maker(arch, self.data, self.settings.network)", f"{REFERENCES} -k further_architectures"),
+    Mutant("all architectures reported", "comparison/judge.py", "kept = {name: by_arch[name] for name in names}", "kept = by_arch", f"{REFERENCES} -k further_architectures"),
+    Mutant("stopped for a wide interval", "comparison/statistics.py", "fmean(gains) + half < 0:", "fmean(gains) < 0:", f"{REFERENCES} -k by_hand"),
+    Mutant("the baseline stopped", "comparison/statistics.py", "for arm in arms[1:]:", "for arm in arms:", f"{REFERENCES} -k by_hand"),
+    Mutant("stopped and not recorded", "comparison/compare.py", 'result["stopped"] = stopped', "pass", f"{REFERENCES} -k no_further_seeds"),
+    Mutant("fewer seeds against all", "comparison/statistics.py", 'against = [baseline[run["seed"]] for run in runs]', "against = list(baseline.values())[-len(runs):]", f"{REFERENCES} -k those_seeds"),
+    Mutant("confirmed on the seeds of the sweep", "comparison/tune.py", "first_seed=first_seed + seeds", "first_seed=first_seed", f"{TUNE} -k fresh_seeds"),
+    Mutant("a baseline for each variant", "comparison/tune.py", "out / folders[0] if folders else None", "None", f"{TUNE} -k fresh_seeds"),
+    Mutant("the worst chosen", "comparison/tune.py", "best = max(sweep", "best = min(sweep", f"{TUNE} -k fresh_seeds"),
+    Mutant("a loss confirmed", "comparison/tune.py", 'if best["difference"] > 0 else', "if True else", f"{TUNE} -k nothing_is_better"),
+    Mutant("a doubtful gain confirmed", "comparison/tune.py", "if gain - half > 0 else", "if gain > 0 else", f"{TUNE} -k lines_to_paste"),
     Mutant("a page that is not escaped", "comparison/page.py", "autoescape=True", "autoescape=False", f"{REPORT} -k is_escaped"),
     Mutant("a page that needs the network", "comparison/page.html.j2", "<meta charset=utf-8>", '<meta charset=utf-8><link rel=stylesheet href="https://x">', f"{REPORT} -k one_page"),
     Mutant("one clock for all seeds", "hosting/deterministic.py", "random.Random(seed)", "random.Random(0)", f"{COMPARE_HOST} -k clock"),
@@ -470,9 +489,9 @@ MUTANTS = [
     Mutant("two at once", "utils/files.py", "held.acquire()", "pass", "tests/evaluation/test_evaluate.py -k share_a_file"),
     Mutant("no lock on a comparison", "comparison/compare.py", "    with exclusive_lock(out / LOCK, out):", "    if True:", f"{COMPARE} -k one_process"),
     Mutant("the lock stays", "utils/files.py", "lock.unlink(missing_ok=True)", "pass", f"{COMPARE} -k one_process"),
-    Mutant("left out and unsaid", "comparison/compare.py", "_others(out, runs))", "[])", f"{COMPARE} -k not_in_the_report"),
+    Mutant("left out and unsaid", "comparison/compare.py", "_others(out, records))", "[])", f"{COMPARE} -k not_in_the_report"),
     Mutant("what is unfinished left out", "comparison/compare.py", 'glob(f"*/{DONE}")', 'glob("*/")', f"{COMPARE} -k not_in_the_report"),
-    Mutant("what is left out not printed", "cli/compare.py", "console.print(missing,", "str(missing,", f"{REPORT} -k one_page"),
+    Mutant("what is left out not printed", "cli/compare.py", "(stopped(result), left_out(result))", "(stopped(result),)", f"{REPORT} -k one_page"),
     Mutant("memory with what stood", "utils/meter.py", "peak - self._stood", "peak", f"{COMPARE} -k on_top"),
     Mutant("memory forgotten", "utils/meter.py", 'record.get("extra_memory")', "None", f"{COMPARE} -k on_top"),
     Mutant("another kind of memory", "comparison/statistics.py", 'time["extra_memory"] for time in last if time.get("extra_memory")', 'time.get("extra_memory", time.get("memory")) for time in last if time.get("extra_memory", time.get("memory"))', f"{COMPARE} -k older_comparisons"),
