@@ -120,22 +120,24 @@ def _chosen(run: ReferenceRun, ipc: int, data: ImageData, pool: ProxyPool) -> tu
     for label in range(data.num_classes):
         members = (data.train_labels == label).nonzero().flatten()
         features = _features(data.train_images[members], run.reference.proxy, data, pool)
-        chosen.append(members[nearest_to_centres(features, ipc, run.seed).to(members.device)])
+        chosen.append(members[nearest(features, centres(features, ipc, run.seed)).to(members.device)])
     indices = torch.cat(chosen)
     return data.train_images[indices], data.train_labels[indices]
 
 
-def nearest_to_centres(features: Tensor, count: int, seed: int) -> Tensor:
-    """Indices (count,) of the rows of `features`, (n, d), that are nearest to the centres of k-means, no row twice.
-
-    By scikit-learn, from the k-means++ start that `seed` draws.
-    """
+def centres(features: Tensor, count: int, seed: int) -> Tensor:
+    """The centres (count, d) of k-means of `features`, (n, d), by scikit-learn from the start that `seed` draws."""
     from sklearn.cluster import KMeans
 
     fitted = KMeans(n_clusters=count, n_init=1, random_state=seed).fit(features.numpy())
-    distances = torch.cdist(features, torch.from_numpy(fitted.cluster_centers_).to(features))
+    return torch.from_numpy(fitted.cluster_centers_).to(features)
+
+
+def nearest(features: Tensor, points: Tensor) -> Tensor:
+    """For each of `points`, (k, d), in turn the row of `features`, (n, d), that is nearest to it; no row twice."""
+    distances = torch.cdist(features, points)
     chosen: list[int] = []
-    for centre in range(count):
+    for centre in range(len(points)):
         distances[chosen, centre] = torch.inf
         chosen.append(int(distances[:, centre].argmin()))
     return torch.tensor(chosen)

@@ -17,7 +17,7 @@ from ddplug.comparison.own_trainer import Own
 from ddplug.comparison.page import write_page
 from ddplug.comparison.plan import Settings, arms
 from ddplug.comparison.plot import plot
-from ddplug.comparison.references import Reference, nearest_to_centres, read_references
+from ddplug.comparison.references import Reference, centres, nearest, read_references
 from ddplug.comparison.statistics import further_tables, hopeless, stopped, summary, tables
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
@@ -116,8 +116,8 @@ def test_real_images_are_judged_like_any_set_and_paired_by_seed(
 
 def test_the_nearest_to_the_centres() -> None:
     points = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.2], [5.1]])
-    assert sorted(nearest_to_centres(points, 2, 0).tolist()) == [1, 5]
-    assert sorted(nearest_to_centres(torch.tensor([[0.0], [1.0], [1.1]]), 3, 0).tolist()) == [0, 1, 2]
+    assert sorted(nearest(points, centres(points, 2, 0)).tolist()) == [1, 5]
+    assert nearest(points, torch.tensor([[0.12], [0.11], [9.0]])).tolist() == [1, 2, 4], "each row once"
 
 
 def test_references_are_in_tables_page_and_plot(tmp_path: Path, run: Any, digits: ImageData, pool: ProxyPool) -> None:

@@ -136,9 +136,9 @@ def test_the_lines_to_paste() -> None:
             [1.0],
             {"representation": ["pixels"]},
             {},
-            "representation to sweep: some of feature, pooled, logit, each",
+            "representation to sweep: some of .*feature, pooled, logit.*, each",
         ),
-        ([1.0], {"weighting": []}, {}, "weighting to sweep: some of relative"),
+        ([1.0], {"weighting": []}, {}, "weighting to sweep: some of .*relative"),
         ([1.0], {"representation": ["logit", "logit"]}, {}, "each once, got logit, logit"),
     ],
 )
@@ -158,10 +158,10 @@ def test_the_command(tmp_path: Path, pool: Path) -> None:
     )  # fmt: skip
     result = CliRunner(env={"COLUMNS": "120", "TERM": "dumb"}).invoke(cli.app, [str(word) for word in given])
     assert result.exit_code == 0, (result.output, result.exception)
-    assert re.search(r"1 .*representation feature, weighting sustained", result.output)
+    assert re.search(r"1 .*representation auto, weighting sustained", result.output)
     assert "wrote" in result.output
     assert sorted(path.name for path in (tmp_path / "out").glob("sweep-*")) == [
-        "sweep-feature-relative", "sweep-feature-sustained",
+        "sweep-auto-relative", "sweep-auto-sustained",
     ]  # fmt: skip
     bad = CliRunner().invoke(cli.app, ["tune", "own", "--weights", "1"])
     assert isinstance(bad.exception, DDPlugError)
