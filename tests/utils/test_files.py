@@ -317,7 +317,7 @@ def test_results_at_home(home: Path, digits: ImageData, monkeypatch: pytest.Monk
     with pytest.raises(InputError, match="taken"):
         check_export(soft, cifar, "~/taken")
     monkeypatch.setattr("ddplug.comparison.compare.check_folder", lambda out: pytest.fail(str(out)))
-    nothing: Any = type("Nothing", (), {"check": lambda *_: None})()
+    nothing: Any = type("Nothing", (), {"check": lambda *_: None, "pool": None})()
     with pytest.raises(pytest.fail.Exception, match=str(home / "compared")):
         compare(nothing, [], 1, "~/compared", nothing, host="own")
     monkeypatch.setattr("ddplug.comparison.demo._pool", lambda data, out, *_: pytest.fail(str(out)))
