@@ -25,6 +25,7 @@ from ddplug.utils.records import (
 AGAIN = "delete it, and the same command makes it again"
 _SIZE = number(-1e30, 1e30, finite=False)
 _NAME = text(200, r"[\w.+-]+")
+_TERM = optional(entries({"label": text(100, "[^$]*"), "unit": text(100, "[^$]*")}))
 
 TIMES = entries({"seconds": number(0, 1e30)}, {"extra_memory": optional(whole())})
 """`times.json` of a host's run, and the times of a set."""
@@ -63,7 +64,8 @@ RUN = entries(
                 {"share": optional(number(0, 1e30))},
             )
         )
-    }
+    },
+    {"term": _TERM},
 )
 """A `cmi*.json`, of which the rounds are drawn."""
 
@@ -85,7 +87,9 @@ _ENTRY = entries(
     },
     {"name": text()},
 )  # fmt: skip
-_COMPARISON = entries({"arms": list_of(_NAME, 1), "summary": list_of(_ROW, 1), "entries": list_of(_ENTRY, 1)})
+_COMPARISON = entries(
+    {"arms": list_of(_NAME, 1), "summary": list_of(_ROW, 1), "entries": list_of(_ENTRY, 1)}, {"term": _TERM}
+)
 
 
 def comparison(value: Any) -> None:

@@ -121,7 +121,7 @@ def another_tensor(value: Any, draw: random.Random) -> Any:
     """Another tensor instead of one: of other type, shape, or with other numbers in it."""
     if not isinstance(value, Tensor) or draw.random() < 0.15:
         made = another_value(None if isinstance(value, Tensor) else value, draw)
-        return made if made is not DEEP else nest(200)
+        return made if made is not DEEP else nest(100)
     if value.layout != torch.strided or value.numel() > 10**6:  # changed before
         return value
     kinds = (torch.uint8, torch.bool, torch.int32, torch.float16, torch.float64, torch.complex64, torch.bfloat16)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import ddplug
 from ddplug.attaching.attach import attach
 from ddplug.comparison import baseline, compare, judge, plot
+from ddplug.comparison import folder as comparison_folder
 from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.own_trainer import DONE, Own, set_name
-from ddplug.comparison.plan import Settings
+from ddplug.comparison.plan import BASELINE, Run, Settings
 from ddplug.comparison.upstream_host import Upstream
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
@@ -331,7 +332,7 @@ def comparison_result(folder: Path) -> Reader:
     content = json.loads((RESULTS / "own-convnet" / "compare.json").read_text())
     arms = content["arms"][:2]
     content = {
-        **content, "arms": arms, "summary": content["summary"][:2],
+        **content, "arms": arms, "term": {"label": "CMI", "unit": "nats"}, "summary": content["summary"][:2],
         "entries": [entry for entry in content["entries"] if entry["arm"] in arms][:4],
     }  # fmt: skip
     write_json(content, folder / "compare.json")
@@ -353,29 +354,28 @@ def comparison_settings(folder: Path) -> Reader:
         "host": "own", "data": {"name": "mine", "fingerprint": "0"}, "proxies": ["1"], "heldout": None, "device": "cpu",
         "settings": Settings().to_json(), "ddplug": "1", "torch": "2",
     }  # fmt: skip
-    write_json(wanted, folder / compare.SETTINGS)
+    write_json(wanted, folder / comparison_folder.SETTINGS)
 
     def read() -> Any:
-        compare._claim(folder, wanted)
+        comparison_folder.claim(folder, wanted)
 
-    return Reader(folder / compare.SETTINGS, read)
+    return Reader(folder / comparison_folder.SETTINGS, read)
 
 
 def entry(folder: Path) -> Path:
     times = {"seconds": 1.5, "extra_memory": 2**20}
     note = {"iteration": 4, "lambda": 2.0, "share": 0.5, "times": times}
     write_json({"sets": [note], "skipped": 1}, folder / DONE)
-    write_json({"accuracies": [0.5, 0.25], "cmi": 0.1, "cmi_heldout": None}, folder / "set-000004.json")
+    judged = {"accuracies": [0.5, 0.25], "cmi": 0.1, "cmi_heldout": None, "accuracies_by_arch": {"alexnet": [0.5, 0.5]}}
+    write_json(judged, folder / "set-000004.json")
     save_set(SyntheticSet(rand(4, 1, 8, 8), torch.arange(4) % 2, InputSpace.unit(1)), folder / set_name(4))
     return folder
 
 
 def of_entry(folder: Path) -> Any:
     """As a comparison reads it, and as another that takes its baseline from it."""
-    from ddplug.comparison.plan import BASELINE, Entry
-
-    judging = judge.Judge(data(), Settings(runs=2, width=4, epochs=1), pool(), None, CPU)
-    record = compare._judged(Entry(BASELINE, 0), folder, judging, lambda note: None)
+    judging = judge.Judge(data(), Settings(runs=2, width=4, epochs=1), pool(), None, CPU, ("alexnet",))
+    record = compare._judged(Run(BASELINE, 0), folder, judging, lambda note: None)
     return [record, baseline._finished(folder), baseline.taken_from(baseline._finished(folder)[0])]
 
 
