@@ -158,8 +158,8 @@ def _check_images(path: Path, images: Tensor) -> None:
 def _check_classes(path: Path, labels: Tensor) -> None:
     """Hard labels (n,): whole numbers from 0 on, of whatever type."""
     kind = number_kind(labels)
-    whole = kind == "integer" or (kind == "float" and bool((labels == labels.round()).all()))
-    if not whole or not bool(((labels >= 0) & (labels < MOST_CLASSES)).all()):
+    numbers = labels.double() if kind != "other" else torch.full((1,), -1.0)  # bytes cannot be compared with 2**20
+    if not bool(((numbers >= 0) & (numbers < MOST_CLASSES) & (numbers == numbers.round())).all()):
         raise DataError(
             f"'{path}' holds labels {labels[:4].tolist()}... of type {labels.dtype}; expected the numbers of classes, "
             f"0 to {MOST_CLASSES - 1}. If they are not the labels of these images, the file is damaged."
