@@ -18,7 +18,7 @@ from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, SpaceError
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors, write_tensors
-from ddplug.utils.records import check_record, entries, number, number_kind, one_of, optional, text
+from ddplug.utils.records import anything, check_record, dict_of, entries, number, number_kind, one_of, optional, text
 
 Meaning = Literal["normalized", "zca"]
 
@@ -27,7 +27,7 @@ _FACTS = entries(
     {},
     {
         "dataset": optional(text(200)), "meaning": optional(one_of("normalized", "zca")),
-        "lr": optional(number(1e-30, 1e30)),
+        "lr": optional(number(1e-30, 1e30)), "space": optional(dict_of(anything)),
     },
 )  # fmt: skip
 """What the entries of a set's file may be, beside its images and labels."""

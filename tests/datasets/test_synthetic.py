@@ -45,6 +45,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a class of -1": ({"given_classes": torch.tensor([0, 0, 1, -1])}, "expected the numbers of classes"),
     "an endless std": ({"space": {"kind": "normalized", "mean": [0.5], "std": [INF]}}, r"std\[0\]: expected a finite"),
     "a mean that is NaN": ({"space": {"kind": "normalized", "mean": [NAN], "std": [1.0]}}, r"mean\[0\]: expected a"),
+    "a space that is a tensor": ({"space": IMAGES}, "space: expected a dictionary"),
     "whitened by a list": ({"space": {"kind": "zca", "shape": [1, 4, 4], "digest": "0"}, "space_tensors": [1]},
                            "expected a dictionary"),
 }  # fmt: skip
