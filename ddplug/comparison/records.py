@@ -26,6 +26,7 @@ from ddplug.utils.records import (
 AGAIN = "delete it, and the same command makes it again"
 _SIZE = number(-1e30, 1e30, finite=False)
 _NAME = text(200, r"[\w.+-]+")
+_TERM = optional(entries({"label": text(100, "[^$]*"), "unit": text(100, "[^$]*")}))
 
 TIMES = entries({"seconds": number(0, 1e30)}, {"extra_memory": optional(whole())})
 """`times.json` of a host's run, and the times of a set."""
@@ -60,7 +61,7 @@ _PARTS = {"number": whole(), "lam": number(-1e30, 1e30), "skipped": flag}
 _ROUND = either(
     *(entries({**_PARTS, name: _SIZE}, {"share": optional(number(0, 1e30))}) for name in ("value", *FORMER))
 )
-RUN = entries({"history": list_of(_ROUND)})
+RUN = entries({"history": list_of(_ROUND)}, {"term": _TERM})
 """A `cmi*.json`, of which the rounds are drawn."""
 
 _ROW = entries(
@@ -81,7 +82,6 @@ _ENTRY = entries(
     },
     {"name": text()},
 )  # fmt: skip
-_TERM = entries({"label": text(200), "unit": text(200)})
 _COMPARISON = entries(
     {"arms": list_of(_NAME, 1), "summary": list_of(_ROW, 1), "entries": list_of(_ENTRY, 1)}, {"term": _TERM}
 )

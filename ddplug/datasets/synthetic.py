@@ -18,7 +18,7 @@ from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, SpaceError
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors, write_tensors
-from ddplug.utils.records import check_record, entries, number, number_kind, one_of, optional, text
+from ddplug.utils.records import anything, check_record, dict_of, entries, number, number_kind, one_of, optional, text
 
 Meaning = Literal["normalized", "zca"]
 
@@ -27,7 +27,7 @@ _FACTS = entries(
     {},
     {
         "dataset": optional(text(200)), "meaning": optional(one_of("normalized", "zca")),
-        "lr": optional(number(1e-30, 1e30)),
+        "lr": optional(number(1e-30, 1e30)), "space": optional(dict_of(anything)),
     },
 )  # fmt: skip
 """What the entries of a set's file may be, beside its images and labels."""
@@ -158,8 +158,8 @@ def _check_images(path: Path, images: Tensor) -> None:
 def _check_classes(path: Path, labels: Tensor) -> None:
     """Hard labels (n,): whole numbers from 0 on, of whatever type."""
     kind = number_kind(labels)
-    whole = kind == "integer" or (kind == "float" and bool((labels == labels.round()).all()))
-    if not whole or not bool(((labels >= 0) & (labels < MOST_CLASSES)).all()):
+    numbers = labels.double() if kind != "other" else torch.full((1,), -1.0)  # bytes cannot be compared with 2**20
+    if not bool(((numbers >= 0) & (numbers < MOST_CLASSES) & (numbers == numbers.round())).all()):
         raise DataError(
             f"'{path}' holds labels {labels[:4].tolist()}... of type {labels.dtype}; expected the numbers of classes, "
             f"0 to {MOST_CLASSES - 1}. If they are not the labels of these images, the file is damaged."

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _AGAIN = "Copy the file that it is in again, or make it anew."
 _NORMALIZED = entries({"mean": list_of(number(-1e6, 1e6), 1, 4096), "std": list_of(number(1e-12, 1e6), 1, 4096)})
+_TENSORS = dict_of(tensor("float", finite=True))
 _RECORD = entries({"shape": list_of(whole(1, 2**16), 3, 3), "digest": text(64)})
 
 
@@ -40,9 +41,7 @@ def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None
         raise SpaceError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
     if record.get("kind") == "zca":
         check_record(record, _RECORD, "the record of a whitening", _AGAIN, error=SpaceError)
-        check_record(
-            dict(tensors or {}), dict_of(tensor("float", finite=True)), "a whitening", _AGAIN, error=SpaceError
-        )
+        check_record({} if tensors is None else tensors, _TENSORS, "a whitening", _AGAIN, error=SpaceError)
         return ZCASpace.from_json(record, dict(tensors or {}))
     if record.get("kind") == "normalized":
         check_record(record, _NORMALIZED, "the record of an input space", _AGAIN, error=SpaceError)

@@ -22,7 +22,18 @@ from ddplug.networks.precision import layers
 from ddplug.networks.zoo import seeded
 from ddplug.utils.digest import blake2b, typed_bytes
 from ddplug.utils.reading import load_tensors, reported_as, write_tensors
-from ddplug.utils.records import UnfitError, anything, check_record, dict_of, entries, list_of, tensor, text, whole
+from ddplug.utils.records import (
+    UnfitError,
+    anything,
+    check_record,
+    dict_of,
+    entries,
+    list_of,
+    optional,
+    tensor,
+    text,
+    whole,
+)
 
 _CHECKPOINT = entries(
     {
@@ -266,9 +277,13 @@ def _resume(
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take the momentum buffers; `UnfitError` if a setting differs, which the identity rules out."""
-    own = [{**group, "params": len(group["params"]), "lr": None} for group in optimizer.param_groups]
-    theirs = [{**group, "params": len(group["params"]), "lr": None} for group in state["param_groups"]]
+    """Take the momentum buffers; `UnfitError` if they do not fit, or if a setting differs."""
+    own, theirs = (
+        [{**group, "lr": None} for group in groups["param_groups"]] for groups in (optimizer.state_dict(), state)
+    )
     if own != theirs:
         raise UnfitError("its optimizer has other settings")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, buffers in state["state"].items():
+        entries({}, {"momentum_buffer": optional(tensor("float", parameters[index].shape))})(buffers)
     optimizer.load_state_dict(state)

@@ -57,7 +57,7 @@ def _header(record: Any) -> None:
     """Format and version first, as all else may be different in another."""
     if record.get("format") != FORMAT or not isinstance(record.get("version"), int) or record["version"] > VERSION:
         raise UnfitError(
-            f"it is format {str(record.get('format'))[:40]!r} version {str(record.get('version'))[:40]}, this ddplug "
+            f"it is format {repr(record.get('format'))[:40]} version {repr(record.get('version'))[:40]}, this ddplug "
             f"reads {FORMAT!r} up to version {VERSION}. A newer ddplug may read it"
         )
     _CONTENT(record)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ddplug.errors import DataError, DDPlugError
 from ddplug.utils.files import write_bytes
-from ddplug.utils.records import UnfitError, check_depth, nested
+from ddplug.utils.records import UnfitError, check_depth, is_expanded, nested
 from ddplug.utils.sealing import BrokenError, check_archive, note_unsealed, seal_archive
 
 MOST_EXPANDED = 2**26
-"""Elements that a tensor may have beyond those that are stored: one number can stand for any number of them."""
+"""Bytes that a tensor may take beyond those that are stored: one number can stand for any number of them."""
 
 
 def write_tensors(content: object, path: str | Path) -> None:
@@ -78,11 +78,7 @@ def _load(path: Path, mmap: bool) -> Any:
 
 def _check_sizes(content: object) -> None:
     for held in nested(content):
-        if isinstance(held, Tensor) and (
-            held.layout != torch.strided
-            or held.is_quantized
-            or held.numel() * held.element_size() > held.untyped_storage().nbytes() + MOST_EXPANDED
-        ):
+        if isinstance(held, Tensor) and is_expanded(held, MOST_EXPANDED):
             raise UnfitError(f"it has a tensor of shape {tuple(held.shape)} that is not stored number by number")
 
 

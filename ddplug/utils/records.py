@@ -190,10 +190,19 @@ def tensor(kind: str = "any", shape: Sequence[int | None] | None = None, *, fini
         )
         if not fits:
             raise UnfitError(f"expected a tensor of shape {shape}, got {tuple(value.shape)}")
+        if is_expanded(value):
+            raise UnfitError(f"the numbers of the tensor of shape {tuple(value.shape)} are not stored one by one")
         if finite and not bool(torch.isfinite(value).all()):
             raise UnfitError(f"the tensor of shape {tuple(value.shape)} holds NaN or infinity")
 
     return check
+
+
+def is_expanded(of: Tensor, beyond: int = 0) -> bool:
+    """Whether a tensor has more numbers than are stored, by more than `beyond` bytes, or is not a plain one."""
+    if of.layout != torch.strided or of.is_quantized:
+        return True
+    return of.numel() * of.element_size() > of.untyped_storage().nbytes() + beyond
 
 
 def number_kind(of: Tensor) -> str:

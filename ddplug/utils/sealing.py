@@ -10,6 +10,7 @@ Files without a checksum are older ones, or somebody else's. They are read, and 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ KEY = "sha256"
 _MARK = b"ddplug sha256 "
 _COMMENT = len(_MARK) + 64
 _END_OF_ARCHIVE, _NO_COMMENT, _END_SIZE = b"PK\x05\x06", b"\0\0", 22
+_SHA256 = re.compile("[0-9a-f]{64}")
 _noted: set[str] = set()
 
 
@@ -67,7 +69,11 @@ def seal_record(content: object) -> object:
 
 def unseal_record(content: object) -> tuple[object, bool]:
     """What was read from a JSON file without its checksum, and whether it had one; `BrokenError` if it is another's."""
-    if not isinstance(content, dict) or KEY not in content:
+    if not isinstance(content, dict):
+        return content, False
+    if KEY not in content:
+        if nameless := [key for key, value in content.items() if isinstance(value, str) and _SHA256.fullmatch(value)]:
+            raise BrokenError(f"its checksum is called {nameless[0][:20]!r} instead of {KEY!r}")
         return content, False
     bare = {key: value for key, value in content.items() if key != KEY}
     if content[KEY] != _of_record(bare):

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddplug import networks
 from ddplug.errors import ProxyError
+from ddplug.networks.fitting import build_for
 from ddplug.networks.zoo import build, seeded
 
 pytestmark = pytest.mark.numerical
@@ -263,3 +264,15 @@ def test_seeded_covers_the_generator_of_a_cuda_device():
     with seeded(4, "cuda"):
         assert torch.equal(first, torch.rand(3, device="cuda"))
     assert torch.equal(before, torch.cuda.get_rng_state())
+
+
+def test_weights_that_do_not_fit_are_refused_before_memory_is_asked_for():
+    with seeded(0):
+        weights = build("convnet", width=4).state_dict()
+        built = build_for(weights, "convnet", width=4)
+    assert [value.device.type for value in built.state_dict().values()] == ["cpu"] * len(weights)
+    for options in ({"width": 2**16}, {"width": 2**16, "depth": 5}, {"num_classes": 2**20, "width": 4}):
+        with pytest.raises(ProxyError, match=r"weights are not those of convnet .*, and \d+ more differ|classifier"):
+            build_for(weights, "convnet", **options)
+    with pytest.raises(ProxyError, match="extra is \\(1,\\), expected nothing of that name"):
+        build_for({**weights, "extra": torch.zeros(1)}, "convnet", width=4)

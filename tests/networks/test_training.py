@@ -360,6 +360,59 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(few, tmp_path, monke
     assert same(expected, weights(fit(small_net(), *few, **settings)))
 
 
+def kept_after_one_epoch(few, tmp_path):
+    file = tmp_path / "fit.pt"
+
+    def stop(done, loss):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_net(), *few, epochs=2, seed=0, checkpoint=file, on_epoch=stop)
+    return file
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(few, tmp_path):
+    file = kept_after_one_epoch(few, tmp_path)
+    whole = file.read_bytes()
+    for at in range(0, len(whole), len(whole) // 50):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(PoolError, match=r"fit\.pt' cannot be read.*Delete it"):
+            fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
+
+
+def more_momentum(state):
+    state["optimizer"]["param_groups"][0]["momentum"] = 0.99
+
+
+def other_parameters(state):
+    state["optimizer"]["param_groups"][0]["params"].reverse()
+
+
+def other_buffer(state):
+    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.update(done=3), "3 epochs done of a training of 2"),
+        (lambda state: state.update(done=1e30), "done: expected a whole number"),
+        (lambda state: state.update(done=0), "done: expected a whole number"),
+        (lambda state: state.pop("generator"), "lacks generator"),
+        (more_momentum, "its optimizer has other settings"),
+        (other_parameters, "its optimizer has other settings"),
+        (other_buffer, r"momentum_buffer: expected a tensor of shape"),
+    ],
+)
+def test_a_checkpoint_whose_values_cannot_be_is_refused(change, said, few, tmp_path):
+    file = kept_after_one_epoch(few, tmp_path)
+    state = torch.load(file, weights_only=True)
+    change(state)
+    torch.save(state, file)  # as older versions wrote it, without a checksum
+    with pytest.raises(PoolError, match=f"{said}.*Delete it to train from the beginning"):
+        fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
+
+
 # ---- accuracy
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import ddplug
 from ddplug import InputSpace, PoolError, PoolInfo, ProxyPool, SpaceError, datasets
 from ddplug.datasets.images import ImageData
+from ddplug.datasets.zca import ZCASpace
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import pretrain as pretraining
 from ddplug.proxies.pool_files import read_header
@@ -196,6 +197,68 @@ def test_a_header_of_the_wrong_types_is_a_pool_error(
     change_header(saved[1], change)
     with pytest.raises(PoolError):
         ProxyPool.load(saved[1])
+
+
+DEPTH, WIDTH = ("networks", 0, "options", "depth"), ("networks", 0, "options", "width")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (DEPTH, 1e30, "cannot build 'first'"),
+        (DEPTH, 10**30, "cannot build 'first'.*depth must be a whole number from 1 to 32"),
+        (WIDTH, 65536, r"cannot build 'first'.*features\.0\.weight is \(4, 1, 3, 3\), expected \(65536"),
+        (("networks", 0, "options", "num_classes"), 2**20, "cannot build 'first'.*classifier"),
+        (("networks", 0, "options", "size"), "ab", r"cannot build 'first'.*size is \(height, width\)"),
+        (("networks", 0, "options", "size"), [8, None], r"cannot build 'first'.*size is \(height, width\)"),
+        (("networks", 0, "bytes"), -1, r"networks\[0\]\.bytes: expected a whole number"),
+        (("networks", 0, "sha256"), "0", r"networks\[0\]\.sha256: expected a string like"),
+        (("networks", 0, "file"), "a\0b", "lacks"),
+        (("dataset", "shape"), [1, 8], r"dataset\.shape: expected 3 to 3 entries"),
+        (("dataset", "space", "mean"), [float("nan")], r"mean\[0\]: expected a finite number"),
+        (("dataset", "class_names"), [1, 2], r"dataset\.class_names\[0\]: expected a string"),
+        (("wanted",), 1, "it names 2 networks of 1"),
+        (("wanted",), 10**400, "wanted: expected a whole number"),
+        (("recipe",), [], "recipe: expected a dictionary"),
+        (("version",), "1", "version '1'"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_a_header_that_cannot_be_is_refused_at_once(
+    saved: tuple[ProxyPool, Path], keys: tuple[Any, ...], value: object, said: str
+) -> None:
+    def change(record: Any) -> None:
+        for key in keys[:-1]:
+            record = record[key]
+        record[keys[-1]] = value
+
+    change_header(saved[1], change)
+    with pytest.raises(PoolError, match=said):
+        ProxyPool.load(saved[1])
+
+
+def test_a_flipped_bit_in_the_header_is_noticed(saved: tuple[ProxyPool, Path]) -> None:
+    path = saved[1] / "pool.json"
+    whole, text = path.read_bytes(), path.read_text()
+    for number in ("0.3", "0.7", "0.75"):
+        at = text.index(number) + len(number) - 1
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(PoolError, match=r"pool\.json' cannot be read as a pool's header .*checksum differs"):
+            ProxyPool.load(saved[1])
+
+
+def test_a_flipped_bit_in_the_matrices_of_a_whitening_is_noticed(tmp_path: Path) -> None:
+    space = ZCASpace.fit(torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    ProxyPool.from_modules(small(), info=replace(INFO, space=space)).save(tmp_path / "pool")
+    path = tmp_path / "pool" / "space.safetensors"
+    whole = path.read_bytes()
+    for at in (3, 100, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(PoolError, match=r"space\.safetensors' is not the file that the pool's header describes"):
+            ProxyPool.load(tmp_path / "pool")
+    path.write_bytes(whole)
+    change_header(tmp_path / "pool", lambda record: record["dataset"].pop("space_file"))
+    assert ProxyPool.load(tmp_path / "pool").info.space == space, "as older versions wrote it"
 
 
 def test_an_unknown_kind_of_input_space_is_named(saved: tuple[ProxyPool, Path]) -> None:

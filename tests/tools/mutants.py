@@ -42,6 +42,12 @@ DEMO, JUDGING = "tests/comparison/test_demo.py", "tests/evaluation/test_judging.
 
 TOYS = "tests/hosting/test_toy_hosts.py"
 COMPARE, COMPARE_HOST = "tests/comparison/test_compare.py", "tests/comparison/test_compare_host.py"
+SEALING, RECORDS, FILES_TESTS = (
+    "tests/utils/test_sealing.py",
+    "tests/utils/test_records.py",
+    "tests/utils/test_files.py",
+)
+SYNTHETIC, PATCHING = "tests/datasets/test_synthetic.py", "tests/hosting/test_patching.py"
 BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
 
 MUTANTS = [
@@ -290,16 +296,16 @@ MUTANTS = [
     Mutant("tied weights refused", "proxies/pool_files.py", ".contiguous().clone()", ".contiguous()", f"{FILES} -k twice"),
     # Pretraining
     Mutant("no checkpoints", "proxies/pretrain.py", 'checkpoint=folder / f".proxy_{index:03d}.checkpoint"', "checkpoint=None", f"{FILES}::test_a_killed_pretraining_ends_with_the_same_weights"),
-    Mutant("one seed for all", "proxies/pretrain.py", "precision=precision, seed=seed + index,", "precision=precision, seed=seed,", f"{FILES} -k each_network"),
+    Mutant("one seed for all", "proxies/pretrain.py", "schedule=\"cosine\", augment=augment, precision=recipe[\"precision\"], seed=seed + index,", "schedule=\"cosine\", augment=augment, precision=recipe[\"precision\"], seed=seed,", f"{FILES} -k each_network"),
     Mutant("initial weights unseeded", "proxies/pretrain.py", "            with seeded(seed + index):\n", "            if True:\n", f"{FILES} -k pretrain"),
     Mutant("seed recorded wrong", "proxies/pretrain.py", '{"seed": seed + index, "epochs"', '{"seed": seed, "epochs"', f"{FILES} -k records_what"),
     Mutant("accuracy of the training images", "proxies/pretrain.py", "accuracy(network, data.test_images, data.test_labels)", "accuracy(network, data.train_images, data.train_labels)", f"{FILES} -k records_what"),
     Mutant("generator not resumed", "networks/training.py", 'generator.set_state(state["generator"])', "pass", f"{FILES} -k killed"),
-    Mutant("optimizer not resumed", "networks/training.py", 'optimizer.load_state_dict(state["optimizer"])', "pass", f"{FILES} -k killed"),
+    Mutant("optimizer not resumed", "networks/training.py", 'optimizer.load_state_dict(state)', "pass", f"{FILES} -k killed"),
     Mutant("other recipes continue", "proxies/pretrain.py", "or found.recipe != wanted.recipe", "", f"{FILES} -k recipe"),
     Mutant("other data continue", "proxies/pretrain.py", "found.info != wanted.info or", "", f"{FILES} -k other_data"),
     Mutant("count not extended", "proxies/pretrain.py", 'if wanted.wanted != found.wanted and (wanted.wanted > found.wanted or not found.complete):', 'if False:', f"{FILES} -k larger_count"),
-    Mutant("foreign folder taken", "proxies/pretrain.py", "if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):", "if False:", f"{FILES} -k something_else"),
+    Mutant("foreign folder taken", "proxies/pretrain.py", "if folder.exists() and (not folder.is_dir() or any(not held.name.startswith(\".\") for held in folder.iterdir())):", "if False:", f"{FILES} -k something_else"),
     Mutant("cache variable ignored", "proxies/pretrain.py", 'os.environ.get("DDPLUG_CACHE") or', "", f"{FILES} -k named_cache"),
     Mutant("default pool by name only", "proxies/pretrain.py", "{data.name}-{data.fingerprint()}-", "{data.name}-", f"{FILES} -k default_pool"),
     # Sets
@@ -315,7 +321,7 @@ MUTANTS = [
     Mutant("formed images: labels tiled", "datasets/host_files.py", "labels.repeat_interleave(factor**2, dim=0)", "torch.cat([labels] * factor**2)", "tests/datasets/test_hostfiles.py -k quarter"),
     Mutant("formed images: padded black", "datasets/host_files.py", "value=0.5", "value=0.0", "tests/datasets/test_hostfiles.py -k lacks"),
     Mutant("formed images: not clamped", "datasets/host_files.py", "images = images.clamp(0, 1)", "pass", "tests/datasets/test_hostfiles.py -k has_to_be_given"),
-    Mutant("the host's factor not read", "datasets/host_files.py", 'int(record["factor"])', "1", "tests/datasets/test_hostfiles.py -k hosts_arguments"),
+    Mutant("the host's factor not read", "datasets/host_files.py", 'int(content["factor"])', "1", "tests/datasets/test_hostfiles.py -k hosts_arguments"),
     Mutant("set's space lost", "datasets/synthetic.py", '"space": synthetic.space.to_json() if synthetic.space else None', '"space": None', SETS),
     # Measuring
     Mutant("spread of the population", "evaluation/measure.py", "by_proxy.std().item()", "by_proxy.std(correction=0).item()", SETS),
@@ -497,6 +503,39 @@ MUTANTS = [
     Mutant("another kind of memory", "comparison/statistics.py", 'time["extra_memory"] for time in last if time.get("extra_memory")', 'time.get("extra_memory", time.get("memory")) for time in last if time.get("extra_memory", time.get("memory"))', f"{COMPARE} -k older_comparisons"),
     Mutant("the judges' recipe unsaid", "comparison/statistics.py", "networks\\n{judging(result)}", "networks", f"{REPORT} -k one_page"),
     Mutant("a failed host passes", "comparison/upstream_host.py", "if status != 0:", "if False:", f"{COMPARE_HOST} -k fails"),
+    # Files: checksums, tables of what they may hold, full disks
+    Mutant("torch files without a check", "utils/sealing.py", "if comment[len(_MARK) :] != ", "if False and comment != ", f"{SEALING} -k flipped_bit_of_a_torch"),
+    Mutant("cut torch files pass", "utils/sealing.py", "        raise BrokenError(\"its end is missing or damaged\")", "        pass", f"{SEALING} -k 'cut_short or flipped'"),
+    Mutant("records without a check", "utils/sealing.py", "if content[KEY] != _of_record(bare):", "if False:", f"{SEALING} -k record"),
+    Mutant("a checksum loses its name", "utils/sealing.py", "isinstance(value, str) and _SHA256.fullmatch(value)]:", "value is _SHA256]:", f"{SEALING} -k flipped_bit_of_a_record"),
+    Mutant("old files not noted", "utils/sealing.py", "if what not in _noted:", "if False:", f"{SEALING} -k noted_once"),
+    Mutant("old files noted each time", "utils/sealing.py", "_noted.add(what)", "pass", f"{SEALING} -k noted_once"),
+    Mutant("the layout counts", "utils/sealing.py", "sort_keys=True, ", "", f"{SEALING} -k laid_out"),
+    Mutant("NaN is a number", "utils/records.py", "            if finite:\n", "            if False:\n", f"{RECORDS} -k allowed"),
+    Mutant("true is a number", "utils/records.py", "if isinstance(value, bool) or not isinstance(value, int | float):", "if not isinstance(value, int | float):", f"{RECORDS} -k allowed"),
+    Mutant("endless depth", "utils/records.py", "if depth == DEEPEST:", "if False:", f"{RECORDS} -k 'depth or in_a_file'"),
+    Mutant("deep JSON", "utils/records.py", "OSError, ValueError, RecursionError) as cause", "OSError, ValueError) as cause", f"{RECORDS} -k in_a_file"),
+    Mutant("expanded tensors", "utils/records.py", ".nbytes() + beyond", ".nbytes() + 10**15", f"{RECORDS} -k larger_than"),
+    Mutant("a full disk in torch's words", "utils/files.py", "if isinstance(error, FileError) or error.errno not in _NOT_WRITABLE or", "if True or", f"{FILES_TESTS} -k full_disk"),
+    Mutant("free space unsaid", "utils/files.py", "if error.errno not in _NO_SPACE:", "if True:", f"{FILES_TESTS} -k 'full_disk or limit'"),
+    Mutant("another file's error", "utils/files.py", "return named is None or Path", "return True or Path", f"{FILES_TESTS} -k another_file"),
+    Mutant("sets by their name", "utils/reading.py", "    torch.save(content, buffer)\n    write_bytes(seal_archive(buffer.getvalue()), path)", "    torch.save(content, str(path))", f"{FILES_TESTS} -k same_bytes"),
+    Mutant("pretraining without a lock", "proxies/pretrain.py", "with exclusive_lock(folder / LOCK, folder):", "if True:", f"{FILES} -k two_processes"),
+    Mutant("reading takes the lock", "proxies/pretrain.py", "if there is None or not there.complete or wanted.wanted > there.wanted:", "if True:", f"{FILES} -k two_processes"),
+    Mutant("the header unchecked", "proxies/pool_files.py", "read_record(path, _header,", "read_record(path, anything,", f"{FILES} -k 'header_that_cannot or wrong_types'"),
+    Mutant("matrices unchecked", "proxies/pool_files.py", 'if "space_file" in data and not', 'if False and not', f"{FILES} -k matrices"),
+    Mutant("memory before shapes", "networks/fitting.py", "    if differing:", "    if False:", "tests/networks/test_networks.py -k do_not_fit"),
+    Mutant("more epochs than there are", "networks/training.py", "if done > epochs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
+    Mutant("another momentum", "networks/training.py", "if own != theirs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
+    Mutant("images of bytes", "datasets/synthetic.py", "or not images.is_floating_point() or", "or", SYNTHETIC),
+    Mutant("images that are not finite", "datasets/synthetic.py", "not bool(torch.isfinite(images.float()).all())", "False", SYNTHETIC),
+    Mutant("fractional labels", "datasets/synthetic.py", " & (numbers == numbers.round())", "", SYNTHETIC),
+    Mutant("a rate of any kind", "datasets/synthetic.py", '"lr": optional(number(1e-30, 1e30)),', "", SYNTHETIC),
+    Mutant("a state unchecked", "core/state.py", "    check_record(dict(state), _STATE,", "    0 and check_record(dict(state), _STATE,", "tests/core/test_state.py"),
+    Mutant("an interrupted patching stays", "hosting/checkout.py", 'names = [name for name, how in held.items() if how == "patched"]', "names = list(held)", f"{PATCHING} -k killed"),
+    Mutant("left beside the files", "hosting/checkout.py", "        clear(repo, self.files)\n", "", f"{PATCHING} -k killed"),
+    Mutant("root keeps the files", "hosting/patch.py", "os.chown(temporary, found.st_uid, found.st_gid)", "pass", f"{PATCHING} -k root"),
+    Mutant("a patch without a lock", "hosting/checkout.py", "with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():", "with nullcontext():", f"{PATCHING} -k one_process"),
     # Packaging
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
     Mutant("adapters left out", "../pyproject.toml", '    "ddplug.adapters",\n', '', WHEEL),

@@ -1,0 +1,91 @@
+"""Sets on disk: what a file may hold, and that damage is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddplug import DataError
+from ddplug.datasets.spaces import InputSpace
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.datasets.zca import ZCASpace
+
+IMAGES, LABELS = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
+NAN, INF = float("nan"), float("inf")
+
+
+def with_one(number: float) -> torch.Tensor:
+    images = IMAGES.clone()
+    images[3, 0, 2, 1] = number
+    return images
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "fractional labels": ({"labels": torch.tensor([0, 0, 1, 1.5])}, "expected the numbers of classes"),
+    "a label of -1": ({"labels": torch.tensor([0, 0, 1, -1])}, "expected the numbers of classes"),
+    "a huge label": ({"labels": torch.tensor([0, 0, 1, 2**40])}, "expected the numbers of classes"),
+    "truth values": ({"labels": LABELS.bool()}, "expected the numbers of classes"),
+    "complex labels": ({"labels": LABELS + 0j}, "expected the numbers of classes"),
+    "NaN for a label": ({"labels": torch.tensor([0, 0, 1, NAN])}, "expected the numbers of classes"),
+    "bytes": ({"images": (255 * IMAGES).byte()}, "is torch.uint8; expected at least one image"),
+    "complex images": ({"images": IMAGES + 0j}, "is torch.complex64; expected at least one image"),
+    "NaN in an image": ({"images": with_one(NAN)}, "holds NaN or infinity"),
+    "infinity in an image": ({"images": with_one(INF)}, "holds NaN or infinity"),
+    "more than single precision holds": ({"images": with_one(1.0).double() * 1e300}, "holds NaN or infinity"),
+    "nothing": ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected at least one image"),
+    "no pixels": ({"images": IMAGES[:, :, :0]}, "expected at least one image"),
+    "a rate that is NaN": ({"lr": NAN}, r"lr: expected a finite number"),
+    "a rate of zero": ({"lr": 0.0}, r"lr: expected a number"),
+    "a rate that is a word": ({"lr": "fast"}, r"lr: expected a number"),
+    "another data set": ({"dataset": 3}, r"dataset: expected a string"),
+    "another meaning": ({"meaning": "whitened"}, r"meaning: expected one of 'normalized', 'zca'"),
+    "a class of -1": ({"given_classes": torch.tensor([0, 0, 1, -1])}, "expected the numbers of classes"),
+    "an endless std": ({"space": {"kind": "normalized", "mean": [0.5], "std": [INF]}}, r"std\[0\]: expected a finite"),
+    "a mean that is NaN": ({"space": {"kind": "normalized", "mean": [NAN], "std": [1.0]}}, r"mean\[0\]: expected a"),
+    "a space that is a tensor": ({"space": IMAGES}, "space: expected a dictionary"),
+    "whitened by a list": ({"space": {"kind": "zca", "shape": [1, 4, 4], "digest": "0"}, "space_tensors": [1]},
+                           "expected a dictionary"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_set_is_refused(name: str, tmp_path: Path) -> None:
+    change, said = REFUSED[name]
+    torch.save({"images": IMAGES, "labels": LABELS, **change}, tmp_path / "set.pt")
+    with pytest.raises(DataError, match=rf"set\.pt'.*{said}"):
+        load_set(tmp_path / "set.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32, torch.float64], ids=str)
+def test_whole_numbers_of_any_type_are_labels(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.save({"images": IMAGES.half(), "labels": LABELS.to(dtype)}, tmp_path / "set.pt")
+    loaded = load_set(tmp_path / "set.pt")
+    assert torch.equal(loaded.labels, LABELS)
+    assert (loaded.images.dtype, loaded.labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("space", [InputSpace.unit(1), ZCASpace.fit(IMAGES)], ids=["unit", "whitened"])
+def test_one_flipped_bit_is_noticed(space: Any, tmp_path: Path) -> None:
+    path = tmp_path / "set.pt"
+    save_set(SyntheticSet(IMAGES, LABELS, space, "mine", lr=0.25, given_classes=LABELS), path)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 37):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+        with pytest.raises(DataError, match=r"set\.pt' cannot be read as .*Copy it again, or distil the set again\.$"):
+            load_set(path)
+
+
+def test_a_set_of_an_older_version_is_read_and_said_to_have_no_checksum(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddplug.utils.sealing._noted", set())
+    plain = {"images": IMAGES, "labels": LABELS}
+    torch.save(plain, tmp_path / "theirs.pt")
+    load_set(tmp_path / "theirs.pt")
+    assert capsys.readouterr().err == "", "others have no checksums"
+    torch.save({**plain, "space": None, "dataset": "mine"}, tmp_path / "old.pt")
+    assert load_set(tmp_path / "old.pt").dataset == "mine"
+    assert "old.pt' is a synthetic set without a checksum" in capsys.readouterr().err
