@@ -68,6 +68,9 @@ class ZCASpace:
         sizes = [tuple(matrix.shape) for matrix in (self.mean, self.whiten, self.unwhiten)]
         if sizes != [(size,), (size, size), (size, size)]:
             raise SpaceError(f"whitening images of shape {shape} needs tensors of {size} pixels, got shapes {sizes}")
+        kinds = {str(matrix.dtype) for matrix in (self.mean, self.whiten, self.unwhiten)}
+        if len(kinds) > 1:
+            raise SpaceError(f"a whitening's tensors are of one type, got {', '.join(sorted(kinds))}")
         if not _undoes(self.unwhiten, self.whiten):
             raise SpaceError(_not_invertible(shape))
         self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}

@@ -161,3 +161,19 @@ def test_fit_refuses_what_is_no_batch_of_images(images: Tensor) -> None:
 def test_fit_refuses_normalised_images() -> None:
     with pytest.raises(InputError, match="to_unit"):
         ZCASpace.fit(torch.randn(10, 3, 4, 4))
+
+
+def test_matrices_of_different_types_are_refused() -> None:
+    space = ZCASpace.fit(torch.rand(9, 1, 3, 3, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(SpaceError, match=r"tensors are of one type, got torch\.float16, torch\.float32"):
+        ZCASpace(space.shape, space.mean, space.whiten.half(), space.unwhiten)
+
+
+def test_a_flipped_bit_in_a_saved_space_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "zca.safetensors"
+    ZCASpace.fit(torch.rand(9, 1, 3, 3, generator=torch.Generator().manual_seed(0))).save(path)
+    whole = path.read_bytes()
+    for at in range(5, len(whole), 41):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises((PoolError, SpaceError)):
+            ZCASpace.load(path)

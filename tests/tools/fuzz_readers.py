@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug.attaching.attach import attach
-from ddplug.comparison import baseline, compare, judge, plot
+from ddplug.comparison import baseline, judge, plot
 from ddplug.comparison import folder as comparison_folder
 from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.own_trainer import DONE, Own, set_name
-from ddplug.comparison.plan import BASELINE, Run, Settings
+from ddplug.comparison.plan import Settings
+from ddplug.comparison.records import DISTILLED, read_json
 from ddplug.comparison.upstream_host import Upstream
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
@@ -375,8 +376,11 @@ def entry(folder: Path) -> Path:
 def of_entry(folder: Path) -> Any:
     """As a comparison reads it, and as another that takes its baseline from it."""
     judging = judge.Judge(data(), Settings(runs=2, width=4, epochs=1), pool(), None, CPU, ("alexnet",))
-    record = compare._judged(Run(BASELINE, 0), folder, judging, lambda note: None)
-    return [record, baseline._finished(folder), baseline.taken_from(baseline._finished(folder)[0])]
+    distilled = read_json(folder / DONE, check=DISTILLED)
+    judgements = [
+        judging(folder / set_name(made["iteration"]), 0, 2, lambda done: None, last=True) for made in distilled["sets"]
+    ]
+    return [distilled, judgements, baseline._finished(folder), baseline.taken_from(distilled)]
 
 
 @reader

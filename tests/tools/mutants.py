@@ -524,6 +524,7 @@ MUTANTS = [
     Mutant("reading takes the lock", "proxies/pretrain.py", "if there is None or not there.complete or wanted.wanted > there.wanted:", "if True:", f"{FILES} -k two_processes"),
     Mutant("the header unchecked", "proxies/pool_files.py", "read_record(path, _header,", "read_record(path, anything,", f"{FILES} -k 'header_that_cannot or wrong_types'"),
     Mutant("matrices unchecked", "proxies/pool_files.py", 'if "space_file" in data and not', 'if False and not', f"{FILES} -k matrices"),
+    Mutant("a saved whitening unchecked", "datasets/zca.py", 'if "sha256" in metadata and metadata["sha256"]', 'if False and metadata["sha256"]', "tests/datasets/test_zca.py -k flipped"),
     Mutant("memory before shapes", "networks/fitting.py", "    if differing:", "    if False:", "tests/networks/test_networks.py -k do_not_fit"),
     Mutant("more epochs than there are", "networks/training.py", "if done > epochs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
     Mutant("another momentum", "networks/training.py", "if own != theirs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),

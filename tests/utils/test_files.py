@@ -22,6 +22,9 @@ from ddplug import DDPlugWarning, InputError, PoolInfo, ProxyPool, datasets
 from ddplug.cli import app as cli
 from ddplug.comparison.compare import compare
 from ddplug.comparison.demo import run_demo
+from ddplug.comparison.judge import Judge
+from ddplug.comparison.own_trainer import Own
+from ddplug.comparison.plan import Settings, arms
 from ddplug.comparison.plot import labelled
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.spaces import InputSpace
@@ -124,6 +127,14 @@ def pretrained(path: Path) -> object:
     return pretrain(few_digits(), path, architecture="convnet", count=1, epochs=2, options=options, progress=False)
 
 
+def compared(path: Path) -> object:
+    with seeded(0):
+        network = build("convnet", num_classes=10, channels=1, size=(8, 8), width=4)
+    settings = Settings(ipc=20, iterations=2, batch_real=4, width=4, checkpoints=1, runs=1, epochs=1)
+    data, pool, cpu = datasets.load("digits"), ProxyPool.from_modules([network]), torch.device("cpu")
+    return compare(Own(data, settings, pool, cpu), arms([]), 1, path, Judge(data, settings, pool, None, cpu))
+
+
 LARGE: dict[str, Callable[[Path], object]] = {
     "a set": lambda path: save_set(SyntheticSet(torch.rand(100, 1, 16, 16), torch.arange(100) % 2), path),
     "a record": lambda path: write_json({"a": ["x" * 1000] * 100}, path),
@@ -131,6 +142,7 @@ LARGE: dict[str, Callable[[Path], object]] = {
     "a whitening": ZCASpace.fit(torch.rand(9, 1, 12, 12, generator=torch.Generator().manual_seed(1))).save,
     "a pool": lambda path: small_pool(space=ZCASpace.fit(torch.rand(9, 1, 12, 12))).save(path),
     "pretraining": pretrained,
+    "a comparison": compared,
 }
 
 
