@@ -47,7 +47,7 @@ class Own:
 
     @property
     def length(self) -> int:
-        """Iterations of an run."""
+        """Iterations of a run."""
         return self.settings.iterations
 
     @property
@@ -98,7 +98,7 @@ class Own:
         return attach(trainer, run.arm.weight, proxies=self.pool, views=run.arm.views, seed=run.seed, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        """For the regulariser of an run."""
+        """For the regulariser of a run."""
         setting = ("dm", self.data.name, self.settings.ipc)
         return {"term": self.settings.term, "setting": setting, "announce": _silent, **self.settings.regularizer}
 

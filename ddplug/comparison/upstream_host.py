@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import DONE, set_name, write_done
@@ -37,7 +38,8 @@ _TOLD = 12
 """Lines of a failed host's log that its error repeats."""
 
 
-class Upstream(NamedTuple):
+@dataclass(frozen=True)
+class Upstream:
     """Distils runs by an upstream host.
 
     `repo` is its checkout, `proxies` the regulariser's pool; the host's own arguments are `settings.arguments`.

@@ -64,9 +64,7 @@ class Options:
     Raises `InputError` for a value that means nothing; the weighting is for who knows the weight to check.
     """
 
-    weighting: WeightingName = field(
-        default="sustained", metadata=_is("what the weight is", get_args(WeightingName), before="relative")
-    )
+    weighting: WeightingName = field(default="relative", metadata=_is("what the weight is", get_args(WeightingName)))
     every: int = field(default=1, metadata=_is("act in every k-th step only, k times as strongly", of_lambda=True))
     representation: Choice = field(
         default="auto",

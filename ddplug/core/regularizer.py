@@ -47,8 +47,8 @@ class Regularizer:
     Args:
         proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
         weight: a share of the host's own gradient, a lambda (weighting="absolute"), or "paper". 0 is off.
-        weighting: what `weight` means: the share during the whole run ("sustained"), the share in the first rounds,
-            whose lambda is then frozen ("relative"), or lambda itself ("absolute").
+        weighting: what `weight` means: the share in the first rounds, whose lambda is then frozen ("relative"), the
+            share during the whole run ("sustained"), or lambda itself ("absolute").
         term: what is added: the name of a term (`ddplug.objectives.terms()`), or an `Objective` of your own.
         representation: "logit", "feature" for penultimate features (the paper's choice), or "pooled" for these averaged
             over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
@@ -96,7 +96,7 @@ class Regularizer:
         proxies: object,
         weight: float | str = 1.0,
         *,
-        weighting: WeightingName = "sustained",
+        weighting: WeightingName = "relative",
         term: str | Objective = "cmi",
         representation: Choice = "auto",
         temperature: float = 1.0,

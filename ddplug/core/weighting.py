@@ -20,7 +20,7 @@ from ddplug.errors import WeightError
 Schedule = Callable[[int], float]
 """Round number, from 0, to a factor on lambda."""
 
-WeightingName = Literal["sustained", "relative", "absolute"]
+WeightingName = Literal["relative", "sustained", "absolute"]
 
 BOUND = 10.0
 """How many times the lambda of the first rounds a sustained one may become, as the term may all but vanish."""
@@ -203,7 +203,7 @@ Weighting = Absolute | Relative | Sustained
 
 def make_weighting(
     weight: float | str,
-    weighting: WeightingName = "sustained",
+    weighting: WeightingName = "relative",
     *,
     calibrate: int = 10,
     setting: tuple[str, str, int] | None = None,
@@ -212,7 +212,7 @@ def make_weighting(
 
     Args:
         weight: a share (relative) or a lambda (absolute), finite and >= 0; or "paper" for the paper's lambda.
-        weighting: "sustained", "relative" or "absolute"; the paper's weights are absolute whatever is said here.
+        weighting: "relative", "sustained" or "absolute"; the paper's weights are absolute whatever is said here.
         calibrate: rounds over which a share is turned into a lambda.
         setting: (host, data set, images per class), which "paper" looks up.
 
