@@ -117,7 +117,7 @@ def pretrain(
     data_path: DataPath = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="resnet18 (the default, but for tiny images), convnet, vgg11, alexnet or torchvision/NAME."),
+        typer.Option(help="convnet (the default), resnet18, vgg11, alexnet or torchvision/NAME."),
     ] = None,
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
     epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,

@@ -73,11 +73,10 @@ DIGITS = Preset(
         judge_last=True, runs=5, epochs=220, judge_lr=0.03,
     )
 )  # fmt: skip
-# Natural images: mirrored views, proxies of another architecture than the one that matches, and as much of everything
-# as two CPU cores do in about an hour.
+# Natural images: mirrored views, and as much of everything as two CPU cores do in about half an hour.
 CIFAR10 = Preset(
     replace(DIGITS.settings, strategy="color_crop_cutout_flip_scale_rotate", iterations=150, runs=3, epochs=300),
-    weight=3.0, seeds=1, proxy_arch="resnet18", proxy_width=32, proxies=1, held_out=1, proxy_epochs=5, proxy_lr=0.05,
+    weight=3.0, seeds=1, proxy_arch="convnet", proxy_width=64, proxies=1, held_out=1, proxy_epochs=5, proxy_lr=0.05,
 )  # fmt: skip
 
 

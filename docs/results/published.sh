@@ -13,7 +13,7 @@ shift 3
 [ $# -gt 0 ] || set -- dm-10 dm-50 idc-10
 
 # What a try at tiny sizes sets otherwise.
-pool=${POOL:---arch resnet18 --epochs 40} count=${COUNT:-20} heldout=${HELDOUT:-3} seeds=${SEEDS:-3}
+pool=${POOL:---arch convnet --epochs 40} count=${COUNT:-20} heldout=${HELDOUT:-3} seeds=${SEEDS:-3}
 weights=${WEIGHTS:-0,1,3,5} judges=${JUDGES:---epochs 1000 --judge-lr 0.01 --runs 5} steps=${STEPS:-} small=${SMALL:-}
 
 ddplug pretrain "$out/pool" --data cifar10 --data-path "$data" $pool --count "$count"

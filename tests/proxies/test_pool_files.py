@@ -25,7 +25,7 @@ from ddplug.datasets.zca import ZCASpace
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import pretrain as pretraining
 from ddplug.proxies.pool_files import read_header
-from ddplug.proxies.pretrain import default_pool, pool_info, pretrain, usual_architecture
+from ddplug.proxies.pretrain import default_pool, pool_info, pretrain
 from ddplug.utils.files import exclusive_lock
 
 INFO = PoolInfo("mine", ("a", "b"), (1, 8, 8), InputSpace.normalized([0.3], [0.7]), "0123")
@@ -647,18 +647,18 @@ def test_the_default_pool_knows_two_data_sets_of_one_name_apart(
     assert asked[0] != asked[1]
 
 
-def test_default_proxies_are_resnets_where_the_images_are_large_enough(
+def test_default_proxies_are_convnets_and_small_without_a_gpu(
     few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = replace(few, train_images=torch.zeros(10, 1, 32, 32), test_images=torch.zeros(10, 1, 32, 32))
-    assert (usual_architecture(few), usual_architecture(large)) == ("convnet", "resnet18")
     asked: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(
         "ddplug.proxies.pretrain.pretrain", lambda data, folder, **how: asked.append((folder.name, how))
     )
     for data in (few, large):
         default_pool(data, cache=tmp_path, device="cpu")
-    assert asked[0][1]["architecture"] == "convnet"
+    assert [how["architecture"] for _, how in asked] == ["convnet", "convnet"]
+    assert [how["count"] for _, how in asked] == [3, 2]
     name, how = asked[1]
-    assert (how["architecture"], how["options"], how["count"]) == ("resnet18", {"width": 32}, 2)
-    assert name.endswith("resnet18-width32"), "pools of other sizes lie elsewhere"
+    assert how["options"] == {"width": 64}
+    assert name.endswith("convnet-width64"), "pools of other sizes lie elsewhere"
