@@ -99,8 +99,8 @@ def test_published_comparisons_are_those_of_the_same_options(path: Path, tmp_pat
         written = {**record["settings"], "regularizer": settings.to_json()["regularizer"]}
         assert "space" not in written["regularizer"]
         assert not differing(tmp_path, {"settings": written})
-    other = {**given, "space": "pooled"}
-    expected = [f"representation ({given['space']} there, pooled asked for)"]
+    other = {**renamed(given), "representation": "pooled"}
+    expected = [f"representation ({renamed(given)['representation']} there, pooled asked for)"]
     assert differing(tmp_path, {"settings": {**record["settings"], "regularizer": other}}) == expected
 
 
