@@ -10,7 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 
+from ddplug import ProxyPool, datasets
+from ddplug.comparison.compare import compare
+from ddplug.comparison.judge import Judge
+from ddplug.comparison.own_trainer import Own
+from ddplug.comparison.plan import Settings, arms
 from ddplug.engine.step import PieceByPiece
+from ddplug.networks.zoo import build, seeded
 from ddplug.objectives.base import group
 from ddplug.objectives.cmi import ConditionalMutualInformation
 
@@ -62,3 +68,25 @@ def test_the_recipe_is_the_same_regulariser(script: ModuleType, tmp_path: Path) 
     step = PieceByPiece("feature", ConditionalMutualInformation(), lambda views: views)
     got = step(pool.proxies[0], images, group(labels, 20, "cpu"))[1]
     assert ((got - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_epochs_until_a_network_knows_as_much(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a comparison of its own, where both arms are judged by what the comparison's own judge trains."""
+    digits, device = datasets.load("digits"), torch.device("cpu")
+    with seeded(0):
+        networks = [build("convnet", channels=1, size=(8, 8), width=8) for _ in range(2)]
+    pool = ProxyPool.from_modules(networks)
+    settings = Settings(ipc=2, iterations=12, batch_real=2, checkpoints=1, width=8, runs=1, epochs=4)
+    judge = Judge(digits, settings, pool, None, device)
+    compare(Own(digits, settings, pool, device), arms([1.0]), 1, tmp_path / "result", judge)
+    monkeypatch.syspath_prepend(str(HERE))
+    given = [str(tmp_path / "result"), "weight-1-host", "--every", "2", *FEW, "--out", str(tmp_path / "figures.json")]
+    importlib.import_module("epochs").main(given)
+    (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [[epochs for epochs, *_ in points] for points in row["curves"].values()] == [[2, 4], [2, 4]]
+    assert row["aim"] == row["curves"]["weight-0"][-1][2]
+    expected = next((epochs for epochs, _, score in row["curves"]["weight-1-host"] if score >= row["aim"]), None)
+    assert row["reached"] == expected
+    assert len(capsys.readouterr().out.splitlines()) >= 3
