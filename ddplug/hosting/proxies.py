@@ -44,8 +44,8 @@ def resolve(given: str, adapter: Host, args: Any, context: Mapping[str, Any]) ->
         if found is not None:
             print(
                 f"ddplug: no proxies given; taking {adapter.name}'s own networks. In DM, CMI of the flattened features "
-                "of networks like those that match made sets worse, and of their logits better: see docs/results, and "
-                "ask for --representation logit, or name other networks by --proxies."
+                "of networks like those that match made sets worse, and of their logits, the default for a share, "
+                "better: see docs/results, or name other networks by --proxies."
             )
         pool = found if found is not None else _trained(adapter, args, context)
     pool.check_data(adapter.setting(args)[1])
