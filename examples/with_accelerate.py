@@ -48,7 +48,7 @@ def distil(weight: float) -> None:
         return sum((v.mean(0) - means[c]).square().sum() for v, c in zip(views.split(5), classes, strict=True))
 
     if args.layer:
-        regularizer = ddplug.Regularizer(proxy, weight, space="logit")
+        regularizer = ddplug.Regularizer(proxy, weight, representation="logit")
         for _ in range(args.steps):
             with regularizer.round():  # CMI of the images of both passes, around common centroids
                 for classes in halves:
@@ -59,7 +59,7 @@ def distil(weight: float) -> None:
             optimizer.step()  # after the block, at whose end CMI's gradient arrives
             optimizer.zero_grad()
     else:
-        with ddplug.attach(optimizer, weight, proxies=proxy, labels=labels, space="logit") as handle:
+        with ddplug.attach(optimizer, weight, proxies=proxy, labels=labels, representation="logit") as handle:
             regularizer = handle.regularizer
             for _ in range(args.steps):
                 for classes in halves:

@@ -49,7 +49,7 @@ def distil(weight: float, compiled: bool) -> Tensor:
     module = Distillation()
     trainer = torch.compile(module, backend=args.backend) if compiled else module
     optimizer = torch.optim.SGD([module.images], lr=0.5)
-    with ddplug.attach(trainer, weight, proxies=proxy, space="logit") as handle:
+    with ddplug.attach(trainer, weight, proxies=proxy, representation="logit") as handle:
         for _ in range(args.steps):
             optimizer.zero_grad()
             trainer().backward()

@@ -209,7 +209,7 @@ def tune(
     for row in table_rows(tuned):
         table.add_row(*row)
     console.print(table)
-    for line in said(tuned, host, str(options["proxies"])):
+    for line in said(tuned, host, str(options["proxies"]), setup.unusual()):
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"wrote {user_path(out) / RESULT}", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from ddplug.comparison.compare import Distiller, compare
 from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import Own
 from ddplug.comparison.plan import Arm, Settings
+from ddplug.core.options import ABOUT
 from ddplug.datasets.images import ImageData
 from ddplug.proxies.pool import ProxyPool
 
@@ -39,6 +40,12 @@ class Setup:
         """With other options of the regulariser."""
         changed = {**self.settings.regularizer, **options}
         return replace(self, settings=replace(self.settings, regularizer=changed))
+
+    def unusual(self) -> dict[str, Any]:
+        """The regulariser's options, and the term, that are not as they are by default."""
+        settings = self.settings
+        given = {name: value for name, value in settings.regularizer.items() if value != ABOUT[name].default}
+        return given if settings.term == Settings.term else {"term": settings.term, **given}
 
     def compare(self, arms: Sequence[Arm], seeds: int, out: str | Path, judge: Judge, **more: Any) -> dict[str, Any]:
         """`ddplug.comparison.compare.compare` in this setting, with `more` of its arguments."""

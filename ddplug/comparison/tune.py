@@ -106,8 +106,11 @@ def tune(
     return tuned
 
 
-def said(tuned: Tuned, host: str, proxies: str) -> list[str]:
-    """What came out, in lines: the verdict and, for a choice, what to paste into code and on a command line."""
+def said(tuned: Tuned, host: str, proxies: str, fixed: Mapping[str, Any] | None = None) -> list[str]:
+    """What came out, in lines: the verdict and, for a choice, what to paste into code and on a command line.
+
+    `fixed` are options of the regulariser that were not swept and are not as they are by default.
+    """
     choice, confirmed = tuned.choice, tuned.confirmation
     if choice is None or confirmed is None:
         return ["No weight was better than none in the sweep; try others, more iterations, or other proxies."]
@@ -115,15 +118,20 @@ def said(tuned: Tuned, host: str, proxies: str) -> list[str]:
     shown = f"{plus_minus(gain, half, sign=True)} points on {confirmed['seeds']} fresh seeds (95 % interval)"
     verdict = "confirmed" if gain - half > 0 else "not confirmed: the interval contains 0, or lies below it"
     lines = [f"weight {weight_name(choice)}, {_options(choice, ' ')}: {shown}; {verdict}."]
-    weight = repr(choice["weight"])
-    code = ", ".join([f"weight={weight}", *(f"{name}={value!r}" for name, value in choice["options"].items())])
+    options = {**choice["options"], **(fixed or {})}
+    code = ", ".join([f"weight={choice['weight']!r}", *(f"{name}={value!r}" for name, value in options.items())])
     lines.append(f"ddplug.attach(trainer, {code}, proxies={proxies!r})")
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in choice["options"].items())
+    flags = " ".join(_flag(name, value) for name, value in options.items())
     if host == "own":
         lines.append(f"ddplug compare own --weights 0,{weight_name(choice)} {flags} --proxies {proxies}")
     else:
         lines.append(f"ddplug run {host} --weight {weight_name(choice)} {flags} --proxies {proxies} --")
     return lines
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {ABOUT[name].spell(value) if name in ABOUT else value}"
 
 
 def _options(row: dict[str, Any], between: str) -> str:

@@ -127,6 +127,16 @@ def test_the_lines_to_paste() -> None:
     assert doubtful[2].startswith("ddplug compare own --weights 0,3 --representation logit")
 
 
+def test_the_lines_to_paste_have_what_was_not_swept(setup: Setup) -> None:
+    given = {"temperature": 0.5, "classes": None, "chunk": 8, "compile": True, "views_per_image": 4}
+    held = replace(setup, settings=replace(setup.settings, regularizer=given)).unusual()
+    assert held == {"temperature": 0.5, "chunk": 8, "compile": True, "views_per_image": 4}
+    choice = {"weight": 3.0, "options": {"weighting": "relative"}}
+    _, code, command = said(Tuned([], choice, {"difference": 0.03, "interval": 0.02, "seeds": 3}, []), "own", "p", held)
+    assert code.startswith("ddplug.attach(trainer, weight=3.0, weighting='relative', temperature=0.5, chunk=8, compile")
+    assert "--weighting relative --temperature 0.5 --chunk 8 --compile --views-per-image 4 --proxies p" in command
+
+
 @pytest.mark.parametrize(
     ("weights", "options", "more", "message"),
     [

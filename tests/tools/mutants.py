@@ -468,6 +468,7 @@ MUTANTS = [
     Mutant("fewer seeds against all", "comparison/statistics.py", 'against = [baseline[run["seed"]] for run in runs]', "against = list(baseline.values())[-len(runs):]", f"{REFERENCES} -k those_seeds"),
     Mutant("confirmed on the seeds of the sweep", "comparison/tune.py", "first_seed=first_seed + seeds", "first_seed=first_seed", f"{TUNE} -k fresh_seeds"),
     Mutant("a baseline for each variant", "comparison/tune.py", "out / folders[0] if folders else None", "None", f"{TUNE} -k fresh_seeds"),
+    Mutant("options that were not swept left out of the lines to paste", "comparison/tune.py", "options = {**choice[\"options\"], **(fixed or {})}", "options = choice[\"options\"]", f"{TUNE} -k what_was_not_swept"),
     Mutant("the worst chosen", "comparison/tune.py", "best = max(sweep", "best = min(sweep", f"{TUNE} -k fresh_seeds"),
     Mutant("a loss confirmed", "comparison/tune.py", 'if best["difference"] > 0 else', "if True else", f"{TUNE} -k nothing_is_better"),
     Mutant("a doubtful gain confirmed", "comparison/tune.py", "if gain - half > 0 else", "if gain > 0 else", f"{TUNE} -k lines_to_paste"),
