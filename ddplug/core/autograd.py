@@ -19,6 +19,7 @@ from torch import Tensor
 from ddplug.errors import InputError, SecondDerivativeError
 
 if TYPE_CHECKING:
+    from ddplug.core.before import Before
     from ddplug.core.collected import Collected
 
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 class Round:
     """What the calls of one round share."""
 
+    before: Before
     number: int
     lam: float
     factor: float
@@ -149,4 +151,4 @@ def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
     labels = [call.labels.to(home, torch.int64) for call in calls]
     if len(calls) == 1:
         return calls[0].views, labels[0]
-    return torch.cat([call.views for call in calls]), torch.cat(labels)
+    return torch.cat([call.views.to(calls[0].views.device) for call in calls]), torch.cat(labels)
