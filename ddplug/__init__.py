@@ -26,8 +26,8 @@ from ddplug.errors import (
     SpaceError,
     WeightError,
 )
-from ddplug.objectives.cmi import cmi, cmi_per_class
-from ddplug.objectives.separation import class_separation, ncmi
+from ddplug.objectives.cmi import cmi
+from ddplug.objectives.separation import class_separation, cmi_per_class, ncmi
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 
 # Modules that bring torchvision, kornia or files along: there on first use, so that `import ddplug` stays light.

@@ -15,8 +15,10 @@ from ddplug.core.weighting import WeightingName
 from ddplug.engine.chunking import Chunk, check_chunk
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision, check_precision
+from ddplug.objectives.base import Objective
 from ddplug.objectives.cmi import check_temperature
 from ddplug.proxies.representations import Choice, check_representation
+from ddplug.utils.processes import HOW, Sharing
 
 _NOTHING = object()
 
@@ -95,6 +97,9 @@ class Options:
     set_size: int | None = field(
         default=None, metadata=_is("images of the whole set, of parts", zero=None, hosts=False, of_lambda=True)
     )
+    processes: Sharing = field(
+        default="one", metadata=_is("what each process of torch.distributed has", get_args(Sharing), hosts=False)
+    )
     compile: bool = field(default=False, metadata=_is("put the proxies through torch.compile", hosts=False))
     record: bool = field(default=False, metadata=_is("at weight 0, note CMI all the same", hosts=False))
 
@@ -106,7 +111,21 @@ class Options:
             check_representation(self.representation)
         check_temperature(self.temperature)
         check_precision(self.precision)
+        if self.processes not in get_args(Sharing):
+            raise InputError(f"unknown processes={self.processes!r}. {HOW} 'one' is refused where there are more.")
         check_chunk(self.chunk)
+
+    def check_with(self, objective: Objective, processes: Sharing, view: object) -> None:
+        """`InputError` for options that mean nothing together with the term, the processes or the `view` given."""
+        if self.classes is not None and not objective.additive_over_classes:
+            raise InputError(
+                f"classes={self.classes} lets some classes stand for all, but {objective.label} of all is not made up "
+                "of the classes' own; leave classes= out."
+            )
+        if self.graphs and processes in ("sharded", "averaged"):
+            raise InputError("graphs=True records no exchange with other processes; leave it out with processes=.")
+        if self.views_per_image == 1 and view is not None:
+            raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
 
     def of_lambda(self) -> dict[str, Any]:
         """What lambda depends on besides the weight."""

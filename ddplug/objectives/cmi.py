@@ -86,15 +86,6 @@ def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor
     return class_sums(features, groups, temperature).sum() / len(features)
 
 
-def cmi_per_class(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Each class's own CMI, mean over its images of KL(P_s || Q_y), in nats: (c,) in ascending order of the labels.
-
-    Arguments and errors as for `cmi`, which is the mean of these weighted by the classes' sizes. Differentiable twice.
-    """
-    groups = checked(features, labels, temperature)
-    return class_sums(features, groups, temperature) / groups.counts
-
-
 def check_temperature(temperature: float) -> float:
     """`temperature` as it is, or `InputError` unless it is finite and > 0."""
     if not 0 < temperature < math.inf:

@@ -1,4 +1,4 @@
-"""How far apart the classes are, and CMI in proportion to it (NCMI): measures of a set."""
+"""Measures of a set: each class's own CMI, how far apart the classes are, and CMI in proportion to that (NCMI)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import InputError
-from ddplug.objectives.cmi import checked, cmi, log_centroids, log_probabilities
+from ddplug.objectives.cmi import checked, class_sums, cmi, log_centroids, log_probabilities
 
 Separation = Literal["cross_entropy", "kl", "centroid_kl"]
+
+
+def cmi_per_class(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Each class's own CMI, mean over its images of KL(P_s || Q_y), in nats: (c,) in ascending order of the labels.
+
+    Arguments and errors as for `cmi`, which is the mean of these weighted by the classes' sizes. Differentiable twice.
+    """
+    groups = checked(features, labels, temperature)
+    return class_sums(features, groups, temperature) / groups.counts
 
 
 def ncmi(
