@@ -13,11 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ddplug.comparison.folder import SETTINGS
 from ddplug.comparison.plan import arms
 from ddplug.comparison.setup import Setup
 from ddplug.comparison.statistics import plus_minus, weight_name
 from ddplug.core.options import ABOUT
-from ddplug.errors import InputError
+from ddplug.errors import DataError, InputError
 from ddplug.utils.files import user_path, write_json
 
 RESULT = "tune.json"
@@ -70,6 +71,7 @@ def tune(
     Raises:
         InputError: nothing to sweep, an option without such a choice, fewer than two seeds to confirm on, and what
             `compare` raises.
+        DataError: `out` is the folder of a comparison, and what `compare` raises.
     """
     out, chosen_arms = user_path(out), arms(weights)
     if len(chosen_arms) < 2:
@@ -80,6 +82,8 @@ def tune(
         allowed = ABOUT[name].choices or ()
         if not values or len(set(values)) < len(values) or not set(values) <= set(allowed):
             raise InputError(f"{name} to sweep: some of {', '.join(allowed)}, each once, got {', '.join(values)}.")
+    if (out / SETTINGS).is_file():
+        raise DataError(f"'{out}' is the folder of one comparison, and tune makes several; choose another --out.")
     sweep, folders = [], list[str]()
     for values in product(*options.values()):
         given = dict(zip(options, values, strict=True))

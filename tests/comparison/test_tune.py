@@ -21,7 +21,7 @@ from ddplug.comparison.own_trainer import Own
 from ddplug.comparison.plan import Settings
 from ddplug.comparison.setup import Setup
 from ddplug.comparison.tune import Tuned, said, tune
-from ddplug.errors import DDPlugError, InputError
+from ddplug.errors import DataError, DDPlugError, InputError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.pretrain import pretrain
 
@@ -110,6 +110,13 @@ def test_nothing_is_chosen_where_nothing_is_better(
     assert said(tuned, "own", "pool") == [
         "No weight was better than none in the sweep; try others, more iterations, or other proxies."
     ]
+
+
+def test_the_folder_of_a_comparison_is_not_mixed_with_those_of_a_sweep(tmp_path: Path, setup: Setup) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(DataError, match="is the folder of one comparison"):
+        tune(setup, tmp_path, [1.0], GRID)
+    assert [held.name for held in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_the_lines_to_paste() -> None:
