@@ -52,5 +52,9 @@ class SecondDerivativeError(DDPlugError, RuntimeError):
     """The identity layer was differentiated twice; only the loss form, `ddplug.CMI`, can be."""
 
 
+class ProcessError(DDPlugError, RuntimeError):
+    """Processes of one distributed run that differ, or that others wait for in vain."""
+
+
 class DDPlugWarning(UserWarning):
     """Something legal that is almost surely not what the user wants; never silent, never fatal."""

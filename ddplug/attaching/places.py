@@ -187,14 +187,15 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
 
     def add(regularizer: Regularizer) -> None:
         """Add CMI's gradient to the host's, which is complete."""
-        if all(leaf.grad is None for leaf in leaves):
+        shared = regularizer.processes.pooled
+        if all(leaf.grad is None for leaf in leaves) and not shared:
             return
         every = torch.cat([leaf.detach() for leaf in leaves])
         given = read_labels((), {}, every)
         grad = torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
         # Hosts that step one class at a time leave the others' gradient at zero: those images are not in this round.
         rows = grad.flatten(1).ne(0).any(1)
-        if not rows.any():
+        if not rows.any() and not shared:  # else the round may be of other processes' images
             rows = torch.ones_like(rows)
         # Fused optimizers are given the scaled gradient, and undo the scaling themselves; maximising ones ascend.
         scale = getattr(optimizer, "grad_scale", None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from ddplug.errors import InputError, SecondDerivativeError
 class Round:
     """What the calls of one round share."""
 
+    before: AbstractContextManager[object]
+    """Restores, where it is left by an exception, what the round has changed."""
     number: int
     lam: float
     factor: float
@@ -147,4 +150,4 @@ def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
     labels = [call.labels.to(home, torch.int64) for call in calls]
     if len(calls) == 1:
         return calls[0].views, labels[0]
-    return torch.cat([call.views for call in calls]), torch.cat(labels)
+    return torch.cat([call.views.to(calls[0].views.device) for call in calls]), torch.cat(labels)

@@ -6,9 +6,11 @@ import weakref
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from ddplug.core.autograd import Call
 from ddplug.core.leaves import leaves
+from ddplug.errors import InputError
 
 
 class Collected:
@@ -74,6 +76,15 @@ class Collected:
     def images(self) -> list[Tensor]:
         """The leaves whose gradient is still incomplete."""
         return [leaf for leaf, _ in self._leaves.values()]
+
+    def check_no_step(self, optimizer: Optimizer) -> None:
+        """`InputError` if the images whose gradient is still incomplete are about to be stepped."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if any(id(leaf) in held for leaf in self.images()):
+            raise InputError(
+                "the optimizer of the images was stepped within a round, before CMI's gradient was added, which "
+                "happens when the round ends. Put the step after the `with regularizer.round():` block."
+            )
 
     def take(self) -> list[Call]:
         """The calls that a gradient came to; the next round begins, with those whose gradient is still to come."""

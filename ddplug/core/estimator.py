@@ -15,6 +15,8 @@ from ddplug.engine.step import PieceByPiece, cmi_gradient
 from ddplug.errors import InputError
 from ddplug.objectives.base import Groups, Objective, group
 from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.digest import short_sha256
+from ddplug.utils.processes import SEPARATE, Processes
 
 
 class Estimate(NamedTuple):
@@ -25,7 +27,7 @@ class Estimate(NamedTuple):
     grad: Tensor | None
     """Its derivative on the views, (n, c, h, w), in fp32 or better; None if only the value was asked for."""
     images: int
-    """How many views it was made on."""
+    """How many views it was made on, in all processes that have different ones."""
     groups: Groups
     """The classes of those views."""
     drawn: float = 1.0
@@ -44,6 +46,7 @@ class Estimator:
         views_per_image: further views of every image that the estimate is made on; 1 for the images themselves.
         view: what makes such a view.
         seed: of our own generators, the only ones drawn from.
+        processes: those whose images the term is of.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Estimator:
         views_per_image: int,
         view: Callable[[Tensor], Tensor] | None,
         seed: int,
+        processes: Processes = SEPARATE,
     ) -> None:
+        self.processes = processes
         self.pool, self.step, self.draw, self.classes = pool, step, draw, classes
         self.views_per_image, self.view = views_per_image, view
         self.generator = torch.Generator().manual_seed(seed)
@@ -91,7 +96,7 @@ class Estimator:
         groups, images = self._groups(views, labels)
         with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
             wide = views if views.dtype == torch.float64 else views.float()
-            seen = self._further_views(wide) if self.views_per_image > 1 else wide
+            seen = self._further_views(wide) if self.views_per_image > 1 and len(wide) else wide
             values = [self._plain.value(proxy, seen, groups) for proxy in self._drawn()]
         return Estimate(torch.stack(values).mean(), None, images, groups)
 
@@ -99,6 +104,20 @@ class Estimator:
         """Capture the CUDA graphs that earlier rounds have asked for; not within a backward pass."""
         if isinstance(self.step, Graphs):
             self.step.make_wanted()
+
+    def generators(self) -> tuple[Tensor, ...]:
+        """The states of our own generators."""
+        return self.generator.get_state(), self.class_generator.get_state()
+
+    def set_generators(self, states: tuple[Tensor, ...]) -> None:
+        """Go on with the draws of `generators()`."""
+        self.generator.set_state(states[0])
+        self.class_generator.set_state(states[1])
+
+    def draws(self) -> dict[str, str]:
+        """What is going to be drawn, as short hashes: processes of one run draw the same."""
+        proxies, classes = (short_sha256([state.numpy().tobytes()]) for state in self.generators())
+        return {"the proxies drawn": proxies, "the classes drawn": classes}
 
     def state_dict(self) -> dict[str, Any]:
         """The generators, and the state of `view` if it has one."""
@@ -118,12 +137,12 @@ class Estimator:
     def _of_all(self, views: Tensor, labels: Tensor) -> Estimate:
         groups, images = self._groups(views, labels)
         drawn = self._drawn()
-        augment = self._further_views if self.views_per_image > 1 else None
+        augment = self._further_views if self.views_per_image > 1 and len(views) else None
         return Estimate(*cmi_gradient(drawn, views, groups, self.step, augment), images, groups)
 
     def _groups(self, views: Tensor, labels: Tensor) -> tuple[Groups, int]:
-        images = len(views) * self.views_per_image
-        return group(labels.repeat(self.views_per_image), images, views.device), images
+        every, _ = self.processes.gather(labels.repeat(self.views_per_image))
+        return group(every, len(every), views.device), len(every)
 
     def _drawn(self) -> list[Any]:
         drawn = self.pool.draw(self.draw, self.generator)
@@ -133,18 +152,27 @@ class Estimator:
     def _some_classes(self, labels: Tensor) -> _Some | None:
         """Images of `self.classes` classes, drawn without replacement; None if that is all of them."""
         assert self.classes is not None
-        present, of = torch.unique(labels, return_inverse=True)
+        every, own = self.processes.gather(labels)
+        present, of = torch.unique(every, return_inverse=True)
         if len(present) <= self.classes:
             return None
         drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
-        some = torch.isin(of, drawn.to(of.device)).nonzero().flatten()
+        of_drawn = torch.isin(of, drawn.to(of.device))
+        some = of_drawn[own].nonzero().flatten()
         # A class's sum counts 1/n in the mean over all n images, but 1/m in that over the m drawn.
         part = self.classes / len(present)
-        return _Some(some, len(some) / len(labels) / part, part)
+        return _Some(some, int(of_drawn.sum()) / len(every) / part, part)
 
     def _further_views(self, images: Tensor) -> Tensor:
         assert self.view is not None
-        return torch.cat([self.view(images) for _ in range(self.views_per_image)])
+        views = torch.cat([self.view(images) for _ in range(self.views_per_image)])
+        expected = self.views_per_image * len(images)
+        if len(views) != expected or views.requires_grad < images.requires_grad:
+            raise InputError(
+                f"the further views of {len(images)} images are {len(views)}, expected {expected} that depend "
+                "differentiably on the images; look at view=."
+            )
+        return views
 
 
 @dataclass

@@ -68,6 +68,14 @@ class History:
             self.flush()
         return not self._pending
 
+    def truncate(self, length: int) -> None:
+        """Forget all rounds but the first `length`."""
+        if length < len(self._rounds):
+            self.flush()
+            del self._rounds[length:]
+        else:
+            del self._pending[length - len(self._rounds) :]
+
     def flush(self) -> None:
         """Read what has collected on the device."""
         if self._buffer is not None and self._pending:

@@ -17,6 +17,7 @@ from ddplug.errors import InputError
 from ddplug.networks.precision import Precision, check_precision
 from ddplug.objectives.cmi import check_temperature
 from ddplug.proxies.representations import Choice, check_representation
+from ddplug.utils.processes import HOW, Sharing
 
 _NOTHING = object()
 
@@ -95,6 +96,9 @@ class Options:
     set_size: int | None = field(
         default=None, metadata=_is("images of the whole set, of parts", zero=None, hosts=False, of_lambda=True)
     )
+    processes: Sharing = field(
+        default="one", metadata=_is("what each process of torch.distributed has", get_args(Sharing), hosts=False)
+    )
     compile: bool = field(default=False, metadata=_is("put the proxies through torch.compile", hosts=False))
     record: bool = field(default=False, metadata=_is("at weight 0, note CMI all the same", hosts=False))
 
@@ -106,6 +110,8 @@ class Options:
             check_representation(self.representation)
         check_temperature(self.temperature)
         check_precision(self.precision)
+        if self.processes not in get_args(Sharing):
+            raise InputError(f"unknown processes={self.processes!r}. {HOW} 'one' is refused where there are more.")
         check_chunk(self.chunk)
 
     def of_lambda(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from ddplug.objectives.base import check_labels, check_not_negative
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import Choice, Representation, chosen, formerly_space
+from ddplug.utils.processes import Processes, Sharing
 from ddplug.utils.uncompiled import uncompiled
 
 
@@ -82,12 +83,18 @@ class Regularizer:
             own whitening); None if it is the pool's. Refused for a pool that does not say what its own is.
         setting: (host, data set, images per class), for weight="paper".
         scale: for mixed precision: the factor on the host's loss right now, e.g. `scaler.get_scale`.
+        processes: under torch.distributed, what each process has: "sharded" (images of its own, of one set), "averaged"
+            (a part of each batch of one set, whose gradients the host averages over the processes, as DDP does),
+            "replicated" (the whole set) or "separate" (a run of its own). Gradient and lambda are those of one process
+            with all images. "one" is refused where there are more.
+        group: the processes of the run, as torch.distributed's group; None for all.
         record: at weight 0, note CMI of every round all the same, as a baseline; nothing is added to the gradient.
         seed: of our own generator, the only one drawn from.
         announce: where the resolved lambda is reported; `print` by default.
 
     Raises:
         WeightError, InputError, PoolError, SpaceError: arguments that mean nothing, each said in the message.
+        ProcessError: in a round, where processes differ, or one does not come to it.
     """
 
     @formerly_space
@@ -116,6 +123,8 @@ class Regularizer:
         input_space: AnySpace | str | None = None,
         setting: tuple[str, str, int] | None = None,
         scale: Callable[[], float] | None = None,
+        processes: Sharing = "one",
+        group: Any = None,
         record: bool = False,
         seed: int = 0,
         announce: Callable[[str], object] = print,
@@ -134,7 +143,10 @@ class Regularizer:
                 f"classes={classes} lets some classes stand for all, but {objective.label} of all is not made up of "
                 "the classes' own; leave classes= out."
             )
+        if graphs and processes in ("sharded", "averaged"):
+            raise InputError("graphs=True records no exchange with other processes; leave it out with processes=.")
         self.every, self.passes, self.set_size = every, passes, set_size
+        self.processes = Processes(processes, group)
         self.pool.check_draw(draw)
         if views_per_image == 1 and view is not None:
             raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
@@ -146,16 +158,16 @@ class Regularizer:
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         step: PieceByPiece | Graphs = PieceByPiece(
             self.representation, objective, self._to_pool, precision=precision, chunk=chunk,
-            compile=check_compile(compile),
+            compile=check_compile(compile), processes=self.processes,
         )  # fmt: skip
         self.estimator = Estimator(
             self.pool, Graphs(step) if graphs and not compile else step, draw=draw, classes=classes,
-            views_per_image=views_per_image, view=view, seed=seed,
+            views_per_image=views_per_image, view=view, seed=seed, processes=self.processes,
         )  # fmt: skip
         self.watch = Watch()
         self._keeper = RoundKeeper(
             self.estimator, self.weighting, self.watch, weight, every=every, passes=passes,
-            set_size=set_size, schedule=schedule, scale=scale, announce=announce,
+            set_size=set_size, schedule=schedule, scale=scale, announce=announce, processes=self.processes,
         )  # fmt: skip
         self._probed = False
         self._expected_pool: str | None = None
@@ -337,6 +349,13 @@ class Regularizer:
     def _checked(self, views: Tensor, labels: Tensor) -> Call:
         """A call on views and labels that CMI can be estimated on."""
         labels = torch.as_tensor(labels)
+        self.processes.check()
+        if self.processes.together and not self._keeper.given:
+            common = {**self.settings(), "weight": self.weight, "weighting": self.weighting.kind}
+            self._keeper.given = {**common, "the proxies": self.pool.digest()}
+        if not len(views) and self.processes.pooled:
+            self.pool.check(views, self.input_space)
+            return Call(views.detach(), labels.detach())
         check_labels(labels, len(views))
         if labels.device.type == "cpu":
             check_not_negative(labels)  # a wrong label is best said where it was given

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddplug.core.autograd import Call, Identity, Round, gather
+from ddplug.core.before import Before
 from ddplug.core.collected import Collected
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import Absolute, Schedule, Weighting
-from ddplug.errors import InputError, WeightError
+from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
+from ddplug.errors import InputError
 from ddplug.objectives.base import Groups
+from ddplug.utils.processes import Processes
 from ddplug.utils.uncompiled import uncompiled
 
 
@@ -43,6 +44,9 @@ class RoundKeeper:
     schedule: Schedule | None
     scale: Callable[[], float] | None
     announce: Callable[[str], object]
+    processes: Processes
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the processes of one run must have in common; known after the first call."""
     history: History = field(default_factory=History)
     rounds: int = 0
     """Backward passes that came through so far, or as many rounds of several."""
@@ -100,6 +104,11 @@ class RoundKeeper:
                 "the gradient is added at the optimizer's step here, so the step is the round, whatever passes it "
                 "took: leave out passes= and round()."
             )
+        if self.processes.together and self.processes.sharing == "averaged":
+            raise InputError(
+                "the gradient is added at the optimizer's step here, where it is averaged over the processes already "
+                "and each has the whole set: pass processes='replicated'."
+            )
         with self._lock:
             self.estimator.prepare_graphs()
             self._start_round([call])
@@ -113,7 +122,7 @@ class RoundKeeper:
                 "this is within a round already: rounds do not nest, and with passes= the layer counts by itself."
             )
         collected = self._own.collected = Collected()
-        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: _check_no_step(optimizer, collected))
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: collected.check_no_step(optimizer))
         try:
             yield
         except BaseException:
@@ -215,6 +224,7 @@ class RoundKeeper:
                     "host's, and at the end the regulariser's. What it computes of each, a norm say, is not of both.",
                 )
             sources, arrived = [call.source for call in calls], [call.arrived for call in calls]
+            before = Before(self)
             self._start_round(calls)
             extras = [self._hand_out(call, grad) for call, grad in zip(calls, arrived, strict=True) if grad is not None]
         found = zip(sources, extras, strict=True)
@@ -225,6 +235,7 @@ class RoundKeeper:
                 # Kept, as the host's own pass may still be under way in parts of it; it goes with the calls.
                 torch.autograd.backward([s for s, _ in rest], [extra for _, extra in rest], retain_graph=True)
             except RuntimeError as error:
+                before.restore()
                 if "second time" not in str(error):
                     raise
                 raise InputError(
@@ -246,20 +257,25 @@ class RoundKeeper:
 
     def _start_round(self, calls: list[Call]) -> None:
         """Estimate the term on the views of all `calls` together and give each its slice of the gradient."""
+        with Before(self) as before:
+            self._estimate(calls, before)
+
+    def _estimate(self, calls: list[Call], before: Before) -> None:
         number = self.rounds
-        factor = self.every * self._scheduled(number)
+        factor = self.every * scheduled(self.schedule, number)
         if number % self.every or factor == 0:
-            for call in calls:
-                call.release()
-            self.rounds += 1
-            self.watch.rounds += 1
+            self._left_out(calls)
             return
         views, labels = gather(calls)
-        part = 1.0 if self.set_size is None else len(views) / self.set_size
+        images = self._agreed(factor, views)
+        if not images:  # in any process
+            self._left_out(calls)
+            return
+        part = 1.0 if self.set_size is None else images / self.set_size
         if part > 1:
             self.watch.warn(
                 "set size",
-                f"a round has {len(views)} views, more than set_size={self.set_size} says that the whole set has, so "
+                f"a round has {images} views, more than set_size={self.set_size} says that the whole set has, so "
                 "it counts more than once. Count every view of an image: set_size is in views.",
             )
         if self.weight == 0:
@@ -270,12 +286,33 @@ class RoundKeeper:
         finite = torch.isfinite(found.value)
         if found.grad is not None:
             finite = torch.isfinite(found.grad).all() & finite
+        if self.processes.together:
+            finite = self.processes.total((~finite).double()) == 0
         lam = self.weighting.so_far
-        round_ = Round(number, lam, factor * part, part, found.drawn, len(calls), found.images, found.value, finite)
-        slices = torch.split(found.grad, [len(call.views) for call in calls]) if found.grad is not None else ()
+        round_ = Round(
+            before, number, lam, factor * part, part, found.drawn, len(calls), found.images, found.value, finite
+        )
+        slices: Sequence[Tensor] = ()
+        if found.grad is not None:
+            grad = found.grad if self.processes.factor == 1 else found.grad * self.processes.factor
+            slices = torch.split(grad, [len(call.views) for call in calls])
         for position, call in enumerate(calls):
-            call.round, call.grad = round_, slices[position] if slices else None
+            call.round, call.grad = round_, slices[position].to(call.views.device) if slices else None
         self.rounds += 1
+
+    def _left_out(self, calls: list[Call]) -> None:
+        """A round that nothing is estimated in."""
+        for call in calls:
+            call.release()
+        self.rounds += 1
+        self.watch.rounds += 1
+
+    def _agreed(self, factor: float, views: Tensor) -> int:
+        """How many views the round has in all processes, which have to agree on everything else."""
+        if not self.processes.together:
+            return len(views)
+        round_ = {"the number of rounds": self.rounds, "lambda": self.weighting.so_far, "the schedule": factor}
+        return self.processes.agree({**round_, **self.given, **self.estimator.draws()}, len(views))
 
     def _look(self, calls: list[Call], groups: Groups) -> None:
         """Whether the round looks like a mistake."""
@@ -288,38 +325,45 @@ class RoundKeeper:
         absolute = isinstance(self.weighting, Absolute) and self.weight != 0
         self.watch.began([] if whole else calls, single, absolute=absolute)
 
-    def _scheduled(self, number: int) -> float:
-        if self.schedule is None:
-            return 1.0
-        factor = self.schedule(number)
-        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-            raise WeightError(f"the schedule gave {factor!r} for round {number}, expected a finite number >= 0.")
-        return float(factor)
-
     def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
         """This call's share of its round, lambda included; closes the round at its last call."""
         round_, delta = call.round, call.grad
         call.release()
         if round_ is None:
             return None
+        with round_.before:
+            return self._part(round_, call, grad, delta)
+
+    def _part(self, round_: Round, call: Call, grad: Tensor, delta: Tensor | None) -> Tensor | None:
         extra = None
         if delta is not None:
             call.acted = True
             scale = 1.0 if self.scale is None else float(self.scale())
-            if self.scale is None and round_.number == 0 and call.node is not None:  # else an optimizer's, unscaled
+            # A call without a node is an optimizer's, whose gradients are not scaled.
+            if self.scale is None and round_.number == 0 and call.node is not None and len(grad):
                 self.watch.scaled(grad)
-            round_.host = round_.host + _squared_norm(grad) / scale**2
-            round_.own = round_.own + _squared_norm(delta)
+            home = round_.finite.device  # a host's calls may be on several devices
+            round_.host = round_.host + _squared_norm(grad).to(home) / scale**2
+            round_.own = round_.own + _squared_norm(delta).to(home)
             extra = (delta * (round_.lam * round_.factor * scale)).to(grad.dtype)
             # Looked at last, when nothing more can overflow, and chosen on the device: no GPU need be waited for.
-            round_.finite = round_.finite & torch.isfinite(extra).all()
-            extra = torch.where(round_.finite, extra, 0.0)
+            round_.finite = round_.finite & torch.isfinite(extra).all().to(home)
+            extra = torch.where(round_.finite.to(extra.device), extra, 0.0)
         round_.open_calls -= 1
         if round_.open_calls == 0:
             self._close(round_)
         return extra
 
+    def _sum_up(self, round_: Round) -> None:
+        """Over the processes of the run."""
+        if self.processes.together and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
+            broken = (~round_.finite).to(round_.own)
+            host, own, broken = self.processes.total(torch.stack([round_.host, round_.own, broken])).unbind()
+            round_.host, round_.own = host * self.processes.norms, own * self.processes.norms
+            round_.finite = broken == 0
+
     def _close(self, round_: Round) -> None:
+        self._sum_up(round_)
         if self.weighting.measuring and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
             # Of m of k classes, the estimate's squared norm is k/m times the term's own, in the mean over all draws.
             told = self.weighting.observe(round_.host, round_.own * round_.drawn, round_.part)
@@ -340,16 +384,6 @@ class RoundKeeper:
                 "rounds are left out and counted (history.skipped). If they keep coming, look at the images' range and "
                 "input space, at lambda, and at the proxies.",
             )
-
-
-def _check_no_step(optimizer: Optimizer, collected: Collected) -> None:
-    """`InputError` if the images whose gradient is still incomplete are about to be stepped."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if any(id(leaf) in held for leaf in collected.images()):
-        raise InputError(
-            "the optimizer of the images was stepped within a round, before CMI's gradient was added, which happens "
-            "when the round ends. Put the step after the `with regularizer.round():` block."
-        )
 
 
 class _Walking(threading.local):

@@ -267,6 +267,16 @@ def cosine(rounds: int) -> Schedule:
     return lambda round_: 0.5 * (1 + math.cos(math.pi * min(1.0, round_ / rounds)))
 
 
+def scheduled(schedule: Schedule | None, number: int) -> float:
+    """What `schedule` says for round `number`; `WeightError` if that is not a finite number >= 0."""
+    if schedule is None:
+        return 1.0
+    factor = schedule(number)
+    if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+        raise WeightError(f"the schedule gave {factor!r} for round {number}, expected a finite number >= 0.")
+    return float(factor)
+
+
 def check_weight(weight: float) -> float:
     """`weight` as a float, or `WeightError` unless it is finite and >= 0."""
     if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:

@@ -13,11 +13,12 @@ from torch import Tensor
 from ddplug.engine import chunking as pieces
 from ddplug.engine.chunking import Chunk, Plan
 from ddplug.engine.slots import CompiledSlot, Slot
-from ddplug.errors import DDPlugWarning, InputError, ProxyError
+from ddplug.errors import DDPlugWarning, ProxyError
 from ddplug.networks.precision import Precision
 from ddplug.objectives.base import Groups, Objective
 from ddplug.proxies.pool import Proxy
 from ddplug.proxies.representations import PLURAL, Representation
+from ddplug.utils.processes import SEPARATE, Processes
 
 FAITHFUL = 0.99
 """Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
@@ -36,7 +37,7 @@ def cmi_gradient(
     """The term under each proxy, averaged, and its gradient on `views` (n, c, h, w), in fp32 or better.
 
     `step` is asked once per proxy; `augment`, if given, turns each view into the several that it is estimated on,
-    `groups` being those of its result.
+    `groups` being those of its result (of the results of all processes, where there are several).
     """
     # The host may be in autocast during its backward pass; neither direction of ours is.
     with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
@@ -44,11 +45,6 @@ def cmi_gradient(
         wide = views if views.dtype == torch.float64 else views.float()
         images = wide.detach().requires_grad_()
         augmented = images if augment is None else augment(images)
-        if len(augmented) != len(groups.index) or not augmented.requires_grad:
-            raise InputError(
-                f"the further views of {len(images)} images are {len(augmented)}, expected {len(groups.index)} that "
-                "depend differentiably on the images; look at view=."
-            )
         seen = augmented.detach()
         value, grad = step(proxies[0], seen, groups)
         for proxy in proxies[1:]:
@@ -71,6 +67,7 @@ class PieceByPiece:
         precision: of the network's layers; see `ddplug.networks.precision`.
         chunk: images per piece; see `ddplug.engine.chunking`.
         compile: pass images through torch.compile's version of the network, made once per kind of proxy.
+        processes: those whose images are in the batch; `groups` are then of the images of all of them.
     """
 
     def __init__(
@@ -82,9 +79,10 @@ class PieceByPiece:
         precision: Precision = "exact",
         chunk: Chunk = "auto",
         compile: bool = False,
+        processes: Processes = SEPARATE,
     ) -> None:
         self.space, self.objective, self.prepare = space, objective, prepare
-        self.precision, self.chunk, self.compile = precision, chunk, compile
+        self.precision, self.chunk, self.compile, self.processes = precision, chunk, compile, processes
         self._slots: dict[object, CompiledSlot] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
@@ -99,7 +97,7 @@ class PieceByPiece:
 
     def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor) -> None:
         """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
-        exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk)
+        exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk, processes=self.processes)
         _, expected = exact(proxy, views, groups)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
@@ -113,9 +111,22 @@ class PieceByPiece:
             )
 
     def _computed(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        if not len(views):  # of one process; the term is that of the others' images
+            features = self._of_none(proxy, views)
+            every, _ = self.processes.gather(features)
+            value, _ = self.objective.value_and_grad(every.double(), groups)
+            return value.to(views.dtype), torch.zeros_like(views)
         plan = self.plan(proxy, views)
         if self.compile:
             proxy = self._compiled(proxy, views)
+        features, graphs = self._forward(proxy, views, plan)
+        every, own = self.processes.gather(features)
+        # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
+        value, derivative = self.objective.value_and_grad(every.double(), groups)
+        return value.to(views.dtype), self._backward(proxy, views, derivative[own], plan, graphs)
+
+    def _forward(self, proxy: Proxy, views: Tensor, plan: Plan) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The features of `views`, (n, d), and the last pieces with their graphs."""
         parts = torch.split(views, plan.piece)
         features: list[Tensor] = []
         graphs: list[tuple[Tensor, Tensor]] = []
@@ -126,24 +137,37 @@ class PieceByPiece:
             else:
                 graphs.append(self._with_graph(proxy, part))
                 features.append(graphs[-1][1].detach())
-        # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
-        value, derivative = self.objective.value_and_grad(torch.cat(features).double(), groups)
-        directions = torch.split(derivative, plan.piece)
+        return torch.cat(features), graphs
+
+    def _backward(
+        self, proxy: Proxy, views: Tensor, derivative: Tensor, plan: Plan, graphs: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """The gradient on `views` that the `derivative` on their features comes to; uses up `graphs`."""
+        parts, directions = torch.split(views, plan.piece), torch.split(derivative, plan.piece)
         gradients: list[Tensor] = []
         # From the last, so that the kept graphs are gone before others are made again.
         for part, direction in zip(reversed(parts), reversed(directions), strict=True):
             leaf, seen = graphs.pop() if graphs else self._with_graph(proxy, part)
             gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
             del leaf, seen
-        return value.to(views.dtype), torch.cat(gradients[::-1])
+        return torch.cat(gradients[::-1])
 
     def value(self, proxy: Proxy, views: Tensor, groups: Groups) -> Tensor:
         """The term of `views` (n, c, h, w) alone, a scalar."""
-        parts = torch.split(views, self.plan(proxy, views).piece)
         with torch.no_grad():
-            features = torch.cat([self.features(proxy, part) for part in parts])
-            value = self.objective(features.double(), groups)
+            if len(views):
+                parts = torch.split(views, self.plan(proxy, views).piece)
+                features = torch.cat([self.features(proxy, part) for part in parts])
+            else:
+                features = self._of_none(proxy, views)
+            every, _ = self.processes.gather(features)
+            value = self.objective(every.double(), groups)
         return value.to(views.dtype)
+
+    def _of_none(self, proxy: Proxy, views: Tensor) -> Tensor:
+        """Features of no images, (0, d), which not every network can be asked for."""
+        with torch.no_grad():
+            return self.features(proxy, views.new_zeros(1, *views.shape[1:]))[:0]
 
     def plan(self, proxy: Proxy, views: Tensor) -> Plan:
         """How `views` are taken apart for `proxy`."""

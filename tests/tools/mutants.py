@@ -34,6 +34,7 @@ PROXIES, FILES, SETS = (
     "tests/proxies/test_pool_files.py",
     "tests/evaluation/test_sets_and_measure.py",
 )
+DISTRIBUTED = "tests/core/test_distributed.py"
 CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch.py", "tests/core/test_sustained.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
 COMMANDS, WHEEL = "tests/cli/test_cli.py", "tests/project/test_packaging.py"
@@ -51,6 +52,22 @@ SYNTHETIC, PATCHING = "tests/datasets/test_synthetic.py", "tests/hosting/test_pa
 BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
 
 MUTANTS = [
+    # Several processes
+    Mutant("processes: own features only", "utils/processes.py", "        if not self.pooled:\n            return rows", "        if True:\n            return rows", f"{DISTRIBUTED} -k 2-shards"),
+    Mutant("processes: another's rows", "utils/processes.py", "sum(sizes[: dist.get_rank(self.group)])", "sum(sizes[1 : dist.get_rank(self.group) + 1])", f"{DISTRIBUTED} -k 2-shards"),
+    Mutant("processes: norms of one", "utils/processes.py", "if self.together else numbers", "if False else numbers", f"{DISTRIBUTED} -k 2-shards"),
+    Mutant("processes: averaging forgotten", "utils/processes.py", 'return self.size if self.sharing == "averaged" else 1', "return 1", f"{DISTRIBUTED} -k 2-averaged"),
+    Mutant("processes: norms as averaged", "utils/processes.py", '{"averaged": self.size**2, "replicated": self.size}', "{}", f"{DISTRIBUTED} -k 2-averaged"),
+    Mutant("processes: norms of copies", "utils/processes.py", ', "replicated": self.size}', "}", f"{DISTRIBUTED} -k 2-averaged"),
+    Mutant("processes: copies counted", "utils/processes.py", "if self.pooled else count", "if self.together else count", f"{DISTRIBUTED} -k 2-replicated"),
+    Mutant("processes: copies gathered", "utils/processes.py", 'self.sharing != "replicated" and self.together', "self.together", f"{DISTRIBUTED} -k 2-replicated"),
+    Mutant("processes: nothing said", "utils/processes.py", 'if self.sharing == "one" and self.size > 1:', "if False:", f"{DISTRIBUTED} -k 2-said_wrongly"),
+    Mutant("processes: differing seeds", "utils/processes.py", "if any(answer != own for answer in answers):", "if False:", f"{DISTRIBUTED} -k 2-said_wrongly"),
+    Mutant("processes: torch's own error", "utils/processes.py", "except RuntimeError as error:", "except ZeroDivisionError as error:", f"{DISTRIBUTED} -k 2-fewer_rounds"),
+    Mutant("processes: classes of one", "core/estimator.py", "every, own = self.processes.gather(labels)", "every, own = labels, slice(None)", f"{DISTRIBUTED} -k 2-options"),
+    Mutant("processes: broken in one only", "core/rounds.py", "            finite = self.processes.total((~finite).double()) == 0\n", "            pass\n", f"{DISTRIBUTED} -k 2-not_finite"),
+    Mutant("processes: size of a part", "core/rounds.py", "else images / self.set_size", "else len(views) / self.set_size", f"{DISTRIBUTED} -k 2-options"),
+    Mutant("processes: rows of no gradient", "attaching/places.py", "if not rows.any() and not shared:", "if not rows.any():", f"{DISTRIBUTED} -k 2-attached"),
     # The estimator
     Mutant("log base 2", "objectives/cmi.py", "kl = (p * log_ratio).sum(-1)", "kl = (p * log_ratio).sum(-1) / 0.6931", CMI),
     Mutant("no shift in log-sum-exp", "objectives/cmi.py", '.scatter_reduce_(0, rows, log_p.detach(), "amax")', ".zero_()", CMI),
@@ -127,7 +144,7 @@ MUTANTS = [
     Mutant('keeps its calls', "core/rounds.py", 'self._pending = [*alive, weakref.ref(call)]', "self._pending = [*alive, weakref.ref(call)]; self.__dict__.setdefault('kept', []).append(call.views)", f"{LAYER}::test_nothing_is_kept_alive_between_rounds"),
     Mutant("reference cycle", "core/autograd.py", "call.node = weakref.ref(ctx)", "call.node = weakref.ref(ctx); call.cycle = ctx",
            f"{LAYER}::test_nothing_is_kept_alive_between_rounds"),
-    Mutant("lazy but not scaled", "core/rounds.py", 'factor = self.every * self._scheduled(number)', 'factor = self._scheduled(number)', LAYER),
+    Mutant("lazy but not scaled", "core/rounds.py", 'factor = self.every * scheduled(self.schedule, number)', 'factor = scheduled(self.schedule, number)', LAYER),
     Mutant("NaN handed to the host", "core/rounds.py", 'extra = torch.where(round_.finite, extra, 0.0)', 'pass', LAYER),
     Mutant('NaN in the calibration', "core/weighting.py", 'counts = (torch.isfinite(norms) & (norms > 0)).all()', 'counts = torch.tensor(True)', LAYER),
     Mutant("no bound on a sustained lambda", "core/weighting.py", "self.lam = min(lam, limit)", "self.lam = lam", SUSTAINED),
