@@ -93,6 +93,9 @@ def same_history(one: Any, other: Any) -> None:
         # Sums in another order.
         assert second.value == pytest.approx(first.value, rel=1e-12)
         assert second.share == (None if first.share is None else pytest.approx(first.share, rel=1e-12))
+    measured = other.weighting.state_dict()
+    for key, value in one.weighting.state_dict().items():
+        assert measured[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value)
 
 
 @check
@@ -211,9 +214,6 @@ def averaged_by_ddp(group: Any) -> None:
         regularizer = layer(group, "averaged", weighting=weighting)
         same(train_parallel(group, regularizer, even(), mean_loss), expected)
         same_history(one, regularizer)
-        state, other = regularizer.weighting.state_dict(), one.weighting.state_dict()
-        for key, value in other.items():
-            assert state[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value)
 
 
 @check

@@ -58,7 +58,7 @@ MUTANTS = [
     Mutant("processes: norms of one", "utils/processes.py", "if self.together else numbers", "if False else numbers", f"{DISTRIBUTED} -k 2-shards"),
     Mutant("processes: averaging forgotten", "utils/processes.py", 'return self.size if self.sharing == "averaged" else 1', "return 1", f"{DISTRIBUTED} -k 2-averaged"),
     Mutant("processes: norms as averaged", "utils/processes.py", '{"averaged": self.size**2, "replicated": self.size}', "{}", f"{DISTRIBUTED} -k 2-averaged"),
-    Mutant("processes: norms of copies", "utils/processes.py", ', "replicated": self.size}', "}", f"{DISTRIBUTED} -k 2-averaged"),
+    Mutant("processes: norms of copies", "utils/processes.py", ', "replicated": self.size}', "}", f"{DISTRIBUTED} -k 2-replicated"),
     Mutant("processes: copies counted", "utils/processes.py", "if self.pooled else count", "if self.together else count", f"{DISTRIBUTED} -k 2-replicated"),
     Mutant("processes: copies gathered", "utils/processes.py", 'self.sharing != "replicated" and self.together', "self.together", f"{DISTRIBUTED} -k 2-replicated"),
     Mutant("processes: nothing said", "utils/processes.py", 'if self.sharing == "one" and self.size > 1:', "if False:", f"{DISTRIBUTED} -k 2-said_wrongly"),
