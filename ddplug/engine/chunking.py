@@ -45,6 +45,16 @@ class Plan:
 
     piece: int
     kept: int
+    whole: bool = False
+    """Whether the batch must not be taken apart."""
+
+    def smaller(self) -> Plan | None:
+        """Pieces of half the size, with one graph at a time, or None where there is nothing smaller."""
+        return None if self.whole or self.piece == self.kept == 1 else Plan(math.ceil(self.piece / 2), 1)
+
+    def at_most(self, images: int | None) -> Plan:
+        """This plan, with pieces of no more than `images`, if that is a number and it may be taken apart."""
+        return self if images is None or self.whole or self.piece <= images else Plan(images, 1)
 
 
 def check_chunk(chunk: Chunk) -> Chunk:
@@ -68,7 +78,7 @@ def plan(images: int, cost: Cost, chunk: Chunk, device: torch.device) -> Plan:
             )
         return Plan(min(chunk, images), 1)
     if cost.mixes:
-        return Plan(images, 1)
+        return Plan(images, 1, whole=True)
     largest = images
     if device.type == "cpu":
         largest = max(1, LARGEST_ON_CPU // max(cost.largest, 1))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ from ddplug.networks.precision import Precision
 from ddplug.objectives.base import Groups, Objective
 from ddplug.proxies.pool import Proxy
 from ddplug.proxies.representations import PLURAL, Representation
+from ddplug.utils.memory import out_of_memory
 from ddplug.utils.processes import SEPARATE, Processes
 
 FAITHFUL = 0.99
 """Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
 
+Result = TypeVar("Result")
 Step = Callable[[Proxy, Tensor, Groups], tuple[Tensor, Tensor]]
 """A proxy, views and their groups to the term and its gradient on the views."""
 
@@ -83,6 +86,8 @@ class PieceByPiece:
     ) -> None:
         self.space, self.objective, self.prepare = space, objective, prepare
         self.precision, self.chunk, self.compile, self.processes = precision, chunk, compile, processes
+        self._fits: int | None = None
+        """Images that memory suffices for, once it did not for more."""
         self._slots: dict[object, CompiledSlot] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
@@ -119,11 +124,36 @@ class PieceByPiece:
         plan = self.plan(proxy, views)
         if self.compile:
             proxy = self._compiled(proxy, views)
-        features, graphs = self._forward(proxy, views, plan)
+        (features, graphs), plan = self._fitting(lambda now: self._forward(proxy, views, now), plan)
         every, own = self.processes.gather(features)
         # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
         value, derivative = self.objective.value_and_grad(every.double(), groups)
-        return value.to(views.dtype), self._backward(proxy, views, derivative[own], plan, graphs)
+
+        def backward(now: Plan) -> Tensor:
+            if now != plan:
+                graphs.clear()
+            return self._backward(proxy, views, derivative[own], now, graphs)
+
+        return value.to(views.dtype), self._fitting(backward, plan)[0]
+
+    def _fitting(self, work: Callable[[Plan], Result], plan: Plan) -> tuple[Result, Plan]:
+        """What `work` makes by `plan`, or by one of smaller pieces where memory does not suffice; and that plan."""
+        while True:
+            try:
+                return work(plan), plan
+            except Exception as error:
+                smaller = plan.smaller() if out_of_memory(error) else None
+                if smaller is None:
+                    raise
+            # Only now has the error let go of what the attempt had made.
+            if self._fits is None:
+                warnings.warn(
+                    f"memory ran out with {plan.piece} images at a time in a proxy, so {smaller.piece} are taken from "
+                    f"now on (fewer, if need be), which changes nothing but the time. chunk={smaller.piece} begins so.",
+                    DDPlugWarning,
+                    stacklevel=2,
+                )
+            plan, self._fits = smaller, smaller.piece
 
     def _forward(self, proxy: Proxy, views: Tensor, plan: Plan) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The features of `views`, (n, d), and the last pieces with their graphs."""
@@ -156,13 +186,16 @@ class PieceByPiece:
         """The term of `views` (n, c, h, w) alone, a scalar."""
         with torch.no_grad():
             if len(views):
-                parts = torch.split(views, self.plan(proxy, views).piece)
-                features = torch.cat([self.features(proxy, part) for part in parts])
+                features, _ = self._fitting(partial(self._pieces, proxy, views), self.plan(proxy, views))
             else:
                 features = self._of_none(proxy, views)
             every, _ = self.processes.gather(features)
             value = self.objective(every.double(), groups)
         return value.to(views.dtype)
+
+    def _pieces(self, proxy: Proxy, views: Tensor, plan: Plan) -> Tensor:
+        """The features of `views`, without a graph."""
+        return torch.cat([self.features(proxy, part) for part in torch.split(views, plan.piece)])
 
     def _of_none(self, proxy: Proxy, views: Tensor) -> Tensor:
         """Features of no images, (0, d), which not every network can be asked for."""
@@ -176,7 +209,7 @@ class PieceByPiece:
         key = (views.shape[1:], views.dtype, views.device, self.space, self.precision)
         if key not in proxy.costs:
             proxy.costs[key] = pieces.measure(lambda images: self.features(proxy, images), views)
-        return pieces.plan(len(views), proxy.costs[key], self.chunk, views.device)
+        return pieces.plan(len(views), proxy.costs[key], self.chunk, views.device).at_most(self._fits)
 
     def features(self, proxy: Proxy, images: Tensor) -> Tensor:
         """Features of `images`, (n, d), in the proxy's own dtype."""

@@ -14,6 +14,7 @@ from ddplug.errors import DDPlugError, ProxyError
 from ddplug.networks.precision import Precision, layers
 from ddplug.proxies.representations import Flattening, Representation, Shape, formerly_space, pool_positions
 from ddplug.utils.digest import named_bytes, short_sha256
+from ddplug.utils.memory import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ class Proxy:
         try:
             with layers(images.device, precision):
                 features = self._read(images.to(self.dtype), representation)
-        except (torch.OutOfMemoryError, DDPlugError):
-            raise
         except Exception as error:  # what a network raises for images it was not made for is its own affair
+            if isinstance(error, DDPlugError) or out_of_memory(error):
+                raise
             raise ProxyError(
                 f"proxy '{self.name}' ({type(self.network).__name__}) does not take images of shape "
                 f"{tuple(images.shape)} ({type(error).__name__}: {_first_line(error)}). Use proxies trained on images "

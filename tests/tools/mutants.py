@@ -34,6 +34,7 @@ PROXIES, FILES, SETS = (
     "tests/proxies/test_pool_files.py",
     "tests/evaluation/test_sets_and_measure.py",
 )
+MEMORY = "tests/engine/test_memory.py"
 DISTRIBUTED = "tests/core/test_distributed.py"
 CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch.py", "tests/core/test_sustained.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
@@ -52,6 +53,12 @@ SYNTHETIC, PATCHING = "tests/datasets/test_synthetic.py", "tests/hosting/test_pa
 BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
 
 MUTANTS = [
+    # Memory that runs out, rounds that are broken off
+    Mutant("memory: not taken apart", "engine/step.py", "smaller = plan.smaller() if out_of_memory(error) else None", "smaller = None", MEMORY),
+    Mutant("memory: graphs of larger pieces", "engine/step.py", "                graphs.clear()\n", "                pass\n", MEMORY),
+    Mutant("memory: said in every round", "engine/step.py", "            if self._fits is None:\n", "            if True:\n", MEMORY),
+    Mutant("memory: tried again in every round", "engine/step.py", ".at_most(self._fits)", "", MEMORY),
+    Mutant("memory: the proxy's fault", "proxies/proxy.py", "isinstance(error, DDPlugError) or out_of_memory(error)", "isinstance(error, DDPlugError)", MEMORY),
     # Several processes
     Mutant("processes: own features only", "utils/processes.py", "        if not self.pooled:\n            return rows", "        if True:\n            return rows", f"{DISTRIBUTED} -k 2-shards"),
     Mutant("processes: another's rows", "utils/processes.py", "sum(sizes[: dist.get_rank(self.group)])", "sum(sizes[1 : dist.get_rank(self.group) + 1])", f"{DISTRIBUTED} -k 2-shards"),
