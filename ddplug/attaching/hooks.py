@@ -139,14 +139,18 @@ class Intercepted:
 
 
 class ModuleHook:
-    """A hook of one module, which on copies of that module, as `copy.deepcopy` and pickle make them, does nothing."""
+    """A hook of one module, which on copies of that module, as `copy.deepcopy` and pickle make them, does nothing.
+
+    The replicas that `nn.DataParallel` makes for each forward pass are the module itself, on another device.
+    """
 
     def __init__(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self._module, self._hook = weakref.ref(module), hook
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
         """What torch calls around the module's forward."""
-        return self._hook(*given) if module is self._module() else None
+        own = module is self._module() or getattr(module, "_is_replica", False)
+        return self._hook(*given) if own else None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _itself, (_nothing,)

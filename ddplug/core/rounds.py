@@ -23,6 +23,7 @@ from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
 from ddplug.errors import InputError
 from ddplug.objectives.base import Groups
 from ddplug.utils.processes import Processes
+from ddplug.utils.thread_lock import ThreadLock
 from ddplug.utils.uncompiled import uncompiled
 
 
@@ -59,7 +60,7 @@ class RoundKeeper:
 
     def _start(self) -> None:
         self._pending: list[weakref.ref[Call]] = []
-        self._lock = threading.RLock()
+        self._lock = ThreadLock()
         self._own = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:

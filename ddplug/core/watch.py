@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 import warnings
 import weakref
@@ -42,6 +43,7 @@ class Watch:
         self._untouched = self._lost = self._steps = self._cut = 0
         self._single: set[int] | None = set()
         self._before: list[_Seen] = []
+        self._process = os.getpid()
         _WATCHES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,7 +51,7 @@ class Watch:
         return {**self.__dict__, "_before": [], "expects_action": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update(state, _process=os.getpid())
         _WATCHES.add(self)
 
     def warn(self, about: str, text: str) -> None:
@@ -159,8 +161,8 @@ class Watch:
         _WATCHES.discard(self)
 
     def report(self) -> None:
-        """At the end: say so if the layer never came into action."""
-        if self.expects_action and not self.rounds:
+        """At the end: say so if the layer never came into action; of a forked process nothing is expected."""
+        if self.expects_action and not self.rounds and self._process == os.getpid():
             self.warn(
                 "never acts",
                 f"the regulariser at {self.where} never came into action: no backward pass reached images that went "

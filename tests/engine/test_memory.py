@@ -90,7 +90,10 @@ def test_the_value_alone(network: Any, batch: Batch) -> None:
 def test_where_nothing_is_smaller(network: Any, batch: Batch) -> None:
     """One image too many: the allocator's own error, and a round that was none."""
     regularizer = ddplug.Regularizer([Hungry(network(), 99, 0)], LAM, weighting="absolute", announce=lambda line: None)
-    with pytest.warns(ddplug.DDPlugWarning, match="memory ran out"), pytest.raises(RuntimeError, match="allocate") as seen:
+    with (
+        pytest.warns(ddplug.DDPlugWarning, match="memory ran out"),
+        pytest.raises(RuntimeError, match="allocate") as seen,
+    ):
         gradient(regularizer, batch)
     assert out_of_memory(seen.value)
     assert regularizer.rounds == len(regularizer.history) == 0

@@ -34,7 +34,11 @@ PROXIES, FILES, SETS = (
     "tests/proxies/test_pool_files.py",
     "tests/evaluation/test_sets_and_measure.py",
 )
-MEMORY = "tests/engine/test_memory.py"
+MEMORY, FAILURES, HIDDEN = (
+    "tests/engine/test_memory.py",
+    "tests/core/test_failures.py",
+    "tests/core/test_hidden_state.py",
+)
 DISTRIBUTED = "tests/core/test_distributed.py"
 CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch.py", "tests/core/test_sustained.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
@@ -58,6 +62,13 @@ MUTANTS = [
     Mutant("memory: graphs of larger pieces", "engine/step.py", "                graphs.clear()\n", "                pass\n", MEMORY),
     Mutant("memory: said in every round", "engine/step.py", "            if self._fits is None:\n", "            if True:\n", MEMORY),
     Mutant("memory: tried again in every round", "engine/step.py", ".at_most(self._fits)", "", MEMORY),
+    Mutant("failed: not undone", "core/before.py", "        if error is not None:\n            self.restore()", "        pass", FAILURES),
+    Mutant("failed: draws gone on", "core/before.py", "        keeper.estimator.set_generators(self._generators)\n", "", FAILURES),
+    Mutant("failed: history kept", "core/before.py", "        keeper.history.truncate(self._history)\n", "", FAILURES),
+    Mutant("failed: measured", "core/before.py", "        vars(keeper.weighting).update(self._weighting)\n", "", FAILURES),
+    Mutant("hidden: the parent's lock", "utils/thread_lock.py", "if self._process != os.getpid():", "if False:", HIDDEN),
+    Mutant("hidden: the child answers", "core/watch.py", " and self._process == os.getpid()", "", HIDDEN),
+    Mutant("hidden: replicas left out", "attaching/hooks.py", ' or getattr(module, "_is_replica", False)', "", HIDDEN),
     Mutant("memory: the proxy's fault", "proxies/proxy.py", "isinstance(error, DDPlugError) or out_of_memory(error)", "isinstance(error, DDPlugError)", MEMORY),
     # Several processes
     Mutant("processes: own features only", "utils/processes.py", "        if not self.pooled:\n            return rows", "        if True:\n            return rows", f"{DISTRIBUTED} -k 2-shards"),
