@@ -91,7 +91,7 @@ def same_history(one: Any, other: Any) -> None:
         assert (first.number, first.images, first.skipped) == (second.number, second.images, second.skipped)
         assert second.lam == pytest.approx(first.lam, rel=1e-12)
         # Sums in another order.
-        assert second.cmi == pytest.approx(first.cmi, rel=1e-12)
+        assert second.value == pytest.approx(first.value, rel=1e-12)
         assert second.share == (None if first.share is None else pytest.approx(first.share, rel=1e-12))
     measured = other.weighting.state_dict()
     for key, value in one.weighting.state_dict().items():
