@@ -216,6 +216,6 @@ def held_out_cmi(pools: tuple[Path, ProxyPool]) -> Callable[..., float]:
     """CMI of a set, labels included, under proxies that the regulariser never saw."""
 
     def cmi(images: torch.Tensor, labels: torch.Tensor, space: InputSpace = CIFAR) -> float:
-        return measure(pools[1], images, labels, input_space=space).cmi
+        return measure(pools[1], images, labels, input_space=space, representation="logit").cmi
 
     return cmi
