@@ -140,6 +140,7 @@ def pretrain(
     from rich.table import Table
 
     from ddplug.proxies.pretrain import pretrain as train_pool
+    from ddplug.utils.processes import place
 
     real = load_data(data, data_path)
     if zca:
@@ -152,7 +153,10 @@ def pretrain(
     pool = train_pool(
         real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
         precision=precision, options=options, device=device_of(device),  # type: ignore[arg-type]
+        shared=True,
     )  # fmt: skip
+    if place()[0]:
+        return  # the first process says it
     table = Table("proxy", "seed", "epochs", "test accuracy", title=f"{real.name}: pool in {out}")
     for proxy in pool:
         record = proxy.record

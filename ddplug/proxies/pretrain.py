@@ -1,13 +1,17 @@
 """Training a pool of proxies on real data: one network after the other, interruptible at any moment.
 
 Every finished network is in the pool at once; the one under way leaves a checkpoint after every epoch. The same call
-again goes on from there and ends with the same pool.
+again goes on from there and ends with the same pool. Several processes may share the networks: what others than the
+first have finished is set aside in the pool's folder, and the first takes it into the pool, in order.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +26,12 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
 from ddplug.utils.files import exclusive_lock, user_path
+from ddplug.utils.processes import own_device, place
 from ddplug.utils.progress import Bars
 
 LOCK = ".lock"
+PAUSE = 0.2
+"""Seconds after which a process looks again whether the others are done."""
 
 # Pictures of which a mirror image is a picture of the same class.
 MIRRORED = ("cifar10", "cifar100")
@@ -51,6 +58,7 @@ def pretrain(
     options: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    shared: bool = False,
 ) -> ProxyPool:
     """Train `count` networks on `data`'s training images into the pool at `folder`, and return the pool.
 
@@ -69,6 +77,8 @@ def pretrain(
         options: for the architecture, e.g. {"norm": "batch", "width": 64}.
         device: to train on.
         progress: show a progress bar.
+        shared: where torchrun has started several processes that all make this call, each trains its share of the
+            networks (on the GPU of its own number) and waits for the others. The pool is that of one process.
 
     Raises:
         PoolError: `folder` holds a pool of another recipe or data set, or something else.
@@ -88,16 +98,28 @@ def pretrain(
     with seeded(seed):
         build(architecture, **resolved)  # an impossible network is refused before anything is on disk
     wanted = Header(pool_info(data), count, [], recipe)
+    rank, size = place() if shared else (0, 1)
+    device = own_device(device) if size > 1 else device
     there = _there(folder, wanted)
     if there is None or not there.complete or wanted.wanted > there.wanted:  # one that is only read needs no lock
-        with exclusive_lock(folder / LOCK, folder):
-            header = _open(folder, wanted)
-            _train(data, folder, header, device, progress)
+        while rank and not (folder / HEADER).is_file():
+            time.sleep(PAUSE)
+        with exclusive_lock(folder / (f"{LOCK}_{rank}" if rank else LOCK), folder):
+            header = _open(folder, wanted) if rank == 0 else replace(wanted)
+            _train(data, folder, header, device, progress and rank == 0, rank, size)
     return ProxyPool(*read_pool(folder, dataset=data.name, builders={}, partial=False)).to(device)
 
 
-def _train(data: ImageData, folder: Path, header: Header, device: torch.device | str, progress: bool) -> None:
-    """Train what the pool lacks, by the recipe in its header."""
+def _train(
+    data: ImageData,
+    folder: Path,
+    header: Header,
+    device: torch.device | str,
+    progress: bool,
+    rank: int = 0,
+    size: int = 1,
+) -> None:
+    """Train what the pool lacks, by the recipe in its header, as process `rank` of `size`; ends with a whole pool."""
     recipe = header.recipe
     architecture, resolved, epochs, seed = (recipe[key] for key in ("architecture", "options", "epochs", "seed"))
     augment = shift_and_flip(max(1, data.shape[1] // 8), recipe["flip"])
@@ -108,8 +130,10 @@ def _train(data: ImageData, folder: Path, header: Header, device: torch.device |
         def epoch_done(before: int, done: int, loss: float) -> None:
             bars(what, before + done, total, f"loss {loss:.3f}")
 
-        while not header.complete:
-            index = len(header.networks)
+        for index in range(rank, header.wanted, size):
+            _take_in(folder, header, rank)
+            if index < len(header.networks) or _aside(folder, index, header) is not None:
+                continue
             with seeded(seed + index):
                 network = build(architecture, **resolved).to(device)
             fit(
@@ -120,11 +144,38 @@ def _train(data: ImageData, folder: Path, header: Header, device: torch.device |
             reached = accuracy(network, data.test_images, data.test_labels)
             record = {"seed": seed + index, "epochs": epochs, "test_accuracy": reached}
             head = "classifier" if hasattr(network, "embed") else None
-            header.networks.append(
-                write_network(folder, index, Proxy(network, head, f"{architecture}-{index}", record))
-            )
-            write_header(folder, header)
+            entry = write_network(folder, index, Proxy(network, head, f"{architecture}-{index}", record))
+            write_header(_name(folder, index), Header(header.info, 1, [entry], header.recipe))
             bars(what, (index + 1) * epochs, total, f"test accuracy {reached:.1%}")
+        _take_in(folder, header, rank)
+        while len(header.networks) < header.wanted:  # the others are not done
+            time.sleep(PAUSE)
+            _take_in(folder, header, rank)
+
+
+def _take_in(folder: Path, header: Header, rank: int) -> None:
+    """Bring `header` up to date: the first process with what was set aside, the others with what the first has."""
+    if rank:
+        header.networks = read_header(folder).networks
+        return
+    while not header.complete and (entry := _aside(folder, len(header.networks), header)) is not None:
+        header.networks.append(entry)
+        write_header(folder, header)
+        shutil.rmtree(_name(folder, len(header.networks) - 1))
+
+
+def _aside(folder: Path, index: int, header: Header) -> dict[str, Any] | None:
+    """What a header says of a network that was finished and is not in the pool yet; None if it was not."""
+    try:
+        found = read_header(_name(folder, index))
+    except PoolError:  # or is of a version that nobody can read any more
+        return None
+    return found.networks[0] if (found.info, found.recipe) == (header.info, header.recipe) else None
+
+
+def _name(folder: Path, index: int) -> Path:
+    """Where a finished network is set aside."""
+    return folder / f".proxy_{index:03d}.done"
 
 
 def pool_info(data: ImageData) -> PoolInfo:

@@ -27,6 +27,21 @@ HOW = (
 )
 
 
+def place() -> tuple[int, int]:
+    """Which process this is, from 0, of how many: by torch.distributed, or by what torchrun says; (0, 1) without."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def own_device(device: torch.device | str) -> torch.device:
+    """`device`; of several, that of this process's number on its machine, as torchrun gives it."""
+    device = torch.device(device)
+    if device.type == "cpu" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+
+
 class Processes:
     """The processes of one run, and what they have to tell each other in a round.
 

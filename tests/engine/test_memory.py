@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
+from ddplug.engine import chunking
 from ddplug.utils.memory import out_of_memory
 
 Batch = tuple[Tensor, Tensor]
@@ -76,6 +77,17 @@ def test_smaller_pieces(network: Any, batch: Batch, fits: int, fits_backward: in
     for mine, wanted in zip(got, expected, strict=True):
         assert (mine - wanted).abs().max() < 1e-12 * wanted.abs().max()
     assert short.history.values == pytest.approx(plain.history.values, rel=1e-12)
+
+
+def test_graphs_that_were_kept(network: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the larger pieces, one of which was walked before memory ran out, are of no use."""
+    monkeypatch.setattr(chunking, "plan", lambda *_: chunking.Plan(6, 2))
+    said: dict[str, Any] = {"weighting": "absolute", "announce": lambda line: None}
+    short = ddplug.Regularizer([Hungry(network(), 99, 4)], LAM, **said)
+    with pytest.warns(ddplug.DDPlugWarning, match="memory ran out with 6 images"):
+        got = gradient(short, batch)
+    expected = gradient(ddplug.Regularizer([network()], LAM, **said), batch)
+    assert (got - expected).abs().max() < 1e-12 * expected.abs().max()
 
 
 def test_the_value_alone(network: Any, batch: Batch) -> None:

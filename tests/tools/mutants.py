@@ -34,6 +34,7 @@ PROXIES, FILES, SETS = (
     "tests/proxies/test_pool_files.py",
     "tests/evaluation/test_sets_and_measure.py",
 )
+SHARED = "tests/proxies/test_shared_pretraining.py"
 MEMORY, FAILURES, HIDDEN = (
     "tests/engine/test_memory.py",
     "tests/core/test_failures.py",
@@ -69,6 +70,9 @@ MUTANTS = [
     Mutant("hidden: the parent's lock", "utils/thread_lock.py", "if self._process != os.getpid():", "if False:", HIDDEN),
     Mutant("hidden: the child answers", "core/watch.py", " and self._process == os.getpid()", "", HIDDEN),
     Mutant("hidden: replicas left out", "attaching/hooks.py", ' or getattr(module, "_is_replica", False)', "", HIDDEN),
+    Mutant("shared pool: trained again", "proxies/pretrain.py", " or _aside(folder, index, header) is not None", "", SHARED),
+    Mutant("shared pool: out of turn", "proxies/pretrain.py", "_aside(folder, len(header.networks), header)) is not None", "_aside(folder, header.wanted - 1, header)) is not None", SHARED),
+    Mutant("shared pool: left lying", "proxies/pretrain.py", "        shutil.rmtree(_name(folder, len(header.networks) - 1))\n", "", SHARED),
     Mutant("memory: the proxy's fault", "proxies/proxy.py", "isinstance(error, DDPlugError) or out_of_memory(error)", "isinstance(error, DDPlugError)", MEMORY),
     # Several processes
     Mutant("processes: own features only", "utils/processes.py", "        if not self.pooled:\n            return rows", "        if True:\n            return rows", f"{DISTRIBUTED} -k 2-shards"),
