@@ -72,7 +72,7 @@ def stop_after(steps: int) -> None:
 
 def time_the_layer() -> None:
     """Print, when the program ends, how much processor time the layer took: the median over the rounds."""
-    from ddplug import Regularizer
+    from ddplug.core.rounds import RoundKeeper
 
     spent: dict[int, float] = {}
 
@@ -85,8 +85,8 @@ def time_the_layer() -> None:
 
         return run
 
-    started = Regularizer._start_round
-    Regularizer._start_round, Regularizer._hand_out = timed(started), timed(Regularizer._hand_out)
+    started = RoundKeeper._start_round
+    RoundKeeper._start_round, RoundKeeper._hand_out = timed(started), timed(RoundKeeper._hand_out)
     atexit.register(lambda: print(f"regulariser: {1000 * statistics.median(spent.values()):.1f} ms per round"))
 
 
