@@ -73,6 +73,7 @@ MUTANTS = [
     Mutant("shared pool: trained again", "proxies/pretrain.py", " or _aside(folder, index, header) is not None", "", SHARED),
     Mutant("shared pool: out of turn", "proxies/pretrain.py", "_aside(folder, len(header.networks), header)) is not None", "_aside(folder, header.wanted - 1, header)) is not None", SHARED),
     Mutant("shared pool: left lying", "proxies/pretrain.py", "        shutil.rmtree(_name(folder, len(header.networks) - 1))\n", "", SHARED),
+    Mutant("any order: weight forgotten", "core/regularizer.py", '        self.weighting.load_state_dict(state["weighting"])\n', "", "tests/core/test_machine.py"),
     Mutant("memory: the proxy's fault", "proxies/proxy.py", "isinstance(error, DDPlugError) or out_of_memory(error)", "isinstance(error, DDPlugError)", MEMORY),
     # Several processes
     Mutant("processes: own features only", "utils/processes.py", "        if not self.pooled:\n            return rows", "        if True:\n            return rows", f"{DISTRIBUTED} -k 2-shards"),
