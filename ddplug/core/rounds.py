@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ddplug.core.autograd import Call, Identity, Round, gather
+from ddplug.core.autograd import Call, Identity, gather
 from ddplug.core.before import Before
 from ddplug.core.collected import Collected
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
+from ddplug.core.round import Round
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
 from ddplug.errors import InputError
