@@ -110,7 +110,7 @@ def hopeless(entries: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str
     for arm in arms[1:]:
         gains = [score - other for score, other in zip(scores[arm], scores[best], strict=True)]
         half = interval(gains)
-        if half is not None and fmean(gains) + half < 0:
+        if half and fmean(gains) + half < 0:  # equal differences have an interval without width, and say nothing
             below = plus_minus(fmean(gains), half, sign=True)
             reasons[arm] = f"after {len(gains)} seeds {below} points against {best}, the best"
     return reasons

@@ -200,6 +200,9 @@ def test_the_rule_by_hand() -> None:
     assert said["weight-9-host"] == "after 2 seeds -10.10 ± 1.27 points against weight-1-host, the best"
     assert hopeless(entries(base=[0.5, 0.51], good=[0.6, 0.61], bad=[0.5, 0.6]), names) == {}, "too uncertain"
     assert hopeless(entries(base=[0.5], good=[0.6], bad=[0.1]), names) == {}, "one seed has no interval"
+    assert hopeless(entries(base=[0.5, 0.5], good=[0.6, 0.6], bad=[0.5, 0.5]), names) == {}, (
+        "nor have equal differences"
+    )
     assert list(hopeless(entries(base=[0.9, 0.9], good=[0.6, 0.61], bad=[0.8, 0.9]), names)) == ["weight-1-host"]
 
 

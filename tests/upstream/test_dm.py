@@ -78,7 +78,7 @@ def test_the_layer_fires_at_every_step_and_cmi_falls(
     assert wrote["skipped"] == 0
     assert {round_["images"] for round_ in wrote["history"]} == {100}
     assert wrote["lambda"] > 0
-    assert re.search(r"ddplug: lambda = \S+ for now", ran.output)
+    assert re.search(r"ddplug: lambda = \S+ from now on", ran.output)
     off, on = (held_out_cmi(*result(host.folder / run, method)) for run in ("off", "on"))
     print(f"{method}: held-out CMI {off:.4f} without, {on:.4f} with, lambda {wrote['lambda']:.4g}, {steps} steps")
     assert on < off

@@ -90,7 +90,7 @@ def test_the_layer_fires_at_every_step_and_cmi_falls(
         assert wrote["skipped"] == 0
         assert {round_["images"] for round_ in wrote["history"]} == {IPC * FACTOR**2}, "one class's views per round"
         assert wrote["lambda"] > 0
-        assert f"_cmi-sustained-{weight}_" in json.loads((run / "args.txt").read_text())["tag"]
+        assert f"_cmi-relative-{weight}_" in json.loads((run / "args.txt").read_text())["tag"]
     print(f"IDC: held-out CMI {', '.join(f'{value:.5f}' for value in cmi)} at weights {weights} after {LONG} steps")
     assert cmi[2] < cmi[1] < cmi[0]
 

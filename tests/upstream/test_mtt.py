@@ -67,7 +67,7 @@ def test_the_layer_fires_at_every_step_and_cmi_falls(
     assert wrote["skipped"] == 0
     assert {round_["images"] for round_ in wrote["history"]} == {25}, "the views of one inner step"
     assert wrote["lambda"] > 0
-    assert re.search(r"ddplug: lambda = \S+ for now", ran.output)
+    assert re.search(r"ddplug: lambda = \S+ from now on", ran.output)
     off, on = (held_out_cmi(mtt.read(run)["last"], LABELS) for run in ("off", "on"))
     print(f"MTT: held-out CMI {off:.4f} without, {on:.4f} with, lambda {wrote['lambda']:.4g}, 40 steps")
     assert on < off
