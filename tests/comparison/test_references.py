@@ -194,7 +194,7 @@ def entries(**scores: list[float]) -> list[dict[str, Any]]:
 def test_the_rule_by_hand() -> None:
     """Differences to the best of -0.100 and -0.102: mean -0.101, half-width 12.706 * 0.001414 / sqrt(2) = 0.0127."""
     names = ["weight-0", "weight-1-host", "weight-9-host"]
-    clear = entries(base=[0.5, 0.51], good=[0.6, 0.61], bad=[0.5, 0.508], random=[0.1, 0.1])
+    clear = entries(base=[0.5, 0.508], good=[0.6, 0.61], bad=[0.5, 0.508], random=[0.1, 0.1])
     said = hopeless(clear, names)
     assert list(said) == ["weight-9-host"], "the baseline never is, whatever it scores; references are not asked about"
     assert said["weight-9-host"] == "after 2 seeds -10.10 ± 1.27 points against weight-1-host, the best"
