@@ -349,7 +349,7 @@ MUTANTS = [
     Mutant("cache variable ignored", "proxies/pretrain.py", 'os.environ.get("DDPLUG_CACHE") or', "", f"{FILES} -k named_cache"),
     Mutant("default pool by name only", "proxies/pretrain.py", "{data.name}-{data.fingerprint()}-", "{data.name}-", f"{FILES} -k default_pool"),
     # Sets
-    Mutant('pickles run', 'utils/reading.py', 'weights_only=True)', 'weights_only=False)', SETS),
+    Mutant('pickles run', 'utils/reading.py', '"cpu", weights_only=True)', '"cpu", weights_only=False)', SETS),
     Mutant("DM's first run", "datasets/synthetic.py", "record = record[-1]", "record = record[0]", SETS),
     Mutant("lengths not compared", "datasets/synthetic.py", "if len(images) != len(labels):", "if False:", SETS),
     Mutant("dtype kept", "datasets/synthetic.py", "images = images.float()", "pass", SETS),
@@ -445,7 +445,7 @@ MUTANTS = [
     # IDC's networks
     Mutant("IDC: epochs as text", "proxies/idc_checkpoints.py", "return int(found[0]) if found else -1", "return 0", "tests/adapters/test_idc.py"),
     Mutant("IDC: norms exchanged", "proxies/idc_checkpoints.py", '("bn1", "residual.1"), ("conv2", "residual.3"), ("bn2", "residual.4")', '("bn1", "residual.4"), ("conv2", "residual.3"), ("bn2", "residual.1")', "tests/adapters/test_idc.py"),
-    Mutant('IDC: code in a file of weights', 'utils/reading.py', 'weights_only=True)', 'weights_only=False)', "tests/adapters/test_idc.py"),
+    Mutant('IDC: code in a file of weights', 'utils/reading.py', '"cpu", weights_only=True)', '"cpu", weights_only=False)', "tests/adapters/test_idc.py"),
     Mutant("IDC: grey images not padded", "proxies/idc_checkpoints.py", "size = 28 if channels == 1 else side", "size = side", "tests/adapters/test_idc.py"),
     Mutant("IDC: the folder's data set not looked at", "proxies/idc_checkpoints.py", "next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])", "adapter.setting(args)[1]", "tests/adapters/test_idc.py"),
     # Comparisons
