@@ -142,8 +142,9 @@ def attach(
         augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
             there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
         data: the host's real data, if the trainer does not hold it as an `ImageData`: proxies of other data are
-            refused, its input space is taken for the views', and proxies are trained on it if there are none. Whatever
-            `ddplug.datasets.as_image_data` takes; tensors need `input_space=` beside them.
+            refused, its input space is taken for the views', and proxies are trained on it if there are none; a term
+            that compares with real images takes a sample of it where the host's own batch does not pass the place that
+            is attached to. Whatever `ddplug.datasets.as_image_data` takes; tensors need `input_space=` beside them.
         options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
             that `ddplug.Regularizer` takes; each is explained there:
 
@@ -169,6 +170,7 @@ def attach(
     _check_options(options)
     real = _real(data, options.get("input_space")) if data is not None else _held_data(trainer)
     regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
+    regularizer.compare_with(lambda: real)
     # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
     if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
         regularizer.pool.check_data(real.name, real.fingerprint())
@@ -240,7 +242,7 @@ def _real(data: object, space: AnySpace | str | None) -> ImageData:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    known = [name for name in inspect.signature(Regularizer).parameters if name not in ("proxies", "weight")]
+    known = [name for name in inspect.signature(Regularizer).parameters if name not in ("proxies", "weight", "data")]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise AttachError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}.")

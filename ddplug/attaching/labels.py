@@ -84,6 +84,25 @@ def _named(trainer: object, name: str, signature: inspect.Signature | None, want
     )
 
 
+def real_label_reader(
+    signature: inspect.Signature | None, labels: Labels | None
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]:
+    """How to get the labels of a real batch at a call: from the argument that has them, if one has.
+
+    Whatever else tells synthetic images' labels tells nothing of real ones; None leaves them to the views that follow.
+    """
+    wanted = (labels,) if isinstance(labels, str) else LABELS if labels is None else ()
+    argument = argument_of(signature, wanted)
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        if argument is None or signature is None:
+            return None
+        found = signature.bind(*args, **kwargs).arguments.get(argument)
+        return found if isinstance(found, Tensor) and found.ndim == 1 else None
+
+    return read
+
+
 def fitting(read: Callable[[tuple[Any, ...], dict[str, Any], Tensor], Any], source: str) -> LabelReader:
     """`read`, with one class number spread over all views, and an error that says where the labels came from."""
 

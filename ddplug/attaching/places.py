@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ddplug.attaching.hooks import Arguments, Undo, callables, intercept, resolve, signature_of
-from ddplug.attaching.labels import LabelReader, Labels, argument_of, label_reader
+from ddplug.attaching.labels import LabelReader, Labels, argument_of, label_reader, real_label_reader
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import AttachError
 
@@ -93,6 +93,7 @@ def _callable_place(
 ) -> Place:
     signature = signature_of(getattr(owner, name))
     read_labels = label_reader(trainer, name, signature, labels)
+    read_real = real_label_reader(signature, labels)
     where = f"{type(owner).__name__}.{name}"
     if on == "argument" and (augment is not None or views == "clean"):
         raise AttachError(
@@ -102,7 +103,7 @@ def _callable_place(
     if on == "output" and augment is None and views == "host":
 
         def after(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-            return _regularize_result(regularizer, read_labels, args, kwargs, result)
+            return _regularize_result(regularizer, read_labels, read_real, args, kwargs, result)
 
         return where, lambda regularizer: intercept(owner, name, after=partial(after, regularizer))
 
@@ -115,7 +116,7 @@ def _callable_place(
     def before(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments.get(argument)
-        if isinstance(given, Tensor) and _wanted(regularizer, given):
+        if isinstance(given, Tensor) and _wanted(regularizer, given, partial(read_real, args, kwargs)):
             bound.arguments[argument] = regularizer(given, read_labels(args, kwargs, given))
         return bound.args, bound.kwargs
 
@@ -124,27 +125,28 @@ def _callable_place(
 
     def instead(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         given: Tensor = signature.bind(*args, **kwargs).arguments[argument]
-        if views == "clean" and _wanted(regularizer, given):
+        if views == "clean" and _wanted(regularizer, given, partial(read_real, args, kwargs)):
             given = regularizer(given, read_labels(args, kwargs, given))
         augmented = augment(given)
-        if views == "host" and _wanted(regularizer, augmented):
+        if views == "host" and _wanted(regularizer, augmented, partial(read_real, args, kwargs)):
             augmented = regularizer(augmented, read_labels(args, kwargs, augmented))
         return augmented
 
     return where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer))
 
 
-def _wanted(regularizer: Regularizer, views: Tensor) -> bool:
-    """Whether these views are to be regularised; else their labels are not asked for, which may count the calls."""
+def _wanted(regularizer: Regularizer, views: Tensor, labels: Callable[[], Tensor | None]) -> bool:
+    """Whether these views are to be regularised; else they are real ones, whose `labels` are asked for if need be."""
     if views.requires_grad and torch.is_grad_enabled() and regularizer.active:
         return True
-    regularizer.passed_by()
+    regularizer.passed_by(views, labels() if regularizer.objective.needs_real else None)
     return False
 
 
 def _regularize_result(
     regularizer: Regularizer,
     read_labels: LabelReader,
+    read_real: Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     result: Any,
@@ -156,7 +158,7 @@ def _regularize_result(
         raise AttachError(
             f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a tuple."
         )
-    if not _wanted(regularizer, views):
+    if not _wanted(regularizer, views, partial(read_real, args, kwargs)):
         return result
     views = regularizer(views, read_labels(args, kwargs, views))
     if not several:

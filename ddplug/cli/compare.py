@@ -44,7 +44,9 @@ def _setup(
     judge_last: Annotated[
         bool, typer.Option("--judge-last", help="Judge the last set only; those before it are measured. Own only.")
     ] = False,
-    term: Annotated[str, typer.Option(help="What is added to the loss, by its name. Own only.")] = "cmi",
+    term: Annotated[
+        str, typer.Option(help="What is added to the loss: a term's name, or a sum such as cmi+0.3*proxy_ce.")
+    ] = "cmi",
     strategy: Annotated[str | None, typer.Option(help="DSA's operations; by default as the data set allows.")] = None,
     arch: Annotated[str, typer.Option(help="Network that matches and judges.")] = "convnet",
     width: Annotated[int | None, typer.Option(help="Its channels; the architecture's own by default.")] = None,
@@ -74,12 +76,12 @@ def _setup(
         strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
     ours: dict[str, Any] = {
         "ipc": ipc, "iterations": iterations, "batch_real": batch_real, "lr": lr, "checkpoints": checkpoints,
-        "judge_last": judge_last or None, "term": None if term == "cmi" else term,
+        "judge_last": judge_last or None,
     }  # fmt: skip
     ours = {name: value for name, value in ours.items() if value is not None}
     settings = Settings(
         strategy=strategy, arch=arch, width=width, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=regularizer,
-        arguments=_arguments(host, arguments, ours), **ours,
+        term=term, arguments=_arguments(host, arguments, ours), **ours,
     )  # fmt: skip
     pool = _pool(proxies, real)
     setup = Setup(host, real, settings, pool, _pool(heldout, real) if heldout else None, where)
@@ -94,7 +96,7 @@ def _setup(
     return replace(setup, upstream=lambda changed: Upstream(spec, checkout, proxies, changed, download))
 
 
-OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name != "seed"]
+OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name not in ("seed", "term")]
 SWEPT = ("representation", "weighting")
 
 
@@ -110,6 +112,9 @@ def compare(
         str, typer.Option(help="Numbers or paper, by commas; 0 is always run. When adding some, repeat the old.")
     ] = "0,1",
     views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
+    terms: Annotated[
+        str, typer.Option(help="Terms or sums of them, by commas: arms of each, all measured by --term.")
+    ] = "",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     baseline: Annotated[
@@ -143,7 +148,7 @@ def compare(
     from ddplug.utils.files import user_path
     from ddplug.utils.progress import Bars
 
-    chosen = arms(read_weights(weights), _names(views))
+    chosen = arms(read_weights(weights), _names(views), _names(terms) or ("",))
     given = read_references(references)
     setup = _setup(host, arguments, **options)
     judge = setup.judge(_names(cross_arch))

@@ -20,7 +20,7 @@ from ddplug.comparison.records import AGAIN, DISTILLED, read_json
 from ddplug.comparison.references import Reference, ReferenceRun, check_references, make_reference
 from ddplug.comparison.statistics import hopeless, summary
 from ddplug.errors import InputError
-from ddplug.objectives.base import make
+from ddplug.objectives import make
 from ddplug.utils.files import exclusive_lock, user_path, write_json
 
 RESULT, ENTRIES, LOCK = "compare.json", "entries", ".lock"

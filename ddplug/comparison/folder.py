@@ -87,7 +87,7 @@ def _flat(record: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> d
         if key == "settings":  # an older version's lack some
             value = {**{name: getattr(Settings, name) for name in ADDED}, **value}
         if key == "regularizer":  # as any version wrote it: by its names, and with or without what was the default
-            value = {**{name: about.unwritten for name, about in ABOUT.items()}, **renamed(value)}
+            value = {**{name: about.unwritten for name, about in ABOUT.items() if name != "term"}, **renamed(value)}
         if isinstance(value, dict):
             flat |= _flat(value, ignored, "" if key in ("settings", "regularizer") else f"{key} ")
         else:

@@ -17,9 +17,9 @@ from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import InputError
 from ddplug.evaluation.evaluate import judged
 from ddplug.evaluation.judging import DSAPerNetwork, Recipe, maker, resolve
-from ddplug.evaluation.measure import measure, term_value
+from ddplug.evaluation.measure import measure, some_real, term_value
 from ddplug.networks.zoo import seeded
-from ddplug.objectives.base import make
+from ddplug.objectives import make
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.files import write_json
 
@@ -105,7 +105,8 @@ class Judge:
         if self.settings.term == "cmi":
             return measure(pool, images, labels, input_space=found, **how).cmi
         term = make(self.settings.term, temperature=how.pop("temperature", 1.0))
-        return term_value(term, pool, images, labels, input_space=found, **how)
+        real = some_real(self.data, space) if term.needs_real else None
+        return term_value(term, pool, images, labels, input_space=found, real=real, **how)
 
     def _maker(self, arch: str | None) -> Callable[[], torch.nn.Module]:
         if arch is None:

@@ -59,7 +59,7 @@ class Own:
         """Raise for a set or a regulariser that cannot be made, before anything is done."""
         settings, trainer = self.settings, self.trainer(0)
         for arm in arms:
-            regularizer = Regularizer(self.pool, arm.weight, **self._options())
+            regularizer = Regularizer(self.pool, arm.weight, data=self.data, **self._options(arm))
             regularizer.pool.check(trainer.images, self.data.space)
         settings.check_arms(arms, settings.ipc, -(-settings.iterations // settings.option("every")))
 
@@ -95,12 +95,19 @@ class Own:
         )  # fmt: skip
 
     def _attached(self, trainer: DistributionMatching, run: Run) -> Handle:
-        return attach(trainer, run.arm.weight, proxies=self.pool, views=run.arm.views, seed=run.seed, **self._options())
+        return attach(
+            trainer, run.arm.weight, proxies=self.pool, views=run.arm.views, seed=run.seed, **self._options(run.arm)
+        )
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, arm: Arm) -> dict[str, Any]:
         """For the regulariser of a run."""
         setting = ("dm", self.data.name, self.settings.ipc)
-        return {"term": self.settings.term, "setting": setting, "announce": _silent, **self.settings.regularizer}
+        return {
+            "term": arm.term or self.settings.term,
+            "setting": setting,
+            "announce": _silent,
+            **self.settings.regularizer,
+        }
 
     def _stretch(self, trainer: DistributionMatching, meter: Meter, goal: int, tell: Callable[[int], object]) -> None:
         """Iterations up to `goal`, or as many as fit between two saves; at least one."""
@@ -125,7 +132,7 @@ class Own:
         kept = ("temperature", "draw", "precision", "chunk", "views_per_image")
         options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
         probe = Regularizer(
-            self.pool, 1.0, term=self.settings.term, weighting="absolute",
+            self.pool, 1.0, term=run.arm.term or self.settings.term, weighting="absolute", data=self.data,
             representation=handle.regularizer.representation,
             input_space=self.pool.derived_space(self.data.space), seed=run.seed, graphs=False,
             announce=_silent, **options,

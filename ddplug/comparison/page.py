@@ -21,6 +21,7 @@ from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import set_name
 from ddplug.comparison.statistics import (
     COSTS,
+    between_terms,
     by_views,
     costs,
     curve,
@@ -133,7 +134,7 @@ def _table(result: Mapping[str, Any], views: str, rows: Sequence[dict[str, Any]]
     return {
         "views": views,
         "rows": [(*results(row), *costs(dict(result), row)) for row in rows],
-        "further": further_tables(rows),
+        "further": [*further_tables(rows), *between_terms(result, rows)],
         "curves": _curves(result, [row["arm"] for row in rows]),
     }
 

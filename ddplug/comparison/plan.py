@@ -10,7 +10,7 @@ from ddplug.attaching.places import Views
 from ddplug.core.options import ABOUT, renamed
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
-from ddplug.objectives.base import make
+from ddplug.objectives import make
 from ddplug.proxies.representations import chosen
 
 
@@ -21,6 +21,8 @@ class Arm:
     weight: float | str
     """A number, or "paper"."""
     views: Views = "host"
+    term: str = ""
+    """What is added, where a comparison has arms of several terms; else what its settings say."""
 
     @property
     def baseline(self) -> bool:
@@ -33,7 +35,8 @@ class Arm:
         if self.baseline:
             return "weight-0"
         shown = self.weight if isinstance(self.weight, str) else f"{self.weight:.12g}"
-        return f"weight-{shown}-{self.views}"
+        of = f"{self.term.replace('*', 'x').replace(' ', '')}-" if self.term else "weight-"
+        return f"{of}{shown}-{self.views}"
 
 
 OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "checkpoints", "judge_last")
@@ -46,7 +49,7 @@ BASELINE = Arm(0.0)
 
 @dataclass(frozen=True)
 class Run:
-    """An arm and a seed. Runs of one seed share everything but the term."""
+    """An arm and a seed. Runs of one seed share everything but what is added to the loss."""
 
     arm: Arm
     seed: int
@@ -61,11 +64,12 @@ class Run:
         return {
             "name": self.name, "arm": self.arm.name, "weight": self.arm.weight,
             "views": None if self.arm.baseline else self.arm.views, "seed": self.seed,
+            **({"term": self.arm.term} if self.arm.term else {}),
         }  # fmt: skip
 
 
-def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",)) -> list[Arm]:
-    """The baseline, then every other weight on every kind of views; each once, in the order given.
+def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",), terms: Sequence[str] = ("",)) -> list[Arm]:
+    """The baseline, then every other weight of every term on every kind of views; each once, in the order given.
 
     Raises `WeightError` for a weight that is none, `InputError` for views that are neither "host" nor "clean".
     """
@@ -73,7 +77,15 @@ def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",)) -> li
     if unknown or not views:
         raise InputError(f"views must be host, clean or both, got {', '.join(unknown) or 'none'}.")
     checked = [weight if weight == "paper" else check_weight(weight) for weight in weights]  # type: ignore[arg-type]
-    others = [Arm(weight, kind) for kind in views for weight in checked if weight != 0]  # type: ignore[arg-type]
+    for term in filter(None, terms):
+        make(term)  # complains of what it does not know
+    others = [
+        Arm(weight, kind, term)  # type: ignore[arg-type]
+        for kind in views
+        for term in terms
+        for weight in checked
+        if weight != 0
+    ]
     by_name: dict[str, Arm] = {}
     for arm in others:
         by_name.setdefault(arm.name, arm)  # weights that differ in the 13th digit would share their files
@@ -115,7 +127,7 @@ class Settings:
     epochs: int = 300
     judge_lr: float = 0.03
     term: str = "cmi"
-    """What is added to the host's loss, of `ddplug.objectives.terms()`."""
+    """What is added to the host's loss, unless an arm says otherwise, and what is measured of all sets."""
     regularizer: Mapping[str, Any] = field(default_factory=dict)
     """Of `ddplug.core.options.Options`, as far as they are not the defaults, or were not always."""
     arguments: tuple[str, ...] | None = None
@@ -135,7 +147,7 @@ class Settings:
         make(self.term)  # complains of what it does not know
         written = {name: about.default for name, about in ABOUT.items() if about.default != about.unwritten}
         object.__setattr__(self, "regularizer", {**written, **renamed(self.regularizer)})
-        known = set(ABOUT) - {"seed"}  # a run's own
+        known = set(ABOUT) - {"seed", "term"}  # a run's own
         if unknown := sorted(set(self.regularizer) - known):
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(known)}.")
 
@@ -174,7 +186,8 @@ class Settings:
     @property
     def measuring(self) -> dict[str, Any]:
         """How the term is measured: as the regulariser sees it."""
-        representation = chosen(self.option("representation"), self.option("weighting"))
+        required = make(self.term).representation
+        representation = chosen(self.option("representation"), self.option("weighting"), required)
         return {"representation": representation, "temperature": self.option("temperature")}
 
     @property

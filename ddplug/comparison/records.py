@@ -71,7 +71,8 @@ _ROW = entries(
         "cmi_ratio": optional(_SIZE), "cmi_heldout_ratio": optional(_SIZE),
     },
     {
-        "accuracy_std": optional(number(0, 1)), "cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE),
+        "term": text(200), "accuracy_std": optional(number(0, 1)),
+        "cmi": optional(_SIZE), "cmi_heldout": optional(_SIZE),
         "reaches": optional(whole()),
     },
 )  # fmt: skip

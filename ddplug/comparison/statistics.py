@@ -60,6 +60,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "arm": arm, "weight": runs[0]["weight"], "views": runs[0]["views"], "seeds": len(runs),
+                **({"term": runs[0]["term"]} if "term" in runs[0] else {}),
                 **_accuracy(_last_accuracies(runs), _last_accuracies(against)),
                 "cmi": cmi, "cmi_ratio": _ratio(cmi, _mean(against, "cmi")),
                 "cmi_heldout": heldout, "cmi_heldout_ratio": _ratio(heldout, _mean(against, "cmi_heldout")),
@@ -96,6 +97,17 @@ def _further(
         over = _accuracy(_last_accuracies(runs), _last_accuracies([by_seed[run["seed"]] for run in runs]))
         further["over_random"] = {"difference": over["difference"], "interval": over["interval"]}
     return further
+
+
+def against(entries: Sequence[dict[str, Any]], arm: str, other: str) -> dict[str, float | None]:
+    """How much more accurate `arm` is than `other`, paired by the seeds that both have: difference, half interval."""
+    scores = [
+        {run["seed"]: score for run, score in zip(runs, _last_accuracies(runs), strict=True)}
+        for runs in ([entry for entry in entries if entry["arm"] == name] for name in (arm, other))
+    ]
+    shared = [seed for seed in scores[0] if seed in scores[1]]
+    found = _accuracy([scores[0][seed] for seed in shared], [scores[1][seed] for seed in shared])
+    return {"difference": found["difference"], "interval": found["interval"]}
 
 
 def hopeless(entries: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, str]:
@@ -143,7 +155,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         )
         made.append(_table(title, result_columns(result), [results(row) for row in rows], caption))
         made.append(_table("", ("weight", *COSTS), [[weight_name(row), *costs(result, row)] for row in rows], None))
-        for columns, cells in further_tables(rows):
+        for columns, cells in (*further_tables(rows), *between_terms(result, rows)):
             made.append(_table("", columns, cells, None))
     return made
 
@@ -172,6 +184,22 @@ def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...]
         cells = [[name, plus_minus(gain, half, sign=True)] for name, gain, half in gains]
         made.append((("weight", "improvement over random (IOR)"), cells))
     return made
+
+
+def between_terms(
+    result: Mapping[str, Any], rows: Sequence[dict[str, Any]]
+) -> list[tuple[tuple[str, ...], list[list[str]]]]:
+    """Columns and cells of how further terms' arms differ from the first one's, paired by seed, if there are any."""
+    arms = [row for row in rows if row.get("term")]
+    if len({row["term"] for row in arms}) < 2:
+        return []
+    first = arms[0]
+    cells = []
+    for row in arms[1:]:
+        found = against(result["entries"], row["arm"], first["arm"])
+        assert found["difference"] is not None
+        cells.append([weight_name(row), plus_minus(found["difference"], found["interval"], sign=True)])
+    return [(("weight", f"difference to {weight_name(first)}"), cells)]
 
 
 def stopped(result: Mapping[str, Any]) -> str | None:
@@ -282,7 +310,8 @@ def weight_name(row: dict[str, Any]) -> str:
     """A row's weight in words; a reference's name."""
     if row["weight"] is None:
         return str(row["arm"])
-    return row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
+    weight = row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
+    return f"{row['term']} {weight}" if row.get("term") else weight
 
 
 def is_baseline(row: Mapping[str, Any]) -> bool:

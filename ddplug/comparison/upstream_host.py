@@ -77,7 +77,7 @@ class Upstream:
             )
         for arm in arms:
             if not arm.baseline:
-                Regularizer(judge.pool, arm.weight, setting=setting, **options)
+                Regularizer(judge.pool, arm.weight, setting=setting, term=arm.term or self.settings.term, **options)
         self.settings.check_arms(arms, adapter.views_per_class(arguments))
         if not self.download:
             adapter.preflight(arguments)
@@ -149,6 +149,7 @@ class Upstream:
         if not run.arm.baseline:
             ours |= {
                 "views": run.arm.views, "seed": run.seed, "proxies": user_path(self.proxies).resolve(),
+                "term": run.arm.term or self.settings.term,
                 **{name: ABOUT[name].spell(value) for name, value in self._options().items()},
             }  # fmt: skip
         return [f"--cmi_{name}={value}" for name, value in ours.items()]

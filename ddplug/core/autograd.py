@@ -22,9 +22,11 @@ from ddplug.errors import InputError, SecondDerivativeError
 class Call:
     """One passage of views through the layer, waiting for its backward pass."""
 
-    def __init__(self, views: Tensor, labels: Tensor) -> None:
+    def __init__(self, views: Tensor, labels: Tensor, real: Any = None) -> None:
         self.views = views
         self.labels = labels
+        self.real = real
+        """The real images that they are compared with, a `RealBatch`, if the term compares."""
         self.version = views._version
         self.node: weakref.ref[Any] | None = None
         self.collected: Any = None
@@ -53,7 +55,7 @@ class Call:
         if self.arrived is not None:  # else its graph is still to be walked, and the host's gradient to be passed on
             self.source = None
         self.done = True
-        self.round = self.grad = self.arrived = self.collected = None
+        self.round = self.grad = self.arrived = self.collected = self.real = None
         self.views = self.views.new_empty(0)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddplug.core.real import RealBatch, RealImages
 from ddplug.datasets.spaces import AnySpace
 from ddplug.engine.cuda_graphs import Graphs
-from ddplug.engine.step import PieceByPiece, cmi_gradient
+from ddplug.engine.step import PieceByPiece, Reals, cmi_gradient
 from ddplug.errors import InputError
 from ddplug.objectives.base import Groups, Objective, group
 from ddplug.proxies.pool import ProxyPool
@@ -47,6 +48,7 @@ class Estimator:
         view: what makes such a view.
         seed: of our own generators, the only ones drawn from.
         processes: those whose images the term is of.
+        real: where a term that compares with real images gets them.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Estimator:
         view: Callable[[Tensor], Tensor] | None,
         seed: int,
         processes: Processes = SEPARATE,
+        real: RealImages | None = None,
     ) -> None:
-        self.processes = processes
+        self.processes, self.real = processes, real
         self.pool, self.step, self.draw, self.classes = pool, step, draw, classes
         self.views_per_image, self.view = views_per_image, view
         self.generator = torch.Generator().manual_seed(seed)
@@ -79,25 +82,31 @@ class Estimator:
         assert isinstance(plain, PieceByPiece)
         return plain
 
-    def __call__(self, views: Tensor, labels: Tensor, *, all_classes: bool) -> Estimate:
-        """The term of `views` (n, c, h, w) with class numbers `labels` (n,), and its gradient."""
+    def __call__(
+        self, views: Tensor, labels: Tensor, *, all_classes: bool, offered: Sequence[RealBatch | None] = ()
+    ) -> Estimate:
+        """The term of `views` (n, c, h, w) with class numbers `labels` (n,), and its gradient.
+
+        `offered` are the real images that came along, if the term compares with such.
+        """
         some = None if self.classes is None or all_classes else self._some_classes(labels)
         if some is None:
-            return self._of_all(views, labels)
+            return self._of_all(views, labels, offered)
         rows = some.rows.to(views.device)
-        found = self._of_all(views[rows], labels[some.rows])
+        found = self._of_all(views[rows], labels[some.rows], offered)
         assert found.grad is not None
         # Zero for the images of other classes, and right on average.
         scattered = torch.zeros_like(views, dtype=found.grad.dtype).index_copy(0, rows, found.grad * some.factor)
         return found._replace(value=found.value * some.factor, grad=scattered, drawn=some.drawn)
 
-    def value(self, views: Tensor, labels: Tensor) -> Estimate:
+    def value(self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None] = ()) -> Estimate:
         """The term of `views` without its gradient, which costs a forward pass only."""
         groups, images = self._groups(views, labels)
         with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
             wide = views if views.dtype == torch.float64 else views.float()
             seen = self._further_views(wide) if self.views_per_image > 1 and len(wide) else wide
-            values = [self._plain.value(proxy, seen, groups) for proxy in self._drawn()]
+            compared = self._compared(wide, labels, offered)
+            values = [self._plain.value(proxy, seen, groups, compared) for proxy in self._drawn()]
         return Estimate(torch.stack(values).mean(), None, images, groups)
 
     def prepare_graphs(self) -> None:
@@ -107,23 +116,29 @@ class Estimator:
 
     def generators(self) -> tuple[Tensor, ...]:
         """The states of our own generators."""
-        return self.generator.get_state(), self.class_generator.get_state()
+        return tuple(generator.get_state() for generator in self._generators().values())
 
     def set_generators(self, states: tuple[Tensor, ...]) -> None:
         """Go on with the draws of `generators()`."""
-        self.generator.set_state(states[0])
-        self.class_generator.set_state(states[1])
+        for generator, state in zip(self._generators().values(), states, strict=True):
+            generator.set_state(state)
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """By what is drawn with them."""
+        own = {"proxies": self.generator, "classes": self.class_generator}
+        return own if self.real is None else {**own, "real images": self.real.generator}
 
     def draws(self) -> dict[str, str]:
         """What is going to be drawn, as short hashes: processes of one run draw the same."""
-        proxies, classes = (short_sha256([state.numpy().tobytes()]) for state in self.generators())
-        return {"the proxies drawn": proxies, "the classes drawn": classes}
+        found = self._generators().items()
+        return {f"the {what} drawn": short_sha256([each.get_state().numpy().tobytes()]) for what, each in found}
 
     def state_dict(self) -> dict[str, Any]:
         """The generators, and the state of `view` if it has one."""
         return {
             "generator": self.generator.get_state(),
             "class_generator": self.class_generator.get_state(),
+            **({} if self.real is None else {"real_generator": self.real.generator.get_state()}),
             "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
         }
 
@@ -131,18 +146,34 @@ class Estimator:
         """Go on with the draws of a `state_dict`."""
         self.generator.set_state(state["generator"].cpu())
         self.class_generator.set_state(state["class_generator"].cpu())
+        if self.real is not None and "real_generator" in state:
+            self.real.generator.set_state(state["real_generator"].cpu())
         if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
             self.view.load_state_dict(state["view"])
 
-    def _of_all(self, views: Tensor, labels: Tensor) -> Estimate:
+    def _of_all(self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None]) -> Estimate:
         groups, images = self._groups(views, labels)
         drawn = self._drawn()
+        compared = self._compared(views, labels, offered)
         augment = self._further_views if self.views_per_image > 1 and len(views) else None
-        return Estimate(*cmi_gradient(drawn, views, groups, self.step, augment), images, groups)
+        return Estimate(*cmi_gradient(drawn, views, groups, self.step, augment, compared), images, groups)
 
     def _groups(self, views: Tensor, labels: Tensor) -> tuple[Groups, int]:
         every, _ = self.processes.gather(labels.repeat(self.views_per_image))
         return group(every, len(every), views.device), len(every)
+
+    def _compared(self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None]) -> Reals | None:
+        """The real images as the step takes them, in further views of their own where the synthetic ones are."""
+        if self.real is None:
+            return None
+        given = self.real.of_round(offered, labels)
+        assert given.labels is not None
+        images = given.images.to(views.device, views.dtype if views.dtype == torch.float64 else torch.float32)
+        if self.views_per_image > 1 and self.view is not None and len(images):
+            with torch.no_grad():
+                images = self.view(images)
+        every, _ = self.processes.gather(given.labels)
+        return images, group(every, len(every), views.device)
 
     def _drawn(self) -> list[Any]:
         drawn = self.pool.draw(self.draw, self.generator)
@@ -185,6 +216,10 @@ class ToPool:
     def __call__(self, images: Tensor) -> Tensor:
         """`images` (n, c, h, w) as the proxies want them."""
         return self.pool.prepare(images, self.space)
+
+    def of_views(self) -> AnySpace | None:
+        """The space that the views are in: the pool's own, if nothing was said."""
+        return self.space or self.pool.info.space
 
 
 class _Some(NamedTuple):

@@ -15,7 +15,7 @@ from ddplug.core.weighting import WeightingName
 from ddplug.engine.chunking import Chunk, check_chunk
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision, check_precision
-from ddplug.objectives.base import Objective
+from ddplug.objectives import Objective, TermSpec
 from ddplug.objectives.cmi import check_temperature
 from ddplug.proxies.representations import Choice, check_representation
 from ddplug.utils.processes import HOW, Sharing
@@ -66,6 +66,7 @@ class Options:
     Raises `InputError` for a value that means nothing; the weighting is for who knows the weight to check.
     """
 
+    term: TermSpec = field(default="cmi", metadata=_is("what is added to the loss: a term's name, or a sum of several"))
     weighting: WeightingName = field(default="relative", metadata=_is("what the weight is", get_args(WeightingName)))
     every: int = field(default=1, metadata=_is("act in every k-th step only, k times as strongly", of_lambda=True))
     representation: Choice = field(
@@ -121,6 +122,10 @@ class Options:
             raise InputError(
                 f"classes={self.classes} lets some classes stand for all, but {objective.label} of all is not made up "
                 "of the classes' own; leave classes= out."
+            )
+        if self.graphs and objective.needs_real:
+            raise InputError(
+                f"graphs=True records no passes of real images, which {objective.label} compares with; leave it out."
             )
         if self.graphs and processes in ("sharded", "averaged"):
             raise InputError("graphs=True records no exchange with other processes; leave it out with processes=.")

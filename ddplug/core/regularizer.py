@@ -22,10 +22,12 @@ from ddplug.core.autograd import Call
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
 from ddplug.core.options import ABOUT, Options
+from ddplug.core.real import RealBatch, RealImages
 from ddplug.core.rounds import RoundKeeper
 from ddplug.core.state import check_kind, check_pool, check_settings
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Schedule, WeightingName, make_weighting
+from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.engine.chunking import Chunk
 from ddplug.engine.cuda_graphs import Graphs
@@ -33,7 +35,7 @@ from ddplug.engine.slots import check_compile
 from ddplug.engine.step import PieceByPiece
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision
-from ddplug.objectives import Objective, make
+from ddplug.objectives import Objective, TermSpec, make
 from ddplug.objectives.base import check_labels, check_not_negative
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
@@ -50,7 +52,8 @@ class Regularizer:
         weight: a share of the host's own gradient, a lambda (weighting="absolute"), or "paper". 0 is off.
         weighting: what `weight` means: the share in the first rounds, whose lambda is then frozen ("relative"), the
             share during the whole run ("sustained"), or lambda itself ("absolute").
-        term: what is added: the name of a term (`ddplug.objectives.terms()`), or an `Objective` of your own.
+        term: what is added: the name of a term (`ddplug.objectives.terms()`), a sum such as "cmi+0.3*proxy_ce", the
+            same as {"cmi": 1, "proxy_ce": 0.3}, or an `Objective` of your own.
         representation: "logit", "feature" for penultimate features (the paper's choice), or "pooled" for these averaged
             over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
             features for a lambda, as published lambdas are of features.
@@ -82,6 +85,8 @@ class Regularizer:
         input_space: the views' normalisation, as an `InputSpace` or "unit", "normalized:cifar10", "zca" (the pool's
             own whitening); None if it is the pool's. Refused for a pool that does not say what its own is.
         setting: (host, data set, images per class), for weight="paper".
+        data: the host's real data, of which a term that compares with real images takes a sample in each round, where
+            the host's own batch does not come along.
         scale: for mixed precision: the factor on the host's loss right now, e.g. `scaler.get_scale`.
         processes: under torch.distributed, what each process has: "sharded" (images of its own, of one set), "averaged"
             (a part of each batch of one set, whose gradients the host averages over the processes, as DDP does),
@@ -104,7 +109,7 @@ class Regularizer:
         weight: float | str = 1.0,
         *,
         weighting: WeightingName = "relative",
-        term: str | Objective = "cmi",
+        term: TermSpec = "cmi",
         representation: Choice = "auto",
         temperature: float = 1.0,
         calibrate: int = 10,
@@ -122,6 +127,7 @@ class Regularizer:
         view: Callable[[Tensor], Tensor] | None = None,
         input_space: AnySpace | str | None = None,
         setting: tuple[str, str, int] | None = None,
+        data: ImageData | None = None,
         scale: Callable[[], float] | None = None,
         processes: Sharing = "one",
         group: Any = None,
@@ -136,8 +142,8 @@ class Regularizer:
         # What is off asks for nothing, not even that the folder be there.
         off = weight == 0 and not record
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
-        self.representation = chosen(representation, self.weighting.kind)
         objective = make(term, temperature=temperature)
+        self.representation = chosen(representation, self.weighting.kind, objective.representation)
         self.options.check_with(objective, processes, view)
         self.every, self.passes, self.set_size = every, passes, set_size
         self.processes = Processes(processes, group)
@@ -155,6 +161,7 @@ class Regularizer:
         self.estimator = Estimator(
             self.pool, Graphs(step) if graphs and not compile else step, draw=draw, classes=classes,
             views_per_image=views_per_image, view=view, seed=seed, processes=self.processes,
+            real=RealImages(objective, seed, announce, self._to_pool.of_views, data) if objective.needs_real else None,
         )  # fmt: skip
         self.watch = Watch()
         self._keeper = RoundKeeper(
@@ -178,6 +185,11 @@ class Regularizer:
     def objective(self) -> Objective:
         """The term that is added."""
         return self.estimator.objective
+
+    def compare_with(self, data: Callable[[], ImageData | None]) -> None:
+        """Real data for a term that compares with real images and has none yet; is not asked for by others."""
+        if self.estimator.real is not None and self.estimator.real.data is None:
+            self.estimator.real.data = data()
 
     @property
     def temperature(self) -> float:
@@ -229,25 +241,37 @@ class Regularizer:
         return self.enabled and (self.weight != 0 or self.record)
 
     @uncompiled
-    def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, views: Tensor, labels: Tensor, *, real: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """`views`, unchanged; their gradient will gain that of CMI.
 
         Args:
             views: (n, c, h, w) floats. Without a gradient, at weight 0 or after `detach()` they come back untouched.
             labels: (n,) class numbers, in any order. Calls of one round are regularised together.
+            real: real images (m, c, h, w) under the same augmentation and their class numbers (m,), for a term that
+                compares with such; others ignore them.
 
         Raises:
             InputError, ProxyError, SpaceError: views or labels that the pool cannot take, here or in the backward pass.
         """
         if not (self.active and torch.is_grad_enabled() and views.requires_grad):
-            self.passed_by()
+            self.passed_by(views, labels)
             return views
-        return self._keeper.passed(views, self._checked(views, labels))
+        return self._keeper.passed(views, self._checked(views, labels, real))
 
-    def passed_by(self) -> None:
-        """Told that views came that are not to be regularised; many such and no others are warned about."""
+    def passed_by(self, images: Tensor | None = None, labels: Tensor | None = None) -> None:
+        """Told that views came that are not to be regularised; many such and no others are warned about.
+
+        They are real images, to a term that compares with such: of `labels` (m,), or of the class of the next views.
+        """
         if self.active:
             self.watch.untouched()
+            if images is not None:
+                self.saw_real(images, labels)
+
+    def saw_real(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Real images (m, c, h, w), for a term that compares: of `labels` (m,), or of the class of the next views."""
+        if self.active and self.estimator.real is not None:
+            self.estimator.real.passed(images, labels)
 
     @contextmanager
     def round(self) -> Iterator[None]:
@@ -338,7 +362,7 @@ class Regularizer:
         what = f"weight={self.weight}, {self.weighting.kind}, {self.representation}"
         return f"Regularizer({what}, {self.pool}, {self.rounds} rounds, {how})"
 
-    def _checked(self, views: Tensor, labels: Tensor) -> Call:
+    def _checked(self, views: Tensor, labels: Tensor, real: tuple[Tensor, Tensor] | None = None) -> Call:
         """A call on views and labels that CMI can be estimated on."""
         labels = torch.as_tensor(labels)
         self.processes.check()
@@ -356,7 +380,16 @@ class Regularizer:
         if not self._probed:
             self._probe(views, labels)
             self._probed = True
-        return Call(views.detach(), labels.detach())
+        return Call(views.detach(), labels.detach(), self._offered(labels, real))
+
+    def _offered(self, labels: Tensor, real: tuple[Tensor, Tensor] | None) -> RealBatch | None:
+        """The real images that came with views of `labels`, or before them."""
+        if self.estimator.real is None:
+            return None
+        found = self.estimator.real.given(real, labels)
+        if found is not None:
+            self.pool.check(found.images, self.input_space)
+        return found
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:
         """What is looked at once, at the first call."""

@@ -273,6 +273,7 @@ class RoundKeeper:
         if not images:  # in any process
             self._left_out(calls)
             return
+        offered = [call.real for call in calls]
         part = 1.0 if self.set_size is None else images / self.set_size
         if part > 1:
             self.watch.warn(
@@ -281,9 +282,9 @@ class RoundKeeper:
                 "it counts more than once. Count every view of an image: set_size is in views.",
             )
         if self.weight == 0:
-            found = self.estimator.value(views, labels)
+            found = self.estimator.value(views, labels, offered)
         else:
-            found = self.estimator(views, labels, all_classes=self.weighting.lam is None)
+            found = self.estimator(views, labels, all_classes=self.weighting.lam is None, offered=offered)
         self._look(calls, found.groups)
         finite = torch.isfinite(found.value)
         if found.grad is not None:
@@ -370,10 +371,10 @@ class RoundKeeper:
             # Of m of k classes, the estimate's squared norm is k/m times the term's own, in the mean over all draws.
             told = self.weighting.observe(round_.host, round_.own * round_.drawn, round_.part)
             if told is not None:
-                of = self.estimator.objective
+                value = self.estimator.objective.describe(round_.value.item())
                 self.announce(
                     f"ddplug: {told} (weight {self.weight}, {self.weighting.kind}, after {round_.number + 1} rounds; "
-                    f"{of.label} {round_.value.item():.4g} {of.unit})"
+                    f"{value})"
                 )
         applied = round_.lam * round_.factor
         share = (round_.own / round_.host).sqrt() * applied if isinstance(round_.own, Tensor) else None

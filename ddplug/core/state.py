@@ -42,7 +42,10 @@ _STATE = entries(
         "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),
         "view": optional(dict_of(anything)), "rounds": whole(), "history": list_of(_ROUND),
     },
-    {"settings": optional(dict_of(either(list_of(_SCALAR), _SCALAR))), "pool": optional(text())},
+    {
+        "settings": optional(dict_of(either(list_of(_SCALAR), _SCALAR))), "pool": optional(text()),
+        "real_generator": tensor("integer", (None,)),
+    },
 )  # fmt: skip
 """What a state may hold."""
 PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "history")

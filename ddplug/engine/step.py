@@ -17,6 +17,7 @@ from ddplug.engine.slots import CompiledSlot, Slot
 from ddplug.errors import DDPlugWarning, ProxyError
 from ddplug.networks.precision import Precision
 from ddplug.objectives.base import Groups, Objective
+from ddplug.objectives.real import Real
 from ddplug.proxies.pool import Proxy
 from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.utils.memory import out_of_memory
@@ -26,8 +27,10 @@ FAITHFUL = 0.99
 """Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
 
 Result = TypeVar("Result")
-Step = Callable[[Proxy, Tensor, Groups], tuple[Tensor, Tensor]]
-"""A proxy, views and their groups to the term and its gradient on the views."""
+Step = Callable[..., tuple[Tensor, Tensor]]
+"""A proxy, views and their groups to the term and its gradient on the views; real images last, if it compares."""
+Reals = tuple[Tensor, Groups]
+"""Real images (m, c, h, w) that a term compares with, and their classes; of all processes, where there are several."""
 
 
 def cmi_gradient(
@@ -36,11 +39,13 @@ def cmi_gradient(
     groups: Groups,
     step: Step,
     augment: Callable[[Tensor], Tensor] | None = None,
+    real: Reals | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The term under each proxy, averaged, and its gradient on `views` (n, c, h, w), in fp32 or better.
 
     `step` is asked once per proxy; `augment`, if given, turns each view into the several that it is estimated on,
-    `groups` being those of its result (of the results of all processes, where there are several).
+    `groups` being those of its result (of the results of all processes, where there are several). `real` are the images
+    that a term compares with, if it does.
     """
     # The host may be in autocast during its backward pass; neither direction of ours is.
     with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
@@ -49,9 +54,10 @@ def cmi_gradient(
         images = wide.detach().requires_grad_()
         augmented = images if augment is None else augment(images)
         seen = augmented.detach()
-        value, grad = step(proxies[0], seen, groups)
+        compared = () if real is None else (real,)
+        value, grad = step(proxies[0], seen, groups, *compared)
         for proxy in proxies[1:]:
-            another, part = step(proxy, seen, groups)
+            another, part = step(proxy, seen, groups, *compared)
             value, grad = value + another, grad + part
         if len(proxies) > 1:
             value, grad = value / len(proxies), grad / len(proxies)
@@ -91,19 +97,19 @@ class PieceByPiece:
         self._slots: dict[object, CompiledSlot] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
-    def __call__(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    def __call__(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> tuple[Tensor, Tensor]:
         """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
-        value, grad = self._computed(proxy, views, groups)
+        value, grad = self._computed(proxy, views, groups, real)
         # Not for a slot: what it does is compared by whoever made it, and a CUDA graph cannot wait for a number.
         if self.precision == "bf16" and not isinstance(proxy, Slot) and proxy.network not in self._compared:
             self._compared.add(proxy.network)
-            self._compare(proxy, views, groups, grad)
+            self._compare(proxy, views, groups, grad, real)
         return value, grad
 
-    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor) -> None:
+    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, real: Reals | None) -> None:
         """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
         exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk, processes=self.processes)
-        _, expected = exact(proxy, views, groups)
+        _, expected = exact(proxy, views, groups, real)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
             warnings.warn(
@@ -115,11 +121,12 @@ class PieceByPiece:
                 stacklevel=2,
             )
 
-    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None) -> tuple[Tensor, Tensor]:
+        objective = self._against(proxy, real)
         if not len(views):  # of one process; the term is that of the others' images
             features = self._of_none(proxy, views)
             every, _ = self.processes.gather(features)
-            value, _ = self.objective.value_and_grad(every.double(), groups)
+            value, _ = objective.value_and_grad(every.double(), groups)
             return value.to(views.dtype), torch.zeros_like(views)
         plan = self.plan(proxy, views)
         if self.compile:
@@ -127,7 +134,7 @@ class PieceByPiece:
         (features, graphs), plan = self._fitting(lambda now: self._forward(proxy, views, now), plan)
         every, own = self.processes.gather(features)
         # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
-        value, derivative = self.objective.value_and_grad(every.double(), groups)
+        value, derivative = objective.value_and_grad(every.double(), groups)
 
         def backward(now: Plan) -> Tensor:
             if now != plan:
@@ -182,7 +189,7 @@ class PieceByPiece:
             del leaf, seen
         return torch.cat(gradients[::-1])
 
-    def value(self, proxy: Proxy, views: Tensor, groups: Groups) -> Tensor:
+    def value(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> Tensor:
         """The term of `views` (n, c, h, w) alone, a scalar."""
         with torch.no_grad():
             if len(views):
@@ -190,8 +197,21 @@ class PieceByPiece:
             else:
                 features = self._of_none(proxy, views)
             every, _ = self.processes.gather(features)
-            value = self.objective(every.double(), groups)
+            value = self._against(proxy, real)(every.double(), groups)
         return value.to(views.dtype)
+
+    def _against(self, proxy: Proxy, real: Reals | None) -> Objective:
+        """The term, bound to the features of the real images that it compares with."""
+        if real is None:
+            return self.objective
+        images, groups = real
+        with torch.no_grad():
+            if len(images):
+                features, _ = self._fitting(partial(self._pieces, proxy, images), self.plan(proxy, images))
+            else:
+                features = self._of_none(proxy, images)
+        every, _ = self.processes.gather(features)
+        return self.objective.against(Real(every.double(), groups))
 
     def _pieces(self, proxy: Proxy, views: Tensor, plan: Plan) -> Tensor:
         """The features of `views`, without a graph."""

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError
 from ddplug.objectives.base import Objective, group
 from ddplug.objectives.cmi import check_temperature, class_sums
+from ddplug.objectives.real import Real
 from ddplug.objectives.separation import Separation, check_separation, class_separation
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
@@ -101,15 +103,39 @@ def term_value(
     *,
     representation: Representation = "feature",
     input_space: AnySpace | str | None = None,
+    real: tuple[Tensor, Tensor] | None = None,
     batch_size: int = 512,
 ) -> float:
     """Any term of `images` (n, c, h, w) with `labels` (n,), in its own unit: the mean over a pool's proxies.
 
-    Raises what `measure` raises.
+    `real` are images (m, c, h, w) in the same input space and their labels (m,), for a term that compares with such.
+    Raises what `measure` raises, and `InputError` for such a term without.
     """
     pool, groups = ProxyPool.of(proxies), group(labels, len(images), images.device)
-    values = [term(each, groups).double() for each in _features(pool, images, representation, input_space, batch_size)]
+    check_representation(representation)
+    found = _features(pool, images, representation, input_space, batch_size)
+    if real is None:
+        values = [term(each, groups).double() for each in found]
+    else:
+        others = group(real[1], len(real[0]), images.device)
+        compared = _features(pool, real[0].to(images), representation, input_space, batch_size)
+        pairs = zip(found, compared, strict=True)
+        values = [term.against(Real(theirs, others))(each, groups).double() for each, theirs in pairs]
     return torch.stack(values).mean().item()
+
+
+REAL_PER_CLASS = 100
+"""Real images of a class that a set is compared with when a term is measured that compares."""
+
+
+def some_real(data: ImageData, space: AnySpace) -> tuple[Tensor, Tensor]:
+    """The first training images of every class of `data`, (m, c, h, w) in `space`, and their labels (m,)."""
+    labels = data.train_labels
+    order = labels.argsort(stable=True)
+    counts = torch.bincount(labels, minlength=data.num_classes)
+    place = torch.arange(len(order), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+    chosen = order[place < REAL_PER_CLASS]
+    return data.space.convert(data.train_images[chosen], space), labels[chosen]
 
 
 def _features(

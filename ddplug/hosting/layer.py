@@ -78,7 +78,15 @@ class Layer:
         seed = regularizer.generator.initial_seed() if regularizer is not None else 0
         self._generator = torch.Generator().manual_seed(seed + 0x5EED)
 
-    def __call__(self, views: Tensor, labels: Tensor | int, *, step: int | None = None, first: int = 0) -> Tensor:
+    def __call__(
+        self,
+        views: Tensor,
+        labels: Tensor | int,
+        *,
+        step: int | None = None,
+        first: int = 0,
+        real: Tensor | None = None,
+    ) -> Tensor:
         """The host's views, unchanged; their gradient gains that of CMI.
 
         Args:
@@ -86,12 +94,15 @@ class Layer:
             labels: (n - first,) class numbers, or the one class that all of them are of.
             step: which inner step of an unrolled loop this is, from 0.
             first: rows before this one are real images in the same batch, and are left alone.
+            real: real images (m, c, h, w) under the same augmentation, all of the views' one class.
         """
-        return views if self.views != "host" else self._pass(views, labels, step, first)
+        return views if self.views != "host" else self._pass(views, labels, step, first, real)
 
-    def clean(self, images: Tensor, labels: Tensor | int, *, step: int | None = None) -> Tensor:
+    def clean(
+        self, images: Tensor, labels: Tensor | int, *, step: int | None = None, real: Tensor | None = None
+    ) -> Tensor:
         """The same for the images before the host's augmentation, if those are what is to be regularised."""
-        return images if self.views != "clean" else self._pass(images, labels, step, 0)
+        return images if self.views != "clean" else self._pass(images, labels, step, 0, real)
 
     def gate(self, loss: Tensor, limit: float) -> None:
         """For a host that steps only if `loss` <= `limit`, just before its backward pass: else leave this round out.
@@ -102,12 +113,14 @@ class Layer:
         if self.regularizer is not None and self.regularizer.active and not float(loss.detach()) <= limit:
             self.regularizer.skip()
 
-    def _pass(self, views: Tensor, labels: Tensor | int, step: int | None, first: int) -> Tensor:
+    def _pass(self, views: Tensor, labels: Tensor | int, step: int | None, first: int, real: Tensor | None) -> Tensor:
         if self.regularizer is None or not self.regularizer.active or not self._takes(step):
             return views
         chosen = views[first:] if first else views
         if not isinstance(labels, Tensor):
             labels = torch.full((len(chosen),), labels)
+        if first or real is not None:
+            self.regularizer.saw_real(views[:first] if real is None else real)
         chosen = self.regularizer(chosen, labels)
         return torch.cat([views[:first], chosen]) if first else chosen
 
@@ -165,6 +178,7 @@ class Attached:
             reg.pool.check_data(self._adapter.setting(args)[1])
         if reg.input_space is None:
             reg.input_space = reg.pool.derived_space(self._adapter.space(args, context))
+        reg.compare_with(lambda: self._adapter.real(args, context))
         self.save()
         self._layer = layer_of(self._adapter, reg, args, context, self._views, self._inner)
         return started(self._layer)

@@ -11,15 +11,17 @@ define `__call__`, and register it:
             centroids = groups.mean(features)
             return (features - centroids[groups.index]).square().sum(-1).mean()
 
-`ddplug.attach(trainer, term="compactness")` then regularises by it.
+`ddplug.attach(trainer, term="compactness")` then regularises by it. A term that compares with real images derives from
+`ddplug.objectives.RealObjective`.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,18 +35,22 @@ class Objective:
     Instances are compared by what they compute: two of one name and the same options are one term.
     """
 
-    name: ClassVar[str] = ""
-    label: ClassVar[str] = ""
+    name: str = ""
+    label: str = ""
     """What messages and tables call it; its name, if nothing is said."""
-    unit: ClassVar[str] = ""
+    unit: str = ""
     """Of its values, for tables and axes."""
-    min_per_class: ClassVar[int] = 1
+    min_per_class: int = 1
     """Images that a class needs at least for the term to say anything."""
-    too_few: ClassVar[str] = ""
+    too_few: str = ""
     """What to tell a user none of whose classes has that many."""
-    additive_over_classes: ClassVar[bool] = False
+    additive_over_classes: bool = False
     """Whether it is a mean over images of something that depends on the image's own class only, so that some classes
     can stand for all (`classes=m`)."""
+    needs_real: bool = False
+    """Whether it compares with real images; see `ddplug.objectives.real`."""
+    representation: str | None = None
+    """The one representation that it is defined on; None if any will do."""
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         """The term of `features` (n, d), in float32 or float64, a scalar; differentiable twice."""
@@ -62,6 +68,14 @@ class Objective:
         """Its options by name: what a lambda measured with it belongs to."""
         return {}
 
+    def against(self, real: Any) -> Objective:
+        """The term bound to real images, if it compares with such; see `ddplug.objectives.real`."""
+        return self
+
+    def describe(self, value: float) -> str:
+        """Its value in words, for messages."""
+        return f"{self.label} {value:.4g} {self.unit}"
+
 
 Term = TypeVar("Term", bound=type[Objective])
 
@@ -69,7 +83,12 @@ _TERMS: dict[str, type[Objective]] = {}
 
 
 def register(name: str) -> Callable[[Term], Term]:
-    """Class decorator: make a term known under `name`; `InputError` if the name is taken by another."""
+    """Class decorator: make a term known under `name`, a word of letters, digits and underscores.
+
+    Raises `InputError` if it is none, or if the name is taken by another term.
+    """
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise InputError(f"a term's name is a word of letters, digits and underscores, got {name!r}.")
 
     def add(term: Term) -> Term:
         if _TERMS.get(name, term) is not term:
@@ -86,20 +105,15 @@ def terms() -> list[str]:
     return sorted(_TERMS)
 
 
-def make(term: str | Objective, **options: Any) -> Objective:
-    """The term of that name, with those of `options` that it takes; a term that is made already, as it is.
-
-    Raises `InputError` for an unknown name, and for a class in the place of a name or of a term.
-    """
-    if isinstance(term, Objective):
-        return term
-    if not isinstance(term, str) or term not in _TERMS:
+def single(name: object, **options: Any) -> Objective:
+    """The term of that one name, with those of `options` that it takes; `InputError` for an unknown name."""
+    if not isinstance(name, str) or name not in _TERMS:
         raise InputError(
-            f"unknown term {term!r}, expected one of {', '.join(map(repr, terms()))}, or an instance of a class "
-            "derived from ddplug.objectives.Objective."
+            f"unknown term {name!r}, expected one of {', '.join(map(repr, terms()))}, a sum such as "
+            "'cmi+0.3*proxy_ce', or an instance of a class derived from ddplug.objectives.Objective."
         )
-    known = inspect.signature(_TERMS[term]).parameters
-    return _TERMS[term](**{name: value for name, value in options.items() if name in known})
+    known = inspect.signature(_TERMS[name]).parameters
+    return _TERMS[name](**{option: value for option, value in options.items() if option in known})
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,19 @@ class Groups:
     def mean(self, values: Tensor) -> Tensor:
         """Mean of the rows of `values`, (n, d), over each class: (c, d)."""
         return self.sum(values) / self.counts.to(values)[:, None]
+
+    def by_class(self, values: Tensor, fill: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The rows of `values`, (n, d), as a table (c, k, d), k the largest class's size, and which are there, (c, k).
+
+        Smaller classes are filled up with `fill`. Waits for the device.
+        """
+        order = self.index.argsort(stable=True)
+        of = self.index[order]
+        place = torch.arange(len(order), device=of.device) - (self.counts.cumsum(0) - self.counts)[of]
+        there = torch.zeros(len(self.counts), int(self.counts.max()), dtype=torch.bool, device=of.device)
+        there[of, place] = True
+        table = values.new_full((*there.shape, *values.shape[1:]), fill).index_put((of, place), values[order])
+        return table, there
 
 
 def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:

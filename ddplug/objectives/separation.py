@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import InputError
+from ddplug.objectives.base import Groups
 from ddplug.objectives.cmi import checked, class_sums, cmi, log_centroids, log_probabilities
 
 Separation = Literal["cross_entropy", "kl", "centroid_kl"]
@@ -52,6 +53,11 @@ def class_separation(
     """
     groups = checked(features, labels, temperature)
     check_separation(kind)
+    return separation_of(features, groups, kind, temperature)
+
+
+def separation_of(features: Tensor, groups: Groups, kind: Separation, temperature: float) -> Tensor:
+    """`class_separation` of images that are grouped and checked."""
     if len(groups.classes) < 2:
         raise InputError(
             f"a separation between classes needs at least two classes, got only class {int(groups.classes[0])}."

@@ -36,8 +36,18 @@ def check_representation(representation: str) -> Representation:
     return representation  # type: ignore[return-value]
 
 
-def chosen(choice: Choice, weighting: str) -> Representation:
-    """What "auto" stands for: logits for a share, features for a lambda, as published lambdas are of features."""
+def chosen(choice: Choice, weighting: str, required: str | None = None) -> Representation:
+    """What "auto" stands for: logits for a share, features for a lambda, as published lambdas are of features.
+
+    `required` is the one that a term is defined on, if it is on one only; `InputError` for another choice.
+    """
+    if required is not None:
+        if choice not in ("auto", required):
+            raise InputError(
+                f"this term is defined on {PLURAL[check_representation(required)]} only, got "
+                f"representation={choice!r}; leave it out."
+            )
+        return check_representation(required)
     if choice != "auto":
         return check_representation(choice)
     return "feature" if weighting == "absolute" else "logit"

@@ -1,0 +1,107 @@
+"""Where a term that compares with real images gets them: the host's own batch, else a sample of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import AnySpace
+from ddplug.errors import InputError
+from ddplug.objectives import Objective
+from ddplug.objectives.base import check_labels
+
+PER_CLASS = 64
+"""Images of a class that a sample has."""
+
+
+class RealBatch(NamedTuple):
+    """Real images in the space of the views."""
+
+    images: Tensor
+    """(m, c, h, w)."""
+    labels: Tensor | None
+    """(m,) class numbers; None if they are of the one class of the views that come next."""
+
+
+class RealImages:
+    """The real images of each round, and word of where they came from.
+
+    Args:
+        objective: the term that wants them.
+        seed: of our own generator, which samples.
+        announce: told once.
+        space: the input space of the views, once it is known.
+        data: what is sampled where the host shows no batch of its own.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        seed: int,
+        announce: Callable[[str], object],
+        space: Callable[[], AnySpace | None],
+        data: ImageData | None = None,
+    ) -> None:
+        self.objective, self.announce, self.space, self.data = objective, announce, space, data
+        # Of another seed than the proxies' and the classes'.
+        self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
+        self._passing: RealBatch | None = None
+        self._told = False
+
+    def passed(self, images: Tensor, labels: Tensor | None) -> None:
+        """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
+        self._passing = RealBatch(images.detach(), labels)
+
+    def given(self, real: tuple[Tensor, Tensor] | None, labels: Tensor) -> RealBatch | None:
+        """The batch of a call on views of `labels`: the one passed along, else the one that passed before."""
+        passing, self._passing = self._passing, None
+        if real is not None:
+            images, classes = real
+            classes = torch.as_tensor(classes)
+            check_labels(classes, len(images))
+            return RealBatch(images.detach(), classes)
+        if passing is None or passing.labels is not None:
+            return passing
+        single = labels[:1]
+        if not (labels == single).all():
+            return None
+        return RealBatch(passing.images, single.expand(len(passing.images)))
+
+    def of_round(self, offered: Sequence[RealBatch | None], labels: Tensor) -> RealBatch:
+        """The batches of a round's calls together, else a sample of the classes of `labels`, (n,), in the views' space.
+
+        Raises `InputError` where there is neither.
+        """
+        found = [batch for batch in offered if batch is not None and batch.labels is not None]
+        if found:
+            images = torch.cat([batch.images for batch in found])
+            classes = torch.cat([batch.labels.to(images.device, torch.int64) for batch in found])  # type: ignore[union-attr]
+            self._tell(f"the host's own batch, {len(images)} images in the first round")
+            return RealBatch(images, classes)
+        if self.data is None:
+            raise InputError(
+                f"the term '{self.objective.name}' compares with real images, and none came by. Pass the host's real "
+                "batch along, regularizer(views, labels, real=(images, labels)), or its real data, data=, of which a "
+                "sample is taken in each round."
+            )
+        self._tell(f"a sample of {self.data.name}, {PER_CLASS} images of each class, drawn anew in each round")
+        return self._sample(self.data, torch.unique(labels.cpu()))
+
+    def _sample(self, data: ImageData, classes: Tensor) -> RealBatch:
+        counts = torch.bincount(data.train_labels.cpu(), minlength=int(classes.max()) + 1)
+        if (empty := classes[counts[classes] == 0]).numel():
+            raise InputError(f"{data.name} has no images of class {', '.join(map(str, empty.tolist()))}.")
+        order, first = data.train_labels.cpu().argsort(stable=True), counts.cumsum(0) - counts
+        chance = torch.rand(len(classes), PER_CLASS, generator=self.generator, dtype=torch.float64)
+        chosen = order[first[classes, None] + (chance * counts[classes, None]).long()].flatten()
+        images = data.train_images[chosen.to(data.train_images.device)]
+        return RealBatch(data.space.convert(images, self.space() or data.space), classes.repeat_interleave(PER_CLASS))
+
+    def _tell(self, what: str) -> None:
+        if not self._told:
+            self._told = True
+            self.announce(f"ddplug: {self.objective.label} compares with {what}")
