@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,12 +134,20 @@ def pretrain(
     zca: Annotated[
         bool, typer.Option("--zca", help="Train on ZCA-whitened images, fitted on the training split.")
     ] = False,
+    mcmi: Annotated[
+        float | None, typer.Option(help="Fine-tune by maximum CMI with this weight; 0.15 is published, 0 is plain.")
+    ] = None,
+    mcmi_epochs: Annotated[int | None, typer.Option(help="Of the fine-tuning; a quarter of --epochs.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="With --mcmi: a pool whose networks are fine-tuned, instead of new ones.")
+    ] = None,
     device: DeviceName = "auto",
 ) -> None:
     """Train a pool of proxies on real images; can be interrupted, and continued by the same command."""
     from rich.console import Console
     from rich.table import Table
 
+    from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
     from ddplug.utils.processes import place
 
@@ -153,15 +162,60 @@ def pretrain(
     pool = train_pool(
         real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
         precision=precision, options=options, device=device_of(device),  # type: ignore[arg-type]
-        shared=True,
+        shared=True, mcmi=mcmi, mcmi_epochs=mcmi_epochs, start=ProxyPool.load(start) if start is not None else None,
     )  # fmt: skip
     if place()[0]:
         return  # the first process says it
-    table = Table("proxy", "seed", "epochs", "test accuracy", title=f"{real.name}: pool in {out}")
+    tuned = ("before", "CMI", "before") if mcmi is not None else ()
+    table = Table("proxy", "seed", "epochs", "test accuracy", *tuned, title=f"{real.name}: pool in {out}")
     for proxy in pool:
         record = proxy.record
-        table.add_row(proxy.name, str(record["seed"]), str(record["epochs"]), f"{record['test_accuracy']:.2%}")
+        cells = [
+            proxy.name,
+            *(str(record.get(key, "-")) for key in ("seed", "epochs")),
+            f"{record['test_accuracy']:.2%}",
+        ]
+        if tuned:
+            before = record["before"]
+            cells += [f"{before['test_accuracy']:.2%}", f"{record['cmi']:.4g} nats", f"{before['cmi']:.4g} nats"]
+        table.add_row(*cells)
     Console().print(table)
+
+
+@app.command()
+def relabel(
+    synthetic: Annotated[Path, typer.Argument(help="A synthetic set, .pt.")],
+    teachers: Annotated[Path, typer.Option(help="A pool whose networks give the labels.")],
+    out: Annotated[Path, typer.Option(help="The set with soft labels, .pt.")],
+    temperature: Annotated[float, typer.Option(help="T in softmax(logits / T).")] = 1.0,
+    unit: Annotated[
+        bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")
+    ] = False,
+    factor: Annotated[
+        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
+    ] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Write a set with soft labels, those of teachers; `ddplug evaluate` judges it like any other."""
+    from ddplug.datasets.spaces import InputSpace
+    from ddplug.datasets.synthetic import load_set, save_set
+    from ddplug.evaluation.relabel import relabel as relabel_set
+    from ddplug.proxies.pool import ProxyPool
+    from ddplug.utils.files import user_path
+
+    where, loaded = device_of(device), load_set(synthetic, factor=factor)
+    space = InputSpace.unit(loaded.images.shape[1]) if unit else loaded.space
+    made = relabel_set(
+        replace(loaded, images=loaded.images.to(where), space=space), ProxyPool.load(teachers).to(where),
+        temperature=temperature,
+    )  # fmt: skip
+    save_set(made, out)
+    agree = (made.labels.argmax(1).cpu() == loaded.classes).float().mean()
+    entropy = -(made.labels.clamp(min=1e-30).log() * made.labels).sum(1).mean()
+    print(
+        f"wrote {user_path(out)}: {len(made.labels)} images; the teachers' first choice is the image's own class for "
+        f"{agree:.1%}, mean entropy {entropy:.3f} nats"
+    )
 
 
 @app.command()
@@ -170,10 +224,14 @@ def measure(
     synthetic: Annotated[
         Path | None, typer.Argument(help="A synthetic set, .pt; leave it out to measure --data.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="A real data set to measure instead: digits, cifar10, ...")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A real data set to measure instead, or for a --term that compares with real images."),
+    ] = None,
     data_path: DataPath = None,
     split: Annotated[str, typer.Option(help="train or test, of --data.")] = "test",
     representation: RepresentationName = "feature",
+    term: Annotated[str, typer.Option(help="Measure this term, or sum of several, instead of CMI.")] = "cmi",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
     separation: Annotated[str, typer.Option(help="cross_entropy, kl or centroid_kl.")] = "cross_entropy",
     unit: Annotated[
@@ -189,16 +247,23 @@ def measure(
     from ddplug.datasets.spaces import InputSpace
     from ddplug.datasets.synthetic import SyntheticSet, load_set
     from ddplug.evaluation.measure import measure as measure_set
+    from ddplug.evaluation.measure import measure_term
+    from ddplug.objectives import make
     from ddplug.proxies.pool import ProxyPool
 
-    if (synthetic is None) == (data is None):
+    objective = make(term, temperature=temperature)
+    if synthetic is None and data is None:
+        raise InputError("nothing to measure: give a synthetic set (its .pt file) or a real data set (--data NAME).")
+    if synthetic is not None and data is not None and not objective.needs_real:
         raise InputError("measure one thing: a synthetic set (its .pt file) or a real data set (--data NAME).")
+    if objective.needs_real and data is None:
+        raise InputError(f"{objective.label} compares with real images: name their data set with --data.")
     if split not in ("train", "test"):
         raise InputError(f"unknown split {split!r}, expected train or test.")
     if data is not None and factor is not None:
         raise InputError(f"--factor {factor} is for a synthetic set whose images hold several; leave it out.")
-    if data is not None:
-        real = load_data(data, data_path)
+    real = load_data(data, data_path) if data is not None else None
+    if real is not None and synthetic is None:
         images, labels = (
             (real.train_images, real.train_labels) if split == "train" else (real.test_images, real.test_labels)
         )
@@ -212,6 +277,14 @@ def measure(
             pool.check_data(chosen.dataset, because=f"'{synthetic}' was distilled from {chosen.dataset}")
     where = device_of(device)
     input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
+    if term != "cmi":
+        told = measure_term(
+            objective, pool.to(where), replace(chosen, images=chosen.images.to(where), space=input_space), real,
+            representation=representation,
+        )  # fmt: skip
+        record = {"term": objective.name, "value": told, "unit": objective.unit}
+        print(json.dumps(record) if as_json else f"{title}: {objective.describe(told)}")
+        return
     result = measure_set(
         pool.to(where), chosen.images.to(where), chosen.classes.to(where), temperature=temperature,
         representation=representation,  # type: ignore[arg-type]

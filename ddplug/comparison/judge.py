@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import InputError
 from ddplug.evaluation.evaluate import judged
 from ddplug.evaluation.judging import DSAPerNetwork, Recipe, maker, resolve
-from ddplug.evaluation.measure import measure, some_real, term_value
+from ddplug.evaluation.measure import measure, measure_term
 from ddplug.networks.zoo import seeded
 from ddplug.objectives import make
 from ddplug.proxies.pool import ProxyPool
@@ -105,8 +105,7 @@ class Judge:
         if self.settings.term == "cmi":
             return measure(pool, images, labels, input_space=found, **how).cmi
         term = make(self.settings.term, temperature=how.pop("temperature", 1.0))
-        real = some_real(self.data, space) if term.needs_real else None
-        return term_value(term, pool, images, labels, input_space=found, real=real, **how)
+        return measure_term(term, pool, replace(synthetic, images=images, space=space), self.data, **how)
 
     def _maker(self, arch: str | None) -> Callable[[], torch.nn.Module]:
         if arch is None:

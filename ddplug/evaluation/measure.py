@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
+from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError, ProxyError
 from ddplug.objectives.base import Objective, group
 from ddplug.objectives.cmi import check_temperature, class_sums
@@ -122,6 +123,27 @@ def term_value(
         pairs = zip(found, compared, strict=True)
         values = [term.against(Real(theirs, others))(each, groups).double() for each, theirs in pairs]
     return torch.stack(values).mean().item()
+
+
+def measure_term(
+    term: Objective,
+    pool: ProxyPool,
+    synthetic: SyntheticSet,
+    data: ImageData | None = None,
+    *,
+    representation: str = "feature",
+) -> float:
+    """Any term of a set in its own unit, compared with some of `data`'s training images if it compares.
+
+    A term that is defined on one representation is measured on that one. Raises what `term_value` raises.
+    """
+    how = check_representation(term.representation or representation)
+    labels = synthetic.classes.to(synthetic.images.device)
+    real = None
+    if term.needs_real and data is not None:
+        real = some_real(data, synthetic.space or data.space)
+    space = pool.derived_space(synthetic.space)
+    return term_value(term, pool, synthetic.images, labels, representation=how, input_space=space, real=real)
 
 
 REAL_PER_CLASS = 100

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,16 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["step", "cosine"]
 
 
+class Loss(Protocol):
+    """A loss in the place of cross-entropy; its repr says all that decides it."""
+
+    def begin_epoch(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
+        """Told before every epoch of the network as it is then, and of all images and labels."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+
 def fit(
     net: nn.Module,
     images: Tensor,
@@ -60,10 +70,12 @@ def fit(
     augment: Augment | None = None,
     precision: Literal["exact", "bf16"] = "exact",
     seed: int,
+    loss_of: Loss | None = None,
     checkpoint: Path | None = None,
+    keep_checkpoint: bool = False,
     on_epoch: Callable[[int, float], object] | None = None,
 ) -> nn.Module:
-    """Train `net` in place by SGD on cross-entropy, on the device it is on; returns it in eval mode.
+    """Train `net` in place by SGD on cross-entropy, or `loss_of`, on the device it is on; returns it in eval mode.
 
     `images` are (n, c, h, w) floats, `labels` int64 (n,) or probabilities, float (n, classes), on any device.
     "step" is the standard schedule: `lr` for the first epochs // 2 + 1 epochs, a tenth of it for the others. "cosine"
@@ -72,7 +84,8 @@ def fit(
 
     With `checkpoint`, the state is saved there after every epoch (before `on_epoch`), and a later call with the same
     arguments goes on from it and ends at exactly the weights of an uninterrupted run, bit for bit where the device's
-    own arithmetic repeats itself, as the CPU's does. The file is removed when the training is finished.
+    own arithmetic repeats itself, as the CPU's does. The file is removed when the training is finished, unless
+    `keep_checkpoint` is set: then the same call again gives the trained network at once.
 
     Raises `InputError` for images, labels or settings that cannot be trained on, `ProxyError` if the loss stops being
     finite, and `PoolError` if the checkpoint cannot be read or belongs to other arguments.
@@ -84,6 +97,8 @@ def fit(
     done, identity = 0, ""
     if checkpoint is not None:
         settings = (epochs, lr, momentum, weight_decay, batch_size, schedule, seed, named(augment), precision)
+        if loss_of is not None:
+            settings = (*settings, repr(loss_of))  # type: ignore[assignment]
         identity = identity_of(settings, (images, labels, *net.state_dict().values()))
         done = _resume(checkpoint, identity, epochs, net, optimizer, generator)
 
@@ -92,6 +107,8 @@ def fit(
         order = torch.randperm(len(images), generator=generator).to(images.device)
         layer_seed = int(torch.randint(2**62, (), generator=generator))
         total = torch.zeros((), device=device)
+        if loss_of is not None:
+            loss_of.begin_epoch(net, images, labels)
         net.train()
         with torch.enable_grad(), seeded(layer_seed, device):
             for step, chosen in enumerate(torch.split(order, batch_size)):
@@ -104,7 +121,7 @@ def fit(
                     batch = augment(batch, generator)
                 with layers(device, precision):
                     logits = net(batch)
-                loss = F.cross_entropy(logits if precision == "exact" else logits.float(), targets)
+                loss = (loss_of or F.cross_entropy)(logits if precision == "exact" else logits.float(), targets)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -119,7 +136,7 @@ def fit(
             _save(checkpoint, identity, epoch + 1, net, optimizer, generator)
         if on_epoch is not None:
             on_epoch(epoch + 1, mean)
-    if checkpoint is not None:
+    if checkpoint is not None and not keep_checkpoint:
         checkpoint.unlink(missing_ok=True)
     return net.eval()
 

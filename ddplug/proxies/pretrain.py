@@ -7,6 +7,7 @@ first have finished is set aside in the pool's folder, and the first takes it in
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ from ddplug.errors import InputError, PoolError
 from ddplug.networks.precision import fast_bf16
 from ddplug.networks.training import accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
 from ddplug.utils.files import exclusive_lock, user_path
@@ -56,6 +58,9 @@ def pretrain(
     flip: bool | None = None,
     precision: Literal["exact", "bf16"] = "exact",
     options: Mapping[str, Any] | None = None,
+    mcmi: float | None = None,
+    mcmi_epochs: int | None = None,
+    start: ProxyPool | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
     shared: bool = False,
@@ -75,6 +80,11 @@ def pretrain(
         flip: mirror images at random; None decides by the data set.
         precision: "bf16" trains with bf16 layers, which some devices are much faster at; weights are fp32 in any case.
         options: for the architecture, e.g. {"norm": "batch", "width": 64}.
+        mcmi: fine-tune every network by maximum CMI with this weight, in [0, 1), at a tenth of `lr`; see
+            `ddplug.proxies.mcmi`. Its record also holds accuracy and CMI on the test images before and after. None for
+            no fine-tuning, 0 for one by cross-entropy alone.
+        mcmi_epochs: of the fine-tuning; a quarter of `epochs` unless given.
+        start: fine-tune copies of this pool's networks, in the place of training new ones by the settings above.
         device: to train on.
         progress: show a progress bar.
         shared: where torchrun has started several processes that all make this call, each trains its share of the
@@ -94,7 +104,11 @@ def pretrain(
     recipe = {
         "architecture": architecture, "options": resolved, "epochs": epochs, "lr": lr, "batch_size": batch_size,
         "seed": seed, "flip": flip, "precision": precision,
+        **settings_of(mcmi, mcmi_epochs, epochs, start.digest() if start is not None else None),
     }  # fmt: skip
+    if start is not None:
+        start.check_data(data.name, data.fingerprint())
+        count = len(start)
     with seeded(seed):
         build(architecture, **resolved)  # an impossible network is refused before anything is on disk
     wanted = Header(pool_info(data), count, [], recipe)
@@ -106,7 +120,7 @@ def pretrain(
             time.sleep(PAUSE)
         with exclusive_lock(folder / (f"{LOCK}_{rank}" if rank else LOCK), folder):
             header = _open(folder, wanted) if rank == 0 else replace(wanted)
-            _train(data, folder, header, device, progress and rank == 0, rank, size)
+            _train(data, folder, header, device, progress and rank == 0, rank, size, start)
     return ProxyPool(*read_pool(folder, dataset=data.name, builders={}, partial=False)).to(device)
 
 
@@ -118,13 +132,17 @@ def _train(
     progress: bool,
     rank: int = 0,
     size: int = 1,
+    start: ProxyPool | None = None,
 ) -> None:
     """Train what the pool lacks, by the recipe in its header, as process `rank` of `size`; ends with a whole pool."""
     recipe = header.recipe
     architecture, resolved, epochs, seed = (recipe[key] for key in ("architecture", "options", "epochs", "seed"))
     augment = shift_and_flip(max(1, data.shape[1] // 8), recipe["flip"])
     images, labels = data.train_images.to(device), data.train_labels.to(device)
-    what, total = f"proxies, {header.wanted} x {architecture} on {data.name}, epochs", header.wanted * epochs
+    tuning = recipe.get("mcmi")
+    trained = 0 if start is not None else epochs
+    each = trained + (tuning["epochs"] if tuning else 0)
+    what, total = f"proxies, {header.wanted} x {architecture} on {data.name}, epochs", header.wanted * each
     with Bars(on=progress) as bars:
 
         def epoch_done(before: int, done: int, loss: float) -> None:
@@ -134,19 +152,37 @@ def _train(
             _take_in(folder, header, rank)
             if index < len(header.networks) or _aside(folder, index, header) is not None:
                 continue
-            with seeded(seed + index):
-                network = build(architecture, **resolved).to(device)
-            fit(
-                network, images, labels, epochs=epochs, lr=recipe["lr"], batch_size=recipe["batch_size"],
-                schedule="cosine", augment=augment, precision=recipe["precision"], seed=seed + index,
-                checkpoint=folder / f".proxy_{index:03d}.checkpoint", on_epoch=partial(epoch_done, index * epochs),
-            )  # fmt: skip
-            reached = accuracy(network, data.test_images, data.test_labels)
-            record = {"seed": seed + index, "epochs": epochs, "test_accuracy": reached}
+            how: dict[str, Any] = {
+                "batch_size": recipe["batch_size"], "schedule": "cosine", "augment": augment,
+                "precision": recipe["precision"], "seed": seed + index,
+            }  # fmt: skip
+            checkpoint = folder / f".proxy_{index:03d}.checkpoint"
+            if start is not None:
+                proxy = copy.deepcopy(start.proxies[index])
+                network, name, record = proxy.network.to(device).requires_grad_(True), proxy.name, dict(proxy.record)
+            else:
+                with seeded(seed + index):
+                    network = build(architecture, **resolved).to(device)
+                fit(
+                    network, images, labels, epochs=epochs, lr=recipe["lr"], checkpoint=checkpoint,
+                    keep_checkpoint=bool(tuning), on_epoch=partial(epoch_done, index * each), **how,
+                )  # fmt: skip
+                name, record = f"{architecture}-{index}", {"seed": seed + index, "epochs": epochs}
+            if tuning:
+                record["before"] = judged(network, data)
+                fit(
+                    network, images, labels, epochs=tuning["epochs"], lr=recipe["lr"] * RATE,
+                    loss_of=MaximumCMI(tuning["weight"]), checkpoint=folder / f".proxy_{index:03d}.tuning",
+                    on_epoch=partial(epoch_done, index * each + trained), **how,
+                )  # fmt: skip
+                checkpoint.unlink(missing_ok=True)
+                record |= {"mcmi": tuning["weight"], "mcmi_epochs": tuning["epochs"], **judged(network, data)}
+            else:
+                record["test_accuracy"] = accuracy(network, data.test_images, data.test_labels)
             head = "classifier" if hasattr(network, "embed") else None
-            entry = write_network(folder, index, Proxy(network, head, f"{architecture}-{index}", record))
+            entry = write_network(folder, index, Proxy(network, head, name, record))
             write_header(_name(folder, index), Header(header.info, 1, [entry], header.recipe))
-            bars(what, (index + 1) * epochs, total, f"test accuracy {reached:.1%}")
+            bars(what, (index + 1) * each, total, f"test accuracy {record['test_accuracy']:.1%}")
         _take_in(folder, header, rank)
         while len(header.networks) < header.wanted:  # the others are not done
             time.sleep(PAUSE)
