@@ -33,7 +33,7 @@ class RealImages:
     Args:
         objective: the term that wants them.
         seed: of our own generator, which samples.
-        announce: told once.
+        announce: told once of each source.
         space: the input space of the views, once it is known.
         data: what is sampled where the host shows no batch of its own.
     """
@@ -50,7 +50,7 @@ class RealImages:
         # Of another seed than the proxies' and the classes'.
         self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
         self._passing: RealBatch | None = None
-        self._told = False
+        self._told = set[str]()
 
     def passed(self, images: Tensor, labels: Tensor | None) -> None:
         """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
@@ -64,7 +64,10 @@ class RealImages:
             classes = torch.as_tensor(classes)
             check_labels(classes, len(images))
             return RealBatch(images.detach(), classes)
-        if passing is None or passing.labels is not None:
+        if passing is None:
+            return None
+        if passing.labels is not None:
+            check_labels(passing.labels, len(passing.images))
             return passing
         single = labels[:1]
         if not (labels == single).all():
@@ -80,7 +83,7 @@ class RealImages:
         if found:
             images = torch.cat([batch.images for batch in found])
             classes = torch.cat([batch.labels.to(images.device, torch.int64) for batch in found])  # type: ignore[union-attr]
-            self._tell(f"the host's own batch, {len(images)} images in the first round")
+            self._tell("the host's own batch", f", {len(images)} images the first time")
             return RealBatch(images, classes)
         if self.data is None:
             raise InputError(
@@ -88,7 +91,7 @@ class RealImages:
                 "batch along, regularizer(views, labels, real=(images, labels)), or its real data, data=, of which a "
                 "sample is taken in each round."
             )
-        self._tell(f"a sample of {self.data.name}, {PER_CLASS} images of each class, drawn anew in each round")
+        self._tell(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, drawn anew in each round")
         return self._sample(self.data, torch.unique(labels.cpu()))
 
     def _sample(self, data: ImageData, classes: Tensor) -> RealBatch:
@@ -101,7 +104,8 @@ class RealImages:
         images = data.train_images[chosen.to(data.train_images.device)]
         return RealBatch(data.space.convert(images, self.space() or data.space), classes.repeat_interleave(PER_CLASS))
 
-    def _tell(self, what: str) -> None:
-        if not self._told:
-            self._told = True
-            self.announce(f"ddplug: {self.objective.label} compares with {what}")
+    def _tell(self, what: str, more: str) -> None:
+        """Say where real images come from, once each: a host that shows its own batch now and then is told of both."""
+        if what not in self._told:
+            self._told.add(what)
+            self.announce(f"ddplug: {self.objective.label} compares with {what}{more}")
