@@ -193,6 +193,25 @@ def test_interrupted_after_any_epoch_it_ends_at_the_same_weights(
         assert not [path.name for path in folder.iterdir() if path.name.startswith(".")], "no checkpoint is left"
 
 
+def test_another_weights_checkpoint_is_refused(few: ImageData, tmp_path: Path) -> None:
+    from ddplug.networks.training import fit
+
+    def net() -> nn.Module:
+        with seeded(0):
+            return build("convnet", channels=1, size=(8, 8), width=8)
+
+    def stop(done: int, loss: float) -> None:
+        raise InterruptError
+
+    how: dict[str, Any] = {"epochs": 2, "seed": 0, "checkpoint": tmp_path / "fit.pt"}
+    with pytest.raises(InterruptError):
+        fit(net(), few.train_images, few.train_labels, loss_of=MaximumCMI(0.1), on_epoch=stop, **how)
+    for other in (MaximumCMI(0.2), None):
+        with pytest.raises(PoolError):
+            fit(net(), few.train_images, few.train_labels, loss_of=other, **how)
+    fit(net(), few.train_images, few.train_labels, loss_of=MaximumCMI(0.1), **how)
+
+
 def test_what_was_trained_is_not_trained_again(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = {**RECIPE, "mcmi": 0.3, "mcmi_epochs": 2, "count": 1}
     undo = interrupted(monkeypatch, 3)  # the first of the fine-tuning

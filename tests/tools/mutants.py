@@ -56,8 +56,55 @@ SEALING, RECORDS, FILES_TESTS = (
 )
 SYNTHETIC, PATCHING = "tests/datasets/test_synthetic.py", "tests/hosting/test_patching.py"
 BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
+TERMS, SUMS, REAL = (
+    "tests/objectives/test_further_terms.py",
+    "tests/objectives/test_sums.py",
+    "tests/core/test_real_images.py",
+)
+MCMI, RELABEL, COMPARE_TERMS = (
+    "tests/proxies/test_mcmi.py",
+    "tests/evaluation/test_relabel.py",
+    "tests/comparison/test_compare_terms.py",
+)
 
 MUTANTS = [
+    # Further terms, sums of them, real images
+    Mutant("terms: centralisation's derivative", "objectives/centralisation.py", "(2 / len(features))", "(1 / len(features))", f"{TERMS}::test_value_and_grad_is_autograds"),
+    Mutant("terms: covariance without class size", "objectives/covariance.py", 'groups.sum(products) / rearrange(groups.counts.to(features), "c -> c 1 1")', "groups.sum(products)", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: positions first", "objectives/covariance.py", "n (channel p) -> n channel p", "n (p channel) -> n channel p", f"{TERMS}::test_options_of_a_term_are_those_of_its_formula"),
+    Mutant("terms: an image with itself", "objectives/diversity.py", " & ~torch.eye(here.shape[1], dtype=torch.bool, device=here.device)", "", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: filled-up images count", "objectives/diversity.py", ".abs() * cross", ".abs()", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: infinite slope at distance 0", "objectives/diversity.py", "squared.clamp(min=1e-24).sqrt()", "squared.clamp(min=0).sqrt()", f"{TERMS}::test_diversity_where_an_image_is_the_real_one_it_started_as"),
+    Mutant("terms: pairs with itself", "objectives/spread.py", "(sizes - 1).clamp(min=1)", "sizes", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: critic without prior", "objectives/mim.py", " - (negatives / len(real.features)).log()[:, None]", "", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: one class contrasts", "objectives/mim.py", "if len(real.groups.classes) < 2:", "if False:", f"{TERMS}::test_one_class_only"),
+    Mutant("terms: a class that is not there", "objectives/real.py", "if absent.any():", "if False:", f"{TERMS}::test_real_images_that_are_not_there"),
+    Mutant("sums: factors of gradients", "objectives/combined.py", "grads = [factor * grad for factor, _, grad in found]", "grads = [grad for factor, _, grad in found]", f"{SUMS}::test_value_and_gradient_are_the_weighted_sums"),
+    Mutant("sums: a sum of one", "objectives/combined.py", "if len(parts) == 1 and parts[0][0] == 1 else Sum(parts)", "if False else Sum(parts)", f"{SUMS}::test_one_term_alone_is_that_term"),
+    Mutant("sums: minus forgotten", "objectives/combined.py", '-size if sign == "-" else size', "size", f"{SUMS}::test_how_sums_are_written"),
+    Mutant("sums: in each other", "objectives/combined.py", "(_factor(term.name, factor) * inner, each)", "(inner, each)", f"{SUMS}::test_a_sum_in_a_sum_is_its_terms"),
+    Mutant("sums: two of one name", "objectives/combined.py", "if names.count(name) > 1", "if False", f"{SUMS}::test_sums_that_are_none"),
+    Mutant("real images: of the first call only", "core/real.py", "for batch in offered if batch is not None and", "for batch in offered[:1] if batch is not None and", f"{REAL}::test_class_by_class_in_one_round"),
+    Mutant("real images: a batch serves for ever", "core/real.py", "passing, self._passing = self._passing, None", "passing = self._passing", f"{REAL}::test_the_real_batch_of_an_augmentation"),
+    Mutant("real images: of any class", "core/real.py", "if not (labels == single).all():", "if False:", f"{REAL}::test_an_unlabelled_batch_beside_views_of_several_classes"),
+    Mutant("real images: kept after the round", "core/autograd.py", "self.collected = self.real = None", "self.collected = None", f"{REAL}::test_nothing_is_kept_after_a_round"),
+    Mutant("real images: sample of other classes", "core/real.py", "first[classes, None] + ", "", f"{REAL}::test_a_sample_of_the_data"),
+    Mutant("real images: draws start over", "core/estimator.py", 'self.real.generator.set_state(state["real_generator"].cpu())', "pass", f"{REAL}::test_a_continued_run_draws_the_same"),
+    Mutant("real images: draws gone on", "core/estimator.py", '{**own, "real images": self.real.generator}', "own", f"{REAL}::test_a_round_that_an_exception_ends_leaves_the_draw"),
+    Mutant("real images: not in further views", "core/estimator.py", "                images = self.view(images)\n", "                pass\n", f"{REAL}::test_further_views_of_real_images_too"),
+    Mutant("real images: rows before forgotten", "hosting/layer.py", "if first or real is not None:", "if real is not None:", f"{TOYS} -k rows_before"),
+    # Maximum CMI, soft labels, comparisons of terms
+    Mutant("MCMI: minimised", "proxies/mcmi.py", "loss - self.weight * kl", "loss + self.weight * kl", f"{MCMI}::test_the_loss_is_cross_entropy_less_kl_to_the_epochs_centroids"),
+    Mutant("MCMI: centroids of training mode", "proxies/mcmi.py", "    net.eval()\n", "", f"{MCMI}::test_the_loss_is_cross_entropy_less_kl_to_the_epochs_centroids"),
+    Mutant("MCMI: another weight's checkpoint", "networks/training.py", "settings = (*settings, repr(loss_of))", "pass", f"{MCMI}::test_another_weights_checkpoint_is_refused"),
+    Mutant("MCMI: trained again", "proxies/pretrain.py", "keep_checkpoint=bool(tuning), ", "", f"{MCMI}::test_what_was_trained_is_not_trained_again"),
+    Mutant("MCMI: weights of a streamed pool", "proxies/pretrain.py", "network.load_state_dict(proxy.weights())", "pass", f"{MCMI}::test_a_streamed_pool_can_be_begun_with"),
+    Mutant("relabel: class by the teachers", "evaluation/relabel.py", ", given_classes=classes", "", f"{RELABEL}::test_labels_are_the_teachers_mean_probabilities"),
+    Mutant("relabel: temperature forgotten", "evaluation/relabel.py", " / temperature, 1)", ", 1)", f"{RELABEL}::test_labels_are_the_teachers_mean_probabilities"),
+    Mutant("relabel: space forgotten", "evaluation/relabel.py", "teachers.prepare(batch, space)", "batch", f"{RELABEL}::test_a_set_in_another_space_is_converted"),
+    Mutant("measure: a term in float32", "evaluation/measure.py", "found = (each.double() for each in", "found = (each for each in", f"{RELABEL}::test_what_is_nearly_equal_is_measured_to_its_digits"),
+    Mutant("compare: one term for all arms", "comparison/own_trainer.py", '"term": arm.term or self.settings.term', '"term": self.settings.term', f"{COMPARE_TERMS}::test_each_arm_is_regularised_by_its_term"),
+    Mutant("compare: terms unpaired", "comparison/statistics.py", "shared = [seed for seed in scores[0] if seed in scores[1]]", "shared = sorted(scores[1], reverse=True)", f"{COMPARE_TERMS}::test_terms_are_compared_in_pairs_of_a_seed"),
     # Memory that runs out, rounds that are broken off
     Mutant("memory: not taken apart", "engine/step.py", "smaller = plan.smaller() if out_of_memory(error) else None", "smaller = None", MEMORY),
     Mutant("memory: graphs of larger pieces", "engine/step.py", "                graphs.clear()\n", "                pass\n", MEMORY),
