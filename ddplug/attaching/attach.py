@@ -170,7 +170,7 @@ def attach(
     _check_options(options)
     real = _real(data, options.get("input_space")) if data is not None else _held_data(trainer)
     regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
-    regularizer.compare_with(lambda: real)
+    regularizer.real.sample_from(lambda: real)
     # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
     if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
         regularizer.pool.check_data(real.name, real.fingerprint())

@@ -49,6 +49,8 @@ class Objective:
     can stand for all (`classes=m`)."""
     needs_real: bool = False
     """Whether it compares with real images; see `ddplug.objectives.real`."""
+    keeps_real: bool = False
+    """Whether these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
     representation: str | None = None
     """The one representation that it is defined on; None if any will do."""
 
@@ -71,6 +73,20 @@ class Objective:
     def against(self, real: Any) -> Objective:
         """The term bound to real images, if it compares with such; see `ddplug.objectives.real`."""
         return self
+
+    def of_proxy(self, name: str) -> Objective:
+        """The term under the proxy of that name, if it keeps something for each."""
+        return self
+
+    def saw(self, features: Tensor, groups: Groups) -> None:
+        """Told of every round's `features` (n, d) once the term of them is known."""
+
+    def state(self) -> dict[str, Any]:
+        """What a continued run needs of it: tensors, in dictionaries."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
 
     def describe(self, value: float) -> str:
         """Its value in words, for messages."""
