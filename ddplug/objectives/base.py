@@ -21,6 +21,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, TypeVar
 
 import torch
@@ -117,12 +118,20 @@ def register(name: str) -> Callable[[Term], Term]:
 
 
 def terms() -> list[str]:
-    """The names of all terms."""
-    return sorted(_TERMS)
+    """The names of all terms, those of installed packages among them."""
+    return sorted({*_TERMS, *_of_packages().names})
+
+
+def _of_packages() -> EntryPoints:
+    """What installed packages announce as terms, in the group "ddplug.terms"."""
+    return entry_points(group="ddplug.terms")
 
 
 def single(name: object, **options: Any) -> Objective:
     """The term of that one name, with those of `options` that it takes; `InputError` for an unknown name."""
+    if name not in _TERMS and isinstance(name, str):
+        for announced in _of_packages().select(name=name):
+            register(name)(announced.load())
     if not isinstance(name, str) or name not in _TERMS:
         raise InputError(
             f"unknown term {name!r}, expected one of {', '.join(map(repr, terms()))}, a sum such as "

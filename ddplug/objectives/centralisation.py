@@ -11,8 +11,8 @@ from ddplug.objectives.base import Groups, Objective, register
 class Centralisation(Objective):
     """Mean over images of ||f_s - mean of f over its class||^2.
 
-    The publication takes the sum over all images, times 0.05: a lambda of 0.05 times the number of images here. For
-    features that hardly differ, CMI is this over 2 d, with softmax(f) in the place of f times d.
+    The publication takes the sum over all images, times 0.05: a lambda of 0.05 times the number of images here. Where
+    P = softmax(f) is nearly uniform, CMI is this over 2 d, but for what all d features of an image have in common.
     """
 
     label = "class centralisation"
