@@ -1,20 +1,26 @@
 """Breaks every contract once, on purpose, in a copy of the checkout, and sees its test go red.
 
     python tests/tools/mutants.py [WORD ...]      # only the mutants whose name contains one of the words
+    python tests/tools/mutants.py --first 200     # from that one on, as their numbers are printed
 
 A test that stays green on its mutant cannot fail and is a defect; so is a mutant whose text is no longer in the code.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
+import importlib
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,7 +191,7 @@ MUTANTS = [
            f"{LAYER}::test_state_dict_continues_the_run"),
     Mutant("warns every time", "core/watch.py", 'self._warned.add(about)', 'pass', LAYER),
     Mutant("negative weight passes", "core/weighting.py", "or weight < 0", "", LAYER),
-    Mutant("input space ignored", "proxies/pool.py", "return space.convert(images, self.info.space)", "return images", LAYER),
+    Mutant("input space ignored", "proxies/pool.py", "            return space.convert(images, self.info.space)", "            return images", LAYER),
     Mutant("history grows twice", "core/history.py", "            self._pending.clear()\n\n    @property", "            pass\n\n    @property", LAYER),
     # Attaching
     Mutant("attribute left behind", "attaching/hooks.py", "delattr(owner, name)", "pass", ATTACH),
@@ -207,8 +213,9 @@ MUTANTS = [
     Mutant("tuple becomes a tuple only", "attaching/places.py", 'if hasattr(result, "_fields")', "if False", ATTACH),
     # What a hostile review found
     Mutant("half precision before lambda", "engine/step.py", "wide = views if views.dtype == torch.float64 else views.float()", "wide = views", f"{LAYER} -k half_precision"),
-    Mutant("overflow with lambda", "core/rounds.py", "round_.finite = round_.finite & torch.isfinite(extra).all()", "pass", f"{LAYER} -k overflows"),
+    Mutant("overflow with lambda", "core/rounds.py", "round_.finite = round_.finite & torch.isfinite(extra).all().to(home)", "pass", f"{LAYER} -k overflows"),
     Mutant("the host's autocast in ours", "engine/step.py", ", torch.autocast(views.device.type, enabled=False)", "", f"{LAYER} -k autocast"),
+    Mutant("the host's autocast in a conversion", "proxies/pool.py", "with torch.autocast(images.device.type, enabled=False):", "if True:", f"{LAYER} -k autocast"),
     Mutant("the host's autocast in the loss form", "proxies/proxy.py", 'with layers(images.device, precision):', 'if True:', f"{LAYER} -k autocast"),
     Mutant("loss scaling not added", "core/rounds.py", "lam * round_.factor * scale", "lam * round_.factor", f"{LAYER} -k scaling"),
     Mutant("loss scaling not measured", "core/rounds.py", "_squared_norm(grad).to(home) / scale**2", "_squared_norm(grad).to(home)", f"{LAYER} -k scaling"),
@@ -242,7 +249,7 @@ MUTANTS = [
     Mutant("lost graphs unsaid", "core/watch.py", "if self._lost >= LOST and not self.rounds:", "if False:", WATCH),
     Mutant("idle views unsaid", "core/watch.py", "if self._untouched == UNTOUCHED and", "if False and", WATCH),
     Mutant("idle steps unsaid", "core/watch.py", "if self._steps == STEPS and not self.rounds:", "if False:", WATCH),
-    Mutant("a module's images unknown", "attaching/attach.py", ', *held.get("_parameters", {}).values()', "", WATCH),
+    Mutant("a module's images unknown", "attaching/attach.py", '(*held.values(), *held.get("_parameters", {}).values())', "held.values()", WATCH),
     Mutant("way back compiled", "core/rounds.py", "@uncompiled\n    def _on_backward", "def _on_backward", f"{ATTACH} -k compiled_as_a_whole"),
     Mutant("anybody's steps", 'core/watch.py', 'if holds(optimizer, parameters):', 'if True:', WATCH),
     Mutant("nothing at the end", "core/watch.py", "@atexit.register\n", "", WATCH),
@@ -294,7 +301,7 @@ MUTANTS = [
     Mutant("first linear layer is the head", "proxies/proxy.py", "return found[-1]", "return found[0]", PROXIES),
     Mutant("head not verified", "proxies/proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "False", PROXIES),
     Mutant("named head verified too", "proxies/proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "not _same(output, seen[-1][-1])", PROXIES),
-    Mutant("hook stays after an exception", "proxies/proxy.py", "        finally:\n            hook.remove()\n", "        hook.remove()\n", PROXIES),
+    Mutant("hook stays after an exception", "proxies/proxy.py", "        finally:\n            hook.remove()\n", "        finally:\n            pass\n", PROXIES),
     Mutant("hook stays", "proxies/proxy.py", "            hook.remove()", "            pass", PROXIES),
     Mutant('out of memory renamed', "proxies/proxy.py", 'isinstance(error, DDPlugError) or out_of_memory(error)', 'isinstance(error, DDPlugError)', PROXIES),
     Mutant("candidates not named", "proxies/proxy.py", "candidates: {', '.join(_candidates(self.network)) or 'none'}", "", PROXIES),
@@ -370,7 +377,7 @@ MUTANTS = [
     Mutant("temperature ignored", "evaluation/measure.py", "class_sums(features, groups, temperature)", "class_sums(features, groups, 1.0)", SETS),
     Mutant("separation kind ignored", "evaluation/measure.py", "labels, kind=separation,", "labels,", SETS),
     Mutant("first proxy only", "evaluation/measure.py", "for proxy in pool:", "for proxy in pool.proxies[:1] * len(pool):", SETS),
-    Mutant("input space ignored", "evaluation/measure.py", "pool.prepare(batch, found)", "batch", SETS),
+    Mutant("input space ignored in measuring", "evaluation/measure.py", "pool.prepare(batch, found)", "batch", SETS),
     Mutant("features not checked", "evaluation/measure.py", "if not torch.isfinite(features).all():", "if False:", SETS),
     Mutant("one image per class warns", "evaluation/measure.py", "by_proxy = torch", "from ddplug.cmi import cmi; cmi(features, labels)\n    by_proxy = torch", SETS),
     Mutant("one class separated", "evaluation/measure.py", "several = len(groups.classes) > 1", "several = True", SETS),
@@ -588,40 +595,73 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+SLOW_TO_IMPORT = ("torch", "torchvision", "kornia", "sklearn.cluster", "matplotlib.pyplot", "hypothesis")
+"""Others' modules that most tests use: imported once, and there in every process that is forked to run tests."""
+
+
 def survives(mutant: Mutant, copy: Path) -> str | None:
     """Why the mutant counts as alive, or None if its tests went red."""
     path = copy / "ddplug" / mutant.file
     original = path.read_text()
     if original.count(mutant.old) < 1:
         return "its text is not in the code"
-    path.write_text(original.replace(mutant.old, mutant.new, 1))
+    changed = original.replace(mutant.old, mutant.new, 1)
+    if path.suffix == ".py":
+        try:
+            ast.parse(changed)
+        except SyntaxError as error:  # any test would go red
+            return f"it is no Python: {error}"
+    path.write_text(changed)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)],
-            cwd=copy, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
+        status, output = _tested(mutant.tests, copy)
     finally:
         path.write_text(original)
-    return None if done.returncode == 1 else f"pytest ended with {done.returncode}:\n{done.stdout[-800:]}"
+    return None if status == 1 else f"pytest ended with {status}:\n{output[-800:]}"
 
 
-def main(words: list[str]) -> int:
+def _tested(tests: str, copy: Path) -> tuple[int, str]:
+    """How pytest, stopping at the first red test, ends in a process of its own in `copy`, and what it prints."""
+    log = copy.parent / "log"
+    if (child := os.fork()) == 0:
+        status = -1
+        with suppress(BaseException), log.open("w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.chdir(copy)
+            sys.path[0] = str(copy)
+            status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)])
+            sys.stdout.flush()
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text(errors="replace")
+
+
+def main(words: list[str], first: int = 1) -> int:
+    """Try the mutants whose names contain one of `words`, from the `first` on; returns how many live."""
     chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    for name in SLOW_TO_IMPORT:
+        importlib.import_module(name)
     alive = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "ddplug"
         shutil.copytree(
             ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "ddplug-demo", "*.egg-info", "__pycache__")
         )
-        for number, mutant in enumerate(chosen, 1):
+        for number, mutant in enumerate(chosen[first - 1 :], first):
             why = survives(mutant, copy)
             print(f"{number:3}/{len(chosen)}  {'red' if why is None else 'ALIVE'}  {mutant.name}", flush=True)
             if why is not None:
                 alive.append(mutant.name)
-                print(f"      {why}")
-    print(f"{len(chosen) - len(alive)} of {len(chosen)} mutants turned their tests red")
+                print(f"      {why}", flush=True)
+    tried = len(chosen) - first + 1
+    print(f"{tried - len(alive)} of {tried} mutants turned their tests red")
     return len(alive)
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main(sys.argv[1:]) else 0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD")
+    parser.add_argument("--first", type=int, default=1)
+    given = parser.parse_args()
+    sys.exit(1 if main(given.words, given.first) else 0)
