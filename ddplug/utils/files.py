@@ -120,6 +120,10 @@ def write_json(content: object, path: str | Path, *, sealed: bool = True) -> Non
     write_bytes(text.encode(), path)
 
 
+class HeldError(InputError):
+    """Another process holds a lock."""
+
+
 @contextmanager
 def exclusive_lock(lock: Path, what: Path) -> Iterator[None]:
     """Hold the file `lock`, so that no other process works in `what`, as far as it asks for the same lock.
@@ -128,14 +132,15 @@ def exclusive_lock(lock: Path, what: Path) -> Iterator[None]:
     out. On a file system without locks a `DDPlugWarning` says so and nothing is held.
 
     Raises:
-        InputError: another process holds the lock, or nothing can be written where it belongs.
+        HeldError: another process holds the lock.
+        InputError: nothing can be written where it belongs.
     """
     held = FileLock(lock, blocking=False)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
     except Timeout as error:
-        raise InputError(
+        raise HeldError(
             f"another process is at work in '{what}'; wait for its end, or stop it. The same command then goes on "
             "from there."
         ) from error

@@ -40,7 +40,7 @@ PROXIES, FILES, SETS = (
     "tests/proxies/test_pool_files.py",
     "tests/evaluation/test_sets_and_measure.py",
 )
-SHARED = "tests/proxies/test_shared_pretraining.py"
+SHARED, SHARED_COMPARISON = "tests/proxies/test_shared_pretraining.py", "tests/comparison/test_shared_comparison.py"
 MEMORY, FAILURES, HIDDEN = (
     "tests/engine/test_memory.py",
     "tests/core/test_failures.py",
@@ -79,6 +79,10 @@ MUTANTS = [
     Mutant("shared pool: trained again", "proxies/pretrain.py", " or _aside(folder, index, header) is not None", "", SHARED),
     Mutant("shared pool: out of turn", "proxies/pretrain.py", "_aside(folder, len(header.networks), header)) is not None", "_aside(folder, header.wanted - 1, header)) is not None", SHARED),
     Mutant("shared pool: left lying", "proxies/pretrain.py", "        shutil.rmtree(_name(folder, len(header.networks) - 1))\n", "", SHARED),
+    Mutant("shared runs: all wait for the first", "comparison/compare.py", "with suppress(HeldError):", "if True:", f"{SHARED_COMPARISON} -k hopeless"),
+    Mutant("shared runs: not divided", "comparison/compare.py", "range(self.rank, self.rank + self.size)", "range(self.size)", f"{SHARED_COMPARISON} -k divided"),
+    Mutant("shared runs: unlocked", "comparison/compare.py", "nullcontext() if self.size == 1 else", "nullcontext() if True else", f"{SHARED_COMPARISON} -k 'hopeless or killed'"),
+    Mutant("shared runs: hosts take part", "utils/processes.py", "if not _TORCHRUN.fullmatch(name)", "if True", f"{SHARED_COMPARISON} -k hosts"),
     Mutant("any order: weight forgotten", "core/regularizer.py", '        self.weighting.load_state_dict(state["weighting"])\n', "", "tests/core/test_machine.py"),
     Mutant("memory: the proxy's fault", "proxies/proxy.py", "isinstance(error, DDPlugError) or out_of_memory(error)", "isinstance(error, DDPlugError)", MEMORY),
     # Several processes
@@ -482,8 +486,8 @@ MUTANTS = [
     Mutant("learned labels are classes", "datasets/host_files.py", "if images % kinds == 0:", "if False:", "tests/datasets/test_hostfiles.py -k learned"),
     Mutant("classes not saved", "datasets/synthetic.py", '"given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/datasets/test_hostfiles.py -k learned"),
     Mutant("a host's folder left relative", "hosting/arguments.py", "str(user_path(option(arguments, name, default)).resolve())", "option(arguments, name, default)", "tests/adapters/test_compare_adapters.py"),
-    Mutant("hosts report", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **os.environ},", "", f"{COMPARE_HOST} -k report_nowhere"),
-    Mutant("told to report and not done", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **os.environ},", "env={**os.environ, **comparable(self.spec.name).quiet_env},", f"{COMPARE_HOST} -k report_nowhere"),
+    Mutant("hosts report", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **environment_of_one()},", "", f"{COMPARE_HOST} -k report_nowhere"),
+    Mutant("told to report and not done", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **environment_of_one()},", "env={**environment_of_one(), **comparable(self.spec.name).quiet_env},", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("a host works where we are", "hosting/deterministic.py", 'os.chdir(given["folder"])', "pass", f"{COMPARE_HOST} -k folder_of_its_entry"),
     Mutant("stale judgements kept", "comparison/compare.py", "                stale.unlink()", "                pass", f"{BASELINE} -k given_up"),
     Mutant("tables with us only", "hosting/patched_host.py", "load(self.name, self.patches)", "load(self.name)", f"{TOYS} -k weight_zero"),
@@ -541,7 +545,7 @@ MUTANTS = [
     Mutant("unknown is different", "comparison/folder.py", "if key in there or key not in NOTED", "", f"{COMPARE} -k another_version"),
     Mutant("anything may be unknown", "comparison/folder.py", "if key in there or key not in NOTED}", "if key in there}\n    known |= {'settings': there['settings']}", f"{COMPARE} -k another_version"),
     Mutant("two at once", "utils/files.py", "held.acquire()", "pass", "tests/evaluation/test_evaluate.py -k share_a_file"),
-    Mutant("no lock on a comparison", "comparison/compare.py", "    with exclusive_lock(out / LOCK, out):", "    if True:", f"{COMPARE} -k one_process"),
+    Mutant("no lock on a comparison", "comparison/compare.py", "    with exclusive_lock(out / (f\"{LOCK}_{rank}\" if rank else LOCK), out):", "    if True:", f"{COMPARE} -k one_process"),
     Mutant("the lock stays", "utils/files.py", "lock.unlink(missing_ok=True)", "pass", f"{COMPARE} -k one_process"),
     Mutant("left out and unsaid", "comparison/compare.py", "_others(out, records))", "[])", f"{COMPARE} -k not_in_the_report"),
     Mutant("what is unfinished left out", "comparison/compare.py", 'glob(f"*/{DONE}")', 'glob("*/")', f"{COMPARE} -k not_in_the_report"),
