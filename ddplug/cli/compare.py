@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -221,9 +222,19 @@ def tune(
     for row in table_rows(tuned):
         table.add_row(*row)
     console.print(table)
-    for line in said(tuned, host, str(options["proxies"]), setup.unusual()):
+    for line in said(tuned, host, str(options["proxies"]), setup.unusual(), _given(host, options), arguments or ()):
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"wrote {user_path(out) / RESULT}", soft_wrap=True)
+
+
+def _given(host: str, options: Mapping[str, Any]) -> list[str]:
+    """What was given besides proxies and the regulariser's options, as words of the command line that repeats it."""
+    from ddplug.comparison.tune import flag
+
+    usual = {name: each.default for name, each in signature(_setup).parameters.items()}
+    names = [name for name in usual if name not in ("proxies", "term")] if host == "own" else ["repo"]
+    given = {name: options[name] for name in names if name in options and options[name] != usual[name]}
+    return [word for name, value in given.items() for word in flag(name, value)]
 
 
 def _names(text: str) -> list[str]:

@@ -90,7 +90,7 @@ def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
     return named is None or Path(os.fsdecode(named)) in (path, temporary, *path.parents)
 
 
-def write_bytes(content: bytes, path: str | Path) -> None:
+def write_bytes(content: bytes | memoryview, path: str | Path) -> None:
     """Write a file, whole or not at all; `FileError` if it cannot be written."""
     with replacing(path, size=len(content)) as temporary:
         temporary.write_bytes(content)
