@@ -143,7 +143,10 @@ def pretrain(
     ] = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Train a pool of proxies on real images; can be interrupted, and continued by the same command."""
+    """Train a pool of proxies on real images; can be interrupted, and continued by the same command.
+
+    `torchrun --nproc-per-node N -m ddplug pretrain ...` divides the networks among N processes.
+    """
     from rich.console import Console
     from rich.table import Table
 

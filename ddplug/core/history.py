@@ -15,9 +15,22 @@ import torch
 from torch import Tensor
 
 from ddplug.utils.files import write_json
+from ddplug.utils.records import either, entries, flag, number, optional, whole
 
 FORMER = {"cmi": "value"}
 """What older versions called a round's parts, by their names then."""
+
+_SIZE = number(-1e30, 1e30, finite=False)
+ROUND = either(
+    *(
+        entries(
+            {"number": whole(), name: _SIZE, "lam": number(-1e30, 1e30), "images": whole(), "skipped": flag},
+            {"share": optional(number(0, 1e30))},
+        )
+        for name in ("value", *FORMER)
+    )
+)
+"""What a file may hold of a round, by any version."""
 
 
 @dataclass(frozen=True, slots=True)
