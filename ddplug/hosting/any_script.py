@@ -82,14 +82,14 @@ class Unpatched:
         return [self.script.parent, *self.path, *files]
 
 
-def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, proxies: str, **options: Any) -> None:
+def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, proxies: object, **options: Any) -> None:
     """Run the script with the layer in, and say afterwards what it did.
 
     Args:
         given: the script, and where the layer goes.
         arguments: the script's own command line.
         weight: share of the host's own gradient; 0 is the script alone, to the bit.
-        proxies: a pool's folder.
+        proxies: a pool's folder, or whatever else `ProxyPool.of` takes.
         options: of `ddplug.Regularizer`.
 
     Raises:
@@ -108,7 +108,7 @@ def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, pro
             f"no proxies given, and what data {given.name} has is not known, so none can be trained on it. Make "
             "some with `ddplug pretrain POOL --data ...` and name them: --proxies POOL."
         )
-    pool = ProxyPool.load(proxies)
+    pool = ProxyPool.of(proxies)
     labels.classes = len(pool.info.class_names) if pool.info.class_names is not None else pool.proxies[0].outputs
     regularizer = Regularizer(pool, weight, **options)
     layer = _LayerAtCalls(given, regularizer, labels, steps)

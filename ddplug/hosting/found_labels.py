@@ -159,20 +159,14 @@ def _class_loops(scope: Scope, classes: int | None) -> Iterator[str]:
     if classes is None or scope.code is None:
         return
     for node in ast.walk(read(Path(scope.code.co_filename)).tree):
-        if not isinstance(node, ast.For) or not node.lineno <= scope.line <= (node.end_lineno or 0):
+        # A loop around the function's definition is not its own.
+        if not isinstance(node, ast.For) or not scope.code.co_firstlineno <= node.lineno <= scope.line:
             continue
-        if isinstance(node.target, ast.Name) and _length(node.iter, scope) == classes and _own(node, scope):
-            yield node.target.id
-
-
-def _own(loop: ast.For, scope: Scope) -> bool:
-    """Whether the loop is one of the function itself; line numbers alone would take one around its definition, too."""
-    value = (
-        scope.local.get(loop.target.id, scope.everywhere.get(loop.target.id))
-        if isinstance(loop.target, ast.Name)
-        else 0
-    )
-    return isinstance(value, int) and scope.code is not None and loop.lineno >= scope.code.co_firstlineno
+        if scope.line > (node.end_lineno or 0) or not isinstance(node.target, ast.Name):
+            continue
+        name = node.target.id
+        if not name.startswith("_") and _length(node.iter, scope) == classes and scope.has(name):
+            yield name
 
 
 def _length(node: ast.expr, scope: Scope) -> int | None:
