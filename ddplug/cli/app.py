@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ddplug.cli import compare as cli_compare
+from ddplug.cli import doctor as cli_doctor
 from ddplug.cli import evaluate as cli_evidence
 from ddplug.cli import hosts as cli_hosts
 from ddplug.cli.options import DataName, DataPath, DeviceName, RepresentationName, device_of, load_data
@@ -73,6 +74,7 @@ for _command in (
     cli_evidence.plot,
     cli_hosts.run,
     cli_hosts.patch,
+    cli_doctor.doctor,
 ):
     app.command()(_command)
 

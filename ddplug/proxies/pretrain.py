@@ -186,17 +186,21 @@ def pool_info(data: ImageData) -> PoolInfo:
     return PoolInfo(data.name, data.class_names, data.shape, data.space, data.fingerprint())
 
 
+def cache_folder() -> Path:
+    """Where default pools are kept: the folder that the variable DDPLUG_CACHE names, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+
+
 def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.device | str | None = None) -> ProxyPool:
     """A small pool for `data` out of the cache, trained once if it is not there; says where it is.
 
-    The cache is the folder named by the environment variable DDPLUG_CACHE, or the user's cache folder. The proxies are
-    three ConvNet-3 on a GPU or of tiny pictures, and elsewhere two of half width and few epochs, four minutes each on
-    CIFAR-10 and one core. On CIFAR-10 logits of a ConvNet-3 gained as much as a ResNet-18's; see docs/results.
+    The cache is `cache_folder()` unless one is given. The proxies are three ConvNet-3 on a GPU or of tiny pictures, and
+    elsewhere two of half width and few epochs, four minutes each on CIFAR-10 and one core. On CIFAR-10 logits of a
+    ConvNet-3 gained as much as a ResNet-18's; see docs/results.
     """
-    if cache is None:
-        from platformdirs import user_cache_path
-
-        cache = user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+    cache = cache_folder() if cache is None else cache
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     recipe = dict(_LARGE)
     if min(data.shape[1:]) > 8 and torch.device(device).type != "cuda":

@@ -69,9 +69,9 @@ def test_a_pool_has_the_permissions_of_any_new_file(umask: int, tmp_path: Path) 
     small_pool(space=whitened).save(tmp_path / "pool")
     found = {path.name: mode_of(path) for path in tmp_path.rglob("*")}
     assert found == {
-        "pool": 0o777 & ~umask, **dict.fromkeys(("README.md", "pool.json", "proxy_000.safetensors", "space.safetensors"),
-                                                0o666 & ~umask),
-    }  # fmt: skip
+        "pool": 0o777 & ~umask,
+        **dict.fromkeys(("README.md", "pool.json", "proxy_000.safetensors", "space.safetensors"), 0o666 & ~umask),
+    }
 
 
 def test_a_pool_in_an_empty_folder_leaves_it_its_permissions(umask: int, tmp_path: Path) -> None:
