@@ -119,7 +119,7 @@ def pretrain(
     data_path: DataPath = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="convnet (the default), resnet18, vgg11, alexnet or torchvision/NAME."),
+        typer.Option(help="convnet (the default), resnet18, vgg11, alexnet, torchvision/NAME or timm/NAME."),
     ] = None,
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
     epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
@@ -141,6 +141,7 @@ def pretrain(
     from rich.console import Console
     from rich.table import Table
 
+    from ddplug.networks.zoo import LIBRARIES
     from ddplug.proxies.pretrain import pretrain as train_pool
     from ddplug.utils.processes import place
 
@@ -149,7 +150,7 @@ def pretrain(
         from ddplug.datasets.zca import ZCASpace
 
         real = real.to_space(ZCASpace.fit(real.space.to_unit(real.train_images).clamp(0, 1)))
-    options: dict[str, Any] = {} if (arch or "").startswith("torchvision/") else {"norm": norm}
+    options: dict[str, Any] = {} if (arch or "").startswith(LIBRARIES) else {"norm": norm}
     if width is not None:
         options["width"] = width
     pool = train_pool(
