@@ -356,9 +356,7 @@ def test_the_random_state_is_the_scripts_own(repo: Path, command: Callable[..., 
     for name, ours in (("off", ("--weight", 0)), ("on", ON)):
         command(loop(repo, views="views = augment(images)" + draws), *ours)
         text = (repo / "train.py").read_text() + f"\ntorch.save(torch.tensor([float(x) for x in drawn]), '{name}.pt')"
-        (repo / "train.py").write_text(
-            "import random, numpy\nrandom.seed(1); numpy.random.seed(1)\n" + text
-        )
+        (repo / "train.py").write_text("import random, numpy\nrandom.seed(1); numpy.random.seed(1)\n" + text)
         command("train.py", *ours)
     assert torch.equal(torch.load("off.pt"), torch.load("on.pt"))
 
