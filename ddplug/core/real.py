@@ -33,7 +33,7 @@ class RealImages:
     Args:
         objective: the term that wants them.
         seed: of our own generator, which samples.
-        announce: told once.
+        announce: told once of each source.
         space: the input space of the views, once it is known.
         data: what is sampled where the host shows no batch of its own.
     """
@@ -52,7 +52,7 @@ class RealImages:
         self.generator = torch.Generator().manual_seed(self._seed)
         self._passing: RealBatch | None = None
         self._sampled: RealBatch | None = None
-        self._told = False
+        self._told = set[str]()
 
     def passed(self, images: Tensor, labels: Tensor | None) -> None:
         """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
@@ -78,7 +78,10 @@ class RealImages:
             classes = torch.as_tensor(classes)
             check_labels(classes, len(images))
             return RealBatch(images.detach(), classes)
-        if passing is None or passing.labels is not None:
+        if passing is None:
+            return None
+        if passing.labels is not None:
+            check_labels(passing.labels, len(passing.images))
             return passing
         single = labels[:1]
         if not (labels == single).all():
@@ -94,7 +97,7 @@ class RealImages:
         if found:
             images = torch.cat([batch.images for batch in found])
             classes = torch.cat([batch.labels.to(images.device, torch.int64) for batch in found])  # type: ignore[union-attr]
-            self._tell(f"the host's own batch, {len(images)} images in the first round")
+            self._tell("the host's own batch", f", {len(images)} images the first time")
             return RealBatch(images, classes)
         if self.data is None:
             raise InputError(
@@ -104,7 +107,7 @@ class RealImages:
             )
         fixed = self.objective.keeps_real
         drawn = "once" if fixed else "anew in each round"
-        self._tell(f"a sample of {self.data.name}, {PER_CLASS} images of each class, drawn {drawn}")
+        self._tell(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, drawn {drawn}")
         if not fixed:
             return self._sample(self.data, torch.unique(labels.cpu()), self.generator)
         if self._sampled is None:  # by a generator of its own, so that a continued run has the same
@@ -122,7 +125,8 @@ class RealImages:
         images = data.train_images[chosen.to(data.train_images.device)]
         return RealBatch(data.space.convert(images, self.space() or data.space), classes.repeat_interleave(PER_CLASS))
 
-    def _tell(self, what: str) -> None:
-        if not self._told:
-            self._told = True
-            self.announce(f"ddplug: {self.objective.label} compares with {what}")
+    def _tell(self, what: str, more: str) -> None:
+        """Say where real images come from, once each: a host that shows its own batch now and then is told of both."""
+        if what not in self._told:
+            self._told.add(what)
+            self.announce(f"ddplug: {self.objective.label} compares with {what}{more}")

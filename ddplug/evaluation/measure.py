@@ -114,14 +114,15 @@ def term_value(
     """
     pool, groups = ProxyPool.of(proxies), group(labels, len(images), images.device)
     check_representation(representation)
-    found = _features(pool, images, representation, input_space, batch_size)
+    # In float64, as in a round: differences of what is nearly equal are what most terms are made of.
+    found = (each.double() for each in _features(pool, images, representation, input_space, batch_size))
     if real is None:
-        values = [term(each, groups).double() for each in found]
+        values = [term(each, groups) for each in found]
     else:
         others = group(real[1], len(real[0]), images.device)
         compared = _features(pool, real[0].to(images), representation, input_space, batch_size)
         pairs = zip(found, compared, strict=True)
-        values = [term.against(Real(theirs, others))(each, groups).double() for each, theirs in pairs]
+        values = [term.against(Real(theirs.double(), others))(each, groups) for each, theirs in pairs]
     return torch.stack(values).mean().item()
 
 

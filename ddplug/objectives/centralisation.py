@@ -12,7 +12,7 @@ class Centralisation(Objective):
     """Mean over images of ||f_s - mean of f over its class||^2.
 
     The publication takes the sum over all images, times 0.05: a lambda of 0.05 times the number of images here. Where
-    P = softmax(f) is nearly uniform, CMI is this over 2 d, but for what all d features of an image have in common.
+    P = softmax(f) is nearly uniform, CMI is close to this over 2 d for f less its mean over its d dimensions.
     """
 
     label = "class centralisation"

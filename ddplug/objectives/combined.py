@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ddplug.objectives.real import Real
 TermSpec = str | Objective | Mapping[str, float]
 """A term as a user names it."""
 
-_SUMMAND = re.compile(r"([+-]?)(?:([\d.]+(?:[eE][+-]?\d+)?)\*)?([A-Za-z]\w*)")
+_SUMMAND = re.compile(r"\s*([+-]?)\s*(?:([\d.]+(?:[eE][+-]?\d+)?)\s*\*\s*)?([A-Za-z]\w*)\s*")
 
 
 def make(term: TermSpec, **options: Any) -> Objective:
@@ -50,22 +50,30 @@ class Sum(Objective):
     much of the gradient comes from which.
 
     Args:
-        parts: factors, finite and not 0, and terms.
+        parts: factors, finite and not 0, and terms; a sum among them counts as its own terms.
 
     Raises:
-        InputError: terms that are defined on different representations.
+        InputError: no terms, two of one name, or terms that are defined on different representations.
     """
 
     def __init__(self, parts: Sequence[tuple[float, Objective]]) -> None:
-        self.parts = tuple(parts)
-        terms = [term for _, term in parts]
+        self.parts = tuple(_flat(parts))
+        terms = [term for _, term in self.parts]
+        if not terms:
+            raise InputError("a sum of no terms means nothing; give factors and terms.")
+        names = [term.name for term in terms]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise InputError(
+                f"term {twice[0]!r} occurs {names.count(twice[0])} times in a sum, whose terms are told apart by their "
+                "names; add its factors up, or register a term of another name."
+            )
         kinds = sorted({term.representation for term in terms if term.representation})
         if len(kinds) > 1:
             raise InputError(f"terms of {' and of '.join(kinds)} do not add up: one pass gives one representation.")
         strictest = max(terms, key=lambda term: term.min_per_class)
         units = list(dict.fromkeys(term.unit for term in terms))
-        self.name = _written([(factor, term.name) for factor, term in parts])
-        self.label = _written([(factor, term.label) for factor, term in parts], " ")
+        self.name = _written([(factor, term.name) for factor, term in self.parts])
+        self.label = _written([(factor, term.label) for factor, term in self.parts], " ")
         self.unit = units[0] if len(units) == 1 else "in mixed units"
         self.representation = kinds[0] if kinds else None
         self.min_per_class, self.too_few = strictest.min_per_class, strictest.too_few
@@ -102,9 +110,18 @@ class Sum(Objective):
         said = super().describe(value)
         if not self._last:
             return said
-        (norms,) = self._last
+        norms = self._last[0].double()
         parts = zip(self.parts, (norms / norms.sum().clamp(min=1e-300)).tolist(), strict=True)
         return f"{said}; of the gradient {', '.join(f'{100 * part:.3g} % {term.label}' for (_, term), part in parts)}"
+
+
+def _flat(parts: Sequence[tuple[float, Objective]]) -> Iterator[tuple[float, Objective]]:
+    """Factors and terms, none of which is a sum."""
+    for factor, term in parts:
+        if isinstance(term, Sum):
+            yield from ((_factor(term.name, factor) * inner, each) for inner, each in term.parts)
+        else:
+            yield _factor(term.name, factor), term
 
 
 def _factor(name: object, value: object) -> float:
@@ -116,9 +133,8 @@ def _factor(name: object, value: object) -> float:
 
 def _read(text: str) -> dict[str, float]:
     """Factors by name of a sum as it is written; nothing if it is no such sum, or a mere name."""
-    bare = text.replace(" ", "")
-    summands = list(_SUMMAND.finditer(bare))
-    if re.fullmatch(r"\w+", bare) or "".join(found.group() for found in summands) != bare:
+    summands = list(_SUMMAND.finditer(text))
+    if re.fullmatch(r"\w+", text) or "".join(found.group() for found in summands) != text:
         return {}
     if any(not found.group(1) for found in summands[1:]):
         return {}
@@ -126,9 +142,10 @@ def _read(text: str) -> dict[str, float]:
     for found in summands:
         sign, number, name = found.groups()
         try:
-            factor = _factor(name, float(number or 1) * (-1 if sign == "-" else 1))
+            size = float(number or 1)
         except ValueError:
             return {}
+        factor = _factor(name, -size if sign == "-" else size)
         if name in factors:
             raise InputError(f"term {name!r} occurs twice in {text!r}; add its factors up.")
         factors[name] = factor
