@@ -43,7 +43,7 @@ _ON_FIRST_USE = {
     "zca": "ddplug.datasets.zca",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CMI",

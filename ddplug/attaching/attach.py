@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,9 @@ from torch.optim import Optimizer
 from ddplug.attaching import registry
 from ddplug.attaching.hooks import Undo, original
 from ddplug.attaching.labels import Labels
+from ddplug.attaching.loggers import Logger, log
 from ddplug.attaching.places import On, Place, Views, find_place
+from ddplug.attaching.plots import plot_history
 from ddplug.core.history import History
 from ddplug.core.regularizer import Regularizer
 from ddplug.core.watch import Watch, count_steps
@@ -43,6 +46,7 @@ class Handle:
         self.regularizer = regularizer
         self.where = where
         self._undo: Undo | None = undo
+        self._logs: list[Callable[[], None]] = []
 
     @property
     def attached(self) -> bool:
@@ -66,11 +70,32 @@ class Handle:
         undo, self._undo = self._undo, None
         self.regularizer.detach()
         undo()
+        while self._logs:
+            self._logs.pop()()
         self.regularizer.watch.report()
 
     def round(self) -> AbstractContextManager[None]:
         """All backward passes within are one round; see `Regularizer.round`."""
         return self.regularizer.round()
+
+    def log_to(self, *loggers: Logger) -> None:
+        """Have every round written by `ddplug.attaching.loggers` or your own, until `detach()`, which closes them."""
+        self._logs.append(log(self.history, *loggers))
+        if not self.attached:
+            self._logs.pop()()
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw the term, lambda and the share by round; returns matplotlib's figure.
+
+        Args:
+            path: where to save it, .png, .svg or .pdf; None for nowhere.
+
+        Raises:
+            InputError: `path` is no picture's name.
+            DataError: there is no round to draw, or matplotlib is missing.
+            FileError: it cannot be written.
+        """
+        return plot_history(self.history, self.regularizer.objective, path)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs."""
@@ -170,7 +195,7 @@ def attach(
     _check_options(options)
     real = _real(data, options.get("input_space")) if data is not None else _held_data(trainer)
     regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
-    regularizer.compare_with(lambda: real)
+    regularizer.real.sample_from(lambda: real)
     # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
     if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
         regularizer.pool.check_data(real.name, real.fingerprint())

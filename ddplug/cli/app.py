@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ddplug.cli import compare as cli_compare
+from ddplug.cli import doctor as cli_doctor
 from ddplug.cli import evaluate as cli_evidence
 from ddplug.cli import hosts as cli_hosts
 from ddplug.cli.options import DataName, DataPath, DeviceName, RepresentationName, device_of, load_data
@@ -74,6 +75,7 @@ for _command in (
     cli_evidence.plot,
     cli_hosts.run,
     cli_hosts.patch,
+    cli_doctor.doctor,
 ):
     app.command()(_command)
 
@@ -118,7 +120,7 @@ def pretrain(
     data_path: DataPath = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="convnet (the default), resnet18, vgg11, alexnet or torchvision/NAME."),
+        typer.Option(help="convnet (the default), resnet18, vgg11, alexnet, torchvision/NAME or timm/NAME."),
     ] = None,
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
     epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
@@ -143,10 +145,14 @@ def pretrain(
     ] = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Train a pool of proxies on real images; can be interrupted, and continued by the same command."""
+    """Train a pool of proxies on real images; can be interrupted, and continued by the same command.
+
+    `torchrun --nproc-per-node N -m ddplug pretrain ...` divides the networks among N processes.
+    """
     from rich.console import Console
     from rich.table import Table
 
+    from ddplug.networks.zoo import LIBRARIES
     from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
     from ddplug.utils.processes import place
@@ -156,7 +162,7 @@ def pretrain(
         from ddplug.datasets.zca import ZCASpace
 
         real = real.to_space(ZCASpace.fit(real.space.to_unit(real.train_images).clamp(0, 1)))
-    options: dict[str, Any] = {} if (arch or "").startswith("torchvision/") else {"norm": norm}
+    options: dict[str, Any] = {} if (arch or "").startswith(LIBRARIES) else {"norm": norm}
     if width is not None:
         options["width"] = width
     pool = train_pool(

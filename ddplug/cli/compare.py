@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,9 +67,10 @@ def _setup(
     from ddplug.comparison.plan import Settings
     from ddplug.comparison.setup import Setup
     from ddplug.proxies.pretrain import MIRRORED
+    from ddplug.utils.processes import own_device
 
     regularizer = {name: meant(name, value) for name, value in options.items()}
-    where = device_of(device)
+    where = own_device(device_of(device))
     if proxies is None:
         raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
     real = datasets.load(data, data_path)
@@ -137,6 +139,7 @@ def compare(
 
     Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views add to what is there.
     The report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
+    `torchrun --nproc-per-node N -m ddplug compare ...` divides the runs among N processes, each on a GPU of its own.
     """
     from rich.console import Console
 
@@ -146,20 +149,25 @@ def compare(
     from ddplug.comparison.references import read_references
     from ddplug.comparison.statistics import left_out, stopped, tables
     from ddplug.utils.files import user_path
+    from ddplug.utils.processes import place
     from ddplug.utils.progress import Bars
 
+    first = place()[0] == 0  # of several processes, the one that reports
     chosen = arms(read_weights(weights), _names(views), _names(terms) or ("",))
     given = read_references(references)
     setup = _setup(host, arguments, **options)
     judge = setup.judge(_names(cross_arch))
     console = Console()
-    if without := lacking():  # said at once, and again at the end: the runs may take hours
+    without = lacking()
+    if without and first:  # said at once, and again at the end: the runs may take hours
         console.print(without, soft_wrap=True, markup=False)
-    with Bars() as progress:
+    with Bars(on=first) as progress:
         result = setup.compare(
             chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, references=given,
-            stop_hopeless=stop_hopeless, on_progress=progress,
+            stop_hopeless=stop_hopeless, shared=True, on_progress=progress,
         )  # fmt: skip
+    if not first:
+        return
     for table in tables(result):
         console.print(table)
     for line in filter(None, (stopped(result), left_out(result))):
@@ -214,9 +222,19 @@ def tune(
     for row in table_rows(tuned):
         table.add_row(*row)
     console.print(table)
-    for line in said(tuned, host, str(options["proxies"]), setup.unusual()):
+    for line in said(tuned, host, str(options["proxies"]), setup.unusual(), _given(host, options), arguments or ()):
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"wrote {user_path(out) / RESULT}", soft_wrap=True)
+
+
+def _given(host: str, options: Mapping[str, Any]) -> list[str]:
+    """What was given besides proxies and the regulariser's options, as words of the command line that repeats it."""
+    from ddplug.comparison.tune import flag
+
+    usual = {name: each.default for name, each in signature(_setup).parameters.items()}
+    names = [name for name in usual if name not in ("proxies", "term")] if host == "own" else ["repo"]
+    given = {name: options[name] for name in names if name in options and options[name] != usual[name]}
+    return [word for name, value in given.items() for word in flag(name, value)]
 
 
 def _names(text: str) -> list[str]:

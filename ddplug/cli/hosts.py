@@ -13,14 +13,13 @@ from ddplug.core.options import ABOUT, HOSTS, meant
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 
-Host = Annotated[
-    str, typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm, idc, or an installed package's.")
-]
+HOST = typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm, idc, or an installed package's.")
+Host = Annotated[str, HOST]
 
 
 @takes(HOSTS)
 def run(
-    host: Host,
+    host: Annotated[str | None, HOST] = None,
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
     ] = None,
@@ -32,9 +31,64 @@ def run(
     download: Annotated[
         bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
     ] = False,
+    script: Annotated[
+        Path | None, typer.Option(help="Instead of HOST, any script: the layer goes on the function that makes views.")
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="With --script: that function, MODULE:FUNCTION or MODULE:CLASS.METHOD, or FILE.py:LINE."),
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="With --script: the labels, an expression where it is called, or calls:CLASSES.")
+    ] = "",
+    rows: Annotated[
+        str, typer.Option(help="With --script: synthetic rows of a batch with real images, as in 'n:'.")
+    ] = "",
+    steps: Annotated[
+        str, typer.Option(help="With --script: calls per backward pass of an unrolled loop, an expression.")
+    ] = "",
+    record: Annotated[
+        Path | None, typer.Option(help="With --script: the file for CMI's history; cmi_SCRIPT.json here.")
+    ] = None,
+    input_space: Annotated[
+        str, typer.Option(help="With --script: unit, normalized:cifar10, ..., if the views' is not the pool's.")
+    ] = "",
+    path: Annotated[
+        list[Path] | None, typer.Option(help="With --script: a folder for its imports besides its own.")
+    ] = None,
+    redirect_cuda: Annotated[
+        bool, typer.Option("--redirect-cuda", help="With --script: without CUDA, what it puts there is on the CPU.")
+    ] = False,
+    old_numpy: Annotated[
+        bool, typer.Option("--old-numpy", help="With --script: np.int and the like, for code that uses them.")
+    ] = False,
     **options: Any,
 ) -> None:
     """Run a host's unedited script with the regulariser in; everything after -- goes to the script."""
+    if script is not None:
+        from ddplug.cli.scripts import run_script
+
+        refused = {"--repo": repo, "--download": download, "--views": views != "host"}
+        for name, value in refused.items():
+            if value:
+                raise InputError(f"{name} is for hosts with a patch; leave it out with --script.")
+        run_script(
+            script, [*([host] if host is not None else []), *(arguments or [])], weight, proxies, options,
+            at=at or [], labels=labels, rows=rows, steps=steps, inner=inner or "one", record=record,
+            input_space=input_space, path=path or [], redirect_cuda=redirect_cuda, old_numpy=old_numpy,
+        )  # fmt: skip
+        return
+    if host is None:
+        raise InputError("name a host (dm, dsa, mtt, datm, idc), or any script with --script PATH.")
+    if given_for_script := [
+        name
+        for name, value in {
+            "--at": at, "--labels": labels, "--rows": rows, "--steps": steps, "--record": record, "--path": path,
+            "--input-space": input_space, "--redirect-cuda": redirect_cuda, "--old-numpy": old_numpy,
+        }.items()
+        if value
+    ]:  # fmt: skip
+        raise InputError(f"{', '.join(given_for_script)} is for --script; {host} has a patch that says it.")
     from ddplug.core.weighting import check_weight
     from ddplug.hosting import checkout as hosts
     from ddplug.hosting.adapter import upstream

@@ -2,12 +2,18 @@
 
 Everything that is finished is a file, so that the same call resumes what was interrupted and ends with the same
 results; with more seeds, weights or views it adds what is missing. Times are kept apart from results.
+
+Several processes may share the runs: each makes its part first, and then what no other has begun. A run is locked while
+it is made, so that what a process that ended leaves behind is made by another.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +27,12 @@ from ddplug.comparison.references import Reference, ReferenceRun, check_referenc
 from ddplug.comparison.statistics import hopeless, summary
 from ddplug.errors import InputError
 from ddplug.objectives import make
-from ddplug.utils.files import exclusive_lock, user_path, write_json
+from ddplug.utils.files import HeldError, exclusive_lock, user_path, write_json
+from ddplug.utils.processes import place
 
 RESULT, ENTRIES, LOCK = "compare.json", "entries", ".lock"
+PAUSE = 0.5
+"""Seconds after which a process looks again whether another has finished a run."""
 
 
 class Distiller(Protocol):
@@ -56,6 +65,7 @@ def compare(
     baseline: str | Path | None = None,
     references: Sequence[Reference] = (),
     stop_hopeless: bool = False,
+    shared: bool = False,
     on_progress: Callable[[str, int, int, str], object] | None = None,
 ) -> dict[str, Any]:
     """Distil and judge every arm of every seed, or what is left to do, and write `compare.json` into `out`.
@@ -71,6 +81,8 @@ def compare(
             weight 0 are taken over instead of being made again.
         references: real images to judge beside the distilled ones, in every seed.
         stop_hopeless: give an arm no further seeds once it is hopeless by `ddplug.comparison.statistics.hopeless`.
+        shared: where torchrun has started several processes that all make this call, divide the runs among them. Each
+            returns when all runs are done, and the first writes `compare.json`, which is that of one process.
         on_progress: told (what, steps done, steps in all, a note).
 
     Returns the content of `compare.json`; see docs/compare.md.
@@ -91,25 +103,29 @@ def compare(
     check_folder(out)
     wanted = {**made_with(host, judge), **distil.made_with}
     every_seed = range(first_seed, first_seed + seeds)
+    runs = [Run(arm, seed) for seed in every_seed for arm in arms]
+    rank, size = place() if shared else (0, 1)
     source, taken = user_path(baseline or out), []
-    if baseline is not None and (lacking := to_make(out / ENTRIES, [Run(arm, n) for n in every_seed for arm in arms])):
-        taken = to_take(source / ENTRIES, lacking, differing(source, wanted, ignored=REGULARIZERS))
-    with exclusive_lock(out / LOCK, out):
+    if baseline is not None and (lacking := to_make(out / ENTRIES, runs)):
+        # What the first process finds lacking, another may find made.
+        asked = lacking if rank == 0 else [run for run in runs if run.arm.baseline]
+        taken = to_take(source / ENTRIES, asked, differing(source, wanted, ignored=REGULARIZERS))
+    with exclusive_lock(out / (f"{LOCK}_{rank}" if rank else LOCK), out):
         claim(out, wanted)
-        for run in taken:
-            take(source / ENTRIES / run.name, out / ENTRIES / run.name)
-        work = _Work(distil, out / ENTRIES, judge, host, len(arms) * seeds, on_progress)
+        work = _Work(distil, out / ENTRIES, judge, host, len(runs), on_progress, rank, size)
+        work.taken = {run.name: source / ENTRIES / run.name for run in taken}
         records, stopped = work.all(every_seed, arms, references, stop_hopeless)
         result = _result(wanted, seeds, records, _others(out, records))
         if stop_hopeless:
             result["stopped"] = stopped
-        write_json(result, out / RESULT)
+        if rank == 0:
+            write_json(result, out / RESULT)
         return result
 
 
 @dataclass
 class _Work:
-    """Makes and judges the runs of a comparison in the folder `entries`, while its lock is held."""
+    """Makes and judges the runs of a comparison in the folder `entries`, as process `rank` of `size`."""
 
     distil: Distiller
     entries: Path
@@ -117,7 +133,11 @@ class _Work:
     host: str
     total: int
     on_progress: Callable[[str, int, int, str], object] | None
-    done: int = 0
+    rank: int = 0
+    size: int = 1
+    taken: dict[str, Path] = field(default_factory=dict)
+    """Runs that are not made but taken over, and where from."""
+    done: set[str] = field(default_factory=set)
 
     def all(
         self, seeds: Sequence[int], arms: Sequence[Arm], references: Sequence[Reference], stop_hopeless: bool
@@ -125,37 +145,62 @@ class _Work:
         """The records of all runs, seed by seed, and the arms that were stopped, with the reasons."""
         records: list[dict[str, Any]] = []
         stopped: dict[str, str] = {}
+        if not stop_hopeless:
+            self._share([Run(arm, seed) for seed in seeds for arm in arms], references)
         for seed in seeds:
             going_on = [arm for arm in arms if arm.name not in stopped]
-            made = [self._run(Run(arm, seed)) for arm in going_on]
+            if stop_hopeless:
+                self._share([Run(arm, seed) for arm in going_on], references)
+            made = [_waited_for(partial(self._run, Run(arm, seed))) for arm in going_on]
             records += made
-            like = self.entries / made[0]["name"] / set_name(made[0]["checkpoints"][-1]["iteration"])
-            records += [self._reference(ReferenceRun(reference, seed), like) for reference in references]
+            records += [_waited_for(partial(self._reference, each, made[0])) for each in _of(references, seed)]
             if stop_hopeless and seed != seeds[-1]:
                 stopped |= hopeless(records, [arm.name for arm in going_on])
         self._tell(self.total * self.distil.length, "all runs done")
         return records, stopped
 
+    def _share(self, runs: Sequence[Run], references: Sequence[Reference]) -> None:
+        """Make this process's part of the runs, and then of the others' what nobody is at work on."""
+        if self.size == 1:
+            return
+        for first in range(self.rank, self.rank + self.size):
+            for run in runs[first % self.size :: self.size]:
+                with suppress(HeldError):
+                    record = self._run(run)
+                    for reference in _of(references, run.seed) if run.arm.baseline else []:
+                        self._reference(reference, record)
+
+    def _lock(self, name: str) -> AbstractContextManager[None]:
+        """Held while a run, or a reference, is made; `HeldError` if another process has it."""
+        return nullcontext() if self.size == 1 else exclusive_lock(self.entries / f".{name}.lock", self.entries / name)
+
     def _run(self, run: Run) -> dict[str, Any]:
         length, folder = self.distil.length, self.entries / run.name
-        before, note = self.done * length, f"{self.done} of {self.total} runs done; {run.name}"
+        before = len(self.done - {run.name})
+        note = f"{before} of {self.total} runs done; {run.name}"
 
         def distilling(step: int) -> None:
             at = f"iteration {step} of {length}" if length > 1 else "the host's run"
-            self._tell(before + step, f"{note}: {at}")
+            self._tell(before * length + step, f"{note}: {at}")
 
-        if not (folder / DONE).is_file():
-            for stale in folder.glob("set-*.json"):  # of a baseline whose taking over was broken off
-                stale.unlink()
-        self.distil(run, folder, distilling)
-        record = self._judged(run, folder, before + length, note)
-        self.done += 1
+        with self._lock(run.name):
+            if not (folder / DONE).is_file():
+                for stale in folder.glob("set-*.json"):  # of a baseline whose taking over was broken off
+                    stale.unlink()
+                if run.name in self.taken:
+                    take(self.taken[run.name], folder)
+            self.distil(run, folder, distilling)
+            record = self._judged(run, folder, (before + 1) * length, note)
+        self.done.add(run.name)
         return record
 
-    def _reference(self, run: ReferenceRun, like: Path) -> dict[str, Any]:
+    def _reference(self, run: ReferenceRun, baseline: dict[str, Any]) -> dict[str, Any]:
+        """The record of a reference that has as many images as the last set of a `baseline` with this record."""
         folder = self.entries / run.name
-        make_reference(run, like, folder, self.judge.data, self.judge.pool)
-        return self._judged(run, folder, self.done * self.distil.length, run.name)
+        like = self.entries / baseline["name"] / set_name(baseline["checkpoints"][-1]["iteration"])
+        with self._lock(run.name):
+            make_reference(run, like, folder, self.judge.data, self.judge.pool)
+            return self._judged(run, folder, len(self.done) * self.distil.length, run.name)
 
     def _judged(self, run: Run | ReferenceRun, folder: Path, step: int, note: str) -> dict[str, Any]:
         """Everything about a finished run, its sets judged."""
@@ -181,6 +226,19 @@ class _Work:
         if self.on_progress is not None:
             what = f"compare {self.host} on {self.judge.data.name}"
             self.on_progress(what, step, self.total * self.distil.length, note)
+
+
+def _waited_for(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, as soon as no other process is at work on it."""
+    while True:
+        try:
+            return make()
+        except HeldError:
+            time.sleep(PAUSE)
+
+
+def _of(references: Sequence[Reference], seed: int) -> list[ReferenceRun]:
+    return [ReferenceRun(reference, seed) for reference in references]
 
 
 def _others(out: Path, records: Sequence[dict[str, Any]]) -> list[str]:

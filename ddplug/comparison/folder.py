@@ -41,9 +41,8 @@ def _digests(pool: ProxyPool | None) -> list[str] | None:
 
 def check_folder(out: Path) -> None:
     """Raise if `out` holds something else than a comparison."""
-    if (out / SETTINGS).is_file() or not out.exists():
-        return
-    if not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir()):
+    foreign = out.exists() and (not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir()))
+    if foreign and not (out / SETTINGS).is_file():  # asked last, as another process may be about to make it
         raise DataError(f"'{out}' exists and is no folder of a comparison; choose another --out.")
 
 

@@ -43,7 +43,7 @@ class Judge:
         recipe = self.recipe
         assert isinstance(recipe.augment, DSAPerNetwork)  # made, and so checked
         names = [resolve(name) for name in self.cross_arch]
-        if len({*names, self.settings.arch}) <= len(names):
+        if len({*names, resolve(self.settings.arch)}) <= len(names):
             raise InputError(
                 f"cross_arch names further architectures, each once, got {', '.join(names)} beside "
                 f"{self.settings.arch}, which judges all sets."

@@ -16,12 +16,12 @@ from ddplug.comparison.records import RUN as RUN_RECORD
 from ddplug.comparison.records import comparison, read_json
 from ddplug.comparison.statistics import by_views, curve, term_of, weight_name
 from ddplug.errors import DataError, InputError
-from ddplug.evaluation.report import figure_of, save_figure
+from ddplug.evaluation.report import PICTURES, figure_of, save_figure
+from ddplug.evaluation.rounds_figure import rounds_figure
 from ddplug.utils.files import user_path
 from ddplug.utils.records import UnfitError
 
 COMPARISON, RUN = "ddplug-compare", "ddplug-run"
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def labelled(given: Sequence[str]) -> dict[str, Path]:
@@ -157,24 +157,5 @@ def _over_time(axis: Any, label: str, result: dict[str, Any]) -> None:
 
 
 def _runs(results: Mapping[str, dict[str, Any]]) -> Any:
-    """The term and lambda by round and, if any run knows it, the share."""
-    shares = {label: [of for of in run["history"] if of["share"] is not None] for label, run in results.items()}
     said = dict.fromkeys("{} of the views ({})".format(*term_of(run)) for run in results.values())
-    shown = [("value", " or ".join(said)), ("lam", "lambda")]
-    if any(shares.values()):
-        shown.append(("share", "share of the host's gradient"))
-    figure = figure_of(5.2 * len(shown), 4.0)
-    figure.set_layout_engine("constrained")
-    for axis, (key, meaning) in zip(figure.subplots(1, len(shown)), shown, strict=True):
-        for number, (label, run) in enumerate(results.items()):
-            rounds = shares[label] if key == "share" else run["history"]
-            if rounds:
-                # A line through one or two rounds is none; a run keeps its colour where another has no share.
-                axis.plot(
-                    [of["number"] for of in rounds], [of[key] for of in rounds], label=label, color=f"C{number}",
-                    linewidth=1.2, marker="o" if len(rounds) < 3 else None,
-                )  # fmt: skip
-        axis.set(xlabel="round", ylabel=meaning)
-        axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
-    return figure
+    return rounds_figure({label: run["history"] for label, run in results.items()}, " or ".join(said))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ddplug.core.history import FORMER
+from ddplug.core.history import ROUND
 from ddplug.utils.records import (
     Check,
     UnfitError,
@@ -13,7 +13,6 @@ from ddplug.utils.records import (
     dict_of,
     either,
     entries,
-    flag,
     list_of,
     number,
     one_of,
@@ -57,11 +56,7 @@ SETTINGS = entries(
 FACTS = entries({"lambda": optional(_SIZE), "skipped": whole()})
 """Of a host's `cmi*.json`, what a comparison needs."""
 
-_PARTS = {"number": whole(), "lam": number(-1e30, 1e30), "skipped": flag}
-_ROUND = either(
-    *(entries({**_PARTS, name: _SIZE}, {"share": optional(number(0, 1e30))}) for name in ("value", *FORMER))
-)
-RUN = entries({"history": list_of(_ROUND)}, {"term": _TERM})
+RUN = entries({"history": list_of(ROUND)}, {"term": _TERM})
 """A `cmi*.json`, of which the rounds are drawn."""
 
 _ROW = entries(

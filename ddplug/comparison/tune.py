@@ -2,11 +2,13 @@
 
 Made of comparisons in folders of their own, so that it is resumed, and added to, as they are: `sweep-...` for every
 representation and weighting, which share the runs at weight 0, and `confirm-...`. The sweep takes the best of many, and
-so flatters; the figure to believe is the confirmation's.
+so flatters; the figure to believe is the confirmation's, on seeds that nothing in the folder has seen. Which those
+are is noted before they are used, so that the same sweep is resumed on the same seeds and another gets others.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,13 +17,19 @@ from typing import Any
 
 from ddplug.comparison.folder import SETTINGS
 from ddplug.comparison.plan import arms
+from ddplug.comparison.records import read_json
 from ddplug.comparison.setup import Setup
 from ddplug.comparison.statistics import plus_minus, weight_name
 from ddplug.core.options import ABOUT
 from ddplug.errors import DataError, InputError
 from ddplug.utils.files import user_path, write_json
+from ddplug.utils.records import anything, dict_of, entries, list_of, whole
 
-RESULT = "tune.json"
+RESULT, CONFIRMED = "tune.json", "confirmed.json"
+CONFIRMATIONS = entries(
+    {"confirmations": list_of(entries({"of": dict_of(anything), "first_seed": whole(), "end": whole()}))}
+)
+"""What `confirmed.json` may hold: of which sweep a confirmation is, and its seeds, `end` excluded."""
 Progress = Callable[[str, int, int, str], object]
 
 
@@ -65,13 +73,14 @@ def tune(
         weights: of `ddplug.comparison.plan.read_weights`.
         options: values to try of options of the regulariser that have choices, such as `representation`.
         seeds: of the sweep, from `first_seed` on.
-        confirm: seeds of the confirmation, which come after those.
+        confirm: seeds of the confirmation, which come after those, and after those of every sweep and confirmation
+            before in `out` that were others.
         on_progress: told (what, steps done, steps in all, a note).
 
     Raises:
         InputError: nothing to sweep, an option without such a choice, fewer than two seeds to confirm on, and what
             `compare` raises.
-        DataError: `out` is the folder of a comparison, and what `compare` raises.
+        DataError: `out` is the folder of a comparison, `confirmed.json` is damaged, and what `compare` raises.
     """
     out, chosen_arms = user_path(out), arms(weights)
     if len(chosen_arms) < 2:
@@ -97,10 +106,15 @@ def tune(
     best = max(sweep, key=lambda row: float(row["difference"]))
     choice, confirmation = (best, None) if best["difference"] > 0 else (None, None)
     if choice is not None:
+        of = {
+            "arms": [arm.name for arm in chosen_arms], "options": {name: [*values] for name, values in options.items()},
+            "first_seed": first_seed, "seeds": seeds, "confirm": confirm,
+        }  # fmt: skip
+        fresh = _fresh_seed(out, of)
         folder = "-".join(("confirm", choice["arm"], *choice["options"].values()))
         variant = setup.regularised(**choice["options"])
         result = variant.compare(
-            arms([choice["weight"]]), confirm, out / folder, variant.judge(), first_seed=first_seed + seeds,
+            arms([choice["weight"]]), confirm, out / folder, variant.judge(), first_seed=fresh,
             on_progress=on_progress,
         )  # fmt: skip
         confirmation = result["summary"][1]
@@ -110,10 +124,32 @@ def tune(
     return tuned
 
 
-def said(tuned: Tuned, host: str, proxies: str, fixed: Mapping[str, Any] | None = None) -> list[str]:
+def _fresh_seed(out: Path, of: dict[str, Any]) -> int:
+    """The first seed of the confirmation of a sweep: the one it had before, else one that nothing in `out` has seen."""
+    path = out / CONFIRMED
+    advice = "delete it, and give a --first-seed beyond all that were used here"
+    noted = read_json(path, advice, CONFIRMATIONS)["confirmations"] if path.is_file() else []
+    for each in noted:
+        if each["of"] == of:
+            return int(each["first_seed"])
+    fresh = max(of["first_seed"] + of["seeds"], *(each["end"] for each in noted), 0)
+    noted.append({"of": of, "first_seed": fresh, "end": fresh + of["confirm"]})
+    write_json({"confirmations": noted}, path)
+    return int(fresh)
+
+
+def said(
+    tuned: Tuned,
+    host: str,
+    proxies: str,
+    fixed: Mapping[str, Any] | None = None,
+    given: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+) -> list[str]:
     """What came out, in lines: the verdict and, for a choice, what to paste into code and on a command line.
 
-    `fixed` are options of the regulariser that were not swept and are not as they are by default.
+    `fixed` are options of the regulariser that were not swept and are not as they are by default, `given` the words of
+    other options, and `arguments` the host's own.
     """
     choice, confirmed = tuned.choice, tuned.confirmation
     if choice is None or confirmed is None:
@@ -125,17 +161,19 @@ def said(tuned: Tuned, host: str, proxies: str, fixed: Mapping[str, Any] | None 
     options = {**choice["options"], **(fixed or {})}
     code = ", ".join([f"weight={choice['weight']!r}", *(f"{name}={value!r}" for name, value in options.items())])
     lines.append(f"ddplug.attach(trainer, {code}, proxies={proxies!r})")
-    flags = " ".join(_flag(name, value) for name, value in options.items())
-    if host == "own":
-        lines.append(f"ddplug compare own --weights 0,{weight_name(choice)} {flags} --proxies {proxies}")
-    else:
-        lines.append(f"ddplug run {host} --weight {weight_name(choice)} {flags} --proxies {proxies} --")
+    begin = ["compare", host, "--weights", f"0,{weight_name(choice)}"]
+    if host != "own":
+        begin = ["run", host, "--weight", weight_name(choice)]
+    flags = [word for name, value in options.items() for word in flag(name, value)]
+    words = ["ddplug", *begin, *flags, "--proxies", proxies, *given, *(["--", *arguments] if host != "own" else [])]
+    lines.append(shlex.join(words))
     return lines
 
 
-def _flag(name: str, value: Any) -> str:
-    flag = f"--{name.replace('_', '-')}"
-    return flag if value is True else f"{flag} {ABOUT[name].spell(value) if name in ABOUT else value}"
+def flag(name: str, value: Any) -> list[str]:
+    """An option as the words of a command line."""
+    spelt = f"--{name.replace('_', '-')}"
+    return [spelt] if value is True else [spelt, str(ABOUT[name].spell(value) if name in ABOUT else value)]
 
 
 def _options(row: dict[str, Any], between: str) -> str:

@@ -32,6 +32,7 @@ from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.deterministic import TIMES
 from ddplug.utils.digest import file_sha256, short_sha256
 from ddplug.utils.files import user_path
+from ddplug.utils.processes import environment_of_one
 
 LOG, RUN = "host.log", "host"
 _TOLD = 12
@@ -134,7 +135,7 @@ class Upstream:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**comparable(self.spec.name).quiet_env, **os.environ},
+                env={**comparable(self.spec.name).quiet_env, **environment_of_one()},
             ) as process,
         ):
             try:

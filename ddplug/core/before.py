@@ -32,6 +32,7 @@ class Before:
         # Its tensors are replaced, never written to.
         self._weighting = dict(vars(keeper.weighting))
         self._generators = keeper.estimator.generators()
+        self._kept = keeper.estimator.objective.state()
 
     def __enter__(self) -> Before:
         return self
@@ -47,3 +48,4 @@ class Before:
         keeper.history.truncate(self._history)
         vars(keeper.weighting).update(self._weighting)
         keeper.estimator.set_generators(self._generators)
+        keeper.estimator.objective.set_state(self._kept)

@@ -138,6 +138,7 @@ class Estimator:
         return {
             "generator": self.generator.get_state(),
             "class_generator": self.class_generator.get_state(),
+            **({"objective": kept} if (kept := self.objective.state()) else {}),
             **({} if self.real is None else {"real_generator": self.real.generator.get_state()}),
             "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
         }
@@ -146,6 +147,7 @@ class Estimator:
         """Go on with the draws of a `state_dict`."""
         self.generator.set_state(state["generator"].cpu())
         self.class_generator.set_state(state["class_generator"].cpu())
+        self.objective.set_state(state.get("objective", {}))
         if self.real is not None and "real_generator" in state:
             self.real.generator.set_state(state["real_generator"].cpu())
         if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
@@ -169,10 +171,11 @@ class Estimator:
         given = self.real.of_round(offered, labels)
         assert given.labels is not None
         images = given.images.to(views.device, views.dtype if views.dtype == torch.float64 else torch.float32)
-        if self.views_per_image > 1 and self.view is not None and len(images):
+        if self.views_per_image > 1 and self.view is not None and len(images) and not self.objective.keeps_real:
             with torch.no_grad():
                 images = self.view(images)
-        every, _ = self.processes.gather(given.labels)
+        # A fixed sample is the same in all processes.
+        every = given.labels if self.objective.keeps_real else self.processes.gather(given.labels)[0]
         return images, group(every, len(every), views.device)
 
     def _drawn(self) -> list[Any]:

@@ -6,7 +6,10 @@ On a GPU every number read is a wait for the device, so values collect in one sm
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddplug.errors import DDPlugWarning
 from ddplug.utils.files import write_json
+from ddplug.utils.records import either, entries, flag, number, optional, whole
 
 FORMER = {"cmi": "value"}
 """What older versions called a round's parts, by their names then."""
+
+_SIZE = number(-1e30, 1e30, finite=False)
+ROUND = either(
+    *(
+        entries(
+            {"number": whole(), name: _SIZE, "lam": number(-1e30, 1e30), "images": whole(), "skipped": flag},
+            {"share": optional(number(0, 1e30))},
+        )
+        for name in ("value", *FORMER)
+    )
+)
+"""What a file may hold of a round, by any version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +60,10 @@ class Round:
         return self.value
 
 
+Reader = Callable[[Sequence[Round]], None]
+"""What is told of rounds: it gets them in order, each once."""
+
+
 class History:
     """A sequence of `Round`s; reading it waits for the device, writing does not."""
 
@@ -51,11 +72,60 @@ class History:
         self._rounds: list[Round] = []
         self._pending: list[tuple[int, float, int]] = []
         self._buffer: Tensor | None = None
+        self._readers: list[tuple[Reader, int]] = []
+        self._earlier = self._told = 0
+
+    def tell(self, reader: Reader) -> Callable[[], None]:
+        """Have `reader` told of every round that this process adds; returns what tells it the last ones and ends it.
+
+        It is told of those that have been read from the device already, and of each only when the next has begun, as an
+        exception within a round undoes it. A reader that fails is warned about and not called again: no run ends
+        because of a log.
+        """
+        entry = (reader, os.getpid())
+        self._readers.append(entry)
+        self._tell_one(entry, self._rounds[self._earlier : self._told])
+
+        def end() -> None:
+            if entry in self._readers:
+                self.flush()
+                self._tell_read()
+                with suppress(ValueError):  # it has just failed
+                    self._readers.remove(entry)
+
+        return end
+
+    def _tell_read(self) -> None:
+        """Tell readers of the rounds that have been read and not been told of."""
+        told, self._told = self._told, len(self._rounds)
+        for entry in list(self._readers):
+            self._tell_one(entry, self._rounds[told:])
+
+    def _tell_one(self, entry: tuple[Reader, int], rounds: Sequence[Round]) -> None:
+        reader, process = entry
+        if not rounds or process != os.getpid():  # a forked process is not to write into its parent's logs
+            return
+        try:
+            reader(rounds)
+        except Exception as error:
+            self._readers.remove(entry)
+            warnings.warn(
+                f"{reader!r} failed ({type(error).__name__}: {error}) and is told of no further rounds. All are still "
+                "in the history: history.save(PATH) writes them.",
+                DDPlugWarning,
+                stacklevel=2,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the readers: a copy of a history is written into nobody's log."""
+        return {**self.__dict__, "_readers": []}
 
     def append(
         self, number: int, lam: float, images: int, value: Tensor, finite: Tensor, share: Tensor | None = None
     ) -> bool:
         """Note a round; True if the values have been read, so that `skipped` is up to date."""
+        if self._readers:
+            self._tell_read()
         if self._buffer is None or self._buffer.device != value.device:
             self.flush()
             self._buffer = torch.zeros(self._block if value.is_cuda else 1, 3, dtype=torch.float64, device=value.device)
@@ -73,6 +143,7 @@ class History:
         if length < len(self._rounds):
             self.flush()
             del self._rounds[length:]
+            self._told = min(self._told, length)
         else:
             del self._pending[length - len(self._rounds) :]
 
@@ -135,4 +206,5 @@ class History:
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Replace all rounds by those of a `state_dict`, also of a version that knew no other term than CMI."""
         self._pending.clear()
+        self._earlier = self._told = len(state)  # an earlier run's, which told of them
         self._rounds = [Round(**{FORMER.get(name, name): held for name, held in record.items()}) for record in state]

@@ -16,6 +16,7 @@ from ddplug.engine.chunking import Chunk, check_chunk
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision, check_precision
 from ddplug.objectives import Objective, TermSpec
+from ddplug.objectives.around import Centroids
 from ddplug.objectives.cmi import check_temperature
 from ddplug.proxies.representations import Choice, check_representation
 from ddplug.utils.processes import HOW, Sharing
@@ -77,6 +78,10 @@ class Options:
     temperature: float = field(default=1.0, metadata=_is("T in softmax(f / T)", of_lambda=True))
     calibrate: int = field(default=10, metadata=_is("steps over which a share is turned into a lambda"))
     draw: int = field(default=1, metadata=_is("proxies drawn per step", of_lambda=True))
+    centroids: Centroids = field(
+        default="batch",
+        metadata=_is("that CMI is around: the batch's own, running means, or real images'", get_args(Centroids)),
+    )
     classes: int | None = field(
         default=None, metadata=_is("random classes per step that CMI is estimated on, scaled; 0 for all", zero=None)
     )
@@ -123,6 +128,8 @@ class Options:
                 f"classes={self.classes} lets some classes stand for all, but {objective.label} of all is not made up "
                 "of the classes' own; leave classes= out."
             )
+        if self.graphs and self.centroids == "running":
+            raise InputError("graphs=True keeps no running centroids; leave one of them out.")
         if self.graphs and objective.needs_real:
             raise InputError(
                 f"graphs=True records no passes of real images, which {objective.label} compares with; leave it out."

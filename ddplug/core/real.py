@@ -48,16 +48,30 @@ class RealImages:
     ) -> None:
         self.objective, self.announce, self.space, self.data = objective, announce, space, data
         # Of another seed than the proxies' and the classes'.
-        self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
+        self._seed = seed + 0x9EA1
+        self.generator = torch.Generator().manual_seed(self._seed)
         self._passing: RealBatch | None = None
+        self._sampled: RealBatch | None = None
         self._told = set[str]()
 
     def passed(self, images: Tensor, labels: Tensor | None) -> None:
         """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
+        if not self.objective.needs_real or self.objective.keeps_real:
+            return
         self._passing = RealBatch(images.detach(), labels)
 
+    def sample_from(self, data: Callable[[], ImageData | None]) -> None:
+        """Real data to sample, if there is none yet; it is asked for only if the term needs it."""
+        if self.objective.needs_real and self.data is None:
+            self.data = data()
+
     def given(self, real: tuple[Tensor, Tensor] | None, labels: Tensor) -> RealBatch | None:
-        """The batch of a call on views of `labels`: the one passed along, else the one that passed before."""
+        """The batch of a call on views of `labels`: the one passed along, else the one that passed before.
+
+        Raises `InputError` for labels that are none of the images'.
+        """
+        if not self.objective.needs_real or self.objective.keeps_real:
+            return None
         passing, self._passing = self._passing, None
         if real is not None:
             images, classes = real
@@ -91,15 +105,22 @@ class RealImages:
                 "batch along, regularizer(views, labels, real=(images, labels)), or its real data, data=, of which a "
                 "sample is taken in each round."
             )
-        self._tell(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, drawn anew in each round")
-        return self._sample(self.data, torch.unique(labels.cpu()))
+        fixed = self.objective.keeps_real
+        drawn = "once" if fixed else "anew in each round"
+        self._tell(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, drawn {drawn}")
+        if not fixed:
+            return self._sample(self.data, torch.unique(labels.cpu()), self.generator)
+        if self._sampled is None:  # by a generator of its own, so that a continued run has the same
+            fresh = torch.Generator().manual_seed(self._seed)
+            self._sampled = self._sample(self.data, torch.unique(self.data.train_labels.cpu()), fresh)
+        return self._sampled
 
-    def _sample(self, data: ImageData, classes: Tensor) -> RealBatch:
+    def _sample(self, data: ImageData, classes: Tensor, generator: torch.Generator) -> RealBatch:
         counts = torch.bincount(data.train_labels.cpu(), minlength=int(classes.max()) + 1)
         if (empty := classes[counts[classes] == 0]).numel():
             raise InputError(f"{data.name} has no images of class {', '.join(map(str, empty.tolist()))}.")
         order, first = data.train_labels.cpu().argsort(stable=True), counts.cumsum(0) - counts
-        chance = torch.rand(len(classes), PER_CLASS, generator=self.generator, dtype=torch.float64)
+        chance = torch.rand(len(classes), PER_CLASS, generator=generator, dtype=torch.float64)
         chosen = order[first[classes, None] + (chance * counts[classes, None]).long()].flatten()
         images = data.train_images[chosen.to(data.train_images.device)]
         return RealBatch(data.space.convert(images, self.space() or data.space), classes.repeat_interleave(PER_CLASS))

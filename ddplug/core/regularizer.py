@@ -22,7 +22,7 @@ from ddplug.core.autograd import Call
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
 from ddplug.core.options import ABOUT, Options
-from ddplug.core.real import RealBatch, RealImages
+from ddplug.core.real import RealImages
 from ddplug.core.rounds import RoundKeeper
 from ddplug.core.state import check_kind, check_pool, check_settings
 from ddplug.core.watch import Watch
@@ -36,6 +36,7 @@ from ddplug.engine.step import PieceByPiece
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision
 from ddplug.objectives import Objective, TermSpec, make
+from ddplug.objectives.around import Centroids, around
 from ddplug.objectives.base import check_labels, check_not_negative
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
@@ -68,6 +69,9 @@ class Regularizer:
         set_size: for hosts that step on a part of their set at a time, class by class say: images of the whole set. A
             round then counts in proportion to its images, so that lambda means what it does on all of them at once.
             None: every round stands for itself.
+        centroids: what CMI is around: the "batch"'s own centroids; "running" means of P by class and proxy, for hosts
+            that never have two images of a class in a batch; or those of "real" images, a sample of `data`, under the
+            same proxy. See `ddplug.objectives.around`.
         classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
             is CMI of all of them; None for all. Rounds that calibrate take all.
         precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
@@ -117,6 +121,7 @@ class Regularizer:
         draw: int = 1,
         passes: int = 1,
         set_size: int | None = None,
+        centroids: Centroids = "batch",
         classes: int | None = None,
         precision: Precision = "auto",
         chunk: Chunk = "auto",
@@ -142,7 +147,7 @@ class Regularizer:
         # What is off asks for nothing, not even that the folder be there.
         off = weight == 0 and not record
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
-        objective = make(term, temperature=temperature)
+        objective = around(make(term, temperature=temperature), centroids)
         self.representation = chosen(representation, self.weighting.kind, objective.representation)
         self.options.check_with(objective, processes, view)
         self.every, self.passes, self.set_size = every, passes, set_size
@@ -154,6 +159,8 @@ class Regularizer:
             view = DSA(seed=seed)
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
+        self.real = RealImages(objective, seed, announce, self._to_pool.of_views, data)
+        """Where a term that compares with real images gets them."""
         step: PieceByPiece | Graphs = PieceByPiece(
             self.representation, objective, self._to_pool, precision=precision, chunk=chunk,
             compile=check_compile(compile), processes=self.processes,
@@ -161,7 +168,7 @@ class Regularizer:
         self.estimator = Estimator(
             self.pool, Graphs(step) if graphs and not compile else step, draw=draw, classes=classes,
             views_per_image=views_per_image, view=view, seed=seed, processes=self.processes,
-            real=RealImages(objective, seed, announce, self._to_pool.of_views, data) if objective.needs_real else None,
+            real=self.real if objective.needs_real else None,
         )  # fmt: skip
         self.watch = Watch()
         self._keeper = RoundKeeper(
@@ -185,11 +192,6 @@ class Regularizer:
     def objective(self) -> Objective:
         """The term that is added."""
         return self.estimator.objective
-
-    def compare_with(self, data: Callable[[], ImageData | None]) -> None:
-        """Real data for a term that compares with real images and has none yet; is not asked for by others."""
-        if self.estimator.real is not None and self.estimator.real.data is None:
-            self.estimator.real.data = data()
 
     @property
     def temperature(self) -> float:
@@ -266,12 +268,7 @@ class Regularizer:
         if self.active:
             self.watch.untouched()
             if images is not None:
-                self.saw_real(images, labels)
-
-    def saw_real(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Real images (m, c, h, w), for a term that compares: of `labels` (m,), or of the class of the next views."""
-        if self.active and self.estimator.real is not None:
-            self.estimator.real.passed(images, labels)
+                self.real.passed(images, labels)
 
     @contextmanager
     def round(self) -> Iterator[None]:
@@ -380,16 +377,7 @@ class Regularizer:
         if not self._probed:
             self._probe(views, labels)
             self._probed = True
-        return Call(views.detach(), labels.detach(), self._offered(labels, real))
-
-    def _offered(self, labels: Tensor, real: tuple[Tensor, Tensor] | None) -> RealBatch | None:
-        """The real images that came with views of `labels`, or before them."""
-        if self.estimator.real is None:
-            return None
-        found = self.estimator.real.given(real, labels)
-        if found is not None:
-            self.pool.check(found.images, self.input_space)
-        return found
+        return Call(views.detach(), labels.detach(), self.real.given(real, labels))
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:
         """What is looked at once, at the first call."""

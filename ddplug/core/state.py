@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddplug.core.history import FORMER
+from ddplug.core.history import ROUND
 from ddplug.core.options import renamed
 from ddplug.core.watch import Watch
 from ddplug.errors import InputError
@@ -26,10 +26,6 @@ from ddplug.utils.records import (
 )
 
 _POSITIVE, _SCALAR = number(0), optional(either(flag, text(), number(finite=False)))
-_PARTS = {"number": whole(), "lam": number(), "images": whole(), "skipped": flag}
-_ROUND = either(
-    *(entries({**_PARTS, name: number(finite=False)}, {"share": optional(_POSITIVE)}) for name in ("value", *FORMER))
-)
 _STATE = entries(
     {
         "weighting": entries(
@@ -40,11 +36,11 @@ _STATE = entries(
             },
         ),
         "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),
-        "view": optional(dict_of(anything)), "rounds": whole(), "history": list_of(_ROUND),
+        "view": optional(dict_of(anything)), "rounds": whole(), "history": list_of(ROUND),
     },
     {
         "settings": optional(dict_of(either(list_of(_SCALAR), _SCALAR))), "pool": optional(text()),
-        "real_generator": tensor("integer", (None,)),
+        "real_generator": tensor("integer", (None,)), "objective": dict_of(anything),
     },
 )  # fmt: skip
 """What a state may hold."""

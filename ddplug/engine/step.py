@@ -96,6 +96,8 @@ class PieceByPiece:
         """Images that memory suffices for, once it did not for more."""
         self._slots: dict[object, CompiledSlot] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._bound: weakref.WeakKeyDictionary[torch.nn.Module, Objective] = weakref.WeakKeyDictionary()
+        """The term bound to a fixed sample of real images, by network."""
 
     def __call__(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> tuple[Tensor, Tensor]:
         """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
@@ -127,6 +129,7 @@ class PieceByPiece:
             features = self._of_none(proxy, views)
             every, _ = self.processes.gather(features)
             value, _ = objective.value_and_grad(every.double(), groups)
+            objective.saw(every.double(), groups)
             return value.to(views.dtype), torch.zeros_like(views)
         plan = self.plan(proxy, views)
         if self.compile:
@@ -135,6 +138,7 @@ class PieceByPiece:
         every, own = self.processes.gather(features)
         # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
         value, derivative = objective.value_and_grad(every.double(), groups)
+        objective.saw(every.double(), groups)
 
         def backward(now: Plan) -> Tensor:
             if now != plan:
@@ -197,21 +201,29 @@ class PieceByPiece:
             else:
                 features = self._of_none(proxy, views)
             every, _ = self.processes.gather(features)
-            value = self._against(proxy, real)(every.double(), groups)
+            objective = self._against(proxy, real)
+            value = objective(every.double(), groups)
+            objective.saw(every.double(), groups)
         return value.to(views.dtype)
 
     def _against(self, proxy: Proxy, real: Reals | None) -> Objective:
         """The term, bound to the features of the real images that it compares with."""
+        own = self.objective.of_proxy(proxy.name)
         if real is None:
-            return self.objective
+            return own
+        if own.keeps_real and proxy.network in self._bound:
+            return self._bound[proxy.network]
         images, groups = real
         with torch.no_grad():
             if len(images):
                 features, _ = self._fitting(partial(self._pieces, proxy, images), self.plan(proxy, images))
             else:
                 features = self._of_none(proxy, images)
-        every, _ = self.processes.gather(features)
-        return self.objective.against(Real(every.double(), groups))
+        every, _ = (features, None) if own.keeps_real else self.processes.gather(features)
+        bound = own.against(Real(every.double(), groups))
+        if own.keeps_real:
+            self._bound[proxy.network] = bound
+        return bound
 
     def _pieces(self, proxy: Proxy, views: Tensor, plan: Plan) -> Tensor:
         """The features of `views`, without a graph."""
@@ -249,10 +261,10 @@ class PieceByPiece:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles for itself."""
-        return {**self.__dict__, "_slots": {}, "_compared": None}
+        return {**self.__dict__, "_slots": {}, "_compared": None, "_bound": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _compared=weakref.WeakSet())
+        self.__dict__.update(state, _compared=weakref.WeakSet(), _bound=weakref.WeakKeyDictionary())
 
     def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
         leaf = part.detach().requires_grad_()

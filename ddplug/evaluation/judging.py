@@ -17,7 +17,7 @@ from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError
 from ddplug.networks.training import Augment, accuracy, fit
-from ddplug.networks.zoo import build, seeded
+from ddplug.networks.zoo import LIBRARIES, build, seeded
 
 STANDARD_LR = 0.01
 
@@ -123,7 +123,7 @@ def check_fits(images: Tensor, labels: Tensor, data: ImageData) -> None:
 
 def resolve(name: str) -> str:
     """The name that `build` knows an architecture by: ConvNet is convnet."""
-    return name if name.startswith("torchvision/") else name.strip().lower()
+    return name if name.startswith(LIBRARIES) else name.strip().lower()
 
 
 def maker(name: str, data: ImageData, options: dict[str, Any]) -> Callable[[], nn.Module]:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ddplug.evaluation.evaluate import Evaluation
 
 
+PICTURES = (".png", ".svg", ".pdf")
+"""What the name of a picture ends in."""
+
+
 def measurement_table(measurement: Measurement, title: str, class_names: Sequence[str] | None = None) -> Table:
     """A table of a measurement: the whole set, then class by class."""
     from rich.table import Table

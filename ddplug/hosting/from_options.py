@@ -29,6 +29,6 @@ def start(host: str, args: Any, **context: Any) -> Layer:
         pool, options["weight"], setting=adapter.setting(args),
         input_space=pool.derived_space(adapter.space(args, context)), **{name: options[name] for name in HOSTS},
     )  # fmt: skip
-    regularizer.compare_with(lambda: adapter.real(args, context))
+    regularizer.real.sample_from(lambda: adapter.real(args, context))
     print(f"ddplug: {host}, weight {options['weight']}, {pool}", flush=True)
     return started(layer_of(adapter, regularizer, args, context, options["views"], options["inner"]))

@@ -120,7 +120,7 @@ class Layer:
         if not isinstance(labels, Tensor):
             labels = torch.full((len(chosen),), labels)
         if first or real is not None:
-            self.regularizer.saw_real(views[:first] if real is None else real)
+            self.regularizer.real.passed(views[:first] if real is None else real, None)
         chosen = self.regularizer(chosen, labels)
         return torch.cat([views[:first], chosen]) if first else chosen
 
@@ -179,7 +179,7 @@ class Attached:
             reg.pool.check_data(self._adapter.setting(args)[1])
         if reg.input_space is None:
             reg.input_space = reg.pool.derived_space(self._adapter.space(args, context))
-        reg.compare_with(lambda: self._adapter.real(args, context))
+        reg.real.sample_from(lambda: self._adapter.real(args, context))
         self.save()
         self._layer = layer_of(self._adapter, reg, args, context, self._views, self._inner)
         return started(self._layer)

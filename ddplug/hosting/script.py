@@ -6,6 +6,7 @@ back afterwards: `__main__`, `sys.argv`, the search path with the script's folde
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import importlib.abc
@@ -18,6 +19,7 @@ import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +47,64 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
         HostError: the script failed; its own traceback is printed first.
         SystemExit: the script ended itself with an error, a misspelt option for instance, or was interrupted.
     """
-    texts = {(repo / name).resolve(): text for name, text in spec.patched(repo).items()}
+    sources = {(repo / name).resolve(): Source(text) for name, text in spec.patched(repo).items()}
     missing = [name for name in spec.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise HostError(f"{spec.name} needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
     script = (repo / spec.script).resolve()
-    source = texts.get(script) or script.read_bytes()
+    for name, value in spec.environment.items():
+        os.environ.setdefault(name, value)
+    with require_rounds(f"{spec.name} ({script.name})", must):
+        execute(
+            script, arguments, sources, path=[(repo / folder).resolve() for folder in spec.path],
+            redirect_cuda=spec.redirect_cuda, numpy_aliases=spec.numpy_aliases,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is run in the place of a file: a text, or a syntax tree, which keeps the file's own line numbers."""
+
+    code: bytes | ast.Module
+    names: Mapping[str, object] = field(default_factory=dict)
+    """What is put among the module's names before anything of it runs."""
+
+
+def execute(
+    script: Path,
+    arguments: Sequence[str],
+    sources: Mapping[Path, Source],
+    *,
+    path: Sequence[Path] = (),
+    redirect_cuda: bool = False,
+    numpy_aliases: Sequence[str] = (),
+) -> None:
+    """Run `script`, an absolute path, as a program of its own, with some files replaced while they are read.
+
+    Args:
+        script: the program.
+        arguments: its command line.
+        sources: what stands in the place of which files, the script or those that are imported, by absolute path.
+        path: folders on the search path, after the script's own.
+        redirect_cuda: whether what is put on "cuda" goes to the CPU, if there is no CUDA device.
+        numpy_aliases: names that NumPy gave to builtins once.
+
+    Raises:
+        HostError: the script failed; its own traceback is printed first.
+        SystemExit: the script ended itself with an error, a misspelt option for instance, or was interrupted.
+    """
+    source = sources.get(script) or Source(script.read_bytes())
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=str(script), __builtins__=builtins)
-    folders = [script.parent, *((repo / folder).resolve() for folder in spec.path)]
+    main.__dict__.update(source.names, __file__=str(script), __builtins__=builtins)
     with ExitStack() as stack:
-        stack.enter_context(require_rounds(f"{spec.name} ({script.name})", must))
-        stack.enter_context(_surroundings(main, [str(script), *arguments], folders))
-        stack.enter_context(_patched_imports(texts))
-        stack.enter_context(old_names(spec.numpy_aliases))
-        for name, value in spec.environment.items():
-            os.environ.setdefault(name, value)
+        stack.enter_context(_surroundings(main, [str(script), *arguments], [script.parent, *path]))
+        stack.enter_context(_patched_imports(sources))
+        stack.enter_context(old_names(numpy_aliases))
         # Counted, as asking whether CUDA is available would start it, and hosts choose their devices before that.
-        if spec.redirect_cuda and torch.cuda.device_count() == 0:
+        if redirect_cuda and torch.cuda.device_count() == 0:
             stack.enter_context(CudaOnCpu())
         try:
-            exec(compile(source, str(script), "exec", dont_inherit=True), main.__dict__)
+            exec(compile(source.code, str(script), "exec", dont_inherit=True), main.__dict__)
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
@@ -116,10 +155,11 @@ def _within(module: object, folders: Sequence[Path]) -> bool:
 
 
 @contextmanager
-def _patched_imports(texts: Mapping[Path, bytes]) -> Iterator[None]:
-    """Imports of the files in `texts` get these texts, and no cached bytecode; tracebacks show them, too."""
-    finder = _Finder(texts)
+def _patched_imports(sources: Mapping[Path, Source]) -> Iterator[None]:
+    """Imports of the files in `sources` get these, and no cached bytecode; tracebacks show their texts, too."""
+    finder = _Finder(sources)
     sys.meta_path.insert(0, finder)
+    texts = {path: source.code for path, source in sources.items() if isinstance(source.code, bytes)}
     for path, text in texts.items():
         lines = text.decode("utf-8", errors="replace").splitlines(keepends=True)
         linecache.cache[str(path)] = (len(text), None, lines, str(path))
@@ -134,8 +174,8 @@ def _patched_imports(texts: Mapping[Path, bytes]) -> Iterator[None]:
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds what the ordinary finder finds, and takes over where that is one of the patched files."""
 
-    def __init__(self, texts: Mapping[Path, bytes]) -> None:
-        self._texts = texts
+    def __init__(self, sources: Mapping[Path, Source]) -> None:
+        self._sources = sources
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -143,28 +183,33 @@ class _Finder(importlib.abc.MetaPathFinder):
         found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if found is None or found.origin is None or not found.origin.endswith(".py"):
             return None
-        text = self._texts.get(Path(found.origin).resolve())
-        if text is None:
+        source = self._sources.get(Path(found.origin).resolve())
+        if source is None:
             return None
         return importlib.util.spec_from_file_location(
-            fullname, found.origin, loader=_Loader(fullname, found.origin, text)
+            fullname, found.origin, loader=_Loader(fullname, found.origin, source)
         )
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Loads a file as if its content were `text`."""
+    """Loads a file as if its content were that of `source`."""
 
-    def __init__(self, fullname: str, path: str, text: bytes) -> None:
+    def __init__(self, fullname: str, path: str, source: Source) -> None:
         super().__init__(fullname, path)
-        self._text = text
+        self._source = source
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run the module, with our names among its own."""
+        vars(module).update(self._source.names)
+        super().exec_module(module)
 
     def get_code(self, fullname: str) -> types.CodeType:
-        """Compiled from the text, past any cache."""
-        return compile(self._text, self.path, "exec", dont_inherit=True)
+        """Compiled from what there is, past any cache."""
+        return compile(self._source.code, self.path, "exec", dont_inherit=True)
 
     def get_data(self, path: str) -> bytes:
         """The text, for `inspect` and the like."""
-        return self._text
+        return self._source.code if isinstance(self._source.code, bytes) else super().get_data(path)
 
 
 @contextmanager

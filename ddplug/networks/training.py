@@ -295,12 +295,17 @@ def _resume(
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take the momentum buffers; `UnfitError` if they do not fit, or if a setting differs."""
-    own, theirs = (
-        [{**group, "lr": None} for group in groups["param_groups"]] for groups in (optimizer.state_dict(), state)
-    )
-    if own != theirs:
+    own, theirs = optimizer.state_dict()["param_groups"], state["param_groups"]
+    if len(own) != len(theirs):
         raise UnfitError("its optimizer has other settings")
+    groups = []
+    for ours, saved in zip(own, theirs, strict=True):
+        # Another version of torch may have more settings, or fewer; those are left as they are here.
+        both = {name: value for name, value in saved.items() if name in ours}
+        if any(ours[name] != value for name, value in both.items() if name != "lr"):
+            raise UnfitError("its optimizer has other settings")
+        groups.append({**ours, **both})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, buffers in state["state"].items():
         entries({}, {"momentum_buffer": optional(tensor("float", parameters[index].shape))})(buffers)
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({**state, "param_groups": groups})

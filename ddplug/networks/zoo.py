@@ -25,7 +25,8 @@ Norm = Literal["instance", "batch", "none"]
 P = ParamSpec("P")
 
 _REGISTRY: dict[str, Callable[..., Network]] = {}
-_TORCHVISION = "torchvision/"
+LIBRARIES = ("torchvision/", "timm/")
+"""What names of networks begin with that other packages build."""
 _MOST = {"depth": 32, "channels": 2**12, "width": 2**16}
 _MOST_DEFAULT = 2**20
 building_on: ContextVar[str] = ContextVar("building_on", default="cpu")
@@ -92,7 +93,7 @@ def register(constructor: Callable[P, Network]) -> Callable[P, Network]:
         bound.apply_defaults()
         with torch.device(building_on.get()):
             network = constructor(*args, **kwargs)
-        network.spec = _spec(name, bound.arguments)
+        network.spec = spec_of(name, bound.arguments)
         return network
 
     _REGISTRY[name] = construct
@@ -100,25 +101,28 @@ def register(constructor: Callable[P, Network]) -> Callable[P, Network]:
 
 
 def architectures() -> list[str]:
-    """The names that `build` knows, besides torchvision/NAME for every classifier of torchvision."""
+    """The names that `build` knows, besides torchvision/NAME and timm/NAME for every classifier of these."""
     return sorted(_REGISTRY)
 
 
 def build(architecture: str, **options: Any) -> nn.Module:
     """A fresh, randomly initialised network by name, on the CPU; call it inside `seeded`.
 
-    `architecture` is one of `architectures()`, or "torchvision/NAME": that model without pretrained weights, its
-    options passed on (of these, `channels` must be 3, and `size` is left to the model, which has no such option). A
-    torchvision model has `spec`, but no `embed`, and its head has the name that torchvision gave it.
+    `architecture` is one of `architectures()`, or "torchvision/NAME" or "timm/NAME": that model without pretrained
+    weights, its options passed on (`channels` must be 3 for torchvision, and is timm's `in_chans`; `size` is left to
+    the model, or, where it takes one, is timm's `img_size`). Such a model has `spec`, but no `embed`, and its head has
+    the name that the library gave it.
 
     Raises `ProxyError` for an unknown name, for options that the network does not have, and for impossible ones.
     """
-    if architecture.startswith(_TORCHVISION):
-        return _build_torchvision(architecture, options)
+    if architecture.startswith(LIBRARIES):
+        from ddplug.networks.libraries import build_from_library
+
+        return build_from_library(architecture, options)
     if architecture not in _REGISTRY:
         raise ProxyError(
             f"unknown architecture {architecture!r}; known are {', '.join(architectures())} and torchvision/NAME, "
-            "for example torchvision/resnet18. Own networks are added with ddplug.networks.register."
+            "for example torchvision/resnet18, and timm/NAME. Own networks are added with ddplug.networks.register."
         )
     return _REGISTRY[architecture](**options)
 
@@ -346,32 +350,7 @@ def _require_positive(**options: int) -> None:
             raise ProxyError(f"{name} must be a whole number from 1 to {most}, got {shown}")
 
 
-def _build_torchvision(architecture: str, options: dict[str, Any]) -> nn.Module:
-    from torchvision import models  # seconds of import that only these networks need
-
-    name = architecture.removeprefix(_TORCHVISION)
-    known = models.list_models(module=models)
-    if name not in known:
-        raise ProxyError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
-    spec = _spec(architecture, options)
-    if options.get("weights") is not None:
-        raise ProxyError(
-            f"{architecture} is built without pretrained weights, got weights={options['weights']!r}; "
-            "load weights of your own into it, or hand the pretrained model over as it is"
-        )
-    if options.get("channels", 3) != 3:
-        raise ProxyError(f"{architecture} takes images of 3 channels, got channels={options['channels']}; use convnet")
-    passed = {option: value for option, value in options.items() if option not in ("weights", "channels", "size")}
-    try:
-        with torch.device(building_on.get()):
-            network: nn.Module = models.get_model(name, weights=None, **passed)
-    except (TypeError, ValueError) as error:
-        raise ProxyError(f"{architecture} cannot be built with the options {passed}: {error}") from error
-    network.__dict__["spec"] = spec  # a plain attribute; nn.Module's own are typed as tensors and modules
-    return network
-
-
-def _spec(architecture: str, options: dict[str, Any]) -> dict[str, Any]:
+def spec_of(architecture: str, options: dict[str, Any]) -> dict[str, Any]:
     """The record of how a network was built, in JSON's own types."""
     try:
         resolved = json.loads(json.dumps(options))

@@ -21,6 +21,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +50,8 @@ class Objective:
     can stand for all (`classes=m`)."""
     needs_real: bool = False
     """Whether it compares with real images; see `ddplug.objectives.real`."""
+    keeps_real: bool = False
+    """Whether these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
     representation: str | None = None
     """The one representation that it is defined on; None if any will do."""
 
@@ -71,6 +74,20 @@ class Objective:
     def against(self, real: Any) -> Objective:
         """The term bound to real images, if it compares with such; see `ddplug.objectives.real`."""
         return self
+
+    def of_proxy(self, name: str) -> Objective:
+        """The term under the proxy of that name, if it keeps something for each."""
+        return self
+
+    def saw(self, features: Tensor, groups: Groups) -> None:
+        """Told of every round's `features` (n, d) once the term of them is known."""
+
+    def state(self) -> dict[str, Any]:
+        """What a continued run needs of it: tensors, in dictionaries."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
 
     def describe(self, value: float) -> str:
         """Its value in words, for messages."""
@@ -101,12 +118,20 @@ def register(name: str) -> Callable[[Term], Term]:
 
 
 def terms() -> list[str]:
-    """The names of all terms."""
-    return sorted(_TERMS)
+    """The names of all terms, those of installed packages among them."""
+    return sorted({*_TERMS, *_of_packages().names})
+
+
+def _of_packages() -> EntryPoints:
+    """What installed packages announce as terms, in the group "ddplug.terms"."""
+    return entry_points(group="ddplug.terms")
 
 
 def single(name: object, **options: Any) -> Objective:
     """The term of that one name, with those of `options` that it takes; `InputError` for an unknown name."""
+    if name not in _TERMS and isinstance(name, str):
+        for announced in _of_packages().select(name=name):
+            register(name)(announced.load())
     if not isinstance(name, str) or name not in _TERMS:
         raise InputError(
             f"unknown term {name!r}, expected one of {', '.join(map(repr, terms()))}, a sum such as "

@@ -315,7 +315,8 @@ class ProxyPool:
             self.to(images.device)
         if self.info.space is None or space is None:
             return images
-        return space.convert(images, self.info.space)
+        with torch.autocast(images.device.type, enabled=False):  # the host's; a whitening is a product of matrices
+            return space.convert(images, self.info.space)
 
     def to(self, device: torch.device | str) -> ProxyPool:
         """Move all proxies to `device`; returns the pool."""

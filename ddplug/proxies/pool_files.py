@@ -21,6 +21,7 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DDPlugError, PoolError, SpaceError
 from ddplug.proxies.data_check import check_data
+from ddplug.proxies.model_card import write_card
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import mode_of, user_path, write_bytes, write_json
@@ -262,7 +263,9 @@ def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
     temporary.mkdir()  # not by tempfile, whose folders nobody else may enter
     try:
         records = [write_network(temporary, i, proxy) for i, proxy in enumerate(proxies)]
-        write_header(temporary, Header(info, len(proxies), records))
+        header = Header(info, len(proxies), records)
+        write_card(temporary, header)
+        write_header(temporary, header)
         if folder.is_dir():
             temporary.chmod(mode_of(folder))
         os.replace(temporary, folder)

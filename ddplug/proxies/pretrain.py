@@ -25,6 +25,7 @@ from ddplug.networks.precision import fast_bf16
 from ddplug.networks.training import accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
+from ddplug.proxies.model_card import write_card
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
 from ddplug.utils.files import exclusive_lock, user_path
@@ -198,6 +199,8 @@ def _take_in(folder: Path, header: Header, rank: int) -> None:
         return
     while not header.complete and (entry := _aside(folder, len(header.networks), header)) is not None:
         header.networks.append(entry)
+        if header.complete:  # before the header, after which nothing is written any more
+            write_card(folder, header)
         write_header(folder, header)
         shutil.rmtree(_name(folder, len(header.networks) - 1))
 
@@ -221,17 +224,21 @@ def pool_info(data: ImageData) -> PoolInfo:
     return PoolInfo(data.name, data.class_names, data.shape, data.space, data.fingerprint())
 
 
+def cache_folder() -> Path:
+    """Where default pools are kept: the folder that the variable DDPLUG_CACHE names, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+
+
 def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.device | str | None = None) -> ProxyPool:
     """A small pool for `data` out of the cache, trained once if it is not there; says where it is.
 
-    The cache is the folder named by the environment variable DDPLUG_CACHE, or the user's cache folder. The proxies are
-    three ConvNet-3 on a GPU or of tiny pictures, and elsewhere two of half width and few epochs, four minutes each on
-    CIFAR-10 and one core. On CIFAR-10 logits of a ConvNet-3 gained as much as a ResNet-18's; see docs/results.
+    The cache is `cache_folder()` unless one is given. The proxies are three ConvNet-3 on a GPU or of tiny pictures, and
+    elsewhere two of half width and few epochs, four minutes each on CIFAR-10 and one core. On CIFAR-10 logits of a
+    ConvNet-3 gained as much as a ResNet-18's; see docs/results.
     """
-    if cache is None:
-        from platformdirs import user_cache_path
-
-        cache = user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+    cache = cache_folder() if cache is None else cache
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     recipe = dict(_LARGE)
     if min(data.shape[1:]) > 8 and torch.device(device).type != "cuda":

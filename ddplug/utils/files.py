@@ -90,7 +90,7 @@ def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
     return named is None or Path(os.fsdecode(named)) in (path, temporary, *path.parents)
 
 
-def write_bytes(content: bytes, path: str | Path) -> None:
+def write_bytes(content: bytes | memoryview, path: str | Path) -> None:
     """Write a file, whole or not at all; `FileError` if it cannot be written."""
     with replacing(path, size=len(content)) as temporary:
         temporary.write_bytes(content)
@@ -120,6 +120,10 @@ def write_json(content: object, path: str | Path, *, sealed: bool = True) -> Non
     write_bytes(text.encode(), path)
 
 
+class HeldError(InputError):
+    """Another process holds a lock."""
+
+
 @contextmanager
 def exclusive_lock(lock: Path, what: Path) -> Iterator[None]:
     """Hold the file `lock`, so that no other process works in `what`, as far as it asks for the same lock.
@@ -128,14 +132,15 @@ def exclusive_lock(lock: Path, what: Path) -> Iterator[None]:
     out. On a file system without locks a `DDPlugWarning` says so and nothing is held.
 
     Raises:
-        InputError: another process holds the lock, or nothing can be written where it belongs.
+        HeldError: another process holds the lock.
+        InputError: nothing can be written where it belongs.
     """
     held = FileLock(lock, blocking=False)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
     except Timeout as error:
-        raise InputError(
+        raise HeldError(
             f"another process is at work in '{what}'; wait for its end, or stop it. The same command then goes on "
             "from there."
         ) from error

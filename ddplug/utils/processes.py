@@ -7,6 +7,7 @@ of features is smaller than the image it is of, and costs nothing beside that im
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -40,6 +41,21 @@ def own_device(device: torch.device | str) -> torch.device:
     if device.type == "cpu" or device.index is not None or "LOCAL_RANK" not in os.environ:
         return device
     return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+
+
+_TORCHRUN = re.compile("(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
+
+
+def environment_of_one() -> dict[str, str]:
+    """For a program that this process starts: this environment without torchrun's, of which it is no part.
+
+    Of several GPUs it sees that of this process's number on its machine.
+    """
+    found = {name: value for name, value in os.environ.items() if not _TORCHRUN.fullmatch(name)}
+    if int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > 1:
+        number, seen = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES")
+        found["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number] if seen else str(number)
+    return found
 
 
 class Processes:

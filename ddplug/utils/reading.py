@@ -28,7 +28,9 @@ def write_tensors(content: object, path: str | Path) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_bytes(seal_archive(buffer.getvalue()), path)
+    seal_archive(buffer)
+    with buffer.getbuffer() as archive:
+        write_bytes(archive, path)
 
 
 def load_tensors(

@@ -9,6 +9,7 @@ Files without a checksum are older ones, or somebody else's. They are read, and 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
@@ -23,7 +24,7 @@ KEY = "sha256"
 
 _MARK = b"ddplug sha256 "
 _COMMENT = len(_MARK) + 64
-_END_OF_ARCHIVE, _NO_COMMENT, _END_SIZE = b"PK\x05\x06", b"\0\0", 22
+_END_OF_ARCHIVE, _END_SIZE, _LONGEST = b"PK\x05\x06", 22, 2**16
 _SHA256 = re.compile("[0-9a-f]{64}")
 _noted: set[str] = set()
 
@@ -32,10 +33,13 @@ class BrokenError(Exception):
     """A file whose content is not what was written; the text says how that is known."""
 
 
-def seal_archive(archive: bytes) -> bytes:
-    """A zip archive with its checksum as its comment, of which it must have none so far."""
-    body = archive[:-2] + struct.pack("<H", _COMMENT)
-    return body + _MARK + sha256([body]).encode()
+def seal_archive(archive: io.BytesIO) -> None:
+    """Give a zip archive its checksum as its comment, of which it must have none so far; nothing of it is copied."""
+    archive.seek(-2, io.SEEK_END)
+    archive.write(struct.pack("<H", _COMMENT))
+    with archive.getbuffer() as body:
+        checksum = sha256([body])
+    archive.write(_MARK + checksum.encode())
 
 
 def check_archive(path: Path) -> bool:
@@ -46,16 +50,29 @@ def check_archive(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(4)
-        file.seek(max(0, size - _COMMENT))
-        comment = file.read()
-    if comment.startswith(_MARK):
-        if comment[len(_MARK) :] != file_sha256(path, size - _COMMENT).encode():
+        file.seek(max(0, size - _LONGEST - _END_SIZE))
+        tail = file.read()
+    last = tail[-_COMMENT:]
+    if last.startswith(_MARK):
+        if last[len(_MARK) :] != file_sha256(path, size - _COMMENT).encode():
             raise BrokenError("its content is not what was written: the checksum differs")
         return True
-    end = comment[-_END_SIZE:]
-    if start == b"PK\x03\x04" and not (end.startswith(_END_OF_ARCHIVE) and end.endswith(_NO_COMMENT)):
-        raise BrokenError("its end is missing or damaged")
+    if start == b"PK\x03\x04":
+        comment = _comment(tail)
+        # One of ours whose name is damaged still has a checksum behind it; other programs' comments are theirs.
+        if comment is None or (len(comment) == _COMMENT and _SHA256.fullmatch(comment[len(_MARK) :].decode("latin1"))):
+            raise BrokenError("its end is missing or damaged")
     return False
+
+
+def _comment(tail: bytes) -> bytes | None:
+    """The comment of the zip archive that ends with `tail`, empty if it has none; None if its end is not there."""
+    at = len(tail)
+    while (at := tail.rfind(_END_OF_ARCHIVE, 0, at)) >= 0:
+        comment = tail[at + _END_SIZE :]
+        if tail[at + _END_SIZE - 2 : at + _END_SIZE] == struct.pack("<H", len(comment)):
+            return comment
+    return None
 
 
 def seal_record(content: object) -> object:

@@ -177,6 +177,12 @@ def test_architectures_that_cannot_judge_are_refused_first(tmp_path: Path, run: 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_architecture_is_the_same_however_it_is_spelt(digits: ImageData, pool: ProxyPool) -> None:
+    for arch, further in (("ConvNet", "convnet"), ("convnet", "ConvNet")):
+        with pytest.raises(InputError, match="names further architectures, each once"):
+            Judge(digits, replace(TINY, arch=arch), pool, None, CPU, (further,)).check()
+
+
 # --- arms that are stopped
 
 

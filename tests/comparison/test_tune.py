@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from ddplug import datasets
 from ddplug.cli import app as cli
+from ddplug.cli.compare import _given
 from ddplug.cli.compare import compare as compare_command
 from ddplug.cli.compare import tune as tune_command
 from ddplug.comparison.own_trainer import Own
@@ -100,6 +101,28 @@ def test_a_sweep_shares_its_baseline_and_is_confirmed_on_fresh_seeds(
     assert not distilled, "resumed: nothing is left to do"
 
 
+def test_another_sweep_is_confirmed_on_seeds_that_nothing_has_seen(
+    tmp_path: Path, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the choice would be among confirmations. The same sweep has the seeds it had."""
+    used = []
+
+    def compare(self: Setup, chosen: Any, seeds: int, out: Path, judge: Any, **more: Any) -> dict[str, Any]:
+        if out.name.startswith("confirm"):
+            used.append(list(range(more["first_seed"], more["first_seed"] + seeds)))
+        return {"summary": [{"weight": arm.weight, "arm": arm.name, "difference": 0.01} for arm in chosen]}
+
+    monkeypatch.setattr(Setup, "compare", compare)
+    for weights, more in (
+        ([1.0], {}), ([1.0], {}), ([1.0, 3.0], {}), ([1.0], {"confirm": 3}), ([1.0], {"first_seed": 7}), ([1.0], {}),
+    ):  # fmt: skip
+        tune(setup, tmp_path, weights, GRID, **{"seeds": 2, "confirm": 2, **more})  # type: ignore[arg-type]
+    assert used == [[2, 3], [2, 3], [4, 5], [6, 7, 8], [9, 10], [2, 3]]
+    (tmp_path / "confirmed.json").write_text('{"confirmations": [{"of": {}, "first_seed": -1, "end": 2}]}')
+    with pytest.raises(DataError, match=r"first_seed: expected a whole number.*ive a --first-seed beyond"):
+        tune(setup, tmp_path, [1.0], GRID)
+
+
 def test_nothing_is_chosen_where_nothing_is_better(
     tmp_path: Path, setup: Setup, distilled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +152,8 @@ def test_the_lines_to_paste() -> None:
     )
     assert code == "ddplug.attach(trainer, weight=3.0, representation='logit', weighting='relative', proxies='pool')"
     assert command == "ddplug run dm --weight 3 --representation logit --weighting relative --proxies pool --"
+    given = said(Tuned([], choice, sure, []), "dm", "a pool", None, ["--repo", "DM"], ["--ipc", "10"])[2]
+    assert given.endswith("--weighting relative --proxies 'a pool' --repo DM -- --ipc 10")
     doubtful = said(Tuned([], choice, {**sure, "interval": 0.03}, []), "own", "pool")
     assert "not confirmed: the interval contains 0" in doubtful[0]
     assert doubtful[2].startswith("ddplug compare own --weights 0,3 --representation logit")
@@ -183,6 +208,15 @@ def test_the_command(tmp_path: Path, pool: Path) -> None:
     bad = CliRunner().invoke(cli.app, ["tune", "own", "--weights", "1"])
     assert isinstance(bad.exception, DDPlugError)
     assert "a comparison needs --proxies" in str(bad.exception)
+
+
+def test_the_words_of_what_was_given() -> None:
+    given = {
+        "data": "digits", "data_path": None, "proxies": Path("pool"), "ipc": 2, "judge_lr": 0.03, "judge_last": True,
+        "term": "cmi", "repo": Path("a checkout"), "download": False, "temperature": 2.0,
+    }  # fmt: skip
+    assert _given("own", given) == ["--ipc", "2", "--judge-last", "--repo", "a checkout"]
+    assert _given("dm", given) == ["--repo", "a checkout"]
 
 
 def test_both_commands_have_the_options_of_a_comparison() -> None:

@@ -32,7 +32,7 @@ def test_the_layers_defaults_are_these() -> None:
 def test_what_is_spelt_is_meant(name: str) -> None:
     about = ABOUT[name]
     values = [about.default, *(about.choices or ()), *([True] if isinstance(about.default, bool) else [])]
-    values += [] if isinstance(about.default, bool) or about.choices else ["-mim"] if name == "term" else [3]
+    values += [] if isinstance(about.default, bool) or about.choices or about.scalar is str else [3]
     for value in values:
         spelt = about.spell(value)
         assert isinstance(spelt, int | float | str)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddplug
+from ddplug.datasets.spaces import InputSpace
+from ddplug.datasets.zca import ZCASpace
 
 pytestmark = pytest.mark.numerical
 
@@ -163,15 +165,23 @@ def test_what_overflows_only_with_lambda_is_not_handed_over_either(
     assert regularizer.history.skipped == 1
 
 
-def test_autocast_of_the_host_changes_neither_form(network: Callable[..., nn.Module], batch: Batch) -> None:
-    pool = ddplug.ProxyPool.from_modules([network(7).float()])
-    images, labels = batch[0].float(), batch[1]
+@pytest.mark.parametrize("about", ["network", "space", "view"])
+def test_autocast_of_the_host_changes_neither_form(network: Callable[..., nn.Module], batch: Batch, about: str) -> None:
+    """Not the network's layers, nor what comes before them: a whitening is a product of matrices, as a view may be."""
+    images, labels = batch[0].float().clamp(0, 1), batch[1]
+    whitened = ZCASpace.fit(torch.rand(60, 3, 4, 4, generator=torch.Generator().manual_seed(5)))
+    info = ddplug.PoolInfo(shape=(3, 4, 4), space=whitened if about == "space" else InputSpace.unit(3))
+    pool = ddplug.ProxyPool.from_modules([network(7).float()], info=info)
+    turn = torch.randn(4, 4, generator=torch.Generator().manual_seed(6))
+    options: dict[str, Any] = {"input_space": "unit"}
+    if about == "view":
+        options |= {"views_per_image": 2, "view": lambda views: views @ turn}
 
     def gradients() -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            of_layer = image_gradient(lambda x: layer(pool, 1.0)(x, labels).sum() * 0, images)
+            of_layer = image_gradient(lambda x: layer(pool, 1.0, **options)(x, labels).sum() * 0, images)
             leaf = images.clone().requires_grad_()
-            loss = ddplug.CMI(pool)(leaf, labels)
+            loss = ddplug.CMI(pool, input_space="unit")(leaf, labels)
         return of_layer, torch.autograd.grad(loss, leaf)[0]
 
     autocast = False

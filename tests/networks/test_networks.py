@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddplug import networks
+from ddplug import ProxyPool, networks
 from ddplug.errors import ProxyError
 from ddplug.networks.fitting import build_for
 from ddplug.networks.zoo import build, seeded
@@ -253,6 +253,41 @@ def test_torchvision_networks_record_how_to_build_them():
 def test_torchvision_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(ProxyError, match=message):
         build("torchvision/resnet18", **options)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_timm_networks_take_images_of_any_size_and_channels(name):
+    pytest.importorskip("timm")
+    options = {"num_classes": 5, "channels": 1, "size": [32, 32]}
+    with seeded(0):
+        net = build(f"timm/{name}", **options)
+    assert net.spec == {"architecture": f"timm/{name}", "options": options}
+    assert net.eval()(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+    pool = ProxyPool.from_modules(net)
+    assert pool.proxies[0](torch.rand(2, 1, 32, 32), "feature").shape == (2, net.num_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"pretrained": True}, "without pretrained weights"),
+        ("resnet18", {"no_such": 1}, "cannot be built with the options"),
+        ("resnet19", {}, "timm has no model 'resnet19'; it has .*resnet1[08]"),
+    ],
+)
+def test_timm_options_that_cannot_be_are_refused(name, options, message):
+    pytest.importorskip("timm")
+    with pytest.raises(ProxyError, match=message):
+        build(f"timm/{name}", **options)
+
+
+def test_a_pool_of_timm_networks_goes_to_a_file_and_back(tmp_path):
+    pytest.importorskip("timm")
+    with seeded(0):
+        net = build("timm/resnet10t", num_classes=3, channels=3, size=[16, 16])
+    pool = ProxyPool.from_modules(net)
+    pool.save(tmp_path / "pool")
+    assert ProxyPool.load(tmp_path / "pool").digest() == pool.digest()
 
 
 @pytest.mark.cuda

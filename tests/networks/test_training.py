@@ -11,6 +11,7 @@ from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.errors import InputError, PoolError, ProxyError
 from ddplug.networks.training import accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded
+from ddplug.utils.reading import write_tensors
 
 pytestmark = pytest.mark.numerical
 
@@ -384,6 +385,10 @@ def more_momentum(state):
     state["optimizer"]["param_groups"][0]["momentum"] = 0.99
 
 
+def one_group_fewer(state):
+    state["optimizer"]["param_groups"].clear()
+
+
 def other_parameters(state):
     state["optimizer"]["param_groups"][0]["params"].reverse()
 
@@ -400,6 +405,7 @@ def other_buffer(state):
         (lambda state: state.update(done=0), "done: expected a whole number"),
         (lambda state: state.pop("generator"), "lacks generator"),
         (more_momentum, "its optimizer has other settings"),
+        (one_group_fewer, "its optimizer has other settings"),
         (other_parameters, "its optimizer has other settings"),
         (other_buffer, r"momentum_buffer: expected a tensor of shape"),
     ],
@@ -411,6 +417,18 @@ def test_a_checkpoint_whose_values_cannot_be_is_refused(change, said, few, tmp_p
     torch.save(state, file)  # as older versions wrote it, without a checksum
     with pytest.raises(PoolError, match=f"{said}.*Delete it to train from the beginning"):
         fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
+
+
+def test_a_checkpoint_of_another_torch_is_gone_on_with(few, tmp_path):
+    """One whose optimizers have a setting more than ours, and not one that ours have."""
+    expected = weights(fit(small_net(), *few, epochs=2, seed=0))
+    file = kept_after_one_epoch(few, tmp_path)
+    state = torch.load(file, weights_only=True)
+    (group,) = state["optimizer"]["param_groups"]
+    group["of a later version"] = True
+    del group["fused"]
+    write_tensors(state, file)
+    assert same(expected, weights(fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)))
 
 
 # ---- accuracy

@@ -71,7 +71,7 @@ def test_a_saved_pool_comes_back_bit_for_bit(saved: tuple[ProxyPool, Path]) -> N
     for before, after in zip(pool, loaded, strict=True):
         for space in ("feature", "logit"):
             assert torch.equal(before(images(), space), after(images(), space))
-    assert everything(folder) == ["pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
+    assert everything(folder) == ["README.md", "pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
 
 
 def test_what_is_not_known_comes_back_unknown(tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_pretrain_records_what_it_did(few: ImageData, trained: tuple[ProxyPool, 
     for proxy in pool:
         correct = (proxy(few.test_images, "logit").argmax(1) == few.test_labels).double().mean()
         assert proxy.record["test_accuracy"] == pytest.approx(float(correct))
-    assert everything(folder) == ["pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
+    assert everything(folder) == ["README.md", "pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
 
 
 def test_pretrain_makes_different_networks_and_the_same_again(
@@ -487,7 +487,7 @@ def test_two_processes_do_not_train_one_pool(
         assert same(train(few, folder), trained[0]), "a finished pool is only read"
         with pytest.raises(ddplug.InputError, match="another process"):
             train(few, folder, count=3)
-    assert everything(folder) == ["pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
+    assert everything(folder) == ["README.md", "pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -508,7 +508,7 @@ def test_a_lock_of_a_killed_process_locks_nobody_out(
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert everything(folder) == [".lock", ".proxy_000.checkpoint", "pool.json"]
     assert same(train(few, folder), trained[0])
-    assert everything(folder) == ["pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
+    assert everything(folder) == ["README.md", "pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
 
 
 def interrupted(real: Callable[..., Any], at: int) -> tuple[Callable[..., Any], list[None]]:

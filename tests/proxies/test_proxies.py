@@ -459,6 +459,9 @@ def test_of_takes_a_pool_a_network_several_and_a_folder(network: Networks, tmp_p
     assert ProxyPool.of(pool) is pool
     assert len(ProxyPool.of(network(0))) == 1
     assert len(ProxyPool.of([network(0), network(1)])) == len(ProxyPool.of((network(0), network(1)))) == 2
+    several = [Proxy(network(0)), Proxy(network(1))]
+    assert ProxyPool.of(several[1]).proxies == several[1:]
+    assert ProxyPool.of(several).proxies == ProxyPool.of(tuple(several)).proxies == several
     with seeded(0):
         ProxyPool.from_modules(build("convnet", channels=1, size=(8, 8), width=4)).save(tmp_path / "pool")
     assert len(ProxyPool.of(tmp_path / "pool")) == len(ProxyPool.of(str(tmp_path / "pool"))) == 1

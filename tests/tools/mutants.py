@@ -1,20 +1,26 @@
 """Breaks every contract once, on purpose, in a copy of the checkout, and sees its test go red.
 
     python tests/tools/mutants.py [WORD ...]      # only the mutants whose name contains one of the words
+    python tests/tools/mutants.py --first 200     # from that one on, as their numbers are printed
 
 A test that stays green on its mutant cannot fail and is a defect; so is a mutant whose text is no longer in the code.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
+import importlib
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +40,7 @@ PROXIES, FILES, SETS = (
     "tests/proxies/test_pool_files.py",
     "tests/evaluation/test_sets_and_measure.py",
 )
-SHARED = "tests/proxies/test_shared_pretraining.py"
+SHARED, SHARED_COMPARISON = "tests/proxies/test_shared_pretraining.py", "tests/comparison/test_shared_comparison.py"
 MEMORY, FAILURES, HIDDEN = (
     "tests/engine/test_memory.py",
     "tests/core/test_failures.py",
@@ -120,6 +126,10 @@ MUTANTS = [
     Mutant("shared pool: trained again", "proxies/pretrain.py", " or _aside(folder, index, header) is not None", "", SHARED),
     Mutant("shared pool: out of turn", "proxies/pretrain.py", "_aside(folder, len(header.networks), header)) is not None", "_aside(folder, header.wanted - 1, header)) is not None", SHARED),
     Mutant("shared pool: left lying", "proxies/pretrain.py", "        shutil.rmtree(_name(folder, len(header.networks) - 1))\n", "", SHARED),
+    Mutant("shared runs: all wait for the first", "comparison/compare.py", "with suppress(HeldError):", "if True:", f"{SHARED_COMPARISON} -k hopeless"),
+    Mutant("shared runs: not divided", "comparison/compare.py", "range(self.rank, self.rank + self.size)", "range(self.size)", f"{SHARED_COMPARISON} -k divided"),
+    Mutant("shared runs: unlocked", "comparison/compare.py", "nullcontext() if self.size == 1 else", "nullcontext() if True else", f"{SHARED_COMPARISON} -k 'hopeless or killed'"),
+    Mutant("shared runs: hosts take part", "utils/processes.py", "if not _TORCHRUN.fullmatch(name)", "if True", f"{SHARED_COMPARISON} -k hosts"),
     Mutant("any order: weight forgotten", "core/regularizer.py", '        self.weighting.load_state_dict(state["weighting"])\n', "", "tests/core/test_machine.py"),
     Mutant("memory: the proxy's fault", "proxies/proxy.py", "isinstance(error, DDPlugError) or out_of_memory(error)", "isinstance(error, DDPlugError)", MEMORY),
     # Several processes
@@ -232,7 +242,7 @@ MUTANTS = [
            f"{LAYER}::test_state_dict_continues_the_run"),
     Mutant("warns every time", "core/watch.py", 'self._warned.add(about)', 'pass', LAYER),
     Mutant("negative weight passes", "core/weighting.py", "or weight < 0", "", LAYER),
-    Mutant("input space ignored", "proxies/pool.py", "return space.convert(images, self.info.space)", "return images", LAYER),
+    Mutant("input space ignored", "proxies/pool.py", "            return space.convert(images, self.info.space)", "            return images", LAYER),
     Mutant("history grows twice", "core/history.py", "            self._pending.clear()\n\n    @property", "            pass\n\n    @property", LAYER),
     # Attaching
     Mutant("attribute left behind", "attaching/hooks.py", "delattr(owner, name)", "pass", ATTACH),
@@ -254,8 +264,9 @@ MUTANTS = [
     Mutant("tuple becomes a tuple only", "attaching/places.py", 'if hasattr(result, "_fields")', "if False", ATTACH),
     # What a hostile review found
     Mutant("half precision before lambda", "engine/step.py", "wide = views if views.dtype == torch.float64 else views.float()", "wide = views", f"{LAYER} -k half_precision"),
-    Mutant("overflow with lambda", "core/rounds.py", "round_.finite = round_.finite & torch.isfinite(extra).all()", "pass", f"{LAYER} -k overflows"),
+    Mutant("overflow with lambda", "core/rounds.py", "round_.finite = round_.finite & torch.isfinite(extra).all().to(home)", "pass", f"{LAYER} -k overflows"),
     Mutant("the host's autocast in ours", "engine/step.py", ", torch.autocast(views.device.type, enabled=False)", "", f"{LAYER} -k autocast"),
+    Mutant("the host's autocast in a conversion", "proxies/pool.py", "with torch.autocast(images.device.type, enabled=False):", "if True:", f"{LAYER} -k autocast"),
     Mutant("the host's autocast in the loss form", "proxies/proxy.py", 'with layers(images.device, precision):', 'if True:', f"{LAYER} -k autocast"),
     Mutant("loss scaling not added", "core/rounds.py", "lam * round_.factor * scale", "lam * round_.factor", f"{LAYER} -k scaling"),
     Mutant("loss scaling not measured", "core/rounds.py", "_squared_norm(grad).to(home) / scale**2", "_squared_norm(grad).to(home)", f"{LAYER} -k scaling"),
@@ -289,7 +300,7 @@ MUTANTS = [
     Mutant("lost graphs unsaid", "core/watch.py", "if self._lost >= LOST and not self.rounds:", "if False:", WATCH),
     Mutant("idle views unsaid", "core/watch.py", "if self._untouched == UNTOUCHED and", "if False and", WATCH),
     Mutant("idle steps unsaid", "core/watch.py", "if self._steps == STEPS and not self.rounds:", "if False:", WATCH),
-    Mutant("a module's images unknown", "attaching/attach.py", ', *held.get("_parameters", {}).values()', "", WATCH),
+    Mutant("a module's images unknown", "attaching/attach.py", '(*held.values(), *held.get("_parameters", {}).values())', "held.values()", WATCH),
     Mutant("way back compiled", "core/rounds.py", "@uncompiled\n    def _on_backward", "def _on_backward", f"{ATTACH} -k compiled_as_a_whole"),
     Mutant("anybody's steps", 'core/watch.py', 'if holds(optimizer, parameters):', 'if True:', WATCH),
     Mutant("nothing at the end", "core/watch.py", "@atexit.register\n", "", WATCH),
@@ -341,7 +352,7 @@ MUTANTS = [
     Mutant("first linear layer is the head", "proxies/proxy.py", "return found[-1]", "return found[0]", PROXIES),
     Mutant("head not verified", "proxies/proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "False", PROXIES),
     Mutant("named head verified too", "proxies/proxy.py", "not (self._named_by_user or _same(output, seen[-1][-1]))", "not _same(output, seen[-1][-1])", PROXIES),
-    Mutant("hook stays after an exception", "proxies/proxy.py", "        finally:\n            hook.remove()\n", "        hook.remove()\n", PROXIES),
+    Mutant("hook stays after an exception", "proxies/proxy.py", "        finally:\n            hook.remove()\n", "        finally:\n            pass\n", PROXIES),
     Mutant("hook stays", "proxies/proxy.py", "            hook.remove()", "            pass", PROXIES),
     Mutant('out of memory renamed', "proxies/proxy.py", 'isinstance(error, DDPlugError) or out_of_memory(error)', 'isinstance(error, DDPlugError)', PROXIES),
     Mutant("candidates not named", "proxies/proxy.py", "candidates: {', '.join(_candidates(self.network)) or 'none'}", "", PROXIES),
@@ -417,7 +428,7 @@ MUTANTS = [
     Mutant("temperature ignored", "evaluation/measure.py", "class_sums(features, groups, temperature)", "class_sums(features, groups, 1.0)", SETS),
     Mutant("separation kind ignored", "evaluation/measure.py", "labels, kind=separation,", "labels,", SETS),
     Mutant("first proxy only", "evaluation/measure.py", "for proxy in pool:", "for proxy in pool.proxies[:1] * len(pool):", SETS),
-    Mutant("input space ignored", "evaluation/measure.py", "pool.prepare(batch, found)", "batch", SETS),
+    Mutant("input space ignored in measuring", "evaluation/measure.py", "pool.prepare(batch, found)", "batch", SETS),
     Mutant("features not checked", "evaluation/measure.py", "if not torch.isfinite(features).all():", "if False:", SETS),
     Mutant("one image per class warns", "evaluation/measure.py", "by_proxy = torch", "from ddplug.cmi import cmi; cmi(features, labels)\n    by_proxy = torch", SETS),
     Mutant("one class separated", "evaluation/measure.py", "several = len(groups.classes) > 1", "several = True", SETS),
@@ -522,8 +533,8 @@ MUTANTS = [
     Mutant("learned labels are classes", "datasets/host_files.py", "if images % kinds == 0:", "if False:", "tests/datasets/test_hostfiles.py -k learned"),
     Mutant("classes not saved", "datasets/synthetic.py", '"given_classes": synthetic.given_classes.cpu() if synthetic.given_classes is not None else None,', "", "tests/datasets/test_hostfiles.py -k learned"),
     Mutant("a host's folder left relative", "hosting/arguments.py", "str(user_path(option(arguments, name, default)).resolve())", "option(arguments, name, default)", "tests/adapters/test_compare_adapters.py"),
-    Mutant("hosts report", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **os.environ},", "", f"{COMPARE_HOST} -k report_nowhere"),
-    Mutant("told to report and not done", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **os.environ},", "env={**os.environ, **comparable(self.spec.name).quiet_env},", f"{COMPARE_HOST} -k report_nowhere"),
+    Mutant("hosts report", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **environment_of_one()},", "", f"{COMPARE_HOST} -k report_nowhere"),
+    Mutant("told to report and not done", "comparison/upstream_host.py", "env={**comparable(self.spec.name).quiet_env, **environment_of_one()},", "env={**environment_of_one(), **comparable(self.spec.name).quiet_env},", f"{COMPARE_HOST} -k report_nowhere"),
     Mutant("a host works where we are", "hosting/deterministic.py", 'os.chdir(given["folder"])', "pass", f"{COMPARE_HOST} -k folder_of_its_entry"),
     Mutant("stale judgements kept", "comparison/compare.py", "                stale.unlink()", "                pass", f"{BASELINE} -k given_up"),
     Mutant("tables with us only", "hosting/patched_host.py", "load(self.name, self.patches)", "load(self.name)", f"{TOYS} -k weight_zero"),
@@ -581,7 +592,7 @@ MUTANTS = [
     Mutant("unknown is different", "comparison/folder.py", "if key in there or key not in NOTED", "", f"{COMPARE} -k another_version"),
     Mutant("anything may be unknown", "comparison/folder.py", "if key in there or key not in NOTED}", "if key in there}\n    known |= {'settings': there['settings']}", f"{COMPARE} -k another_version"),
     Mutant("two at once", "utils/files.py", "held.acquire()", "pass", "tests/evaluation/test_evaluate.py -k share_a_file"),
-    Mutant("no lock on a comparison", "comparison/compare.py", "    with exclusive_lock(out / LOCK, out):", "    if True:", f"{COMPARE} -k one_process"),
+    Mutant("no lock on a comparison", "comparison/compare.py", "    with exclusive_lock(out / (f\"{LOCK}_{rank}\" if rank else LOCK), out):", "    if True:", f"{COMPARE} -k one_process"),
     Mutant("the lock stays", "utils/files.py", "lock.unlink(missing_ok=True)", "pass", f"{COMPARE} -k one_process"),
     Mutant("left out and unsaid", "comparison/compare.py", "_others(out, records))", "[])", f"{COMPARE} -k not_in_the_report"),
     Mutant("what is unfinished left out", "comparison/compare.py", 'glob(f"*/{DONE}")', 'glob("*/")', f"{COMPARE} -k not_in_the_report"),
@@ -592,8 +603,10 @@ MUTANTS = [
     Mutant("the judges' recipe unsaid", "comparison/statistics.py", "networks\\n{judging(result)}", "networks", f"{REPORT} -k one_page"),
     Mutant("a failed host passes", "comparison/upstream_host.py", "if status != 0:", "if False:", f"{COMPARE_HOST} -k fails"),
     # Files: checksums, tables of what they may hold, full disks
-    Mutant("torch files without a check", "utils/sealing.py", "if comment[len(_MARK) :] != ", "if False and comment != ", f"{SEALING} -k flipped_bit_of_a_torch"),
-    Mutant("cut torch files pass", "utils/sealing.py", "        raise BrokenError(\"its end is missing or damaged\")", "        pass", f"{SEALING} -k 'cut_short or flipped'"),
+    Mutant("torch files without a check", "utils/sealing.py", "if last[len(_MARK) :] != ", "if False and last != ", f"{SEALING} -k flipped_bit_of_a_torch"),
+    Mutant("cut torch files pass", "utils/sealing.py", "            raise BrokenError(\"its end is missing or damaged\")", "            pass", f"{SEALING} -k 'cut_short or flipped'"),
+    Mutant("foreign comments refused", "utils/sealing.py", "comment is None or (len(comment) == _COMMENT and", "comment is None or (len(comment) and", f"{SEALING} -k another_program"),
+    Mutant("a copy beside the file", "utils/reading.py", "    with buffer.getbuffer() as archive:\n        write_bytes(archive, path)", "    write_bytes(buffer.getvalue() + b'', path)", f"{SEALING} -k memory"),
     Mutant("records without a check", "utils/sealing.py", "if content[KEY] != _of_record(bare):", "if False:", f"{SEALING} -k record"),
     Mutant("a checksum loses its name", "utils/sealing.py", "isinstance(value, str) and _SHA256.fullmatch(value)]:", "value is _SHA256]:", f"{SEALING} -k flipped_bit_of_a_record"),
     Mutant("old files not noted", "utils/sealing.py", "if what not in _noted:", "if False:", f"{SEALING} -k noted_once"),
@@ -607,7 +620,7 @@ MUTANTS = [
     Mutant("a full disk in torch's words", "utils/files.py", "if isinstance(error, FileError) or error.errno not in _NOT_WRITABLE or", "if True or", f"{FILES_TESTS} -k full_disk"),
     Mutant("free space unsaid", "utils/files.py", "if error.errno not in _NO_SPACE:", "if True:", f"{FILES_TESTS} -k 'full_disk or limit'"),
     Mutant("another file's error", "utils/files.py", "return named is None or Path", "return True or Path", f"{FILES_TESTS} -k another_file"),
-    Mutant("sets by their name", "utils/reading.py", "    torch.save(content, buffer)\n    write_bytes(seal_archive(buffer.getvalue()), path)", "    torch.save(content, str(path))", f"{FILES_TESTS} -k same_bytes"),
+    Mutant("sets by their name", "utils/reading.py", "    with buffer.getbuffer() as archive:\n        write_bytes(archive, path)", "    torch.save(content, str(path))", f"{FILES_TESTS} -k same_bytes"),
     Mutant("pretraining without a lock", "proxies/pretrain.py", 'with exclusive_lock(folder / (f"{LOCK}_{rank}" if rank else LOCK), folder):', "if True:", f"{FILES} -k two_processes"),
     Mutant("reading takes the lock", "proxies/pretrain.py", "if there is None or not there.complete or wanted.wanted > there.wanted:", "if True:", f"{FILES} -k two_processes"),
     Mutant("the header unchecked", "proxies/pool_files.py", "read_record(path, _header,", "read_record(path, anything,", f"{FILES} -k 'header_that_cannot or wrong_types'"),
@@ -635,40 +648,73 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+SLOW_TO_IMPORT = ("torch", "torchvision", "kornia", "sklearn.cluster", "matplotlib.pyplot", "hypothesis")
+"""Others' modules that most tests use: imported once, and there in every process that is forked to run tests."""
+
+
 def survives(mutant: Mutant, copy: Path) -> str | None:
     """Why the mutant counts as alive, or None if its tests went red."""
     path = copy / "ddplug" / mutant.file
     original = path.read_text()
     if original.count(mutant.old) < 1:
         return "its text is not in the code"
-    path.write_text(original.replace(mutant.old, mutant.new, 1))
+    changed = original.replace(mutant.old, mutant.new, 1)
+    if path.suffix == ".py":
+        try:
+            ast.parse(changed)
+        except SyntaxError as error:  # any test would go red
+            return f"it is no Python: {error}"
+    path.write_text(changed)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)],
-            cwd=copy, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
+        status, output = _tested(mutant.tests, copy)
     finally:
         path.write_text(original)
-    return None if done.returncode == 1 else f"pytest ended with {done.returncode}:\n{done.stdout[-800:]}"
+    return None if status == 1 else f"pytest ended with {status}:\n{output[-800:]}"
 
 
-def main(words: list[str]) -> int:
+def _tested(tests: str, copy: Path) -> tuple[int, str]:
+    """How pytest, stopping at the first red test, ends in a process of its own in `copy`, and what it prints."""
+    log = copy.parent / "log"
+    if (child := os.fork()) == 0:
+        status = -1
+        with suppress(BaseException), log.open("w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.chdir(copy)
+            sys.path[0] = str(copy)
+            status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)])
+            sys.stdout.flush()
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text(errors="replace")
+
+
+def main(words: list[str], first: int = 1) -> int:
+    """Try the mutants whose names contain one of `words`, from the `first` on; returns how many live."""
     chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    for name in SLOW_TO_IMPORT:
+        importlib.import_module(name)
     alive = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "ddplug"
         shutil.copytree(
             ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "ddplug-demo", "*.egg-info", "__pycache__")
         )
-        for number, mutant in enumerate(chosen, 1):
+        for number, mutant in enumerate(chosen[first - 1 :], first):
             why = survives(mutant, copy)
             print(f"{number:3}/{len(chosen)}  {'red' if why is None else 'ALIVE'}  {mutant.name}", flush=True)
             if why is not None:
                 alive.append(mutant.name)
-                print(f"      {why}")
-    print(f"{len(chosen) - len(alive)} of {len(chosen)} mutants turned their tests red")
+                print(f"      {why}", flush=True)
+    tried = len(chosen) - first + 1
+    print(f"{tried - len(alive)} of {tried} mutants turned their tests red")
     return len(alive)
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main(sys.argv[1:]) else 0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD")
+    parser.add_argument("--first", type=int, default=1)
+    given = parser.parse_args()
+    sys.exit(1 if main(given.words, given.first) else 0)

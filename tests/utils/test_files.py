@@ -69,9 +69,9 @@ def test_a_pool_has_the_permissions_of_any_new_file(umask: int, tmp_path: Path) 
     small_pool(space=whitened).save(tmp_path / "pool")
     found = {path.name: mode_of(path) for path in tmp_path.rglob("*")}
     assert found == {
-        "pool": 0o777 & ~umask, **dict.fromkeys(("pool.json", "proxy_000.safetensors", "space.safetensors"),
-                                                0o666 & ~umask),
-    }  # fmt: skip
+        "pool": 0o777 & ~umask,
+        **dict.fromkeys(("README.md", "pool.json", "proxy_000.safetensors", "space.safetensors"), 0o666 & ~umask),
+    }
 
 
 def test_a_pool_in_an_empty_folder_leaves_it_its_permissions(umask: int, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_pretraining_goes_on_when_there_is_room_again(
         pretrain(data, folder, **settings, progress=False)  # type: ignore[arg-type]
     (small_disk / "filler").unlink()
     pool = pretrain(data, folder, **settings, progress=False)  # type: ignore[arg-type]
-    assert sorted(path.name for path in folder.iterdir()) == ["pool.json", "proxy_000.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "pool.json", "proxy_000.safetensors"]
     whole = pretrain(data, tmp_path / "whole", **settings, progress=False)  # type: ignore[arg-type]
     assert pool.digest() == whole.digest()
 

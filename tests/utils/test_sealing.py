@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,32 @@ def test_a_flipped_bit_of_a_torch_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
         with pytest.raises(DataError, match=r"Copy it again\."):
             load(path)
+
+
+@pytest.mark.parametrize("length", [3, 78, 500, 65535])
+def test_a_comment_of_another_program_is_no_damage(length: int, tmp_path: Path) -> None:
+    """It is no checksum either; without its end it is damaged, like any archive."""
+    path = tmp_path / "a.pt"
+    torch.save(CONTENT, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = (b"made by hand, PK\x05\x06 " * 3000)[:length]
+    assert not sealing.check_archive(path)
+    assert same(load(path))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="its end is missing"):
+        load(path)
+
+
+def test_writing_takes_the_memory_of_one_copy(tmp_path: Path) -> None:
+    """Beside the content: the archive, which may be larger by an eighth, as Python lets buffers grow, not two of it."""
+    content = {"images": torch.zeros(2**22)}
+    tracemalloc.start()
+    try:
+        write_tensors(content, tmp_path / "a.pt")
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * content["images"].nbytes
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(load(tmp_path / "a.pt")["images"], content["images"])
 
 
 @pytest.mark.parametrize("length", [1, 10, 100, 1000, -1, -64, -78, -79, -100])

@@ -1,0 +1,235 @@
+"""Loggers are told of every round once, in order, never of one that was undone, and never end a run."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ddplug
+from ddplug import DataError, DDPlugWarning, InputError
+from ddplug.attaching.loggers import COLUMNS, CSVLog, LoggingLog, TensorBoardLog, WandbLog, log
+from ddplug.core.history import History, Round
+from ddplug.errors import FileError
+
+
+class Told:
+    """A logger of our own."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.numbers: list[int] = []
+        self.closed = 0
+        self.fail_at = fail_at
+
+    def write(self, rounds: Sequence[Round]) -> None:
+        if self.fail_at is not None and rounds[-1].number >= self.fail_at:
+            raise OSError("no space left")
+        self.numbers += [each.number for each in rounds]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def add(history: History, *numbers: int) -> None:
+    for number in numbers:
+        history.append(number, 2.0, 4, torch.tensor(number / 10), torch.tensor(True), torch.tensor(0.5))
+
+
+class Trainer:
+    """A trainer whose loss is the sum of its views."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        self.labels = torch.tensor([0, 0, 1, 1, 2, 2])
+        self.optimizer = torch.optim.SGD([self.images], lr=0.01)
+
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        return images * 1.0
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            self.augment(self.images).square().sum().backward()
+            self.optimizer.step()
+
+
+def test_each_round_once_in_order_and_the_last_at_the_end() -> None:
+    history, told = History(), Told()
+    add(history, 0, 1)
+    end = log(history, told)
+    assert told.numbers == []
+    add(history, 2)
+    assert told.numbers == [0, 1], "the last one may still be undone"
+    add(history, 3)
+    late = Told()
+    log(history, late)
+    end()
+    end()
+    assert told.numbers == [0, 1, 2, 3]
+    assert told.closed == 1
+    add(history, 4, 5)
+    assert told.numbers == [0, 1, 2, 3]
+    assert late.numbers == [0, 1, 2, 3, 4]
+
+
+def test_a_round_that_is_undone_is_not_told_of() -> None:
+    history, told = History(), Told()
+    end = log(history, told)
+    add(history, 0, 1)
+    history.truncate(1)
+    add(history, 1, 2)
+    end()
+    assert told.numbers == [0, 1, 2]
+
+
+def test_blocks_on_a_device_are_not_read_for_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that wait in a block stay there until it is full, or until the end."""
+    history, told = History(block=4), Told()
+    history._buffer = torch.zeros(4, 3, dtype=torch.float64)  # as on a GPU
+    end = log(history, told)
+    add(history, 0, 1, 2)
+    assert (told.numbers, len(history._pending)) == ([], 3)
+    add(history, 3, 4)
+    assert told.numbers == [0, 1, 2, 3]
+    end()
+    assert told.numbers == [0, 1, 2, 3, 4]
+
+
+def test_a_logger_that_fails_is_dropped_with_a_word() -> None:
+    history, broken, told = History(), Told(fail_at=1), Told()
+    end = log(history, broken, told)
+    add(history, 0, 1)
+    with pytest.warns(DDPlugWarning, match=r"OSError: no space left.*history.save"):
+        add(history, 2)
+    add(history, 3)
+    end()
+    assert broken.numbers == [0]
+    assert told.numbers == [0, 1, 2, 3]
+
+
+def test_copies_and_resumed_runs_do_not_write_again() -> None:
+    history, told = History(), Told()
+    log(history, told)
+    add(history, 0)
+    twin = copy.deepcopy(history)
+    add(twin, 1, 2)
+    assert told.numbers == []
+    resumed, later = History(), Told()
+    resumed.load_state_dict(history.state_dict())
+    end = log(resumed, later)
+    add(resumed, 1)
+    end()
+    assert later.numbers == [1]
+
+
+def test_attached_logged_and_drawn(pool: ddplug.ProxyPool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("matplotlib")
+    trainer = Trainer()
+    options: dict[str, Any] = {"representation": "logit", "announce": lambda text: None}
+    with caplog.at_level(logging.INFO), ddplug.attach(trainer, weight=1, proxies=pool, **options) as handle:
+        handle.log_to(CSVLog(tmp_path / "logs" / "cmi.csv"), LoggingLog(every=5))
+        with pytest.raises(DataError, match="no round to draw"):
+            handle.plot()
+        trainer.run(12)
+    rows = list(csv.DictReader((tmp_path / "logs" / "cmi.csv").open(encoding="utf-8")))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [float(row["value"]) for row in rows] == handle.history.values
+    assert [float(row["lam"]) for row in rows] == [each.lam for each in handle.history]
+    assert [float(row["share"]) for row in rows] == handle.history.share
+    assert len([text for text in caplog.messages if text.startswith("round ")]) == 3
+    figure = handle.plot(tmp_path / "cmi.png")
+    drawn = [axis.get_ylabel() for axis in figure.axes]
+    assert drawn == ["CMI of the views (nats)", "lambda", "share of the host's gradient"]
+    assert list(figure.axes[0].lines[0].get_ydata()) == handle.history.values
+    assert (tmp_path / "cmi.png").stat().st_size > 0
+    with pytest.raises(InputError, match="a picture's name"):
+        handle.plot(tmp_path / "cmi.txt")
+    handle.log_to(CSVLog(tmp_path / "after.csv"))
+    assert len((tmp_path / "after.csv").read_text().splitlines()) == 13
+
+
+def test_a_csv_is_continued(tmp_path: Path) -> None:
+    for numbers in ((0, 1), (2,)):
+        history = History()
+        end = log(history, CSVLog(tmp_path / "cmi.csv"))
+        add(history, *numbers)
+        end()
+    lines = (tmp_path / "cmi.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["number", "0", "1", "2"]
+    with pytest.raises(FileError):
+        CSVLog(tmp_path / "cmi.csv" / "below.csv")
+
+
+def test_skipped_rounds_are_warned_about_and_have_no_point(caplog: pytest.LogCaptureFixture) -> None:
+    points: list[str] = []
+
+    class Writer:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            points.append(name)
+
+    rounds = [Round(7, float("nan"), 1.0, 4, True)]
+    LoggingLog().write(rounds)
+    board = TensorBoardLog(Writer())
+    board.write(rounds)
+    board.close()
+    assert points == []
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = History()
+    end = log(history, TensorBoardLog(tmp_path))
+    add(history, 0, 1, 2)
+    end()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert sorted(read.Tags()["scalars"]) == ["ddplug/lambda", "ddplug/share", "ddplug/value"]
+    found = [(event.step, event.value) for event in read.Scalars("ddplug/value")]
+    assert [step for step, _ in found] == [0, 1, 2]
+    assert [value for _, value in found] == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_weights_and_biases_gets_an_axis_of_its_own() -> None:
+    said: list[Any] = []
+
+    class Run:
+        def define_metric(self, name: str, step_metric: str | None = None) -> None:
+            said.append((name, step_metric))
+
+        def log(self, values: dict[str, float]) -> None:
+            said.append(values)
+
+    history = History()
+    end = log(history, WandbLog(Run()))
+    add(history, 3)
+    end()
+    assert said[:2] == [("ddplug/round", None), ("ddplug/*", "ddplug/round")]
+    assert said[2] == {
+        "ddplug/round": 3, "ddplug/value": pytest.approx(0.3), "ddplug/lambda": 2.0, "ddplug/share": 0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real run of theirs, offline, whose own steps stay as they are."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run = wandb.init(mode="offline", project="ddplug-test", dir=str(tmp_path))
+    history = History()
+    end = log(history, WandbLog(run))
+    add(history, 0, 1, 2)
+    end()
+    assert run.summary["ddplug/round"] == 2
+    assert run.summary["ddplug/value"] == pytest.approx(0.2)
+    run.finish()
