@@ -129,7 +129,7 @@ def _of_packages() -> EntryPoints:
 
 def single(name: object, **options: Any) -> Objective:
     """The term of that one name, with those of `options` that it takes; `InputError` for an unknown name."""
-    if name not in _TERMS and isinstance(name, str):
+    if isinstance(name, str) and name not in _TERMS:
         for announced in _of_packages().select(name=name):
             register(name)(announced.load())
     if not isinstance(name, str) or name not in _TERMS:
