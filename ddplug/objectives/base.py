@@ -50,6 +50,8 @@ class Objective:
     can stand for all (`classes=m`)."""
     needs_real: bool = False
     """Whether it compares with real images; see `ddplug.objectives.real`."""
+    contrasts: bool = False
+    """Whether it also needs real images of other classes than those of the round."""
     keeps_real: bool = False
     """Whether these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
     representation: str | None = None

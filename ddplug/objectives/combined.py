@@ -79,6 +79,7 @@ class Sum(Objective):
         self.min_per_class, self.too_few = strictest.min_per_class, strictest.too_few
         self.additive_over_classes = all(term.additive_over_classes for term in terms)
         self.needs_real = any(term.needs_real for term in terms)
+        self.contrasts = any(term.contrasts for term in terms)
         self._last: list[Tensor] = []
         """Norms of the terms' parts of the last gradient."""
 
