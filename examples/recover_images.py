@@ -89,7 +89,8 @@ def pool_of(given: str | None, data: ImageData, folder: Path, seed: int, norm: s
     if given:
         return ddplug.ProxyPool.load(given)
     options = {"width": args.width, "norm": norm}
-    return pretrain(data, folder, count=1, epochs=args.proxy_epochs, seed=seed, options=options, progress=False)
+    recipe = {"count": 1, "epochs": args.proxy_epochs, "lr": 0.1, "batch_size": 64, "seed": seed, "options": options}
+    return pretrain(data, folder, **recipe, progress=False)
 
 
 data = load(args.data, args.data_path)
@@ -102,11 +103,11 @@ judged, few = maker("convnet", data, {"width": args.width}), args.test_images
 test = replace(data, test_images=data.test_images[:few], test_labels=data.test_labels[:few])
 for seed in range(args.seeds):
     for name in ("batch", "real", "running"):
-        # Every image starts anew, so the share is measured all the time; around the batch's own there is nothing to add.
+        # Every image starts anew, so the share is measured all the time; around the batch's own there is no CMI.
         weight = 0 if name == "batch" else args.weight
         regularizer = ddplug.Regularizer(proxies, weight, weighting="sustained", centroids=name, data=data, seed=seed)
         images, labels = recover(data, teacher, regularizer, seed)
         cmi = measure(held_out, images, labels, representation="logit").cmi
         accuracy = Recipe(epochs=args.epochs).judge(images, labels, test, judged, seed=seed)
         shown = "without CMI" if name == "batch" else f"CMI around {name} centroids"
-        print(f"seed {seed}, {shown}: held-out CMI {cmi:.4f} nats, accuracy {accuracy:.1%}", flush=True)
+        print(f"seed {seed}, {shown}: held-out CMI {cmi:.3g} nats, accuracy {accuracy:.1%}", flush=True)

@@ -86,7 +86,7 @@ def test_one_image_per_class_has_a_gradient(
     """Around its own centroid it has none, which is warned about."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = train(layer(several, centroids=centroids, data=data), *ones)
+        found = train(layer(several, centroids=centroids, data=data, draw=3), *ones)
     assert found[1:].flatten(1).norm(dim=1).min() > 1e-4
     assert bool(found[0].any()) == (centroids == "real")
 
@@ -150,7 +150,7 @@ def test_a_state_of_other_centroids_is_refused(several: ddplug.ProxyPool, ones: 
             train(one, *ones, steps=1)
         for other, another in layers.items():
             if other != name:
-                with pytest.raises(ddplug.InputError, match="this state was made with (term|momentum)"):
+                with pytest.raises(ddplug.InputError, match="this state was made with .*(term|momentum)"):
                     another.load_state_dict(one.state_dict())
     state = layers["running"].state_dict()
     (key, held), *_ = state["objective"].items()
@@ -161,12 +161,9 @@ def test_a_state_of_other_centroids_is_refused(several: ddplug.ProxyPool, ones: 
 
 
 def test_a_round_that_an_exception_ends_leaves_the_means(several: ddplug.ProxyPool, ones: Batch) -> None:
-    class Stop(Exception):
-        pass
-
     def announce(line: str) -> None:
         if stop:
-            raise Stop
+            raise KeyboardInterrupt
 
     stop = False
     regularizer = layer(several, centroids="running", weighting="relative", calibrate=2, announce=announce)
@@ -176,7 +173,7 @@ def test_a_round_that_an_exception_ends_leaves_the_means(several: ddplug.ProxyPo
         before = rounds(regularizer)
         try:
             train(regularizer, *ones, steps=1, start=step)
-        except Stop:
+        except KeyboardInterrupt:
             failed += 1
             assert rounds(regularizer) == before
             stop = False
