@@ -46,6 +46,7 @@ MEMORY, FAILURES, HIDDEN = (
     "tests/core/test_failures.py",
     "tests/core/test_hidden_state.py",
 )
+AROUND, STORED = "tests/objectives/test_around.py", "tests/core/test_stored_centroids.py"
 DISTRIBUTED = "tests/core/test_distributed.py"
 CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch.py", "tests/core/test_sustained.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
@@ -470,6 +471,18 @@ MUTANTS = [
     Mutant("judged by the proxies it used", "comparison/demo.py", "pool.proxies[-preset.held_out :]", "pool.proxies[: -preset.held_out]", f"{DEMO} -k 'only_measures or numbers_of_the_runs'"),
     Mutant("demo without a weight", "comparison/demo.py", "if self.arm == BASELINE:", "if False:", f"{COMMANDS} -k errors"),
     Mutant("more checkpoints than iterations", "comparison/demo.py", "checkpoints=max(1, points)", "checkpoints=self.settings.checkpoints", f"{DEMO} -k presets"),
+    # CMI around stored centroids
+    Mutant("stored: means without logs", "objectives/around.py", "torch.logaddexp(self.logs[rows] + torch.log1p(-part), own + part.log())", "((1 - part) * self.logs[rows].exp() + part * own.exp()).log()", f"{AROUND} -k underflowed"),
+    Mutant("stored: moved by what is not finite", "objectives/around.py", "if not torch.isfinite(features).all():", "if False:", f"{AROUND} -k not_finite"),
+    Mutant("stored: for ever a mean of all", "objectives/around.py", ".clamp(min=momentum)", "", f"{AROUND} -k momentum"),
+    Mutant("stored: another derivative", "objectives/around.py", "p * (log_ratio - kl)", "p * log_ratio", f"{AROUND} -k batchs"),
+    Mutant("stored: one table for all proxies", "engine/step.py", "self.objective.of_proxy(proxy.digest()) if self.objective.remembers else self.objective", "self.objective", f"{STORED} -k begin"),
+    Mutant("stored: one proxy's for all", "engine/step.py", "self._bound.get((proxy.digest(), device))", "next(iter(self._bound.values()), None)", f"{STORED} -k of_the_batch"),
+    Mutant("stored: never moved", "engine/step.py", "        objective.saw(features, groups)\n", "", f"{STORED} -k begin"),
+    Mutant("stored: moved by a failed round", "core/before.py", "        keeper.estimator.objective.set_state(self._kept)\n", "", f"{STORED} -k exception"),
+    Mutant("stored: not continued", "core/estimator.py", '        self.objective.set_state(state.get("objective", {}))\n', "", f"{STORED} -k continued"),
+    Mutant("stored: in a graph", "core/options.py", "if self.graphs and objective.remembers:", "if False:", f"{STORED} -k cannot"),
+    Mutant("stored: a sample by the seed", "core/real.py", ".manual_seed(_FIXED)", ".manual_seed(self.generator.initial_seed())", f"{STORED} -k seen_once"),
     # Judging a set
     Mutant("one network for all runs", "evaluation/judging.py", "with seeded(seed):", "with seeded(0):", f"{JUDGING} -k fresh_network"),
     Mutant("one seed for all runs", "evaluation/evaluate.py", "seed=seed + run, on_epoch", "seed=seed, on_epoch", "tests/evaluation/test_evaluate.py -k fresh_network"),
