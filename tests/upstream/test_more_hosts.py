@@ -107,7 +107,7 @@ HOSTS = {
     ),
     "ftd": Tiny(
         {**MTT, "ipc": 5, "Iteration": 1000, "eval_it": -1}, ipc=5, views=25, lam=5.0, left="ema_images_1000.pt",
-        says="normalized", compare=SHORT, iterations=1000,
+        says="normalized", steps=3, long=16, compare=SHORT, iterations=1000,
     ),
     "pad": Tiny(
         {**MTT, "ipc": 5, "Iteration": 1000, "eval_it": 10000, "min_start_epoch": 0, "current_max_start_epoch": 2,
@@ -115,6 +115,7 @@ HOSTS = {
          "skip_first_eva": True, "parall_eva": True, "threshold": 10.0, "loss_ratio": 0.5, "num_eval": 1,
          "epoch_eval_train": 1},
         configured=True, ipc=5, views=25, lam=5.0, left="images_1000.pt", says="normalized", compare=SHORT,
+        steps=3, long=16,
         iterations=1000,
     ),
     "iid": Tiny(
