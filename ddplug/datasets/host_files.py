@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from ddplug.utils.reading import load_tensors
 from ddplug.utils.records import entries, read_record, text, whole
 
 _IMAGES = "images_"
+_AVERAGED = "ema_"
+"""What FTD puts before the names of files with a running average of the images."""
+_FORMED = re.compile(r"data(_?[0-9]{1,9}|_best)?\.pt")
 _ARGUMENTS = entries({"factor": whole(1, 4096)}, {"decode_type": text(100)})
 
 
@@ -33,15 +37,18 @@ class Beside(NamedTuple):
 
 
 def is_images(path: Path) -> bool:
-    """Whether a file has the name of MTT's and DATM's images (and not of a picture of whitened ones)."""
-    return path.name.startswith(_IMAGES) and not path.name.startswith(f"{_IMAGES}zca_")
+    """Whether a file has the name of MTT's, DATM's or FTD's images (and not of a picture of whitened ones)."""
+    name = path.name.removeprefix(_AVERAGED)
+    return name.startswith(_IMAGES) and not name.startswith(f"{_IMAGES}zca_")
 
 
 def beside(path: Path) -> Beside:
     """The labels, learning rate and whitening that belong to `images_N.pt`; `DataError` if there are no labels."""
-    name = path.name.removeprefix(_IMAGES)
+    before, _, name = path.name.partition(_IMAGES)
     labels = load_tensors(
-        path.with_name(f"labels_{name}"), f"file of labels for '{path}'", "the labels_N.pt that the host wrote with it"
+        path.with_name(f"{before}labels_{name}"),
+        f"file of labels for '{path}'",
+        "the labels_N.pt that the host wrote with it",
     )
     classes = None
     if isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point() and labels.numel():
@@ -50,7 +57,7 @@ def beside(path: Path) -> Beside:
             classes = torch.arange(kinds).repeat_interleave(images // kinds)
         if not are_probabilities(labels):
             labels = labels.detach().float().softmax(1)
-    rate = path.with_name(f"lr_{name}")
+    rate = path.with_name(f"{before}lr_{name}")
     # The picture of the best images has the number of their iteration, so any picture tells.
     whitened = any(path.parent.glob(f"{_IMAGES}zca_*.pt"))
     return Beside(labels, _rate(rate) if rate.is_file() else None, whitened, classes)
@@ -65,13 +72,14 @@ def are_probabilities(labels: Tensor) -> bool:
 
 
 def is_formed(path: Path, record: object) -> bool:
-    """Whether this is a `data.pt` of IDC: a bare pair of images and labels."""
-    return path.name == "data.pt" and isinstance(record, list | tuple) and len(record) == 2
+    """Whether this is a set of IDC or a fork: a bare pair in a data.pt, or in a dataN.pt beside the host's options."""
+    named = path.name == "data.pt" or (_FORMED.fullmatch(path.name) is not None and _arguments(path).is_file())
+    return named and isinstance(record, list | tuple) and len(record) == 2
 
 
 def factor(path: Path) -> int:
     """The factor of IDC's `data.pt`, from the host's own `args.txt` beside it; `DataError` if that is not there."""
-    arguments = path.with_name("args.txt")
+    arguments = _arguments(path)
     try:
         content = read_record(arguments, _ARGUMENTS, "the host's args.txt", "", ours=False)
     except DataError as error:
@@ -84,6 +92,12 @@ def factor(path: Path) -> int:
     if kind != "single" and found > 1:
         raise DataError(f"{arguments} says decode_type {kind!r}; only 'single' can be taken apart here.")
     return found
+
+
+def _arguments(path: Path) -> Path:
+    """Where the host has noted its options: in `args.txt`, or `args.log`, as one fork calls it."""
+    other = path.with_name("args.log")
+    return other if other.is_file() else path.with_name("args.txt")
 
 
 def apart(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:

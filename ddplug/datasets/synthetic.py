@@ -83,6 +83,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
       there, and become probabilities here; an image's class is its place in the set, whatever its label became.
     - IDC: `data.pt`, whose images hold `factor` x `factor` smaller ones each; these are taken apart and enlarged, and
       clamped to [0, 1], as the host does. Without `factor` it is read from the host's own `args.txt` beside the file.
+      Where that is, the `dataN.pt` and `data_best.pt` of forks (DREAM, DSDM, DANCE) are read in the same way.
       A bare pair of another name is taken for IDC's if a factor is given.
 
     With a `factor`, images of all other files are taken apart and enlarged as well; what their numbers mean stays what

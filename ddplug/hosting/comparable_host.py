@@ -60,3 +60,11 @@ class ComparableHost(PatchedHost):
     def extra_inputs(self, arguments: Sequence[str]) -> dict[str, Any]:
         """What decides a run besides its arguments, the data set and the checkout, as JSON: files they name, say."""
         return {}
+
+
+def linked(name: str, folder: Path) -> None:
+    """Have networks that the host looks for where it is started, in `name`, found when that is `folder`."""
+    trained = Path(name).resolve()
+    if trained.is_dir():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(trained, target_is_directory=True)

@@ -9,6 +9,7 @@ Option names are those of VICO-UoE/DatasetCondensation, which hosts derived from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from ddplug.hosting.comparable_host import ComparableHost
 
 
 class DMLike(HostAdapter):
-    """Images are stored normalised; `args.method`, where there is one, is the host's name in the table of weights."""
+    """Images are stored normalised."""
 
     defaults: Mapping[str, Any] = {"dataset": "CIFAR10", "data_path": "data"}
+    named_by_method = True
+    """Whether the option `method` is the host's name in the table of weights; forks keep it without that meaning."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """As the options say."""
         name, dataset, ipc = super().setting(args)
-        return str(getattr(args, "method", name)).lower(), dataset, ipc
+        return str(args.method).lower() if self.named_by_method and hasattr(args, "method") else name, dataset, ipc
 
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
         """One file per experiment, named as the host names its results."""
@@ -42,14 +45,27 @@ class DMLike(HostAdapter):
 class ComparableDMLike(DMLike, ComparableHost):
     """With DatasetCondensation's command line and results; `defaults` also need `ipc` and `Iteration`."""
 
-    reserved = ("save_path", "num_exp", "num_eval")
+    reserved: tuple[str, ...] = ("save_path", "num_exp", "num_eval")
+    beyond = 1
+    """How many steps more than `--Iteration` says the set has that is saved last."""
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
         """One experiment, and no evaluations, which take longer than distilling."""
         places = absolute(arguments, {"data_path": self.defaults["data_path"]})
         return [*arguments, *places, "--save_path", str(folder), "--num_exp", "1", "--num_eval", "0"]
 
+    def factor(self, arguments: Sequence[str]) -> int:
+        """How many images one holds along its side, for hosts that form several of one."""
+        return 1
+
+    def views_per_class(self, arguments: Sequence[str]) -> int:
+        """An image holds the square of the factor."""
+        return super().views_per_class(arguments) * self.factor(arguments) ** 2
+
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
-        """The final set, which is all that is saved; the host takes one step more than `--Iteration` says."""
-        found = sorted(folder.glob("res_*.pt"))
-        return {self.options(arguments)["Iteration"] + 1: load_set(found[-1])} if found else {}
+        """The final set, which is all that is saved; whitened if the host was told to."""
+        given, found = self.options(arguments), sorted(folder.glob("res_*.pt"))
+        if not found:
+            return {}
+        made = load_set(found[-1], factor=self.factor(arguments))
+        return {given["Iteration"] + self.beyond: replace(made, meaning="zca") if given.get("zca") else made}

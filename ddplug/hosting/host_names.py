@@ -11,6 +11,7 @@ from torch import Tensor
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.splits import gathered
+from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import HostError
 from ddplug.proxies.host import Host
 from ddplug.proxies.pool import ProxyPool
@@ -43,8 +44,12 @@ class HostNames(Host):
     def space(self, args: Any, context: Mapping[str, Any]) -> AnySpace | None:
         """The input space of the views, for proxies to see what they were trained on; None if it is not known.
 
-        By default the normalisation that the patch passes as space=(mean, std), if it does.
+        By default the host's whitening, kornia's, where its option zca is set and the patch passes shape=(c, h, w);
+        else the normalisation that the patch passes as space=(mean, std), if it does.
         """
+        if getattr(args, "zca", False) and "shape" in context:
+            channels, height, width = context["shape"]
+            return ZCASpace.from_kornia(context.get("zca") or args.zca_trans, (channels, height, width))
         return InputSpace.normalized(*context["space"]) if "space" in context else None
 
     def experts(self, args: Any, context: Mapping[str, Any]) -> ProxyPool | None:

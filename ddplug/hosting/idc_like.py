@@ -23,7 +23,7 @@ from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import HostError
 from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.arguments import TORCHVISION_FILES, absolute, option
-from ddplug.hosting.comparable_host import ComparableHost
+from ddplug.hosting.comparable_host import ComparableHost, linked
 from ddplug.hosting.host_names import stacked
 from ddplug.proxies.idc_checkpoints import PRETRAINED, read
 from ddplug.proxies.pool import ProxyPool
@@ -37,9 +37,6 @@ FILES = {
 }
 """By the host's name for a data set, what has to be in the folder of its option --data_dir."""
 
-LEAST = 50
-"""Outer iterations that the host needs: it logs every n // 50 of them."""
-
 
 class IDCLike(HostAdapter):
     """Experts are the networks that the host's pretrain.py left in its folder."""
@@ -50,6 +47,8 @@ class IDCLike(HostAdapter):
         "inner_loop": 100, "reproduce": False,
     }  # fmt: skip
     short = ("dataset", "ipc", "factor")
+    least = 50
+    """Outer iterations that the host needs: it logs every n // least of them."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """As the options say; `datatag`, where there is one, tells ImageNet's subsets apart."""
@@ -112,18 +111,20 @@ class IDCLike(HostAdapter):
                 "was changed."
             )
         iterations = _iterations(given)
-        if iterations < LEAST and not given["reproduce"]:
+        if iterations < self.least and not given["reproduce"]:
             raise HostError(
                 f"--niter {given['niter']} and --inner_loop {given['inner_loop']} make {iterations} outer "
-                f"iterations (niter * 100 // inner_loop); below {LEAST}, {self.name} divides by zero at its first log "
-                "line. Give a larger --niter or a smaller --inner_loop. Nothing was changed."
+                f"iterations (niter * 100 // inner_loop); below {self.least}, {self.name} divides by zero at its first "
+                "log line. Give a larger --niter or a smaller --inner_loop. Nothing was changed."
             )
 
 
 class ComparableIDCLike(IDCLike, ComparableHost):
     """With IDC's command line and results."""
 
-    reserved = ("seed",)
+    reserved: tuple[str, ...] = ("seed",)
+    sets = "results/test/data.pt"
+    """Where a run by `command` leaves its sets; of several, the one with the highest number in its name counts."""
     spelt_out = ("imagenet_dir", "decode_type", "test")
 
     def comparable(self, arguments: Sequence[str]) -> None:
@@ -138,20 +139,17 @@ class ComparableIDCLike(IDCLike, ComparableHost):
 
         The host looks for networks that it has pretrained where it is started.
         """
-        trained = Path(PRETRAINED).resolve()
-        if trained.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / PRETRAINED).symlink_to(trained, target_is_directory=True)
+        linked(PRETRAINED, folder)
         folders = {"data_dir": self.defaults["data_dir"], "imagenet_dir": "/ssd_data/imagenet/"}
         return [*arguments, *absolute(arguments, folders), "--test"]
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
         """The last set, its images taken apart; iterations are outer ones, by the options that the host noted."""
-        found = folder / "results/test/data.pt"
-        if not found.is_file():
+        found = max(folder.glob(self.sets), key=_number, default=None)
+        if found is None:
             return {}
         ran = json.loads(found.with_name("args.txt").read_text(encoding="utf-8"))
-        return {_iterations(ran): load_set(found)}
+        return {_number(found) or _iterations(ran): load_set(found)}
 
     def views_per_class(self, arguments: Sequence[str]) -> int:
         """An image holds the square of the factor."""
@@ -159,7 +157,13 @@ class ComparableIDCLike(IDCLike, ComparableHost):
         return int(given["ipc"] * given["factor"] ** 2)
 
 
+def _number(path: Path) -> int:
+    """The number in a set's name, 0 if there is none."""
+    return int("".join(filter(str.isdigit, path.stem)) or 0)
+
+
 def _iterations(given: Mapping[str, Any]) -> int:
     """Outer iterations; an inner loop of none the host will refuse by itself."""
-    iterations: int = given["niter"] * 100 // (given["inner_loop"] or 1)
-    return iterations
+    if "inner_loop" not in given:
+        return int(given["niter"])
+    return int(given["niter"] * 100 // (given["inner_loop"] or 1))

@@ -21,9 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ddplug.datasets.images import ImageData
-from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.synthetic import Meaning, SyntheticSet, load_set
-from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import HostError
 from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.arguments import absolute, check_data
@@ -35,7 +33,6 @@ from ddplug.utils.files import user_path
 
 SAVES = 1000
 """Iterations between two sets that the host saves when it has not evaluated them."""
-NUMBERED = re.compile(r"images_(\d+)\.pt")
 ONE_BUFFER = ("CIFAR10", "CIFAR100", "Tiny")
 """Data sets whose buffer's folder two options name; ImageNet's depends on two more."""
 
@@ -51,13 +48,6 @@ class MTTLike(HostAdapter):
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
         """In the folder where the host saves its images."""
         return Path("logged_files", args.dataset, str(context["run"]), "cmi.json")
-
-    def space(self, args: Any, context: Mapping[str, Any]) -> AnySpace | None:
-        """The host's own whitening, or its normalisation."""
-        if not getattr(args, "zca", False):
-            return super().space(args, context)
-        channels, height, width = context["shape"]
-        return ZCASpace.from_kornia(args.zca_trans, (channels, height, width))
 
     def experts(self, args: Any, context: Mapping[str, Any]) -> ProxyPool | None:
         """The last snapshot of every expert of the host's own buffer, if the patch names it."""
@@ -80,6 +70,8 @@ class ComparableMTTLike(MTTLike, ComparableHost):
 
     quiet_env: Mapping[str, str] = MappingProxyType({"WANDB_MODE": "disabled"})
     reserved: tuple[str, ...] = ("num_eval", "eval_it")
+    images = "images_"
+    """What the names of the files begin with whose images count; a number follows."""
 
     def comparable(self, arguments: Sequence[str]) -> None:
         """Evaluations are ours to say; the last iteration has to be one that the host saves."""
@@ -98,16 +90,17 @@ class ComparableMTTLike(MTTLike, ComparableHost):
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
         """The sets of every thousandth iteration but the first, whitened if the host was told to."""
-        return sets_in(folder, "zca" if self.options(arguments)["zca"] else "normalized")
+        return sets_in(folder, "zca" if self.options(arguments)["zca"] else "normalized", self.images)
 
     def extra_inputs(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The experts."""
         return {"experts": experts_in(Path(self.options(arguments)["buffer_path"]))}
 
 
-def sets_in(folder: Path, meaning: Meaning) -> dict[int, SyntheticSet]:
+def sets_in(folder: Path, meaning: Meaning, images: str = ComparableMTTLike.images) -> dict[int, SyntheticSet]:
     """All sets below `folder` by the number in `images_N.pt`, but for number 0, which nothing has been done to."""
-    files = {name[1]: path for path in folder.rglob("images_*.pt") if (name := NUMBERED.fullmatch(path.name))}
+    numbered = re.compile(rf"{re.escape(images)}(\d+)\.pt")
+    files = {name[1]: path for path in folder.rglob(f"{images}*.pt") if (name := numbered.fullmatch(path.name))}
     sets = {int(number): load_set(path) for number, path in files.items() if int(number) > 0}
     return {number: replace(held, meaning=held.meaning or meaning) for number, held in sets.items()}
 

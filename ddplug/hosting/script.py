@@ -230,6 +230,17 @@ def old_names(names: Sequence[str]) -> Iterator[None]:
 class CudaOnCpu(TorchFunctionMode):
     """Within, what code sends to "cuda" goes to the CPU: for hosts that know no other device, where there is none."""
 
+    def __enter__(self) -> CudaOnCpu:
+        """Files are read to the CPU, too: where their tensors go is decided below the functions that a mode sees."""
+        self._load = torch.load
+        torch.load = lambda file, map_location=None, *args, **kwargs: self._load(file, "cpu", *args, **kwargs)
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *ended: Any) -> None:
+        """As it was."""
+        super().__exit__(*ended)
+        torch.load = self._load
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

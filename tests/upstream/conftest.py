@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ import pytest
 import torch
 
 from ddplug import InputSpace, ProxyPool
+from ddplug.comparison.compare import compare
+from ddplug.comparison.judge import Judge
+from ddplug.comparison.plan import Settings, arms
+from ddplug.comparison.upstream_host import Upstream
 from ddplug.datasets.images import ImageData
 from ddplug.evaluation.measure import measure
 from ddplug.hosting.checkout import HostSpec, load
@@ -178,6 +183,13 @@ class Bench:
 @pytest.fixture
 def bench(hosts_folder: Path, tmp_path: Path) -> Iterator[Callable[[str], Bench]]:
     """The bench of a host, by name; afterwards the checkout must be what it was."""
+    with benches(hosts_folder, tmp_path) as make:
+        yield make
+
+
+@contextmanager
+def benches(hosts_folder: Path, folder: Path) -> Iterator[Callable[[str], Bench]]:
+    """The bench of a host, by name, with its runs in `folder`; at the end the checkout must be what it was."""
     used: list[tuple[Path, str]] = []
 
     def make(name: str) -> Bench:
@@ -186,11 +198,18 @@ def bench(hosts_folder: Path, tmp_path: Path) -> Iterator[Callable[[str], Bench]
         if not (repo / spec.script).is_file():
             pytest.skip(f"no checkout of {spec.title} in {repo}")
         used.append((repo, tree_hash(repo)))
-        return Bench(spec, repo, tmp_path)
+        return Bench(spec, repo, folder)
 
     yield make
     for repo, before in used:
         assert tree_hash(repo) == before, f"{repo} was changed"
+
+
+@pytest.fixture(scope="module")
+def benches_of_module(hosts_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Bench]]:
+    """As `bench`, for tests that share runs."""
+    with benches(hosts_folder, tmp_path_factory.mktemp("runs")) as make:
+        yield make
 
 
 def tree_hash(folder: Path) -> str:
@@ -219,3 +238,41 @@ def held_out_cmi(pools: tuple[Path, ProxyPool]) -> Callable[..., float]:
         return measure(pools[1], images, labels, input_space=space, representation="logit").cmi
 
     return cmi
+
+
+@pytest.fixture
+def pairs(
+    bench: Callable[[str], Any],
+    cifar: ImageData,
+    pools: tuple[Path, ProxyPool],
+    tmp_path: Path,
+    no_md5: None,
+) -> Any:
+    """A comparison of one seed at weight 1, and its host's runs."""
+
+    def run(name: str, *arguments: object) -> dict[str, Any]:
+        host, cpu = bench(name), torch.device("cpu")
+        given = tuple(map(str, arguments))
+        settings = Settings(width=8, runs=1, epochs=2, arguments=given, regularizer={"calibrate": 2})
+        judge = Judge(cifar, settings, ProxyPool.load(pools[0]), pools[1], cpu)
+        distil = Upstream(host.spec, host.repo, pools[0], settings)
+        compare(distil, arms([1.0]), 1, tmp_path / "out", judge, host=name)
+        result: dict[str, Any] = json.loads((tmp_path / "out/compare.json").read_text())
+        return result
+
+    return run
+
+
+@pytest.fixture
+def compared() -> Callable[[dict[str, Any], list[int]], None]:
+    """Looks at a comparison by `pairs`: its sets are there, and CMI is lower with the regulariser."""
+
+    def look(result: dict[str, Any], iterations: list[int]) -> None:
+        baseline, arm = result["summary"]
+        for entry in result["entries"]:
+            assert [point["iteration"] for point in entry["checkpoints"]] == iterations
+        assert baseline["lambda"] is None
+        assert arm["lambda"] > 0
+        assert arm["cmi_heldout"] < baseline["cmi_heldout"]
+
+    return look

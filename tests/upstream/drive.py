@@ -3,6 +3,7 @@
     python drive.py WORLD direct SCRIPT ARGUMENTS...
     python drive.py WORLD ddplug run HOST ...        # the ddplug command line
     python drive.py WORLD attach HOST-FOLDER MODULE FUNCTION ATTACH-JSON ARGUMENTS...
+    python drive.py WORLD attach-main SCRIPT ATTACH-JSON ARGUMENTS...   # imported and attached to, then run as main
 
 WORLD is a JSON object: {"seed": 0, "spy": "FILE.pt", "spy_steps": 2, "pool": "FOLDER", "clock": "FOLDER", "cpu": true}.
 With "stop": N, the program ends, successfully, where step N of the image optimizer is over and the next is to be taken.
@@ -11,19 +12,26 @@ In that world torch, NumPy and Python are seeded; `time.time` counts the calls t
 `clock`; torchvision does not look at md5 sums; with `cpu`, "cuda" means the CPU. With `spy`, the first steps of the
 image optimizer are written down: the images, the gradient that reached them, and, with `pool`, CMI's own gradient on
 them, computed in the loss form on the very views that went through ddplug's layer. With `options`, an object, the
-attached function is called on a namespace of them. With `time`, the layer's own time per round is printed at the end.
+attached function is called on a namespace of them. With `two_devices`, the host's files are told that there are two;
+with `here`, a folder of that name in somebody's home is found where the program runs. With `time`, the layer's own time
+per round is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import atexit
+import importlib
 import json
+import os
 import random
 import runpy
 import statistics
 import sys
 import time
+import types
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +59,25 @@ def no_md5() -> None:
     import torchvision.datasets.cifar as cifar
 
     cifar.check_integrity = lambda path, md5=None: Path(path).is_file()
+
+
+def two_devices(folder: str) -> None:
+    """Files in `folder` are told that there are two CUDA devices; networks that they share out stay on the CPU."""
+    counted = torch.cuda.device_count
+    torch.cuda.device_count = lambda: 2 if sys._getframe(1).f_code.co_filename.startswith(folder) else counted()
+
+
+def find_here(name: str) -> None:
+    """A folder `name`, wherever it is said to be, is found where we are."""
+
+    def here(original: Any) -> Any:
+        def run(path: Any, *args: Any, **kwargs: Any) -> Any:
+            before, found, after = str(path).rpartition(name) if isinstance(path, str) else ("", "", "")
+            return original(name + after if found and before.startswith("/home") else path, *args, **kwargs)
+
+        return run
+
+    os.listdir, torch.load = here(os.listdir), here(torch.load)
 
 
 def stop_after(steps: int) -> None:
@@ -143,6 +170,25 @@ class Spy:
         kind.__init__, kind.step = init, step
 
 
+def attach_and_run(script: str, options: str, *arguments: str, path: list[str]) -> None:
+    """Import a script, attach, and run what it would do as a program: the block below `if __name__ == "__main__"`."""
+    import ddplug
+
+    sys.path[:0] = [str(Path(script).parent), *path]
+    sys.argv = [script, *arguments]
+    host = importlib.import_module(Path(script).stem)
+    last = ast.parse(Path(script).read_text()).body[-1]
+    assert isinstance(last, ast.If)
+    functions = {name: f.__code__ for name, f in vars(host).items() if isinstance(f, types.FunctionType)}
+    handle = ddplug.attach(host, **json.loads(options))
+    try:
+        exec(compile(ast.Module(last.body, []), script, "exec"), vars(host))
+    finally:
+        handle.detach()
+        assert all(vars(host)[name].__code__ is code for name, code in functions.items())
+        assert "ddplug_cmi" not in vars(host)
+
+
 def main() -> None:
     world = json.loads(sys.argv[1])
     mode, *rest = sys.argv[2:]
@@ -153,6 +199,10 @@ def main() -> None:
         time_the_layer()
     if world.get("spy"):
         Spy(world["spy"], world.get("pool"), world.get("spy_steps", 2))
+    if world.get("two_devices"):
+        two_devices(world["clock"])
+    if world.get("here"):
+        find_here(world["here"])
     if world.get("stop"):
         stop_after(world["stop"])
     seed = world.get("seed", 0)
@@ -165,21 +215,18 @@ def main() -> None:
 
         sys.argv = ["ddplug", *rest]
         command()
-    elif mode == "direct":
+    elif mode in ("direct", "attach-main"):
         from ddplug.hosting.script import CudaOnCpu, old_names
 
-        sys.argv = rest
-        sys.path[0] = str(Path(rest[0]).parent)
-        sys.path[1:1] = world.get("path", [])
-        with old_names(world.get("numpy", [])):
-            if world.get("cpu"):
-                with CudaOnCpu():
-                    runpy.run_path(rest[0], run_name="__main__")
-            else:
-                runpy.run_path(rest[0], run_name="__main__")
+        with old_names(world.get("numpy", [])), CudaOnCpu() if world.get("cpu") else nullcontext():
+            if mode == "attach-main":
+                attach_and_run(*rest, path=world.get("path", []))
+                return
+            sys.argv = rest
+            sys.path[0] = str(Path(rest[0]).parent)
+            sys.path[1:1] = world.get("path", [])
+            runpy.run_path(rest[0], run_name="__main__")
     else:
-        import importlib
-
         import ddplug
 
         folder, module, function, options, *arguments = rest

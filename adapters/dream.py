@@ -1,0 +1,30 @@
+"""DREAM (lyq312318224/DREAM, condense.py): IDC's loop, with real images that k-means chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddplug.adapters import register
+from ddplug.errors import HostError
+from ddplug.hosting.arguments import option
+from ddplug.hosting.idc_like import ComparableIDCLike
+
+
+@register("dream")
+class DREAM(ComparableIDCLike):
+    """Option names are IDC's; sets are numbered, one every 40 outer iterations."""
+
+    name = "dream"
+    least = 200
+    sets = "results/test/data*.pt"
+    defaults: Mapping[str, Any] = {**ComparableIDCLike.defaults, "data_dir": "./data"}
+
+    def preflight(self, arguments: Sequence[str]) -> None:
+        """As IDC's, and does the host know a loss? Its default is none that it knows."""
+        super().preflight(arguments)
+        if option(arguments, "match", "bi_match") == "bi_match":
+            raise HostError(
+                f"{self.name}'s condense.py has no loss for --match bi_match, its default, and fails at its first "
+                "step. Give another: -- --match grad (or feat). Nothing was changed."
+            )

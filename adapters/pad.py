@@ -1,0 +1,13 @@
+"""PAD (NUS-HPC-AI-Lab/PAD, distill/PAD.py): DATM's loop, which leaves out the best matched of the parameters."""
+
+from __future__ import annotations
+
+from ddplug.adapters import register
+from ddplug.adapters.datm import DATM
+
+
+@register("pad")
+class PAD(DATM):
+    """Options come from a file, as DATM's do."""
+
+    name = "pad"
