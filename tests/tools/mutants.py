@@ -55,6 +55,7 @@ REFERENCES, TUNE = "tests/comparison/test_references.py", "tests/comparison/test
 DEMO, JUDGING = "tests/comparison/test_demo.py", "tests/evaluation/test_judging.py"
 
 TOYS = "tests/hosting/test_toy_hosts.py"
+ANY, FIND = "tests/hosting/test_any_script.py", "tests/hosting/test_find.py"
 COMPARE, COMPARE_HOST = "tests/comparison/test_compare.py", "tests/comparison/test_compare_host.py"
 SEALING, RECORDS, FILES_TESTS = (
     "tests/utils/test_sealing.py",
@@ -651,6 +652,22 @@ MUTANTS = [
     Mutant("left beside the files", "hosting/checkout.py", "        clear(repo, self.files)\n", "", f"{PATCHING} -k killed"),
     Mutant("root keeps the files", "hosting/patch.py", "os.chown(temporary, found.st_uid, found.st_gid)", "pass", f"{PATCHING} -k root"),
     Mutant("a patch without a lock", "hosting/checkout.py", "with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():", "with nullcontext():", f"{PATCHING} -k one_process"),
+    # Scripts without a patch
+    Mutant("real batches regularised", "hosting/view_calls.py", "    return images.requires_grad and torch.is_grad_enabled()", "    return True", f"{ANY} -k bit"),
+    Mutant("real rows regularised", "hosting/mixed.py", "            return _part(node, images) if in_place else _unknown(images)", "            return 0, len(images)", f"{ANY} -k 'bit or rows'"),
+    Mutant("rows moved before they are told", "hosting/mixed.py", "in_place = in_place and node.name() in ROW_BY_ROW", "in_place = True", f"{ANY} -k need_a_gradient"),
+    Mutant("labels that differ", "hosting/found_labels.py", "            if differing:", "            if False:", f"{ANY} -k refused"),
+    Mutant("labels that come to differ", "hosting/found_labels.py", "            if not torch.equal(labels.cpu(), other.cpu()):", "            if False:", f"{ANY} -k refused"),
+    Mutant("two places at once", "hosting/view_calls.py", "if self._one and others:", "if False:", f"{ANY} -k refused"),
+    Mutant("a script that never fired", "hosting/any_script.py", "    if not at.synthetic:", "    if False:", f"{ANY} -k refused"),
+    Mutant("views that nothing reaches", "hosting/any_script.py", "    if not rounds:", "    if False:", f"{ANY} -k refused"),
+    Mutant("calls miscounted", "hosting/any_script.py", "if counted and layer.labels.calls % counted:", "if False:", f"{ANY} -k refused"),
+    Mutant("the host's variables kept", "hosting/frames.py", "        held.clear()", "        pass", f"{ANY} -k kept_alive"),
+    Mutant("the inner step forgotten", "hosting/any_script.py", "        self._calls += 1", "        pass", f"{ANY} -k bit"),
+    Mutant("outside other decorators", "hosting/placing.py", "function.decorator_list.append(", "function.decorator_list.insert(0, ", f"{ANY} -k however"),
+    Mutant("candidates without a gradient", "hosting/flow.py", 'CUTS = {"detach", ', "CUTS = {", f"{FIND} -k no_gradient"),
+    Mutant("backward passes unlooked for", "hosting/finding.py", "            if reaches:", "            if False:", f"{FIND} -k likelier"),
+    Mutant("observed without end", "hosting/trying.py", "if self.done >= self.passes:", "if self.done > self.passes:", f"{FIND} -k few_steps"),
     # Packaging
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
     Mutant("adapters left out", "../pyproject.toml", '    "ddplug.adapters",\n', '', WHEEL),
