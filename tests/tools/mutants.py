@@ -34,7 +34,10 @@ class Mutant(NamedTuple):
     """What pytest is given: a test file, FILE::NAME, or FILE -k WORD."""
 
 
-CMI, LAYER, ATTACH = "tests/objectives/test_cmi.py", "tests/core/test_regularizer.py", "tests/attaching/test_attach.py"
+CMI, LAYER = "tests/objectives/test_cmi.py", "tests/core/test_regularizer.py"
+ATTACH = " ".join(
+    f"tests/attaching/test_{about}.py" for about in ("attach", "optimizers", "views", "labels", "refusals", "compiled")
+)
 PROXIES, FILES, SETS = (
     "tests/proxies/test_proxies.py",
     "tests/proxies/test_pool_files.py",
