@@ -34,7 +34,10 @@ class Mutant(NamedTuple):
     """What pytest is given: a test file, FILE::NAME, or FILE -k WORD."""
 
 
-CMI, LAYER, ATTACH = "tests/objectives/test_cmi.py", "tests/core/test_regularizer.py", "tests/attaching/test_attach.py"
+CMI, LAYER = "tests/objectives/test_cmi.py", "tests/core/test_regularizer.py"
+ATTACH = " ".join(
+    f"tests/attaching/test_{about}.py" for about in ("attach", "optimizers", "views", "labels", "refusals", "compiled")
+)
 PROXIES, FILES, SETS = (
     "tests/proxies/test_proxies.py",
     "tests/proxies/test_pool_files.py",
@@ -178,7 +181,7 @@ MUTANTS = [
     Mutant("proxies summed", "engine/step.py", "grad / len(proxies)", "grad", ENGINE),
     Mutant("forward in bf16", "networks/precision.py", "return torch.conv2d(inputs, weight, bias, *how)\n\n", "return torch.conv2d(inputs.bfloat16(), weight.bfloat16(), None, *how).float()\n\n", ENGINE),
     Mutant("checkpointed layers too", "networks/precision.py", 'and not isinstance(hooks[0], Observer)', "and False", ENGINE),
-    Mutant("closed form in fp32", "engine/step.py", "value, derivative = self.objective.value_and_grad(every.double(), groups)", "value, derivative = self.objective.value_and_grad(every, groups)", ENGINE),
+    Mutant("closed form in fp32", "engine/step.py", "value, derivative = objective.value_and_grad(every.double(), groups)", "value, derivative = objective.value_and_grad(every, groups)", ENGINE),
     Mutant("graphs without end", "engine/cuda_graphs.py", "len(self._made | self._wanted) < AT_MOST", "True", ENGINE),
     Mutant("graph believed unseen", "engine/cuda_graphs.py", "made.note(proxy, same)", "made.note(proxy, True)", ENGINE),
     Mutant("kinds by their making alone", "proxies/proxy.py", "(repr(sorted(spec.items())), repr(self.network), short_sha256(named_bytes(unsaved)))", "repr(sorted(spec.items()))", ENGINE),
@@ -258,7 +261,7 @@ MUTANTS = [
     Mutant("closure forgotten", "attaching/places.py", 'if callable(closure := kwargs.get("closure")):', "if False:", ATTACH),
     Mutant("closure evaluated again", "attaching/places.py", "if evaluations > 1:", "if False:", ATTACH),
     Mutant("adapters not asked", "attaching/attach.py", "known = registry.find(trainer)", "known = None", ATTACH),
-    Mutant("clean views are the host's", 'attaching/places.py', 'if views == "clean" and _wanted(regularizer, given):', 'if False:', ATTACH),
+    Mutant("clean views are the host's", 'attaching/places.py', 'if views == "clean" and _wanted(regularizer, given, partial(read_real, args, kwargs)):', 'if False:', ATTACH),
     Mutant("a draw for each batch", "augment/shared.py", "kind in self._served or", "True or", ATTACH),
     Mutant("one draw for ever", "augment/shared.py", "kind in self._served or partner not in self._served", "False", ATTACH),
     Mutant("views per image ignored", "core/estimator.py", "for _ in range(self.views_per_image)]", "for _ in range(1)] * self.views_per_image", ATTACH),
@@ -395,13 +398,13 @@ MUTANTS = [
     Mutant("space lost", "proxies/pool_files.py", "info.space.to_json() if info.space is not None else None", "None", FILES),
     Mutant("tied weights refused", "proxies/pool_files.py", ".contiguous().clone()", ".contiguous()", f"{FILES} -k twice"),
     # Pretraining
-    Mutant("no checkpoints", "proxies/pretrain.py", 'checkpoint=folder / f".proxy_{index:03d}.checkpoint"', "checkpoint=None", f"{FILES}::test_a_killed_pretraining_ends_with_the_same_weights"),
-    Mutant("one seed for all", "proxies/pretrain.py", "schedule=\"cosine\", augment=augment, precision=recipe[\"precision\"], seed=seed + index,", "schedule=\"cosine\", augment=augment, precision=recipe[\"precision\"], seed=seed,", f"{FILES} -k each_network"),
+    Mutant("no checkpoints", "proxies/pretrain.py", 'lr=recipe["lr"], checkpoint=checkpoint,', 'lr=recipe["lr"], checkpoint=None,', f"{FILES}::test_a_killed_pretraining_ends_with_the_same_weights"),
+    Mutant("one seed for all", "proxies/pretrain.py", '"precision": recipe["precision"], "seed": seed + index,', '"precision": recipe["precision"], "seed": seed,', f"{FILES} -k each_network"),
     Mutant("initial weights unseeded", "proxies/pretrain.py", "            with seeded(seed + index):\n", "            if True:\n", f"{FILES} -k pretrain"),
     Mutant("seed recorded wrong", "proxies/pretrain.py", '{"seed": seed + index, "epochs"', '{"seed": seed, "epochs"', f"{FILES} -k records_what"),
     Mutant("accuracy of the training images", "proxies/pretrain.py", "accuracy(network, data.test_images, data.test_labels)", "accuracy(network, data.train_images, data.train_labels)", f"{FILES} -k records_what"),
     Mutant("generator not resumed", "networks/training.py", 'generator.set_state(state["generator"])', "pass", f"{FILES} -k killed"),
-    Mutant("optimizer not resumed", "networks/training.py", 'optimizer.load_state_dict(state)', "pass", f"{FILES} -k killed"),
+    Mutant("optimizer not resumed", "networks/training.py", 'optimizer.load_state_dict({**state, "param_groups": groups})', "pass", f"{FILES} -k killed"),
     Mutant("other recipes continue", "proxies/pretrain.py", "or found.recipe != wanted.recipe", "", f"{FILES} -k recipe"),
     Mutant("other data continue", "proxies/pretrain.py", "found.info != wanted.info or", "", f"{FILES} -k other_data"),
     Mutant("count not extended", "proxies/pretrain.py", 'if wanted.wanted != found.wanted and (wanted.wanted > found.wanted or not found.complete):', 'if False:', f"{FILES} -k larger_count"),
@@ -534,7 +537,7 @@ MUTANTS = [
     Mutant("judges of one seed", "comparison/judge.py", "1000 * (seed + 1) + run", "1000 * (seed + 1)", f"{COMPARE} -k own_judges"),
     Mutant("other settings resumed", "comparison/folder.py", "    if found := differing(out, wanted):", "    if False:", f"{COMPARE} -k refused_and_named"),
     Mutant("pools by any other name", "comparison/folder.py", "[proxy.digest() for proxy in pool]", "[]", f"{COMPARE} -k refused_and_named"),
-    Mutant("a baseline for each kind of views", "comparison/plan.py", "for weight in checked if weight != 0]", "for weight in checked]", f"{COMPARE} -k baseline_is_one"),
+    Mutant("a baseline for each kind of views", "comparison/plan.py", "        for weight in checked\n        if weight != 0\n", "        for weight in checked\n", f"{COMPARE} -k baseline_is_one"),
     Mutant("another baseline taken", "comparison/baseline.py", "    if differing:", "    if False:", f"{BASELINE} -k refused"),
     Mutant("CMI of another comparison", "comparison/baseline.py", 'write_json({"accuracies": accuracies},', 'write_json({"accuracies": accuracies, "cmi": 0.0, "cmi_heldout": 0.0},', f"{BASELINE} -k would_have_been"),
     Mutant("half a run taken for one", "comparison/baseline.py", "not (out / run.name / DONE).is_file()", "not (out / run.name).exists()", f"{BASELINE} -k broken_off"),
@@ -578,9 +581,12 @@ MUTANTS = [
     Mutant("the baseline stopped", "comparison/statistics.py", "for arm in arms[1:]:", "for arm in arms:", f"{REFERENCES} -k by_hand"),
     Mutant("stopped and not recorded", "comparison/compare.py", 'result["stopped"] = stopped', "pass", f"{REFERENCES} -k no_further_seeds"),
     Mutant("fewer seeds against all", "comparison/statistics.py", 'against = [baseline[run["seed"]] for run in runs]', "against = list(baseline.values())[-len(runs):]", f"{REFERENCES} -k those_seeds"),
-    Mutant("confirmed on the seeds of the sweep", "comparison/tune.py", "first_seed=first_seed + seeds", "first_seed=first_seed", f"{TUNE} -k fresh_seeds"),
+    Mutant("confirmed on the seeds of the sweep", "comparison/tune.py", "first_seed=fresh,", "first_seed=first_seed,", f"{TUNE} -k fresh_seeds"),
     Mutant("a baseline for each variant", "comparison/tune.py", "out / folders[0] if folders else None", "None", f"{TUNE} -k fresh_seeds"),
     Mutant("options that were not swept left out of the lines to paste", "comparison/tune.py", "options = {**choice[\"options\"], **(fixed or {})}", "options = choice[\"options\"]", f"{TUNE} -k what_was_not_swept"),
+    Mutant("confirmed where others were", "comparison/tune.py", 'of["seeds"], *(each["end"] for each in noted), 0)', 'of["seeds"], 0)', f"{TUNE} -k nothing_has_seen"),
+    Mutant("the same sweep confirmed anew", "comparison/tune.py", 'if each["of"] == of:', "if False:", f"{TUNE} -k nothing_has_seen"),
+    Mutant("what was given left out", "comparison/tune.py", '"--proxies", proxies, *given,', '"--proxies", proxies,', f"{TUNE} -k lines_to_paste"),
     Mutant("the worst chosen", "comparison/tune.py", "best = max(sweep", "best = min(sweep", f"{TUNE} -k fresh_seeds"),
     Mutant("a loss confirmed", "comparison/tune.py", 'if best["difference"] > 0 else', "if True else", f"{TUNE} -k nothing_is_better"),
     Mutant("a doubtful gain confirmed", "comparison/tune.py", "if gain - half > 0 else", "if gain > 0 else", f"{TUNE} -k lines_to_paste"),
@@ -591,6 +597,7 @@ MUTANTS = [
     Mutant("an orphan works on", "hosting/deterministic.py", "    os._exit(1)", "    return", f"{COMPARE_HOST} -k ends_with"),
     Mutant("a host's run redone", "comparison/upstream_host.py", "if not (folder / RUN).is_dir():", "if True:", f"{COMPARE_HOST} -k killed_after"),
     Mutant("judges not tried first", "comparison/compare.py", "    judge.check()", "    pass", f"{COMPARE_HOST} -k judges_that_cannot_be"),
+    Mutant("architectures by their spelling", "comparison/judge.py", "resolve(self.settings.arch)}", "self.settings.arch}", f"{REFERENCES} -k spelt"),
     Mutant("judges' networks not tried", "comparison/judge.py", "            with seeded(0):\n                self._maker(arch)()", "            pass", f"{COMPARE_HOST} -k judges_that_cannot_be"),
     Mutant("judges' augmentation not tried", "comparison/judge.py", "        recipe = self.recipe\n        assert isinstance(recipe.augment, DSAPerNetwork)  # made, and so checked\n", "", f"{COMPARE_HOST} -k judges_that_cannot_be"),
     Mutant("a host's regulariser not tried", "comparison/upstream_host.py", "if not arm.baseline:\n                Regularizer", "if False:\n                Regularizer", f"{COMPARE_HOST} -k fails_before_it"),
@@ -642,7 +649,8 @@ MUTANTS = [
     Mutant("a saved whitening unchecked", "datasets/zca.py", 'if "sha256" in metadata and metadata["sha256"]', 'if False and metadata["sha256"]', "tests/datasets/test_zca.py -k flipped"),
     Mutant("memory before shapes", "networks/fitting.py", "    if differing:", "    if False:", "tests/networks/test_networks.py -k do_not_fit"),
     Mutant("more epochs than there are", "networks/training.py", "if done > epochs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
-    Mutant("another momentum", "networks/training.py", "if own != theirs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
+    Mutant("another torch's settings", "networks/training.py", "groups.append({**ours, **both})", "groups.append(saved)", "tests/networks/test_training.py -k another_torch"),
+    Mutant("another momentum", "networks/training.py", "if any(ours[name] != value for name, value in both.items() if name != \"lr\"):", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
     Mutant("images of bytes", "datasets/synthetic.py", "or not images.is_floating_point() or", "or", SYNTHETIC),
     Mutant("images that are not finite", "datasets/synthetic.py", "not bool(torch.isfinite(images.float()).all())", "False", SYNTHETIC),
     Mutant("fractional labels", "datasets/synthetic.py", " & (numbers == numbers.round())", "", SYNTHETIC),
@@ -682,19 +690,29 @@ SLOW_TO_IMPORT = ("torch", "torchvision", "kornia", "sklearn.cluster", "matplotl
 """Others' modules that most tests use: imported once, and there in every process that is forked to run tests."""
 
 
+def changed(mutant: Mutant, root: Path = ROOT) -> str:
+    """The file as the mutant has it; `ValueError` if that changes nothing, or is no Python, as any test would go red."""
+    path = root / "ddplug" / mutant.file
+    original = path.read_text()
+    if mutant.old not in original or mutant.old == mutant.new:
+        raise ValueError("its text is not in the code")
+    text = original.replace(mutant.old, mutant.new, 1)
+    if path.suffix == ".py":
+        try:
+            ast.parse(text)
+        except SyntaxError as error:
+            raise ValueError(f"it is no Python: {error}") from error
+    return text
+
+
 def survives(mutant: Mutant, copy: Path) -> str | None:
     """Why the mutant counts as alive, or None if its tests went red."""
     path = copy / "ddplug" / mutant.file
     original = path.read_text()
-    if original.count(mutant.old) < 1:
-        return "its text is not in the code"
-    changed = original.replace(mutant.old, mutant.new, 1)
-    if path.suffix == ".py":
-        try:
-            ast.parse(changed)
-        except SyntaxError as error:  # any test would go red
-            return f"it is no Python: {error}"
-    path.write_text(changed)
+    try:
+        path.write_text(changed(mutant, copy))
+    except ValueError as error:
+        return str(error)
     try:
         status, output = _tested(mutant.tests, copy)
     finally:
