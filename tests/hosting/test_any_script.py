@@ -172,7 +172,7 @@ HELD = """
         ({}, ("--at", "train.py:9")),
         ({"top": "from flipping import augment as a", "views": "views = a(images)"}, ("--at", "train.py:9")),
         ({"top": HELD, "views": "views = wobble(images)"}, ("--at", "train:wobble")),
-        ({"top": HELD, "views": "views = Trainer.wobble(images)"}, ("--at", "Trainer.wobble")),
+        ({"top": HELD, "views": "views = Trainer().wobble(images)"}, ("--at", "Trainer.wobble")),
         ({"views": "parts = []; parts.append(augment(images)); views = parts[0]"}, ()),
         ({"top": "def augment(x): return x.detach(), x.flip(3) * 1.1", "views": "_, views = augment(images)"}, ()),
     ],

@@ -661,7 +661,7 @@ MUTANTS = [
     Mutant("root keeps the files", "hosting/patch.py", "os.chown(temporary, found.st_uid, found.st_gid)", "pass", f"{PATCHING} -k root"),
     Mutant("a patch without a lock", "hosting/checkout.py", "with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():", "with nullcontext():", f"{PATCHING} -k one_process"),
     # Scripts without a patch
-    Mutant("real batches regularised", "hosting/view_calls.py", "    return images.requires_grad and torch.is_grad_enabled()", "    return True", f"{ANY} -k bit"),
+    Mutant("real batches regularised", "hosting/view_calls.py", "    return images.requires_grad and torch.is_grad_enabled()", "    return True", f"{ANY} -k refused"),
     Mutant("real rows regularised", "hosting/mixed.py", "            return _part(node, images) if in_place else _unknown(images)", "            return 0, len(images)", f"{ANY} -k 'bit or rows'"),
     Mutant("rows moved before they are told", "hosting/mixed.py", "in_place = in_place and node.name() in ROW_BY_ROW", "in_place = True", f"{ANY} -k need_a_gradient"),
     Mutant("labels that differ", "hosting/found_labels.py", "            if differing:", "            if False:", f"{ANY} -k refused"),
