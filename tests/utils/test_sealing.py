@@ -61,7 +61,7 @@ def test_a_comment_of_another_program_is_no_damage(length: int, tmp_path: Path) 
     path = tmp_path / "a.pt"
     torch.save(CONTENT, path)
     with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = (b"made by hand, PK\x05\x06 " * 3000)[:length]
+        archive.comment = (b"made by hand, " * 5000)[:length]
     assert not sealing.check_archive(path)
     assert same(load(path))
     path.write_bytes(path.read_bytes()[:-1])
