@@ -1,4 +1,4 @@
-"""Every message that ddplug raises or warns with, read from its source, so that the page of them cannot be out of date."""
+"""Every message that ddplug raises or warns with, read from its source, so that their page cannot be out of date."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 import ddplug.errors
 
 KINDS = {
-    name: kind for name, kind in vars(ddplug.errors).items() if isinstance(kind, type) and kind.__module__ == "ddplug.errors"
-}  # fmt: skip
+    name: kind
+    for name, kind in vars(ddplug.errors).items()
+    if isinstance(kind, type) and kind.__module__ == "ddplug.errors"
+}
 PARTS = "Parts of messages"
 NO_MESSAGES = ("model_card.py", "report.py", "statistics.py")
 """Files whose sentences are of no error."""
@@ -99,8 +101,9 @@ def messages_page(root: Path) -> str:
     lines = [
         "# Every message",
         "",
-        "All that ddplug raises or warns with, by kind, as its source has it; `…` stands for what is filled in. Search for a piece of yours. "
-        "Each says what to do; more about those that people meet most is under [troubleshooting](troubleshooting.md).",
+        "All that ddplug raises or warns with, by kind, as its source has it; `…` stands for what is filled in. Search "
+        "for a piece of yours. Each says what to do; more about those that people meet most is under "
+        "[troubleshooting](troubleshooting.md).",
     ]
     for kind in sorted(by_kind):
         about = " ".join((KINDS[kind].__doc__ or "").split()) if kind in KINDS else ABOUT_PARTS
