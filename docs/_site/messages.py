@@ -69,9 +69,8 @@ def _said(node: ast.AST) -> tuple[str, str] | None:
 
 def _called(call: ast.Call) -> tuple[str | None, ast.expr | None]:
     """The kind of message that a call makes, None for none, and the expression of its text."""
-    if (
-        isinstance(call.func, ast.Attribute) and call.func.attr == "warn"
-    ):  # warnings.warn(text, ...), watch.warn(about, text)
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "warn":
+        # warnings.warn(text, ...) or watch.warn(about, text)
         named = ast.unparse(call.func.value)
         return "DDPlugWarning", call.args[0 if named == "warnings" else -1] if call.args else None
     kind = call.func.id if isinstance(call.func, ast.Name) else None
