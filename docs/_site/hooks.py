@@ -1,7 +1,7 @@
 """What the site does beside Markdown: pages from files elsewhere in the project, patterns in the navigation, formulas.
 
-Pages stay plain Markdown that reads well where it lies. Links that lead out of docs/ become links to the page made of that
-file, or plain text. Formulas, `$...$` and `$$...$$`, become MathML, which browsers draw without a script.
+Pages stay plain Markdown that reads well where it lies. Links that lead out of docs/ become links to the page made of
+that file, or plain text. Formulas, `$...$` and `$$...$$`, become MathML, which browsers draw without a script.
 """
 
 from __future__ import annotations
