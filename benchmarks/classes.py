@@ -4,8 +4,9 @@
 
 Ten images of a class, 224 pixels, under torchvision's ResNet-18 with random weights. A round is measured at the numbers
 of images given, each in a process of its own, and extrapolated by a straight line to the whole, but for the memory of
-"auto", which grows to 2 GiB beside the gradient and no further; on a GPU give the whole itself. Its peak is above the images and what else was there before; the gradient, as large as the images, is in it. The
-term alone, on features that are there already, is measured on the whole.
+"auto", which grows to 2 GiB beside the gradient and no further; on a GPU give the whole itself. The peak is above the
+images and what else was there before; the gradient, as large as the images, is in it. The term alone, on features that
+are there already, is measured on the whole.
 """
 
 from __future__ import annotations
