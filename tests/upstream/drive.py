@@ -13,8 +13,8 @@ In that world torch, NumPy and Python are seeded; `time.time` counts the calls t
 image optimizer are written down: the images, the gradient that reached them, and, with `pool`, CMI's own gradient on
 them, computed in the loss form on the very views that went through ddplug's layer. With `options`, an object, the
 attached function is called on a namespace of them. With `two_devices`, the host's files are told that there are two;
-with `here`, a folder of that name in somebody's home is found where the program runs. With `time`, the layer's own time
-per round is printed at the end.
+with `here`, a folder of that name in somebody's home is found where the program runs; `configure` are entries of
+Weights & Biases' configuration. With `time`, the layer's own time per round is printed at the end.
 """
 
 from __future__ import annotations
@@ -78,6 +78,20 @@ def find_here(name: str) -> None:
         return run
 
     os.listdir, torch.load = here(os.listdir), here(torch.load)
+
+
+def configure(extra: dict[str, Any]) -> None:
+    """Entries that a host reads from Weights & Biases' configuration, and does not put there itself."""
+    import wandb
+
+    begun = wandb.init
+
+    def init(*args: Any, **kwargs: Any) -> Any:
+        run = begun(*args, **kwargs)
+        wandb.config.update(extra)
+        return run
+
+    wandb.init = init
 
 
 def stop_after(steps: int) -> None:
@@ -201,6 +215,8 @@ def main() -> None:
         Spy(world["spy"], world.get("pool"), world.get("spy_steps", 2))
     if world.get("two_devices"):
         two_devices(world["clock"])
+    if world.get("configure"):
+        configure(world["configure"])
     if world.get("here"):
         find_here(world["here"])
     if world.get("stop"):

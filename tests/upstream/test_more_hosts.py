@@ -114,13 +114,14 @@ HOSTS = {
          "max_start_epoch": 3, "expansion_end_epoch": 10, "dataset": "CIFAR10", "zca": False, "pix_init": "real",
          "skip_first_eva": True, "parall_eva": True, "threshold": 10.0, "loss_ratio": 0.5, "num_eval": 1,
          "epoch_eval_train": 1},
-        configured=True, ipc=5, views=25, lam=5.0, left="images_1000.pt", says="normalized", compare=SHORT,
+        configured=True, unedited={"configure": {"loss_threshold_low": 0.0}}, ipc=5, views=25, lam=5.0,
+        left="images_1000.pt", says="normalized", compare=SHORT,
         steps=3, long=16,
         iterations=1000,
     ),
     "iid": Tiny(
-        {**DM, "model": "ConvNet", "ipc": 4, "batch_real": 8, "save_path": "out"}, views=40, left="res_*.pt", steps=2,
-        long=6, compare={"Iteration": 7}, iterations=8,
+        {**DM, "model": "ConvNet", "ipc": 10, "batch_real": 8, "save_path": "out"}, ipc=10, views=100, left="res_*.pt",
+        steps=2, long=4, compare={"Iteration": 3}, iterations=4,
         unedited={"two_devices": True, "here": "pre_dict_res18_40"},
         prepare="from utils import get_network\nos.mkdir('pre_dict_res18_40')\n"
                 "net = get_network('ResNet18', 3, 10, (32, 32))\n"
