@@ -51,7 +51,7 @@ def naive(features: Tensor, labels: Tensor, others: Tensor, theirs: Tensor, temp
     """Mean KL to the others' centroids, and sum_y (n_y/n) * KL(Q_y || R_y), image by image and class by class."""
     p, r = torch.softmax(features / temperature, -1), torch.softmax(others / temperature, -1)
     whole, between = 0.0, 0.0
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         own, centroid = p[labels == label], r[theirs == label].mean(0)
         for image in own:
             whole += sum(float(a * (a / b).log()) for a, b in zip(image, centroid, strict=True)) / len(labels)
@@ -64,7 +64,9 @@ def naive(features: Tensor, labels: Tensor, others: Tensor, theirs: Tensor, temp
 def test_is_the_definition_and_its_two_parts(drawn: tuple[Tensor, Tensor, Tensor, Tensor, float]) -> None:
     features, labels, others, theirs, temperature = drawn
     whole, between = naive(*drawn)
-    batch = ddplug.cmi(features, labels, temperature=temperature).item() if len(labels) > len(labels.unique()) else 0
+    batch = (
+        ddplug.cmi(features, labels, temperature=temperature).item() if len(labels) > len(torch.unique(labels)) else 0
+    )
     for term in stored(others, theirs, temperature):
         value = term(features, groups_of(labels)).item()
         assert value == pytest.approx(whole, rel=1e-10, abs=1e-12)
@@ -190,7 +192,7 @@ def test_what_means_nothing_is_refused() -> None:
     cmi = make("cmi", temperature=2.0)
     assert around(cmi, "batch") is cmi
     for kind in ("running", "real"):
-        assert around(cmi, kind).settings()["temperature"] == 2.0  # type: ignore[arg-type]
+        assert around(cmi, kind).settings()["temperature"] == 2.0
     with pytest.raises(ddplug.InputError, match="unknown centroids='stored', expected 'batch', 'running', 'real'"):
         around(cmi, "stored")  # type: ignore[arg-type]
     for term in ("ncmi", "cmi+0.3*centralisation"):
