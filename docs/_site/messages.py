@@ -46,7 +46,11 @@ def messages(root: Path) -> list[Message]:
         for path in sorted((root / folder).rglob("*.py")):
             module = path.relative_to(root).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
             module = module if module.startswith("ddplug") else f"ddplug.{module}"
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            bases = [(node.name, base.id) for node in tree.body if isinstance(node, ast.ClassDef)
+                     for base in node.bases if isinstance(base, ast.Name)]  # fmt: skip
+            KINDS.update({name: KINDS[base] for name, base in bases if base in KINDS and name not in KINDS})
+            for node in ast.walk(tree):
                 said = _said(node)
                 if said is not None and not (said[0] == PARTS and path.name in NO_MESSAGES):
                     found.append(Message(*said, module, getattr(node, "lineno", 0)))

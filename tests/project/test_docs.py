@@ -34,6 +34,7 @@ from ddplug.datasets import load, random_real
 from ddplug.datasets.synthetic import SyntheticSet, save_set
 from ddplug.hosting.checkout import table
 from ddplug.networks.zoo import convnet, seeded
+from ddplug.objectives import base
 from ddplug.proxies.pretrain import pretrain
 
 pytest.importorskip("sklearn")
@@ -49,6 +50,7 @@ _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ 
 SMALLER = {
     '"cifar10:FOLDER"': '"digits"', 'load("cifar10", "data")': 'load("digits")', '("ConvNet", "VGG11")': '("ConvNet",)',
     'result.accuracies["vgg11"]': 'result.accuracies["convnet"]', "    ...\n": "", "\n...\n": "\n",
+    "ddplug.attach(trainer, 1, term=": "ddplug.attach(Trainer(), 1, term=",
     "augment=DSAViews())": "augment=DSAViews(), epochs=1, runs=2, options={'width': 4})",
 }  # fmt: skip
 """What stands here in the place of data that have to be fetched, of what is left out, and of hours."""
@@ -102,6 +104,12 @@ class Trainer(DistributionMatching):
         super().run(iterations)
 
 
+@pytest.fixture(autouse=True)
+def terms_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms that a page registers are gone after it."""
+    monkeypatch.setattr("ddplug.objectives.base._TERMS", dict(base._TERMS))
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what pages speak of."""
@@ -143,6 +151,7 @@ def readers(
         "ddplug": ddplug, "torch": torch, "trainer": trainer, "images": images.requires_grad_(), "labels": labels,
         "augment": ddplug.augment.DSA("crop_scale_rotate", seed=0), "real": data.train_images[:60], "net_a": net_a,
         "net_b": net_b, "your_loss": lambda real, views: (real.mean(0) - views.mean(0)).square().sum(),
+        "data": data, "pool": ddplug.ProxyPool.load("pool"), "teacher": net_a, "Trainer": Trainer, "views": images,
         "Params": ddplug.augment.Params, "intensities": colour, "mean": (0.5,) * 3, "std": (0.2,) * 3,
     }  # fmt: skip
     if request.param.name == "augment.md":
@@ -226,6 +235,7 @@ def lines_of(text: str) -> Iterator[list[str]]:
         while words:
             end = words.index("&&") if "&&" in words else len(words)
             command, words = words[:end], words[end + 1 :]
+            command = [word.strip("()") for word in command] if command[0].startswith("(") else command
             while command and re.fullmatch(r"[A-Z_]+=.*", command[0]):
                 command = command[1:]
             if command and command[0].startswith("--"):  # options to add to a command that the page has shown
@@ -243,7 +253,7 @@ def check(words: list[str]) -> None:
         if given[:1] == ["-m"]:
             program, given = given[1], given[2:]
         elif given:
-            here, hosts = Path(given[0]), {record["folder"] for record in table().values()}
+            here, hosts = Path(given[0].removeprefix("../")), {record["folder"] for record in table().values()}
             places = (ROOT / base / here for base in ("", "docs/results", "benchmarks"))
             assert here.parts[0] in hosts or any(place.is_file() for place in places)
             return
