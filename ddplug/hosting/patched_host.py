@@ -11,10 +11,11 @@ from ddplug.attaching.hooks import Undo
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import AttachError
 from ddplug.hosting.arguments import read_options
-from ddplug.hosting.checkout import SHIPPED, HostSpec, load
+from ddplug.hosting.checkout import SHIPPED, HostSpec, load, table
 from ddplug.hosting.inject import patch_module
 from ddplug.hosting.layer import NAME, Attached
 from ddplug.hosting.options import Inner, Views
+from ddplug.hosting.patch import state
 from ddplug.proxies.host import Host
 
 
@@ -50,9 +51,14 @@ class PatchedHost(Host):
         """
 
     def recognises(self, host: object) -> bool:
-        """Whether `host` is the imported script."""
-        script = Path(self.spec().script).name
-        return isinstance(host, types.ModuleType) and Path(getattr(host, "__file__", None) or "").name == script
+        """Whether `host` is the imported script, of all hosts' whose scripts have its name the one that fits best."""
+        spec = self.spec()
+        file = Path(getattr(host, "__file__", None) or "")
+        if not isinstance(host, types.ModuleType) or file.name != Path(spec.script).name:
+            return False
+        others = (load(name, self.patches) for name in table(self.patches) if name != self.name)
+        rivals = [other for other in others if Path(other.script).name == file.name]
+        return not rivals or _fit(spec, file) >= max(_fit(rival, file) for rival in rivals)
 
     def configure(self, *, views: Views = "host", inner: Inner = "one") -> None:
         """What `attach` was told besides the regulariser's own options."""
@@ -76,3 +82,11 @@ class PatchedHost(Host):
             )
         text = spec.patched(repo)[spec.script]
         return patch_module(host, file.read_bytes(), text, Attached(self, regularizer, self.views, self.inner))
+
+
+def _fit(spec: HostSpec, file: Path) -> tuple[bool, bool]:
+    """Whether `file` is the host's script, patched or not, and whether its clone's name is the host's."""
+    file = file.resolve()
+    repo, wanted = file.parents[len(Path(spec.script).parts) - 1], spec.files.get(spec.script, "")
+    known = file.is_file() and state(spec.patch, spec.script, file.read_bytes(), wanted) != "other"
+    return known, repo.name == spec.folder

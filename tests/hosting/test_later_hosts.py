@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,3 +125,13 @@ def test_files_are_read_to_the_cpu_where_hosts_say_cuda(tmp_path: Path) -> None:
         ):
             assert torch.equal(read, IMAGES)
     assert torch.load is load
+
+
+def test_of_scripts_of_one_name_each_is_its_own_hosts(tmp_path: Path) -> None:
+    """IDC's and DREAM's are both called condense.py; what was changed is known by the name of its clone."""
+    for name, folder in (("idc", "Efficient-Dataset-Condensation"), ("dream", "DREAM")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "condense.py").write_text("# changed")
+        module = types.ModuleType("condense")
+        module.__file__ = str(tmp_path / folder / "condense.py")
+        assert [found for found in ("idc", "dream") if adapters.upstream(found).recognises(module)] == [name]

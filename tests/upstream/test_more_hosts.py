@@ -316,6 +316,7 @@ def test_the_patched_script_is_the_same_run_and_the_patch_comes_out(runs: Runs, 
     spec.apply(repo)
     ours = ("--cmi_weight", 1, "--cmi_calibrate", 2, "--cmi_proxies", runs.folders["POOL"])
     world = bench.seen("patched", stop=runs.tiny.steps, spy_steps=runs.tiny.steps, clock=str(repo))
+    world["path"] = [str(repo / folder) for folder in spec.path]
     bench.direct(*runs.line(), *ours, repo=repo, **world)
     assert equal(runs("on"), bench.read("patched"))
     spec.reverse(repo)
