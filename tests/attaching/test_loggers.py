@@ -119,6 +119,7 @@ def test_copies_and_resumed_runs_do_not_write_again() -> None:
     log(history, told)
     add(history, 0)
     twin = copy.deepcopy(history)
+    assert not twin._readers
     add(twin, 1, 2)
     assert told.numbers == []
     resumed, later = History(), Told()

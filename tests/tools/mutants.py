@@ -683,6 +683,12 @@ MUTANTS = [
     Mutant("version not in the text", "__init__.py", "__version__ = ", "__version__ = str() or ", WHEEL),
     Mutant("torchvision at import", "datasets/images.py", "\nimport torch\n", "\nimport torch\nimport torchvision\n", WHEEL),
     Mutant('kornia at import', "attaching/attach.py", 'import weakref\n', 'import weakref\nimport kornia\n', WHEEL),
+    Mutant("log: each round once", "core/history.py", "self._tell_one(entry, self._rounds[told:])", "self._tell_one(entry, self._rounds)", "tests/attaching/test_loggers.py -k each_round_once"),
+    Mutant("log: not before the end", "core/history.py", "        if self._readers:\n            self._tell_read()\n", "", "tests/attaching/test_loggers.py -k each_round_once"),
+    Mutant("log: a copy writes, too", "core/history.py", 'return {**self.__dict__, "_readers": []}', "return dict(self.__dict__)", "tests/attaching/test_loggers.py -k copies"),
+    Mutant("metric: kl is cross-entropy", "evaluation/metrics.py", 'if self.separation == "kl":', "if False:", "tests/evaluation/test_metrics.py -k every_separation"),
+    Mutant("doctor: interrupted", "hosting/doctor.py", "if len(held) > 1:", "if False:", "tests/hosting/test_doctor.py -k states"),
+    Mutant("card: overwrites people's", "proxies/model_card.py", "if path.exists() and MARKER not in", "if False and MARKER not in", "tests/proxies/test_model_card.py -k grows"),
 ]  # fmt: skip
 
 
