@@ -14,6 +14,7 @@ from ddplug.cli import compare as cli_compare
 from ddplug.cli import doctor as cli_doctor
 from ddplug.cli import evaluate as cli_evidence
 from ddplug.cli import hosts as cli_hosts
+from ddplug.cli import scripts as cli_scripts
 from ddplug.cli.options import DataName, DataPath, DeviceName, RepresentationName, device_of, load_data
 from ddplug.errors import DDPlugError, InputError
 
@@ -76,6 +77,7 @@ for _command in (
     cli_hosts.run,
     cli_hosts.patch,
     cli_doctor.doctor,
+    cli_scripts.find,
 ):
     app.command()(_command)
 

@@ -138,7 +138,7 @@ class Estimator:
         return {
             "generator": self.generator.get_state(),
             "class_generator": self.class_generator.get_state(),
-            **({"objective": kept} if (kept := self.objective.state()) else {}),
+            **({"objective": _on_cpu(kept)} if (kept := self.objective.state()) else {}),
             **({} if self.real is None else {"real_generator": self.real.generator.get_state()}),
             "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
         }
@@ -170,12 +170,13 @@ class Estimator:
             return None
         given = self.real.of_round(offered, labels)
         assert given.labels is not None
+        if self.objective.keeps_real:  # the same in all processes, and needed on the device once for each proxy
+            return given.images, group(given.labels, len(given.images), views.device)
         images = given.images.to(views.device, views.dtype if views.dtype == torch.float64 else torch.float32)
-        if self.views_per_image > 1 and self.view is not None and len(images) and not self.objective.keeps_real:
+        if self.views_per_image > 1 and self.view is not None and len(images):
             with torch.no_grad():
                 images = self.view(images)
-        # A fixed sample is the same in all processes.
-        every = given.labels if self.objective.keeps_real else self.processes.gather(given.labels)[0]
+        every, _ = self.processes.gather(given.labels)
         return images, group(every, len(every), views.device)
 
     def _drawn(self) -> list[Any]:
@@ -223,6 +224,10 @@ class ToPool:
     def of_views(self) -> AnySpace | None:
         """The space that the views are in: the pool's own, if nothing was said."""
         return self.space or self.pool.info.space
+
+
+def _on_cpu(kept: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {key: {name: tensor.cpu() for name, tensor in parts.items()} for key, parts in kept.items()}
 
 
 class _Some(NamedTuple):

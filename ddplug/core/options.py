@@ -128,8 +128,8 @@ class Options:
                 f"classes={self.classes} lets some classes stand for all, but {objective.label} of all is not made up "
                 "of the classes' own; leave classes= out."
             )
-        if self.graphs and self.centroids == "running":
-            raise InputError("graphs=True keeps no running centroids; leave one of them out.")
+        if self.graphs and objective.remembers:
+            raise InputError(f"graphs=True keeps nothing between rounds, as {objective.label} does; leave it out.")
         if self.graphs and objective.needs_real:
             raise InputError(
                 f"graphs=True records no passes of real images, which {objective.label} compares with; leave it out."

@@ -16,6 +16,8 @@ from ddplug.objectives.base import check_labels
 
 PER_CLASS = 64
 """Images of a class that a sample has."""
+_FIXED = 0x9EA1
+"""Seed of a sample that is drawn once."""
 
 
 class RealBatch(NamedTuple):
@@ -48,10 +50,9 @@ class RealImages:
     ) -> None:
         self.objective, self.announce, self.space, self.data = objective, announce, space, data
         # Of another seed than the proxies' and the classes'.
-        self._seed = seed + 0x9EA1
-        self.generator = torch.Generator().manual_seed(self._seed)
+        self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
         self._passing: RealBatch | None = None
-        self._sampled: RealBatch | None = None
+        self._fixed: RealBatch | None = None
         self._told = set[str]()
 
     def passed(self, images: Tensor, labels: Tensor | None) -> None:
@@ -97,33 +98,52 @@ class RealImages:
         if found:
             images = torch.cat([batch.images for batch in found])
             classes = torch.cat([batch.labels.to(images.device, torch.int64) for batch in found])  # type: ignore[union-attr]
-            self._tell("the host's own batch", f", {len(images)} images the first time")
-            return RealBatch(images, classes)
+            # A host that steps class by class shows one class only, with which nothing can be contrasted.
+            if not (self.objective.contrasts and self.data is not None and (classes == classes[0]).all()):
+                self._tell("the host's own batch", f", {len(images)} images the first time")
+                return RealBatch(images, classes)
+        fixed = self.objective.keeps_real
+        if self.data is None and fixed:
+            raise InputError(
+                f"{self.objective.label} needs the real data that the centroids are of, and there are none. Pass "
+                "data=, a data set or (images, labels); or take centroids='running', which needs none."
+            )
         if self.data is None:
             raise InputError(
                 f"the term '{self.objective.name}' compares with real images, and none came by. Pass the host's real "
                 "batch along, regularizer(views, labels, real=(images, labels)), or its real data, data=, of which a "
                 "sample is taken in each round."
             )
-        fixed = self.objective.keeps_real
-        drawn = "once" if fixed else "anew in each round"
-        self._tell(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, drawn {drawn}")
+        drawn = "drawn once" if fixed else "drawn anew in each round"
+        self._tell(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, {drawn}")
         if not fixed:
-            return self._sample(self.data, torch.unique(labels.cpu()), self.generator)
-        if self._sampled is None:  # by a generator of its own, so that a continued run has the same
-            fresh = torch.Generator().manual_seed(self._seed)
-            self._sampled = self._sample(self.data, torch.unique(self.data.train_labels.cpu()), fresh)
-        return self._sampled
+            wanted = self.data.train_labels if self.objective.contrasts else labels
+            return self._sample(self.data, torch.unique(wanted.cpu()))
+        if self._fixed is None:
+            self._fixed = self._fixed_sample(self.data)
+        return self._fixed
 
-    def _sample(self, data: ImageData, classes: Tensor, generator: torch.Generator) -> RealBatch:
+    def _fixed_sample(self, data: ImageData) -> RealBatch:
+        """Images of all classes, each once, and all of a class that has no more; equal in every run, with any seed."""
+        labels = data.train_labels.cpu()
+        shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_FIXED))
+        order = shuffled[labels[shuffled].argsort(stable=True)]
+        counts = torch.bincount(labels)
+        place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+        return self._chosen(data, order[place < PER_CLASS])
+
+    def _sample(self, data: ImageData, classes: Tensor) -> RealBatch:
         counts = torch.bincount(data.train_labels.cpu(), minlength=int(classes.max()) + 1)
         if (empty := classes[counts[classes] == 0]).numel():
             raise InputError(f"{data.name} has no images of class {', '.join(map(str, empty.tolist()))}.")
         order, first = data.train_labels.cpu().argsort(stable=True), counts.cumsum(0) - counts
-        chance = torch.rand(len(classes), PER_CLASS, generator=generator, dtype=torch.float64)
+        chance = torch.rand(len(classes), PER_CLASS, generator=self.generator, dtype=torch.float64)
         chosen = order[first[classes, None] + (chance * counts[classes, None]).long()].flatten()
-        images = data.train_images[chosen.to(data.train_images.device)]
-        return RealBatch(data.space.convert(images, self.space() or data.space), classes.repeat_interleave(PER_CLASS))
+        return self._chosen(data, chosen)
+
+    def _chosen(self, data: ImageData, rows: Tensor) -> RealBatch:
+        images = data.train_images[rows.to(data.train_images.device)]
+        return RealBatch(data.space.convert(images, self.space() or data.space), data.train_labels.cpu()[rows])
 
     def _tell(self, what: str, more: str) -> None:
         """Say where real images come from, once each: a host that shows its own batch now and then is told of both."""

@@ -96,22 +96,24 @@ class PieceByPiece:
         """Images that memory suffices for, once it did not for more."""
         self._slots: dict[object, CompiledSlot] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-        self._bound: weakref.WeakKeyDictionary[torch.nn.Module, Objective] = weakref.WeakKeyDictionary()
-        """The term bound to a fixed sample of real images, by network."""
+        self._bound: dict[tuple[str, torch.device], Objective] = {}
+        """The term bound to a fixed sample of real images, by the proxy's weights and where they are."""
 
     def __call__(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> tuple[Tensor, Tensor]:
         """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
-        value, grad = self._computed(proxy, views, groups, real)
+        objective = self._against(proxy, real)
+        value, grad, features = self._computed(proxy, views, groups, objective)
         # Not for a slot: what it does is compared by whoever made it, and a CUDA graph cannot wait for a number.
         if self.precision == "bf16" and not isinstance(proxy, Slot) and proxy.network not in self._compared:
             self._compared.add(proxy.network)
-            self._compare(proxy, views, groups, grad, real)
+            self._compare(proxy, views, groups, grad, objective)
+        objective.saw(features, groups)
         return value, grad
 
-    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, real: Reals | None) -> None:
+    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, objective: Objective) -> None:
         """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
         exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk, processes=self.processes)
-        _, expected = exact(proxy, views, groups, real)
+        _, expected, _ = exact._computed(proxy, views, groups, objective)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
             warnings.warn(
@@ -123,29 +125,29 @@ class PieceByPiece:
                 stacklevel=2,
             )
 
-    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None) -> tuple[Tensor, Tensor]:
-        objective = self._against(proxy, real)
+    def _computed(
+        self, proxy: Proxy, views: Tensor, groups: Groups, objective: Objective
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The term, its gradient on the views, and all features, in float64."""
         if not len(views):  # of one process; the term is that of the others' images
-            features = self._of_none(proxy, views)
-            every, _ = self.processes.gather(features)
-            value, _ = objective.value_and_grad(every.double(), groups)
-            objective.saw(every.double(), groups)
-            return value.to(views.dtype), torch.zeros_like(views)
+            every = self.processes.gather(self._of_none(proxy, views))[0].double()
+            value, _ = objective.value_and_grad(every, groups)
+            return value.to(views.dtype), torch.zeros_like(views), every
         plan = self.plan(proxy, views)
         if self.compile:
             proxy = self._compiled(proxy, views)
         (features, graphs), plan = self._fitting(lambda now: self._forward(proxy, views, now), plan)
-        every, own = self.processes.gather(features)
+        gathered, own = self.processes.gather(features)
         # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
-        value, derivative = objective.value_and_grad(every.double(), groups)
-        objective.saw(every.double(), groups)
+        every = gathered.double()
+        value, derivative = objective.value_and_grad(every, groups)
 
         def backward(now: Plan) -> Tensor:
             if now != plan:
                 graphs.clear()
             return self._backward(proxy, views, derivative[own], now, graphs)
 
-        return value.to(views.dtype), self._fitting(backward, plan)[0]
+        return value.to(views.dtype), self._fitting(backward, plan)[0], every
 
     def _fitting(self, work: Callable[[Plan], Result], plan: Plan) -> tuple[Result, Plan]:
         """What `work` makes by `plan`, or by one of smaller pieces where memory does not suffice; and that plan."""
@@ -200,30 +202,31 @@ class PieceByPiece:
                 features, _ = self._fitting(partial(self._pieces, proxy, views), self.plan(proxy, views))
             else:
                 features = self._of_none(proxy, views)
-            every, _ = self.processes.gather(features)
+            every = self.processes.gather(features)[0].double()
             objective = self._against(proxy, real)
-            value = objective(every.double(), groups)
-            objective.saw(every.double(), groups)
+            value = objective(every, groups)
+            objective.saw(every, groups)
         return value.to(views.dtype)
 
     def _against(self, proxy: Proxy, real: Reals | None) -> Objective:
         """The term, bound to the features of the real images that it compares with."""
-        own = self.objective.of_proxy(proxy.name)
+        own = self.objective.of_proxy(proxy.digest()) if self.objective.remembers else self.objective
         if real is None:
             return own
-        if own.keeps_real and proxy.network in self._bound:
-            return self._bound[proxy.network]
         images, groups = real
+        device = groups.index.device
+        if own.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
+            return bound
+        images = images.to(device)
         with torch.no_grad():
             if len(images):
                 features, _ = self._fitting(partial(self._pieces, proxy, images), self.plan(proxy, images))
             else:
                 features = self._of_none(proxy, images)
-        every, _ = (features, None) if own.keeps_real else self.processes.gather(features)
-        bound = own.against(Real(every.double(), groups))
-        if own.keeps_real:
-            self._bound[proxy.network] = bound
-        return bound
+        if own.keeps_real:  # the same in all processes
+            self._bound[proxy.digest(), device] = bound = own.against(Real(features.double(), groups))
+            return bound
+        return own.against(Real(self.processes.gather(features)[0].double(), groups))
 
     def _pieces(self, proxy: Proxy, views: Tensor, plan: Plan) -> Tensor:
         """The features of `views`, without a graph."""
@@ -261,10 +264,10 @@ class PieceByPiece:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles for itself."""
-        return {**self.__dict__, "_slots": {}, "_compared": None, "_bound": None}
+        return {**self.__dict__, "_slots": {}, "_compared": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _compared=weakref.WeakSet(), _bound=weakref.WeakKeyDictionary())
+        self.__dict__.update(state, _compared=weakref.WeakSet())
 
     def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
         leaf = part.detach().requires_grad_()

@@ -147,6 +147,7 @@ class Layer:
             "format": "ddplug-run", "version": 1, **self.facts, "weight": reg.weight, "lambda": reg.lam,
             "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.every,
             "representation": reg.representation, "temperature": reg.temperature,
+            "term": {"name": reg.objective.name, "label": reg.objective.label, "unit": reg.objective.unit},
             "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
             "skipped": sum(round_["skipped"] for round_ in history), "history": history,
         }  # fmt: skip

@@ -54,6 +54,12 @@ def usual(files: Mapping[Path, File]) -> list[Place]:
     return list(dict.fromkeys(found))
 
 
+def callable_in(file: File, name: str) -> Function | None:
+    """The function `name` of a file, or that by which objects of the class `name` are called."""
+    node = file.definitions.get(name)
+    return node if isinstance(node, Function) else _called(file, name) if node is not None else None
+
+
 def _called(file: File, name: str) -> Function | None:
     """The method by which an object of the class `name` is called, if the class itself has it."""
     for method in CALLED:
@@ -86,9 +92,7 @@ def named(at: str, files: Mapping[Path, File], script: Path, path: Sequence[Path
         among = [files.get(there) or read(there)]
     found = []
     for file in among:
-        node = file.definitions.get(name)
-        method = node if isinstance(node, Function) else _called(file, name) if node is not None else None
-        if method is not None:
+        if (method := callable_in(file, name)) is not None:
             found.append(Place(file.path, method.lineno, _name_of(file, method)))
     if len(found) == 1:
         return found[0]
@@ -116,6 +120,11 @@ def _line(name: str, number: int, files: Mapping[Path, File], script: Path, path
             "the layer on. Name the line in which the views get their name."
         )
     return Place(there, number)
+
+
+def has_value(tree: ast.Module, line: int) -> bool:
+    """Whether `--at FILE.py:LINE` may name that line."""
+    return _statement(tree, line) is not None
 
 
 Stated = ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr

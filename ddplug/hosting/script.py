@@ -234,11 +234,11 @@ class CudaOnCpu(TorchFunctionMode):
         """Files are read to the CPU, too: where their tensors go is decided below the functions that a mode sees."""
         self._load = torch.load
         torch.load = lambda file, map_location=None, *args, **kwargs: self._load(file, "cpu", *args, **kwargs)
-        return super().__enter__()  # type: ignore[no-any-return]
+        return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
 
     def __exit__(self, *ended: Any) -> None:
         """As it was."""
-        super().__exit__(*ended)
+        super().__exit__(*ended)  # type: ignore[no-untyped-call]
         torch.load = self._load
 
     def __torch_function__(

@@ -50,8 +50,12 @@ class Objective:
     can stand for all (`classes=m`)."""
     needs_real: bool = False
     """Whether it compares with real images; see `ddplug.objectives.real`."""
+    contrasts: bool = False
+    """Whether it also needs real images of other classes than those of the round."""
     keeps_real: bool = False
     """Whether these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
+    remembers: bool = False
+    """Whether it keeps something from round to round, for each proxy."""
     representation: str | None = None
     """The one representation that it is defined on; None if any will do."""
 
@@ -75,19 +79,19 @@ class Objective:
         """The term bound to real images, if it compares with such; see `ddplug.objectives.real`."""
         return self
 
-    def of_proxy(self, name: str) -> Objective:
-        """The term under the proxy of that name, if it keeps something for each."""
+    def of_proxy(self, key: str) -> Objective:
+        """The term under the proxy of that key, if it keeps something for each."""
         return self
 
     def saw(self, features: Tensor, groups: Groups) -> None:
-        """Told of every round's `features` (n, d) once the term of them is known."""
+        """Told of every round's `features` (n, d) under a proxy, once the term of them and its derivative are known."""
 
-    def state(self) -> dict[str, Any]:
-        """What a continued run needs of it: tensors, in dictionaries."""
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What a continued run needs of it: tensors by name, by proxy; replaced, never written to."""
         return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+    def set_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Go on from a `state`; `InputError` if it is damaged."""
 
     def describe(self, value: float) -> str:
         """Its value in words, for messages."""
@@ -129,7 +133,7 @@ def _of_packages() -> EntryPoints:
 
 def single(name: object, **options: Any) -> Objective:
     """The term of that one name, with those of `options` that it takes; `InputError` for an unknown name."""
-    if name not in _TERMS and isinstance(name, str):
+    if isinstance(name, str) and name not in _TERMS:
         for announced in _of_packages().select(name=name):
             register(name)(announced.load())
     if not isinstance(name, str) or name not in _TERMS:

@@ -53,7 +53,8 @@ class Sum(Objective):
         parts: factors, finite and not 0, and terms; a sum among them counts as its own terms.
 
     Raises:
-        InputError: no terms, two of one name, or terms that are defined on different representations.
+        InputError: no terms, two of one name, or terms that are defined on different representations, or that remember
+            earlier rounds.
     """
 
     def __init__(self, parts: Sequence[tuple[float, Objective]]) -> None:
@@ -70,6 +71,8 @@ class Sum(Objective):
         kinds = sorted({term.representation for term in terms if term.representation})
         if len(kinds) > 1:
             raise InputError(f"terms of {' and of '.join(kinds)} do not add up: one pass gives one representation.")
+        if keeping := [term.label for term in terms if term.remembers]:
+            raise InputError(f"{keeping[0]} keeps something from round to round, which a sum cannot; use it alone.")
         strictest = max(terms, key=lambda term: term.min_per_class)
         units = list(dict.fromkeys(term.unit for term in terms))
         self.name = _written([(factor, term.name) for factor, term in self.parts])
@@ -79,6 +82,7 @@ class Sum(Objective):
         self.min_per_class, self.too_few = strictest.min_per_class, strictest.too_few
         self.additive_over_classes = all(term.additive_over_classes for term in terms)
         self.needs_real = any(term.needs_real for term in terms)
+        self.contrasts = any(term.contrasts for term in terms)
         self._last: list[Tensor] = []
         """Norms of the terms' parts of the last gradient."""
 

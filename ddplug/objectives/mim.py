@@ -27,6 +27,7 @@ class MutualInformation(RealObjective):
         tau: temperature of the critic, > 0; 0.07 as there.
     """
 
+    contrasts = True
     label = "MIM loss"
     unit = "nats"
 

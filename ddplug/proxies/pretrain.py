@@ -159,8 +159,10 @@ def _train(
             }  # fmt: skip
             checkpoint = folder / f".proxy_{index:03d}.checkpoint"
             if start is not None:
-                proxy = copy.deepcopy(start.proxies[index])
-                network, name, record = proxy.network.to(device).requires_grad_(True), proxy.name, dict(proxy.record)
+                proxy = start.proxies[index]
+                network, name, record = copy.deepcopy(proxy.network), proxy.name, dict(proxy.record)
+                network.load_state_dict(proxy.weights())  # of a streamed one, the module has another's
+                network = network.to(device).requires_grad_(True)
             else:
                 with seeded(seed + index):
                     network = build(architecture, **resolved).to(device)

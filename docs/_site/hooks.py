@@ -1,7 +1,7 @@
 """What the site does beside Markdown: pages from files elsewhere in the project, patterns in the navigation, formulas.
 
-Pages stay plain Markdown that reads well where it lies. Links that lead out of docs/ become links to the page made of that
-file, or plain text. Formulas, `$...$` and `$$...$$`, become MathML, which browsers draw without a script.
+Pages stay plain Markdown that reads well where it lies. Links that lead out of docs/ become links to the page made of
+that file, or plain text. Formulas, `$...$` and `$$...$$`, become MathML, which browsers draw without a script.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOT
 
 
 def on_config(config: Any) -> Any:
-    """Put the pages that there are in the place of the navigation's patterns."""
+    """Put the pages that there are in the place of the navigation's patterns, and those named nowhere under Tasks."""
     docs = Path(config["docs_dir"])
     there = sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
     config["nav"] = _expanded(config["nav"], there)
+    named = str(config["nav"])
+    (tasks,) = (entry["Tasks"] for entry in config["nav"] if isinstance(entry, dict) and "Tasks" in entry)
+    tasks += [name for name in there if repr(name) not in named]
     return config
 
 

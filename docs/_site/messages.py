@@ -1,4 +1,4 @@
-"""Every message that ddplug raises or warns with, read from its source, so that the page of them cannot be out of date."""
+"""Every message that ddplug raises or warns with, read from its source, so that their page cannot be out of date."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 import ddplug.errors
 
 KINDS = {
-    name: kind for name, kind in vars(ddplug.errors).items() if isinstance(kind, type) and kind.__module__ == "ddplug.errors"
-}  # fmt: skip
+    name: kind
+    for name, kind in vars(ddplug.errors).items()
+    if isinstance(kind, type) and kind.__module__ == "ddplug.errors"
+}
 PARTS = "Parts of messages"
 NO_MESSAGES = ("model_card.py", "report.py", "statistics.py")
 """Files whose sentences are of no error."""
@@ -44,7 +46,11 @@ def messages(root: Path) -> list[Message]:
         for path in sorted((root / folder).rglob("*.py")):
             module = path.relative_to(root).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
             module = module if module.startswith("ddplug") else f"ddplug.{module}"
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            bases = [(node.name, base.id) for node in tree.body if isinstance(node, ast.ClassDef)
+                     for base in node.bases if isinstance(base, ast.Name)]  # fmt: skip
+            KINDS.update({name: KINDS[base] for name, base in bases if base in KINDS and name not in KINDS})
+            for node in ast.walk(tree):
                 said = _said(node)
                 if said is not None and not (said[0] == PARTS and path.name in NO_MESSAGES):
                     found.append(Message(*said, module, getattr(node, "lineno", 0)))
@@ -67,9 +73,8 @@ def _said(node: ast.AST) -> tuple[str, str] | None:
 
 def _called(call: ast.Call) -> tuple[str | None, ast.expr | None]:
     """The kind of message that a call makes, None for none, and the expression of its text."""
-    if (
-        isinstance(call.func, ast.Attribute) and call.func.attr == "warn"
-    ):  # warnings.warn(text, ...), watch.warn(about, text)
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "warn":
+        # warnings.warn(text, ...) or watch.warn(about, text)
         named = ast.unparse(call.func.value)
         return "DDPlugWarning", call.args[0 if named == "warnings" else -1] if call.args else None
     kind = call.func.id if isinstance(call.func, ast.Name) else None
@@ -99,8 +104,9 @@ def messages_page(root: Path) -> str:
     lines = [
         "# Every message",
         "",
-        "All that ddplug raises or warns with, by kind, as its source has it; `…` stands for what is filled in. Search for a piece of yours. "
-        "Each says what to do; more about those that people meet most is under [troubleshooting](troubleshooting.md).",
+        "All that ddplug raises or warns with, by kind, as its source has it; `…` stands for what is filled in. Search "
+        "for a piece of yours. Each says what to do; more about those that people meet most is under "
+        "[troubleshooting](troubleshooting.md).",
     ]
     for kind in sorted(by_kind):
         about = " ".join((KINDS[kind].__doc__ or "").split()) if kind in KINDS else ABOUT_PARTS

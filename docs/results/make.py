@@ -6,17 +6,18 @@ A table stands between `<!-- table: FOLDER -->` and `<!-- end -->`, where FOLDER
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddplug.comparison.records import read_json
-from ddplug.comparison.statistics import COSTS, by_views, costs, result_columns, results
+from ddplug.comparison.statistics import COSTS, between_terms, by_views, costs, result_columns, results
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(folder: Path) -> str:
-    """A comparison's results as Markdown: a row per arm, the baseline first."""
+    """A comparison's results as Markdown: a row per arm, the baseline first; then how arms of several terms differ."""
     result = read_json(folder / "compare.json")
     columns = ("views", *result_columns(result), *COSTS[:3])
     rows, kinds = [], by_views(result)
@@ -24,6 +25,11 @@ def table(folder: Path) -> str:
         for row in arms[number > 0 :]:
             shown = "" if row["views"] is None else views
             rows.append((shown, *results(row), *costs(result, row)[:3]))
+    between = [part for arms in kinds.values() for part in between_terms(result, arms)]
+    return "\n".join(_lines(*part) for part in ((columns, rows), *between))
+
+
+def _lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)) + "\n"
 
 

@@ -24,6 +24,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import ddplug
+from ddplug.datasets.images import as_image_data
 from ddplug.errors import ProcessError
 from ddplug.objectives import Groups, Objective
 
@@ -146,6 +147,28 @@ def options(group: Any) -> None:
         one, regularizer = layer(None, "separate", **given), layer(group, "sharded", **given)
         same(train(regularizer, images[rows], labels[rows]), train(one, images, labels)[:, rows])
         same_history(one, regularizer)
+
+
+@check
+def stored_centroids(group: Any) -> None:
+    """Means of all processes' images, and one sample for all; also where a process has no image."""
+    images, labels = whole_set()
+    split = (images.float(), labels)
+    data = as_image_data((split, split), space="unit")
+    several: list[dict[str, Any]] = [
+        {"centroids": "running"},
+        {"centroids": "running", "weight": 0, "record": True},
+        {"centroids": "real", "data": data},
+    ]
+    for given in several:
+        for rows in (even(), here(UNEVEN[dist.get_world_size()][-1])):
+            one, regularizer = layer(None, "separate", **given), layer(group, "sharded", **given)
+            same(train(regularizer, images[rows], labels[rows]), train(one, images, labels)[:, rows])
+            same_history(one, regularizer)
+            kept = regularizer.state_dict().get("objective", {})
+            for key, held in one.state_dict().get("objective", {}).items():
+                same(kept[key]["logs"], held["logs"])
+                assert kept[key]["rounds"].tolist() == held["rounds"].tolist()
 
 
 @check

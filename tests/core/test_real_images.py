@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -337,7 +337,7 @@ def test_of_batches_that_pass_only_the_last_is_kept(pool: ddplug.ProxyPool, batc
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Batch]]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """The real images of every round."""
     from ddplug.core.real import RealImages
 
@@ -349,7 +349,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Batch]]:
         return batch
 
     monkeypatch.setattr(RealImages, "of_round", note)
-    yield found
+    return found
 
 
 def test_a_sample_of_the_data(

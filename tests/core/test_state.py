@@ -25,7 +25,7 @@ DAMAGED: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "no generator": (("class_generator",), None, r"class_generator: expected a tensor"),
     "a history that is none": (("history",), {"number": 0}, r"history: expected a list"),
     "a round that is none": (("history",), [3], r"history\[0\]: expected a dictionary"),
-    "a share below zero": (("history",), [{**ROUND, "share": -1}], r"history\[0\]\.share: expected a number >= 0"),
+    "a share below zero": (("history",), [{**ROUND, "share": -1}], r"history\[0\]\.share: expected a number from 0"),
     "settings of tensors": (("settings",), {"term": torch.zeros(3)}, r"settings\.term: expected"),
     "a pool that is a number": (("pool",), 3, r"pool: expected a string"),
     "a view that is a list": (("view",), [1], r"view: expected a dictionary"),

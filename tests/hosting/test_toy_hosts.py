@@ -29,6 +29,9 @@ from ddplug.hosting.adapter import HostAdapter, comparable, upstream
 from ddplug.hosting.checkout import load
 from ddplug.hosting.comparable_host import ComparableHost
 from ddplug.hosting.dm_like import ComparableDMLike
+from ddplug.hosting.layer import Layer
+from ddplug.objectives import Real, make
+from ddplug.objectives.base import group
 from ddplug.utils.digest import blob_hash
 
 STANDINS = Path(__file__).parents[1] / "standins"
@@ -285,6 +288,69 @@ def test_the_first_steps_gradient_is_the_hosts_plus_lambda_times_cmis(
     (grad,) = torch.autograd.grad(sum(ddplug.CMI(pool)(views, labels) for views, labels in rounds), leaf)
     assert torch.allclose(images("alone.pt") - images("on.pt"), 0.1 * lam * grad, rtol=0, atol=1e-12)
     assert grad.abs().max() > 1e-4
+
+
+def test_rows_before_the_synthetic_ones_are_real_images_to_a_term_that_compares(
+    run: Callable[[str], Runner], pool: ProxyPool
+) -> None:
+    """In a step per class, each with five real images of the class in front."""
+    start, lam = run("formed"), 7
+    start("alone.pt", steps=1)
+    chosen = ("--weight", lam, "--weighting", "absolute", "--term", "0.5*covariance", "--proxies", "given:x")
+    start("on.pt", *chosen, steps=1)
+    leaf, rounds = regularised("formed")  # what is drawn next are the real images
+    of = pool.proxies[0]
+    values = []
+    for views, labels in rounds:
+        real = (torch.rand(5, 3, 4, 4, dtype=torch.float64) - 0.5) / 0.25
+        theirs = Real(of(real.flip(3) * 1.1, "feature"), group(labels[:1].expand(5), 5, "cpu"))
+        term = make("covariance").against(theirs)
+        values.append(0.5 * term(of(views, "feature"), group(labels, len(labels), "cpu")))
+    (grad,) = torch.autograd.grad(sum(values), leaf)
+    assert torch.allclose(images("alone.pt") - images("on.pt"), 0.1 * lam * grad, rtol=0, atol=1e-12)
+    assert grad.abs().max() > 1e-4
+    assert record("on.pt")["term"] == {
+        "name": "0.5*covariance", "label": "0.5 * covariance distance", "unit": "features to the fourth",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", TOYS)
+def test_a_term_on_a_hosts_command_line_reaches_the_regulariser(shape: str, run: Callable[[str], Runner]) -> None:
+    """Of both signs, by the same lambda: equal steps in opposite directions from the host's own."""
+    start = run(shape)
+    chosen = ("--weight", 0.7, "--weighting", "absolute", "--proxies", "given:x")
+    start("alone.pt", steps=1)
+    start("plus.pt", *chosen, "--term", "cmi", steps=1)
+    start("minus.pt", *chosen, "--term=-cmi", steps=1)
+    by_cmi = images("plus.pt") - images("alone.pt")
+    assert by_cmi.abs().max() > 1e-5
+    assert torch.allclose(images("minus.pt") - images("alone.pt"), -by_cmi, rtol=0, atol=1e-12)
+    assert record("minus.pt")["term"]["name"] == "-cmi"
+
+
+def test_real_images_beside_the_layer(pool: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    """In the same batch, or beside it; the layer changes no row, and inner steps left out leave no real images."""
+    regularizer = ddplug.Regularizer(pool, 1.0, term="covariance", weighting="absolute", announce=lambda line: None)
+    views, real = batch[0][:4], batch[0][4:9]
+
+    def gradient(layer: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = views.clone().requires_grad_()
+        passed = layer(leaf)
+        passed.square().sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    layer = Layer(regularizer, steps=2, inner="last")
+    beside = gradient(lambda leaf: layer(leaf, 1, real=real))
+    before = gradient(lambda leaf: layer(torch.cat([real, leaf]), 1, first=5))
+    assert torch.allclose(before, beside, rtol=0, atol=1e-12)
+    assert torch.equal(layer(torch.cat([real, views.clone().requires_grad_()]), 1, first=5)[:5], real)
+    assert not torch.allclose(beside, gradient(lambda leaf: layer(leaf, 1, real=views)), rtol=0, atol=1e-6)
+    clean = Layer(regularizer, views="clean")
+    assert torch.equal(gradient(lambda leaf: clean.clean(leaf, 1, real=real)), beside)
+    assert torch.equal(gradient(lambda leaf: layer(leaf, 1, real=real, step=0)), 2 * views), "a step that is not used"
+    with pytest.raises(InputError, match="none came by"):
+        gradient(lambda leaf: layer(leaf, 1))
 
 
 def test_attach_knows_it_too(run: Callable[[str], Runner], pool: ProxyPool, monkeypatch: pytest.MonkeyPatch) -> None:

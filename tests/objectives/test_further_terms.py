@@ -447,7 +447,7 @@ def test_options_that_mean_nothing() -> None:
 
 def test_ncmi_divides_by_the_separation_that_it_is_told() -> None:
     for kind in ("cross_entropy", "kl", "centroid_kl"):
-        expected = ddplug.ncmi(FIXED.features, FIXED.labels, separation=kind, temperature=2.0)  # type: ignore[arg-type]
+        expected = ddplug.ncmi(FIXED.features, FIXED.labels, separation=kind, temperature=2.0)
         found = value(single("ncmi", separation=kind, temperature=2.0), FIXED)
         assert found.item() == pytest.approx(expected.item(), rel=1e-12)
 

@@ -209,7 +209,7 @@ def test_cmi_alone_is_what_it_was_to_the_bit(network32: nn.Module, batch: tuple[
     default = ddplug.Regularizer([network32], 3.0, **options)
     expected = gradient(default, images)
     for written in ("cmi", {"cmi": 1}, "1*cmi"):
-        same = ddplug.Regularizer([network32], 3.0, term=written, **options)  # type: ignore[arg-type]
+        same = ddplug.Regularizer([network32], 3.0, term=written, **options)
         assert torch.equal(gradient(same, images), expected), written
         assert same.history.cmi == default.history.cmi
         assert same.settings() == default.settings()

@@ -41,6 +41,7 @@ def script(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> M
         ("estimator", ["--images", "1000", "--features", "16"], {"seconds", "ratios"}),
         ("precision", [], {"rows"}),
         ("memory", ["--images", "40", "--recipe-images", "20"], {"bytes", "ratios"}),
+        ("classes", ["--images", "10", "20", "--whole", "40", "--pixels", "32"], {"rows", "whole", "term"}),
         ("dm", ["--ipc", "2", "--batch-real", "2", "--architecture", "convnet"], {"seconds", "ratios"}),
     ],
     indirect=["script"],
@@ -48,7 +49,7 @@ def script(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> M
 def test_a_benchmark_runs(
     script: ModuleType, options: list[str], figures: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if script.__name__ == "memory" and not Path("/proc/self/clear_refs").exists():
+    if script.__name__ in ("memory", "classes") and not Path("/proc/self/clear_refs").exists():
         pytest.skip("resident memory is read from /proc")
     script.main([*FEW, *options, "--out", str(tmp_path / "figures.json")])
     written = json.loads((tmp_path / "figures.json").read_text())

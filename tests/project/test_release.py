@@ -127,4 +127,4 @@ def test_hooks_before_a_commit_call_what_ci_calls() -> None:
     asked = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert len(hooks) == 3
     for hook in hooks:
-        assert " ".join(word for word in hook["entry"].split() if not word.startswith("--")) in asked
+        assert " ".join(word for word in hook["entry"].split() if not word.startswith("--")) in asked, hook["id"]

@@ -18,6 +18,7 @@ from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.own_trainer import DONE, Own, set_name
 from ddplug.comparison.plan import Settings
 from ddplug.comparison.records import DISTILLED, read_json
+from ddplug.comparison.tune import CONFIRMED, _fresh_seed
 from ddplug.comparison.upstream_host import Upstream
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
@@ -361,6 +362,15 @@ def comparison_settings(folder: Path) -> Reader:
         comparison_folder.claim(folder, wanted)
 
     return Reader(folder / comparison_folder.SETTINGS, read)
+
+
+@reader
+def tune_confirmed(folder: Path) -> Reader:
+    """The seeds of confirmations, read to find out which the next sweep gets."""
+    sweeps = [{"first_seed": 0, "seeds": 2, "confirm": 3, "arms": ["weight-0", arm]} for arm in ("a", "b")]
+    for of in sweeps:
+        _fresh_seed(folder, of)
+    return Reader(folder / CONFIRMED, lambda: [_fresh_seed(folder, of) for of in sweeps])
 
 
 def entry(folder: Path) -> Path:

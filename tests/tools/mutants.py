@@ -34,7 +34,10 @@ class Mutant(NamedTuple):
     """What pytest is given: a test file, FILE::NAME, or FILE -k WORD."""
 
 
-CMI, LAYER, ATTACH = "tests/objectives/test_cmi.py", "tests/core/test_regularizer.py", "tests/attaching/test_attach.py"
+CMI, LAYER = "tests/objectives/test_cmi.py", "tests/core/test_regularizer.py"
+ATTACH = " ".join(
+    f"tests/attaching/test_{about}.py" for about in ("attach", "optimizers", "views", "labels", "refusals", "compiled")
+)
 PROXIES, FILES, SETS = (
     "tests/proxies/test_proxies.py",
     "tests/proxies/test_pool_files.py",
@@ -46,6 +49,7 @@ MEMORY, FAILURES, HIDDEN = (
     "tests/core/test_failures.py",
     "tests/core/test_hidden_state.py",
 )
+AROUND, STORED = "tests/objectives/test_around.py", "tests/core/test_stored_centroids.py"
 DISTRIBUTED = "tests/core/test_distributed.py"
 CUT, WATCH, SUSTAINED = "tests/core/test_cut_batches.py", "tests/core/test_watch.py", "tests/core/test_sustained.py"
 ENGINE, STREAMING = "tests/engine/test_engine.py", "tests/proxies/test_streaming.py"
@@ -54,6 +58,7 @@ REFERENCES, TUNE = "tests/comparison/test_references.py", "tests/comparison/test
 DEMO, JUDGING = "tests/comparison/test_demo.py", "tests/evaluation/test_judging.py"
 
 TOYS = "tests/hosting/test_toy_hosts.py"
+ANY, FIND = "tests/hosting/test_any_script.py", "tests/hosting/test_find.py"
 COMPARE, COMPARE_HOST = "tests/comparison/test_compare.py", "tests/comparison/test_compare_host.py"
 SEALING, RECORDS, FILES_TESTS = (
     "tests/utils/test_sealing.py",
@@ -62,8 +67,55 @@ SEALING, RECORDS, FILES_TESTS = (
 )
 SYNTHETIC, PATCHING = "tests/datasets/test_synthetic.py", "tests/hosting/test_patching.py"
 BASELINE, REPORT = "tests/comparison/test_compare_baseline.py", "tests/comparison/test_compare_report.py"
+TERMS, SUMS, REAL = (
+    "tests/objectives/test_further_terms.py",
+    "tests/objectives/test_sums.py",
+    "tests/core/test_real_images.py",
+)
+MCMI, RELABEL, COMPARE_TERMS = (
+    "tests/proxies/test_mcmi.py",
+    "tests/evaluation/test_relabel.py",
+    "tests/comparison/test_compare_terms.py",
+)
 
 MUTANTS = [
+    # Further terms, sums of them, real images
+    Mutant("terms: centralisation's derivative", "objectives/centralisation.py", "(2 / len(features))", "(1 / len(features))", f"{TERMS}::test_value_and_grad_is_autograds"),
+    Mutant("terms: covariance without class size", "objectives/covariance.py", 'groups.sum(products) / rearrange(groups.counts.to(features), "c -> c 1 1")', "groups.sum(products)", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: positions first", "objectives/covariance.py", "n (channel p) -> n channel p", "n (p channel) -> n channel p", f"{TERMS}::test_options_of_a_term_are_those_of_its_formula"),
+    Mutant("terms: an image with itself", "objectives/diversity.py", " & ~torch.eye(here.shape[1], dtype=torch.bool, device=here.device)", "", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: filled-up images count", "objectives/diversity.py", ".abs() * cross", ".abs()", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: infinite slope at distance 0", "objectives/diversity.py", "squared.clamp(min=1e-24).sqrt()", "squared.clamp(min=0).sqrt()", f"{TERMS}::test_diversity_where_an_image_is_the_real_one_it_started_as"),
+    Mutant("terms: pairs with itself", "objectives/spread.py", "(sizes - 1).clamp(min=1)", "sizes", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: critic without prior", "objectives/mim.py", " - (negatives / len(real.features)).log()[:, None]", "", f"{TERMS}::test_equals_the_published_definition"),
+    Mutant("terms: one class contrasts", "objectives/mim.py", "if len(real.groups.classes) < 2:", "if False:", f"{TERMS}::test_one_class_only"),
+    Mutant("terms: a class that is not there", "objectives/real.py", "if absent.any():", "if False:", f"{TERMS}::test_real_images_that_are_not_there"),
+    Mutant("sums: factors of gradients", "objectives/combined.py", "grads = [factor * grad for factor, _, grad in found]", "grads = [grad for factor, _, grad in found]", f"{SUMS}::test_value_and_gradient_are_the_weighted_sums"),
+    Mutant("sums: a sum of one", "objectives/combined.py", "if len(parts) == 1 and parts[0][0] == 1 else Sum(parts)", "if False else Sum(parts)", f"{SUMS}::test_one_term_alone_is_that_term"),
+    Mutant("sums: minus forgotten", "objectives/combined.py", '-size if sign == "-" else size', "size", f"{SUMS}::test_how_sums_are_written"),
+    Mutant("sums: in each other", "objectives/combined.py", "(_factor(term.name, factor) * inner, each)", "(inner, each)", f"{SUMS}::test_a_sum_in_a_sum_is_its_terms"),
+    Mutant("sums: two of one name", "objectives/combined.py", "if names.count(name) > 1", "if False", f"{SUMS}::test_sums_that_are_none"),
+    Mutant("real images: of the first call only", "core/real.py", "for batch in offered if batch is not None and", "for batch in offered[:1] if batch is not None and", f"{REAL}::test_class_by_class_in_one_round"),
+    Mutant("real images: a batch serves for ever", "core/real.py", "passing, self._passing = self._passing, None", "passing = self._passing", f"{REAL}::test_the_real_batch_of_an_augmentation"),
+    Mutant("real images: of any class", "core/real.py", "if not (labels == single).all():", "if False:", f"{REAL}::test_an_unlabelled_batch_beside_views_of_several_classes"),
+    Mutant("real images: kept after the round", "core/autograd.py", "self.collected = self.real = None", "self.collected = None", f"{REAL}::test_nothing_is_kept_after_a_round"),
+    Mutant("real images: sample of other classes", "core/real.py", "first[classes, None] + ", "", f"{REAL}::test_a_sample_of_the_data"),
+    Mutant("real images: draws start over", "core/estimator.py", 'self.real.generator.set_state(state["real_generator"].cpu())', "pass", f"{REAL}::test_a_continued_run_draws_the_same"),
+    Mutant("real images: draws gone on", "core/estimator.py", '{**own, "real images": self.real.generator}', "own", f"{REAL}::test_a_round_that_an_exception_ends_leaves_the_draw"),
+    Mutant("real images: not in further views", "core/estimator.py", "                images = self.view(images)\n", "                pass\n", f"{REAL}::test_further_views_of_real_images_too"),
+    Mutant("real images: rows before forgotten", "hosting/layer.py", "if first or real is not None:", "if real is not None:", f"{TOYS} -k rows_before"),
+    # Maximum CMI, soft labels, comparisons of terms
+    Mutant("MCMI: minimised", "proxies/mcmi.py", "loss - self.weight * kl", "loss + self.weight * kl", f"{MCMI}::test_the_loss_is_cross_entropy_less_kl_to_the_epochs_centroids"),
+    Mutant("MCMI: centroids of training mode", "proxies/mcmi.py", "    net.eval()\n", "", f"{MCMI}::test_the_loss_is_cross_entropy_less_kl_to_the_epochs_centroids"),
+    Mutant("MCMI: another weight's checkpoint", "networks/training.py", "settings = (*settings, repr(loss_of))", "pass", f"{MCMI}::test_another_weights_checkpoint_is_refused"),
+    Mutant("MCMI: trained again", "proxies/pretrain.py", "keep_checkpoint=bool(tuning), ", "", f"{MCMI}::test_what_was_trained_is_not_trained_again"),
+    Mutant("MCMI: weights of a streamed pool", "proxies/pretrain.py", "network.load_state_dict(proxy.weights())", "pass", f"{MCMI}::test_a_streamed_pool_can_be_begun_with"),
+    Mutant("relabel: class by the teachers", "evaluation/relabel.py", ", given_classes=classes", "", f"{RELABEL}::test_labels_are_the_teachers_mean_probabilities"),
+    Mutant("relabel: temperature forgotten", "evaluation/relabel.py", " / temperature, 1)", ", 1)", f"{RELABEL}::test_labels_are_the_teachers_mean_probabilities"),
+    Mutant("relabel: space forgotten", "evaluation/relabel.py", "teachers.prepare(batch, space)", "batch", f"{RELABEL}::test_a_set_in_another_space_is_converted"),
+    Mutant("measure: a term in float32", "evaluation/measure.py", "found = (each.double() for each in", "found = (each for each in", f"{RELABEL}::test_what_is_nearly_equal_is_measured_to_its_digits"),
+    Mutant("compare: one term for all arms", "comparison/own_trainer.py", '"term": arm.term or self.settings.term', '"term": self.settings.term', f"{COMPARE_TERMS}::test_each_arm_is_regularised_by_its_term"),
+    Mutant("compare: terms unpaired", "comparison/statistics.py", "shared = [seed for seed in scores[0] if seed in scores[1]]", "shared = sorted(scores[1], reverse=True)", f"{COMPARE_TERMS}::test_terms_are_compared_in_pairs_of_a_seed"),
     # Memory that runs out, rounds that are broken off
     Mutant("memory: not taken apart", "engine/step.py", "smaller = plan.smaller() if out_of_memory(error) else None", "smaller = None", MEMORY),
     Mutant("memory: graphs of larger pieces", "engine/step.py", "                graphs.clear()\n", "                pass\n", MEMORY),
@@ -129,7 +181,7 @@ MUTANTS = [
     Mutant("proxies summed", "engine/step.py", "grad / len(proxies)", "grad", ENGINE),
     Mutant("forward in bf16", "networks/precision.py", "return torch.conv2d(inputs, weight, bias, *how)\n\n", "return torch.conv2d(inputs.bfloat16(), weight.bfloat16(), None, *how).float()\n\n", ENGINE),
     Mutant("checkpointed layers too", "networks/precision.py", 'and not isinstance(hooks[0], Observer)', "and False", ENGINE),
-    Mutant("closed form in fp32", "engine/step.py", "value, derivative = self.objective.value_and_grad(every.double(), groups)", "value, derivative = self.objective.value_and_grad(every, groups)", ENGINE),
+    Mutant("closed form in fp32", "engine/step.py", "        every = gathered.double()\n", "        every = gathered\n", ENGINE),
     Mutant("graphs without end", "engine/cuda_graphs.py", "len(self._made | self._wanted) < AT_MOST", "True", ENGINE),
     Mutant("graph believed unseen", "engine/cuda_graphs.py", "made.note(proxy, same)", "made.note(proxy, True)", ENGINE),
     Mutant("kinds by their making alone", "proxies/proxy.py", "(repr(sorted(spec.items())), repr(self.network), short_sha256(named_bytes(unsaved)))", "repr(sorted(spec.items()))", ENGINE),
@@ -209,7 +261,7 @@ MUTANTS = [
     Mutant("closure forgotten", "attaching/places.py", 'if callable(closure := kwargs.get("closure")):', "if False:", ATTACH),
     Mutant("closure evaluated again", "attaching/places.py", "if evaluations > 1:", "if False:", ATTACH),
     Mutant("adapters not asked", "attaching/attach.py", "known = registry.find(trainer)", "known = None", ATTACH),
-    Mutant("clean views are the host's", 'attaching/places.py', 'if views == "clean" and _wanted(regularizer, given):', 'if False:', ATTACH),
+    Mutant("clean views are the host's", 'attaching/places.py', 'if views == "clean" and _wanted(regularizer, given, partial(read_real, args, kwargs)):', 'if False:', ATTACH),
     Mutant("a draw for each batch", "augment/shared.py", "kind in self._served or", "True or", ATTACH),
     Mutant("one draw for ever", "augment/shared.py", "kind in self._served or partner not in self._served", "False", ATTACH),
     Mutant("views per image ignored", "core/estimator.py", "for _ in range(self.views_per_image)]", "for _ in range(1)] * self.views_per_image", ATTACH),
@@ -346,13 +398,13 @@ MUTANTS = [
     Mutant("space lost", "proxies/pool_files.py", "info.space.to_json() if info.space is not None else None", "None", FILES),
     Mutant("tied weights refused", "proxies/pool_files.py", ".contiguous().clone()", ".contiguous()", f"{FILES} -k twice"),
     # Pretraining
-    Mutant("no checkpoints", "proxies/pretrain.py", 'checkpoint=folder / f".proxy_{index:03d}.checkpoint"', "checkpoint=None", f"{FILES}::test_a_killed_pretraining_ends_with_the_same_weights"),
-    Mutant("one seed for all", "proxies/pretrain.py", "schedule=\"cosine\", augment=augment, precision=recipe[\"precision\"], seed=seed + index,", "schedule=\"cosine\", augment=augment, precision=recipe[\"precision\"], seed=seed,", f"{FILES} -k each_network"),
+    Mutant("no checkpoints", "proxies/pretrain.py", 'lr=recipe["lr"], checkpoint=checkpoint,', 'lr=recipe["lr"], checkpoint=None,', f"{FILES}::test_a_killed_pretraining_ends_with_the_same_weights"),
+    Mutant("one seed for all", "proxies/pretrain.py", '"precision": recipe["precision"], "seed": seed + index,', '"precision": recipe["precision"], "seed": seed,', f"{FILES} -k each_network"),
     Mutant("initial weights unseeded", "proxies/pretrain.py", "            with seeded(seed + index):\n", "            if True:\n", f"{FILES} -k pretrain"),
     Mutant("seed recorded wrong", "proxies/pretrain.py", '{"seed": seed + index, "epochs"', '{"seed": seed, "epochs"', f"{FILES} -k records_what"),
     Mutant("accuracy of the training images", "proxies/pretrain.py", "accuracy(network, data.test_images, data.test_labels)", "accuracy(network, data.train_images, data.train_labels)", f"{FILES} -k records_what"),
     Mutant("generator not resumed", "networks/training.py", 'generator.set_state(state["generator"])', "pass", f"{FILES} -k killed"),
-    Mutant("optimizer not resumed", "networks/training.py", 'optimizer.load_state_dict(state)', "pass", f"{FILES} -k killed"),
+    Mutant("optimizer not resumed", "networks/training.py", 'optimizer.load_state_dict({**state, "param_groups": groups})', "pass", f"{FILES} -k killed"),
     Mutant("other recipes continue", "proxies/pretrain.py", "or found.recipe != wanted.recipe", "", f"{FILES} -k recipe"),
     Mutant("other data continue", "proxies/pretrain.py", "found.info != wanted.info or", "", f"{FILES} -k other_data"),
     Mutant("count not extended", "proxies/pretrain.py", 'if wanted.wanted != found.wanted and (wanted.wanted > found.wanted or not found.complete):', 'if False:', f"{FILES} -k larger_count"),
@@ -366,7 +418,7 @@ MUTANTS = [
     Mutant("dtype kept", "datasets/synthetic.py", "images = images.float()", "pass", SETS),
     Mutant("NumPy's numbers not read", "utils/reading.py", "*((scalar, name) for name in names), ", "", "tests/datasets/test_hostfiles.py -k numpy"),
     Mutant("logits taken for probabilities", "datasets/host_files.py", "labels = labels.detach().float().softmax(1)", "pass", "tests/datasets/test_hostfiles.py -k logits"),
-    Mutant("another iteration's labels", "datasets/host_files.py", 'f"labels_{name}"', '"labels_100.pt"', "tests/datasets/test_hostfiles.py -k beside"),
+    Mutant("another iteration's labels", "datasets/host_files.py", 'f"{before}labels_{name}"', '"labels_100.pt"', "tests/datasets/test_hostfiles.py -k beside"),
     Mutant("whitening not noticed", "datasets/host_files.py", 'any(path.parent.glob(f"{_IMAGES}zca_*.pt"))', "False", "tests/datasets/test_hostfiles.py -k pictures"),
     Mutant("formed images: columns first", "datasets/host_files.py", "(n i j) c h w", "(n j i) c h w", "tests/datasets/test_hostfiles.py -k quarter"),
     Mutant("formed images: labels tiled", "datasets/host_files.py", "labels.repeat_interleave(factor**2, dim=0)", "torch.cat([labels] * factor**2)", "tests/datasets/test_hostfiles.py -k quarter"),
@@ -404,7 +456,7 @@ MUTANTS = [
     Mutant("NaN images taken", "datasets/splits.py", "if not torch.isfinite(images).all():", "if False:", "tests/datasets/test_own_data.py"),
     Mutant("test images trained on", "datasets/images.py", "images, labels = images[~in_test], labels[~in_test]", "pass", "tests/datasets/test_own_data.py -k tenth"),
     Mutant("the first images are for testing", "datasets/splits.py", "torch.randperm(len(members), generator=generator)", "torch.arange(len(members))", "tests/datasets/test_own_data.py -k first"),
-    Mutant("a share drawn where there is none", "comparison/plot.py", "if any(shares.values()):", "if True:", "tests/comparison/test_plot.py -k nobody"),
+    Mutant("a share drawn where there is none", "evaluation/rounds_figure.py", "if any(shares.values()):", "if True:", "tests/comparison/test_plot.py -k nobody"),
     Mutant("a hidden file stays", "utils/files.py", "temporary.unlink(missing_ok=True)", "pass", SETS),
     # Command line
     Mutant("status 1", "cli/app.py", "        sys.exit(2)", "        sys.exit(1)", f"{COMMANDS} -k 'errors or traceback'"),
@@ -423,6 +475,18 @@ MUTANTS = [
     Mutant("judged by the proxies it used", "comparison/demo.py", "pool.proxies[-preset.held_out :]", "pool.proxies[: -preset.held_out]", f"{DEMO} -k 'only_measures or numbers_of_the_runs'"),
     Mutant("demo without a weight", "comparison/demo.py", "if self.arm == BASELINE:", "if False:", f"{COMMANDS} -k errors"),
     Mutant("more checkpoints than iterations", "comparison/demo.py", "checkpoints=max(1, points)", "checkpoints=self.settings.checkpoints", f"{DEMO} -k presets"),
+    # CMI around stored centroids
+    Mutant("stored: means without logs", "objectives/around.py", "torch.logaddexp(self.logs[rows] + torch.log1p(-part), own + part.log())", "((1 - part) * self.logs[rows].exp() + part * own.exp()).log()", f"{AROUND} -k underflowed"),
+    Mutant("stored: moved by what is not finite", "objectives/around.py", "if not torch.isfinite(features).all():", "if False:", f"{AROUND} -k not_finite"),
+    Mutant("stored: for ever a mean of all", "objectives/around.py", ".clamp(min=momentum)", "", f"{AROUND} -k momentum"),
+    Mutant("stored: another derivative", "objectives/around.py", "p * (log_ratio - kl)", "p * log_ratio", f"{AROUND} -k batchs"),
+    Mutant("stored: one table for all proxies", "engine/step.py", "self.objective.of_proxy(proxy.digest()) if self.objective.remembers else self.objective", "self.objective", f"{STORED} -k begin"),
+    Mutant("stored: one proxy's for all", "engine/step.py", "self._bound.get((proxy.digest(), device))", "next(iter(self._bound.values()), None)", f"{STORED} -k of_the_batch"),
+    Mutant("stored: never moved", "engine/step.py", "        objective.saw(features, groups)\n", "", f"{STORED} -k begin"),
+    Mutant("stored: moved by a failed round", "core/before.py", "        keeper.estimator.objective.set_state(self._kept)\n", "", f"{STORED} -k exception"),
+    Mutant("stored: not continued", "core/estimator.py", '        self.objective.set_state(state.get("objective", {}))\n', "", f"{STORED} -k continued"),
+    Mutant("stored: in a graph", "core/options.py", "if self.graphs and objective.remembers:", "if False:", f"{STORED} -k cannot"),
+    Mutant("stored: a sample by the seed", "core/real.py", ".manual_seed(_FIXED)", ".manual_seed(self.generator.initial_seed())", f"{STORED} -k seen_once"),
     # Judging a set
     Mutant("one network for all runs", "evaluation/judging.py", "with seeded(seed):", "with seeded(0):", f"{JUDGING} -k fresh_network"),
     Mutant("one seed for all runs", "evaluation/evaluate.py", "seed=seed + run, on_epoch", "seed=seed, on_epoch", "tests/evaluation/test_evaluate.py -k fresh_network"),
@@ -473,7 +537,7 @@ MUTANTS = [
     Mutant("judges of one seed", "comparison/judge.py", "1000 * (seed + 1) + run", "1000 * (seed + 1)", f"{COMPARE} -k own_judges"),
     Mutant("other settings resumed", "comparison/folder.py", "    if found := differing(out, wanted):", "    if False:", f"{COMPARE} -k refused_and_named"),
     Mutant("pools by any other name", "comparison/folder.py", "[proxy.digest() for proxy in pool]", "[]", f"{COMPARE} -k refused_and_named"),
-    Mutant("a baseline for each kind of views", "comparison/plan.py", "for weight in checked if weight != 0]", "for weight in checked]", f"{COMPARE} -k baseline_is_one"),
+    Mutant("a baseline for each kind of views", "comparison/plan.py", "        for weight in checked\n        if weight != 0\n", "        for weight in checked\n", f"{COMPARE} -k baseline_is_one"),
     Mutant("another baseline taken", "comparison/baseline.py", "    if differing:", "    if False:", f"{BASELINE} -k refused"),
     Mutant("CMI of another comparison", "comparison/baseline.py", 'write_json({"accuracies": accuracies},', 'write_json({"accuracies": accuracies, "cmi": 0.0, "cmi_heldout": 0.0},', f"{BASELINE} -k would_have_been"),
     Mutant("half a run taken for one", "comparison/baseline.py", "not (out / run.name / DONE).is_file()", "not (out / run.name).exists()", f"{BASELINE} -k broken_off"),
@@ -517,9 +581,12 @@ MUTANTS = [
     Mutant("the baseline stopped", "comparison/statistics.py", "for arm in arms[1:]:", "for arm in arms:", f"{REFERENCES} -k by_hand"),
     Mutant("stopped and not recorded", "comparison/compare.py", 'result["stopped"] = stopped', "pass", f"{REFERENCES} -k no_further_seeds"),
     Mutant("fewer seeds against all", "comparison/statistics.py", 'against = [baseline[run["seed"]] for run in runs]', "against = list(baseline.values())[-len(runs):]", f"{REFERENCES} -k those_seeds"),
-    Mutant("confirmed on the seeds of the sweep", "comparison/tune.py", "first_seed=first_seed + seeds", "first_seed=first_seed", f"{TUNE} -k fresh_seeds"),
+    Mutant("confirmed on the seeds of the sweep", "comparison/tune.py", "first_seed=fresh,", "first_seed=first_seed,", f"{TUNE} -k fresh_seeds"),
     Mutant("a baseline for each variant", "comparison/tune.py", "out / folders[0] if folders else None", "None", f"{TUNE} -k fresh_seeds"),
     Mutant("options that were not swept left out of the lines to paste", "comparison/tune.py", "options = {**choice[\"options\"], **(fixed or {})}", "options = choice[\"options\"]", f"{TUNE} -k what_was_not_swept"),
+    Mutant("confirmed where others were", "comparison/tune.py", 'of["seeds"], *(each["end"] for each in noted), 0)', 'of["seeds"], 0)', f"{TUNE} -k nothing_has_seen"),
+    Mutant("the same sweep confirmed anew", "comparison/tune.py", 'if each["of"] == of:', "if False:", f"{TUNE} -k nothing_has_seen"),
+    Mutant("what was given left out", "comparison/tune.py", '"--proxies", proxies, *given,', '"--proxies", proxies,', f"{TUNE} -k lines_to_paste"),
     Mutant("the worst chosen", "comparison/tune.py", "best = max(sweep", "best = min(sweep", f"{TUNE} -k fresh_seeds"),
     Mutant("a loss confirmed", "comparison/tune.py", 'if best["difference"] > 0 else', "if True else", f"{TUNE} -k nothing_is_better"),
     Mutant("a doubtful gain confirmed", "comparison/tune.py", "if gain - half > 0 else", "if gain > 0 else", f"{TUNE} -k lines_to_paste"),
@@ -530,6 +597,7 @@ MUTANTS = [
     Mutant("an orphan works on", "hosting/deterministic.py", "    os._exit(1)", "    return", f"{COMPARE_HOST} -k ends_with"),
     Mutant("a host's run redone", "comparison/upstream_host.py", "if not (folder / RUN).is_dir():", "if True:", f"{COMPARE_HOST} -k killed_after"),
     Mutant("judges not tried first", "comparison/compare.py", "    judge.check()", "    pass", f"{COMPARE_HOST} -k judges_that_cannot_be"),
+    Mutant("architectures by their spelling", "comparison/judge.py", "resolve(self.settings.arch)}", "self.settings.arch}", f"{REFERENCES} -k spelt"),
     Mutant("judges' networks not tried", "comparison/judge.py", "            with seeded(0):\n                self._maker(arch)()", "            pass", f"{COMPARE_HOST} -k judges_that_cannot_be"),
     Mutant("judges' augmentation not tried", "comparison/judge.py", "        recipe = self.recipe\n        assert isinstance(recipe.augment, DSAPerNetwork)  # made, and so checked\n", "", f"{COMPARE_HOST} -k judges_that_cannot_be"),
     Mutant("a host's regulariser not tried", "comparison/upstream_host.py", "if not arm.baseline:\n                Regularizer", "if False:\n                Regularizer", f"{COMPARE_HOST} -k fails_before_it"),
@@ -581,7 +649,8 @@ MUTANTS = [
     Mutant("a saved whitening unchecked", "datasets/zca.py", 'if "sha256" in metadata and metadata["sha256"]', 'if False and metadata["sha256"]', "tests/datasets/test_zca.py -k flipped"),
     Mutant("memory before shapes", "networks/fitting.py", "    if differing:", "    if False:", "tests/networks/test_networks.py -k do_not_fit"),
     Mutant("more epochs than there are", "networks/training.py", "if done > epochs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
-    Mutant("another momentum", "networks/training.py", "if own != theirs:", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
+    Mutant("another torch's settings", "networks/training.py", "groups.append({**ours, **both})", "groups.append(saved)", "tests/networks/test_training.py -k another_torch"),
+    Mutant("another momentum", "networks/training.py", "if any(ours[name] != value for name, value in both.items() if name != \"lr\"):", "if False:", "tests/networks/test_training.py -k cannot_be_is_refused"),
     Mutant("images of bytes", "datasets/synthetic.py", "or not images.is_floating_point() or", "or", SYNTHETIC),
     Mutant("images that are not finite", "datasets/synthetic.py", "not bool(torch.isfinite(images.float()).all())", "False", SYNTHETIC),
     Mutant("fractional labels", "datasets/synthetic.py", " & (numbers == numbers.round())", "", SYNTHETIC),
@@ -591,11 +660,27 @@ MUTANTS = [
     Mutant("left beside the files", "hosting/checkout.py", "        clear(repo, self.files)\n", "", f"{PATCHING} -k killed"),
     Mutant("root keeps the files", "hosting/patch.py", "os.chown(temporary, found.st_uid, found.st_gid)", "pass", f"{PATCHING} -k root"),
     Mutant("a patch without a lock", "hosting/checkout.py", "with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():", "with nullcontext():", f"{PATCHING} -k one_process"),
+    # Scripts without a patch
+    Mutant("real batches regularised", "hosting/view_calls.py", "    return images.requires_grad and torch.is_grad_enabled()", "    return True", f"{ANY} -k refused"),
+    Mutant("real rows of a batch regularised", "hosting/mixed.py", "            return _part(node, images) if in_place else _unknown(images)", "            return 0, len(images)", f"{ANY} -k 'bit or rows'"),
+    Mutant("rows moved before they are told", "hosting/mixed.py", "in_place = in_place and node.name() in ROW_BY_ROW", "in_place = True", f"{ANY} -k need_a_gradient"),
+    Mutant("labels that differ", "hosting/found_labels.py", "            if differing:", "            if False:", f"{ANY} -k refused"),
+    Mutant("labels that come to differ", "hosting/found_labels.py", "            if not torch.equal(labels.cpu(), other.cpu()):", "            if False:", f"{ANY} -k refused"),
+    Mutant("two places at once", "hosting/view_calls.py", "if self._one and others:", "if False:", f"{ANY} -k refused"),
+    Mutant("a script that never fired", "hosting/any_script.py", "    if not at.synthetic:", "    if False:", f"{ANY} -k refused"),
+    Mutant("views that nothing reaches", "hosting/any_script.py", "    if not rounds:", "    if False:", f"{ANY} -k refused"),
+    Mutant("calls miscounted", "hosting/any_script.py", "if counted and layer.labels.calls % counted:", "if False:", f"{ANY} -k refused"),
+    Mutant("the host's variables kept", "hosting/frames.py", "        held.clear()", "        pass", f"{ANY} -k kept_alive"),
+    Mutant("the inner step forgotten", "hosting/any_script.py", "        self._calls += 1", "        pass", f"{ANY} -k bit"),
+    Mutant("outside other decorators", "hosting/placing.py", "function.decorator_list.append(", "function.decorator_list.insert(0, ", f"{ANY} -k however"),
+    Mutant("candidates without a gradient", "hosting/flow.py", 'CUTS = {"detach", ', "CUTS = {", f"{FIND} -k no_gradient"),
+    Mutant("backward passes unlooked for", "hosting/finding.py", "            if reaches:", "            if False:", f"{FIND} -k likelier"),
+    Mutant("observed without end", "hosting/trying.py", "if self.done >= self.passes:", "if self.done > self.passes:", f"{FIND} -k few_steps"),
     # Packaging
     Mutant("py.typed left out", "../pyproject.toml", "[tool.setuptools.package-data]", '[tool.setuptools.exclude-package-data]\n"ddplug" = ["py.typed"]\n\n[tool.setuptools.package-data]', WHEEL),
     Mutant("adapters left out", "../pyproject.toml", '    "ddplug.adapters",\n', '', WHEEL),
     Mutant("patches left out", "../pyproject.toml", '    "ddplug.patches",\n', '', WHEEL),
-    Mutant("version not in the text", "__init__.py", '__version__ = "0.1.0"', '__version__ = str("0.1.0")', WHEEL),
+    Mutant("version not in the text", "__init__.py", "__version__ = ", "__version__ = str() or ", WHEEL),
     Mutant("torchvision at import", "datasets/images.py", "\nimport torch\n", "\nimport torch\nimport torchvision\n", WHEEL),
     Mutant('kornia at import', "attaching/attach.py", 'import weakref\n', 'import weakref\nimport kornia\n', WHEEL),
 ]  # fmt: skip
@@ -605,19 +690,29 @@ SLOW_TO_IMPORT = ("torch", "torchvision", "kornia", "sklearn.cluster", "matplotl
 """Others' modules that most tests use: imported once, and there in every process that is forked to run tests."""
 
 
+def changed(mutant: Mutant, root: Path = ROOT) -> str:
+    """The file as the mutant has it; `ValueError` if that changes nothing, or is no Python, as any test would go red."""
+    path = root / "ddplug" / mutant.file
+    original = path.read_text()
+    if mutant.old not in original or mutant.old == mutant.new:
+        raise ValueError("its text is not in the code")
+    text = original.replace(mutant.old, mutant.new, 1)
+    if path.suffix == ".py":
+        try:
+            ast.parse(text)
+        except SyntaxError as error:
+            raise ValueError(f"it is no Python: {error}") from error
+    return text
+
+
 def survives(mutant: Mutant, copy: Path) -> str | None:
     """Why the mutant counts as alive, or None if its tests went red."""
     path = copy / "ddplug" / mutant.file
     original = path.read_text()
-    if original.count(mutant.old) < 1:
-        return "its text is not in the code"
-    changed = original.replace(mutant.old, mutant.new, 1)
-    if path.suffix == ".py":
-        try:
-            ast.parse(changed)
-        except SyntaxError as error:  # any test would go red
-            return f"it is no Python: {error}"
-    path.write_text(changed)
+    try:
+        path.write_text(changed(mutant, copy))
+    except ValueError as error:
+        return str(error)
     try:
         status, output = _tested(mutant.tests, copy)
     finally:

@@ -1,0 +1,99 @@
+"""Trainers and steps that are compiled, before or after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddplug
+from attaching.loop import LAM, Batch, attach
+
+pytestmark = pytest.mark.numerical
+
+
+class Compilable(nn.Module):
+    """A trainer as a module, whose augmentation is one, too."""
+
+    class Augment(nn.Module):
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            return images * 1.5
+
+    def __init__(self, batch: Batch, compiled: bool) -> None:
+        super().__init__()
+        self.images = nn.Parameter(batch[0].clone())
+        self.register_buffer("labels", batch[1])
+        augment = self.Augment()
+        self.augment = torch.compile(augment, backend="eager") if compiled else augment
+
+    def forward(self) -> Tensor:
+        return self.augment(self.images, self.labels).square().sum()  # type: ignore[operator,no-any-return]
+
+
+@pytest.mark.parametrize("compiled", ["trainer", "augmentation"])
+@pytest.mark.parametrize("options", [{}, {"views": "clean"}, {"augment": ddplug.augment.DSA("flip", flip=1.0)}])
+def test_compiled_modules(pool: ddplug.ProxyPool, batch: Batch, compiled: str, options: dict[str, Any]) -> None:
+    gradients = []
+    for plain in (True, False):
+        module = Compilable(batch, compiled == "augmentation" and not plain)
+        step: Any = torch.compile(module, backend="eager") if compiled == "trainer" and not plain else module
+        with attach(step, pool, **options) as handle:
+            step().backward()
+            assert len(handle.history) == 1
+        gradients.append(module.images.grad)
+        module.zero_grad()
+        step().backward()
+        torch.testing.assert_close(module.images.grad, 4.5 * batch[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
+    assert not torch.equal(gradients[0], 4.5 * batch[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["layer", "round", "optimizer"])
+def test_a_step_compiled_as_a_whole(pool: ddplug.ProxyPool, batch: Batch, how: str) -> None:
+    """With its backward pass in it, on whose way back a compiler would otherwise come upon our own code."""
+    images, labels = batch
+    half = len(labels) // 2
+
+    def run(compiled: bool) -> Tensor:
+        leaf = images.clone().requires_grad_()
+        optimizer = torch.optim.SGD([leaf], lr=0.1)
+        handle = attach(optimizer, pool, labels=labels) if how == "optimizer" else None
+        options: dict[str, Any] = {"weighting": "absolute", "announce": lambda line: None}
+        layer = handle.regularizer if handle else ddplug.Regularizer(pool, LAM, **options)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            if how == "optimizer":
+                (leaf * 1.5).square().sum().backward()
+            elif how == "layer":
+                layer(leaf * 1.5, labels).square().sum().backward()
+            else:
+                with layer.round():
+                    layer(leaf[:half] * 1.5, labels[:half]).square().sum().backward()
+                    layer(leaf[half:] * 1.5, labels[half:]).square().sum().backward()
+            optimizer.step()
+
+        do = torch.compile(step, backend="eager") if compiled else step
+        for _ in range(3):
+            do()
+        assert layer.rounds == 3
+        layer.detach()
+        if handle:
+            handle.detach()
+        return leaf.detach()
+
+    torch.testing.assert_close(run(compiled=True), run(compiled=False), rtol=1e-12, atol=0)
+
+
+def test_a_trainer_that_was_compiled_before(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    module = Compilable(batch, False)
+    step: Any = torch.compile(module, backend="eager")
+    step().backward()
+    with attach(step, pool) as handle:
+        step().backward()
+        assert len(handle.history) == 1
+    module.zero_grad()
+    step().backward()
+    torch.testing.assert_close(module.images.grad, 4.5 * batch[0], rtol=1e-12, atol=0)

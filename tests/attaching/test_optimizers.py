@@ -1,0 +1,182 @@
+"""`ddplug.attach` to an optimizer: of any kind, in a wrapper, with a closure, of several tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddplug
+from attaching.loop import LAM, Batch, Trainer, attach, expected_gradient
+
+pytestmark = pytest.mark.numerical
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer(pool: ddplug.ProxyPool, batch: Batch, kind: Callable[..., torch.optim.Optimizer]) -> None:
+    trainer = Trainer(*batch)
+    trainer.optimizer = kind([trainer.images], lr=0.1)
+    hooks = dict(trainer.optimizer._optimizer_step_pre_hooks)
+    attributes = set(vars(trainer.optimizer))
+    with attach(trainer.optimizer, pool, labels=batch[1]) as handle:
+        got = trainer.gradient()
+    torch.testing.assert_close(got, expected_gradient(pool, batch, scale=1.0), rtol=1e-12, atol=0)
+    assert len(handle.history) == 1
+    assert dict(trainer.optimizer._optimizer_step_pre_hooks) == hooks
+    assert set(vars(trainer.optimizer)) == attributes
+
+
+def test_an_optimizer_stepped_class_by_class(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """As IDC does: images without a gradient in this step are not in the round."""
+    images, labels = batch
+    leaf = images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([leaf], lr=0.1)
+    rows = labels == 1
+    with attach(optimizer, pool, labels=labels) as handle:
+        leaf[rows].sum().backward()
+        optimizer.step()
+    own = images[rows].clone().requires_grad_()
+    (of_cmi,) = torch.autograd.grad(ddplug.CMI(pool)(own, labels[rows]), own)
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad[rows], 1 + LAM * of_cmi, rtol=1e-12, atol=0)
+    assert not leaf.grad[~rows].any()
+    assert handle.history[0].images == int(rows.sum())
+
+
+def test_a_maximising_optimizer_still_lowers_cmi(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    images, labels = batch
+    leaf = images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([leaf], lr=1.0, maximize=True)
+    cmi = ddplug.CMI(pool)
+    with attach(optimizer, pool, labels=labels):
+        for _ in range(20):
+            leaf.grad = torch.zeros_like(leaf)
+            optimizer.step()
+    assert cmi(leaf, labels) < 0.9 * cmi(images, labels)
+
+
+def test_an_optimizer_that_unscales_by_itself(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """As fused ones do under a GradScaler, which leaves the scale on them."""
+    moved = []
+    for scale in (None, torch.tensor(65536.0)):
+        leaf = batch[0].clone().requires_grad_()
+        optimizer = torch.optim.SGD([leaf], lr=1.0, fused=True)
+        if scale is not None:
+            optimizer.grad_scale, optimizer.found_inf = scale, torch.tensor(0.0)  # type: ignore[attr-defined]
+        with attach(optimizer, pool, labels=batch[1], weighting="relative", calibrate=1) as handle:
+            for _ in range(2):
+                leaf.grad = torch.ones_like(leaf) * (1.0 if scale is None else scale)
+                with torch.no_grad():
+                    leaf.copy_(batch[0])
+                optimizer.step()
+        moved.append((handle.lam, leaf.detach() - batch[0]))
+    assert moved[1][0] == pytest.approx(moved[0][0], rel=1e-6)
+    torch.testing.assert_close(moved[1][1], moved[0][1], rtol=1e-6, atol=0)
+
+
+def test_optimizers_that_do_not_hold_images(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    leaf = batch[0].clone().requires_grad_()
+    with pytest.raises(ddplug.AttachError, match=r"holds 0 tensors .*\[\(5, 4\), \(5,\)\]"):
+        attach(torch.optim.SGD(nn.Linear(4, 5).parameters(), lr=1), pool, labels=batch[1])
+    with pytest.raises(ddplug.AttachError, match=r"labels of its 12 images"):
+        attach(torch.optim.SGD([leaf], lr=1), pool)
+    optimizer = torch.optim.SGD([leaf], lr=1)
+    with (
+        pytest.warns(ddplug.DDPlugWarning, match="never came into action"),
+        attach(optimizer, pool, labels=batch[1][:5]),
+    ):
+        leaf.sum().backward()
+        with pytest.raises(ddplug.InputError, match=r"labels of shape \(5,\) for 12 images"):
+            optimizer.step()
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer around another, as Accelerate's is."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+
+def test_an_optimizer_in_a_wrapper(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    trainer.optimizer = Wrapper(trainer.optimizer)  # type: ignore[assignment]
+    with attach(trainer.optimizer, pool, labels=batch[1]) as handle:
+        got = trainer.gradient()
+        assert len(handle.history) == 1
+    torch.testing.assert_close(got, expected_gradient(pool, batch, 1.0), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_stepped_with_a_closure(
+    pool: ddplug.ProxyPool, batch: Batch, kind: Callable[..., torch.optim.Optimizer], by_name: bool
+) -> None:
+    """As Lightning does it: what the closure returns is the host's own, and each step has a round."""
+    trainer = Trainer(*batch)
+    optimizer = kind([trainer.images], lr=0.1)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = trainer.images.square().sum()
+        loss.backward()
+        return loss.item()
+
+    of_cmi = ddplug.CMI(pool)
+    with attach(optimizer, pool, labels=batch[1]) as handle:
+        for step in range(3):
+            before = trainer.images.detach().clone().requires_grad_()
+            (expected,) = torch.autograd.grad(before.square().sum() + LAM * of_cmi(before, batch[1]), before)
+            got = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+            assert got == before.square().sum().item()
+            torch.testing.assert_close(trainer.images.grad, expected, rtol=1e-12, atol=0)
+            assert len(handle.history) == step + 1
+    before = trainer.images.detach().clone()
+    optimizer.step(closure)
+    assert torch.equal(trainer.images.grad, 2 * before)  # type: ignore[arg-type]
+
+
+def test_an_optimizer_that_evaluates_its_closure_repeatedly(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    leaf = batch[0].clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([leaf], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = leaf.square().sum()
+        loss.backward()
+        return loss
+
+    with attach(optimizer, pool, labels=batch[1]), pytest.raises(ddplug.AttachError, match="closure several times"):
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+
+def test_an_optimizer_of_one_tensor_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """Also where one class's images got no gradient in this step."""
+    images, labels = batch
+    order = torch.cat([(labels == c).nonzero().flatten() for c in range(3)])
+    leaves = [images[labels == c].clone().requires_grad_() for c in range(3)]
+    optimizer = torch.optim.SGD(leaves, lr=1.0)
+    with attach(optimizer, pool, labels=labels[order]) as handle:
+        sum((leaf * 2).sum() for leaf in leaves).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+        (leaves[1] * 2).sum().backward()
+        optimizer.step()
+        assert [r.images for r in handle.history] == [12, len(leaves[1])]
+    whole = images[order].clone().requires_grad_()
+    ddplug.CMI(pool)(whole, labels[order]).backward()
+    assert whole.grad is not None
+    first = images[labels == 0] - 2 - LAM * whole.grad[: int((labels == 0).sum())]
+    torch.testing.assert_close(leaves[0].detach(), first, rtol=1e-12, atol=1e-12)
