@@ -122,7 +122,7 @@ HOSTS = {
     "iid": Tiny(
         {**DM, "model": "ConvNet", "ipc": 10, "batch_real": 8, "save_path": "out"}, ipc=10, views=100, left="res_*.pt",
         steps=2, long=4, compare={"Iteration": 3}, iterations=4,
-        unedited={"two_devices": True, "here": "pre_dict_res18_40"},
+        unedited={"two_devices": True, "cpu": True, "here": "pre_dict_res18_40"},
         prepare="from utils import get_network\nos.mkdir('pre_dict_res18_40')\n"
                 "net = get_network('ResNet18', 3, 10, (32, 32))\n"
                 "torch.save(net.state_dict(), 'pre_dict_res18_40/buffer0.pth')",
@@ -171,7 +171,7 @@ class Runs:
         """The host's command line, with other options over the row's."""
         options = {name: value for name, value in {**self.tiny.options, **(over or {})}.items() if name not in leave}
         if self.tiny.configured:
-            file = self.prepared / f"{len(options)}-{options['ipc']}.yaml"
+            file = self.host.folder / f"{self.host.spec.name}-{len(options)}.yaml"
             file.write_text(
                 json.dumps({name: self.folders.get(str(said), said) for name, said in options.items()}, default=str)
             )
