@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import takes, takes_those_of
 from ddplug.core.options import ABOUT, HOSTS, meant
 from ddplug.errors import InputError
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from ddplug.proxies.pool import ProxyPool
 
 
-HostOrOwn = Annotated[
-    str, typer.Argument(metavar="HOST", help="own (ddplug's DM trainer), or upstream: dm, dsa, mtt, datm, idc.")
-]
+HostOrOwn = Annotated[str, typer.Argument(metavar="HOST", help=f"own (ddplug's DM trainer), or upstream: {NAMED}.")]
 UpstreamArguments = Annotated[
     list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
 ]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import takes
 from ddplug.core.options import ABOUT, HOSTS, meant
 from ddplug.errors import InputError
@@ -79,7 +80,7 @@ def run(
         )  # fmt: skip
         return
     if host is None:
-        raise InputError("name a host (dm, dsa, mtt, datm, idc), or any script with --script PATH.")
+        raise InputError(f"name a host ({NAMED}), or any script with --script PATH.")
     if given_for_script := [
         name
         for name, value in {

@@ -26,6 +26,9 @@ RepresentationName = Annotated[
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")]
 
 
+HOSTS = "dm, dsa, mtt, datm, idc, idm, iid, datadam, dream, dsdm, dance, ftd, pad"
+"""The hosts that patches are shipped for; others are known by their adapters."""
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 

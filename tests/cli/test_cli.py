@@ -265,3 +265,12 @@ def test_a_failing_process_shows_no_traceback() -> None:
     assert ran.stderr.startswith("ddplug: error: measure one thing")
     assert "Traceback" not in ran.stderr
     assert ran.stdout == ""
+
+
+def test_the_hosts_named_in_help_are_those_with_patches() -> None:
+    from importlib.resources import files
+
+    from ddplug.cli.options import HOSTS
+
+    shipped = {file.name.removesuffix(".patch") for file in files("ddplug.patches").iterdir() if ".patch" in file.name}
+    assert set(HOSTS.split(", ")) == shipped
