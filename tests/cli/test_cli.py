@@ -200,7 +200,7 @@ def test_a_pool_of_another_data_set_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("measure --proxies POOL", "measure one thing"),
+        ("measure --proxies POOL", "nothing to measure"),
         ("measure SET --data digits --proxies POOL", "measure one thing"),
         ("measure --data digits --factor 2 --proxies POOL", "--factor 2 is for a synthetic set"),
         ("measure SET --factor 0 --proxies POOL", "at least 1, and divides its height and width; got 0"),
@@ -262,7 +262,7 @@ def test_a_failing_process_shows_no_traceback() -> None:
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ran.returncode == 2
-    assert ran.stderr.startswith("ddplug: error: measure one thing")
+    assert ran.stderr.startswith("ddplug: error: nothing to measure")
     assert "Traceback" not in ran.stderr
     assert ran.stdout == ""
 
