@@ -147,10 +147,11 @@ class Upstream:
     def _ours(self, run: Run) -> list[str]:
         """Our options on the host's command line; at weight 0 that is the weight alone."""
         ours: dict[str, Any] = {"weight": run.arm.weight}
+        term = run.arm.term or self.settings.term
         if not run.arm.baseline:
             ours |= {
                 "views": run.arm.views, "seed": run.seed, "proxies": user_path(self.proxies).resolve(),
-                "term": run.arm.term or self.settings.term,
+                **({"term": term} if term != ABOUT["term"].default else {}),
                 **{name: ABOUT[name].spell(value) for name, value in self._options().items()},
             }  # fmt: skip
         return [f"--cmi_{name}={value}" for name, value in ours.items()]
