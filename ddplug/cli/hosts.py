@@ -48,7 +48,7 @@ def run(
     steps: Annotated[
         str, typer.Option(help="With --script: calls per backward pass of an unrolled loop, an expression.")
     ] = "",
-    record: Annotated[
+    history: Annotated[
         Path | None, typer.Option(help="With --script: the file for CMI's history; cmi_SCRIPT.json here.")
     ] = None,
     input_space: Annotated[
@@ -75,7 +75,7 @@ def run(
                 raise InputError(f"{name} is for hosts with a patch; leave it out with --script.")
         run_script(
             script, [*([host] if host is not None else []), *(arguments or [])], weight, proxies, options,
-            at=at or [], labels=labels, rows=rows, steps=steps, inner=inner or "one", record=record,
+            at=at or [], labels=labels, rows=rows, steps=steps, inner=inner or "one", record=history,
             input_space=input_space, path=path or [], redirect_cuda=redirect_cuda, old_numpy=old_numpy,
         )  # fmt: skip
         return
@@ -84,7 +84,7 @@ def run(
     if given_for_script := [
         name
         for name, value in {
-            "--at": at, "--labels": labels, "--rows": rows, "--steps": steps, "--record": record, "--path": path,
+            "--at": at, "--labels": labels, "--rows": rows, "--steps": steps, "--history": history, "--path": path,
             "--input-space": input_space, "--redirect-cuda": redirect_cuda, "--old-numpy": old_numpy,
         }.items()
         if value

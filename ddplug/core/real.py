@@ -55,7 +55,7 @@ class RealImages:
         self._fixed: RealBatch | None = None
         self._told = set[str]()
 
-    def passed(self, images: Tensor, labels: Tensor | None) -> None:
+    def passed(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
         if not self.objective.needs_real or self.objective.keeps_real:
             return

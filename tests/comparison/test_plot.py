@@ -140,15 +140,21 @@ def test_no_panel_for_a_share_that_nobody_knows(shares: Any, tmp_path: Path, dra
         ({"history": 3}, r"cannot be read .*history: expected a list, got 3"),
         ({"history": ["round"]}, r"cannot be read .*history\[0\]: expected a dictionary"),
         (
-            {"history": [{"number": 0, "cmi": "low", "lam": 1, "skipped": False}]},
+            {"history": [{"number": 0, "cmi": "low", "lam": 1, "images": 1, "skipped": False}]},
             r"\.cmi: expected a number",
         ),
         (
-            {"history": [{"number": 0, "cmi": 1, "lam": 1, "skipped": False, "share": {}}]},
+            {"history": [{"number": 0, "cmi": 1, "lam": 1, "images": 1, "skipped": False, "share": {}}]},
             r"\.share: expected",
         ),
         ({"history": []}, "no round in which the regulariser acted"),
-        ({"history": [{"number": 0, "cmi": 1, "lam": 1, "skipped": True}]}, "no round in which the regulariser acted"),
+        (
+            {"history": [{"number": 0, "cmi": 1, "lam": 1, "images": 1, "skipped": True}]},
+            "no round in which the regulariser acted",
+        ),
+            {"history": [{"number": 0, "cmi": 1, "lam": 1, "images": 1, "skipped": True}]},
+            "no round in which the regulariser acted",
+        ),
     ],
 )
 def test_runs_that_cannot_be_drawn(content: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -180,15 +180,15 @@ def test_what_is_refused(pool: ddplug.ProxyPool, batch: Batch, real: Batch, data
         "noise", data.class_names, data.space, data.train_images[lacking], data.train_labels[lacking],
         data.test_images, data.test_labels,
     )  # fmt: skip
-    with pytest.raises(InputError, match="noise has no images of class 2"):
+    with pytest.raises(InputError, match="no (real )?images of class 2"):
         gradient(layer(pool, data=few, input_space=None), batch)
 
 
 def test_terms_that_compare_with_none_ignore_them(pool: ddplug.ProxyPool, batch: Batch, real: Batch) -> None:
     regularizer = layer(pool, "cmi")
     assert torch.equal(gradient(regularizer, batch, real=real), gradient(layer(pool, "cmi"), batch))
-    regularizer.saw_real(*real)
-    regularizer.compare_with(lambda: pytest.fail("real data was asked for in vain"))
+    regularizer.real.passed(*real)
+    regularizer.real.sample_from(lambda: pytest.fail("real data was asked for in vain"))
 
 
 # --- seen passing by
@@ -262,7 +262,7 @@ def test_an_unlabelled_batch_beside_views_of_several_classes(
         step(trainer, batch, real, with_labels=False)
     told = list[str]()
     regularizer = layer(pool, data=data, announce=told.append)
-    regularizer.saw_real(real[0])
+    regularizer.real.passed(real[0])
     gradient(regularizer, batch)
     gradient(regularizer, batch, real=real)
     gradient(regularizer, batch, real=real)
@@ -416,7 +416,7 @@ def test_a_round_that_an_exception_ends_leaves_the_draw(
         raise RuntimeError("the machine broke")
 
     with monkeypatch.context() as patch:
-        patch.setattr(regularizer.estimator, "step", fails)
+        patch.setattr(type(step), "__call__", fails)
         with pytest.raises(RuntimeError, match="the machine broke"):
             gradient(regularizer, batch)
     assert regularizer.estimator.step is step
