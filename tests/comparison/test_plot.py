@@ -152,9 +152,6 @@ def test_no_panel_for_a_share_that_nobody_knows(shares: Any, tmp_path: Path, dra
             {"history": [{"number": 0, "cmi": 1, "lam": 1, "images": 1, "skipped": True}]},
             "no round in which the regulariser acted",
         ),
-            {"history": [{"number": 0, "cmi": 1, "lam": 1, "images": 1, "skipped": True}]},
-            "no round in which the regulariser acted",
-        ),
     ],
 )
 def test_runs_that_cannot_be_drawn(content: dict[str, Any], said: str, tmp_path: Path) -> None:
