@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
-from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError, ProxyError
 from ddplug.objectives.base import Objective, group
 from ddplug.objectives.cmi import check_temperature, class_sums
@@ -19,6 +18,9 @@ from ddplug.objectives.real import Real
 from ddplug.objectives.separation import Separation, check_separation, class_separation
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
+
+if TYPE_CHECKING:
+    from ddplug.datasets.synthetic import SyntheticSet  # brings safetensors along
 
 
 @dataclass(frozen=True)
