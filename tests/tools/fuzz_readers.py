@@ -16,7 +16,7 @@ from ddplug.comparison import baseline, judge, plot
 from ddplug.comparison import folder as comparison_folder
 from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.own_trainer import DONE, Own, set_name
-from ddplug.comparison.plan import Settings
+from ddplug.comparison.plan import Arm, Settings
 from ddplug.comparison.records import DISTILLED, read_json
 from ddplug.comparison.tune import CONFIRMED, _fresh_seed
 from ddplug.comparison.upstream_host import Upstream
@@ -294,7 +294,7 @@ def running_checkpoint(folder: Path) -> Reader:
 
     def trained() -> tuple[DistributionMatching, Any]:
         trainer = own.trainer(0)
-        handle = attach(trainer, 1.0, proxies=own.pool, seed=0, **own._options())
+        handle = attach(trainer, 1.0, proxies=own.pool, seed=0, **own._options(Arm(1.0)))
         return trainer, handle
 
     trainer, handle = trained()
