@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 
 from ddplug.augment.dsa import DSA
 from ddplug.augment.params import Params
+from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.errors import InputError
 from ddplug.networks.zoo import Network, build, seeded
@@ -59,10 +60,7 @@ class DistributionMatching:
         self.images = start.clone().requires_grad_()
         self.optimizer = torch.optim.SGD([self.images], lr=lr, momentum=0.5)
         self.iteration = 0
-        # Training images sorted by class, so that a batch of every class is one gather.
-        counts = torch.bincount(self.data.train_labels, minlength=self.data.num_classes)
-        self._order, self._counts = self.data.train_labels.argsort(stable=True), counts
-        self._first = counts.cumsum(0) - counts
+        self._by_class = ByClass(self.data.train_labels, self.data.num_classes)
 
     def augment(self, images: Tensor, labels: Tensor, params: Params) -> Tensor:
         """Views of `images` under the iteration's augmentation; where a regulariser can be attached."""
@@ -152,8 +150,6 @@ class DistributionMatching:
 
     def _real_batch(self) -> tuple[Tensor, Tensor]:
         """`batch_real` images of every class, drawn with replacement, sorted by class, and their labels."""
-        chance = torch.rand(self.data.num_classes, self.batch_real, generator=self.generator, dtype=torch.float64)
-        counts = rearrange(self._counts, "c -> c 1")
-        within = (chance.to(counts.device) * counts).long()
-        chosen = self._order[rearrange(self._first, "c -> c 1") + within].flatten()
+        classes = torch.arange(self.data.num_classes, device=self.data.train_labels.device)
+        chosen = self._by_class.draw(classes, self.batch_real, self.generator)
         return self.data.train_images[chosen], self.data.train_labels[chosen]

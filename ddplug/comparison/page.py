@@ -33,6 +33,7 @@ from ddplug.comparison.statistics import (
     stopped,
     term_of,
 )
+from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import DataError
 from ddplug.evaluation.evaluate import with_space
@@ -163,7 +164,7 @@ def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> _Picture:
 
 def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> _Picture:
     """The first images of every class, a class to a row."""
-    chosen = _some_of_each(labels, _SHOWN_PER_CLASS)
+    chosen = ByClass(labels).first(_SHOWN_PER_CLASS)
     columns = int(torch.bincount(labels[chosen]).max())
     pixels = judge.data.space.to_unit(images[chosen].float()).clamp(0, 1)
     rows = []
@@ -182,10 +183,10 @@ def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> _Picture:
 
 def _embedding(kept: Mapping[str, tuple[Tensor, Tensor]], judge: Judge) -> _Picture:
     data, pool = judge.data, judge.heldout or judge.pool
-    chosen = _some_of_each(data.test_labels, max(1, _REAL // data.num_classes))
+    chosen = ByClass(data.test_labels).first(max(1, _REAL // data.num_classes))
     parts = {"": (data.test_images[chosen], data.test_labels[chosen].cpu())}
     for arm, (images, labels) in kept.items():
-        some = _some_of_each(labels, max(1, _SYNTHETIC // data.num_classes))
+        some = ByClass(labels).first(max(1, _SYNTHETIC // data.num_classes))
         parts[arm] = (images[some].to(data.test_images.device), labels[some])
     with torch.no_grad():
         features = [
@@ -221,11 +222,6 @@ def _tsne(features: Tensor) -> Tensor:
     return torch.from_numpy(
         TSNE(init="pca", perplexity=perplexity, random_state=0, n_jobs=1).fit_transform(features.numpy())
     )
-
-
-def _some_of_each(labels: Tensor, count: int) -> Tensor:
-    """Indices of the first `count` images of every class, by class."""
-    return torch.cat([(labels == label).nonzero().flatten()[:count] for label in _classes(labels)])
 
 
 def _classes(labels: Tensor) -> list[int]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError
@@ -53,6 +54,7 @@ class RealImages:
         self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
         self._passing: RealBatch | None = None
         self._fixed: RealBatch | None = None
+        self._by_class: ByClass | None = None
         self._told = set[str]()
 
     def passed(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -127,19 +129,16 @@ class RealImages:
         """Images of all classes, each once, and all of a class that has no more; equal in every run, with any seed."""
         labels = data.train_labels.cpu()
         shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_FIXED))
-        order = shuffled[labels[shuffled].argsort(stable=True)]
-        counts = torch.bincount(labels)
-        place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-        return self._chosen(data, order[place < PER_CLASS])
+        return self._chosen(data, shuffled[ByClass(labels[shuffled]).first(PER_CLASS)])
 
     def _sample(self, data: ImageData, classes: Tensor) -> RealBatch:
-        counts = torch.bincount(data.train_labels.cpu(), minlength=int(classes.max()) + 1)
-        if (empty := classes[counts[classes] == 0]).numel():
-            raise InputError(f"{data.name} has no images of class {', '.join(map(str, empty.tolist()))}.")
-        order, first = data.train_labels.cpu().argsort(stable=True), counts.cumsum(0) - counts
-        chance = torch.rand(len(classes), PER_CLASS, generator=self.generator, dtype=torch.float64)
-        chosen = order[first[classes, None] + (chance * counts[classes, None]).long()].flatten()
-        return self._chosen(data, chosen)
+        if self._by_class is None:
+            self._by_class = ByClass(data.train_labels.cpu(), data.num_classes)
+        counts = self._by_class.counts
+        empty = [label for label in classes.tolist() if label >= len(counts) or counts[label] == 0]
+        if empty:
+            raise InputError(f"{data.name} has no images of class {', '.join(map(str, empty))}.")
+        return self._chosen(data, self._by_class.draw(classes, PER_CLASS, self.generator))
 
     def _chosen(self, data: ImageData, rows: Tensor) -> RealBatch:
         images = data.train_images[rows.to(data.train_images.device)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError
@@ -155,12 +156,8 @@ REAL_PER_CLASS = 100
 
 def some_real(data: ImageData, space: AnySpace) -> tuple[Tensor, Tensor]:
     """The first training images of every class of `data`, (m, c, h, w) in `space`, and their labels (m,)."""
-    labels = data.train_labels
-    order = labels.argsort(stable=True)
-    counts = torch.bincount(labels, minlength=data.num_classes)
-    place = torch.arange(len(order), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
-    chosen = order[place < REAL_PER_CLASS]
-    return data.space.convert(data.train_images[chosen], space), labels[chosen]
+    chosen = ByClass(data.train_labels).first(REAL_PER_CLASS)
+    return data.space.convert(data.train_images[chosen], space), data.train_labels[chosen]
 
 
 def _features(

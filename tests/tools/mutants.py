@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant("real images: a batch serves for ever", "core/real.py", "passing, self._passing = self._passing, None", "passing = self._passing", f"{REAL}::test_the_real_batch_of_an_augmentation"),
     Mutant("real images: of any class", "core/real.py", "if not (labels == single).all():", "if False:", f"{REAL}::test_an_unlabelled_batch_beside_views_of_several_classes"),
     Mutant("real images: kept after the round", "core/autograd.py", "self.collected = self.real = None", "self.collected = None", f"{REAL}::test_nothing_is_kept_after_a_round"),
-    Mutant("real images: sample of other classes", "core/real.py", "first[classes, None] + ", "", f"{REAL}::test_a_sample_of_the_data"),
+    Mutant("real images: sample of other classes", "datasets/by_class.py", "self._first[classes, None] + ", "", f"{REAL}::test_a_sample_of_the_data"),
     Mutant("real images: draws start over", "core/estimator.py", 'self.real.generator.set_state(state["real_generator"].cpu())', "pass", f"{REAL}::test_a_continued_run_draws_the_same"),
     Mutant("real images: draws gone on", "core/estimator.py", '{**own, "real images": self.real.generator}', "own", f"{REAL}::test_a_round_that_an_exception_ends_leaves_the_draw"),
     Mutant("real images: not in further views", "core/estimator.py", "                images = self.view(images)\n", "                pass\n", f"{REAL}::test_further_views_of_real_images_too"),
