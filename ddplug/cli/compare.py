@@ -12,7 +12,7 @@ import typer
 
 from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import takes, takes_those_of
-from ddplug.core.options import ABOUT, HOSTS, meant
+from ddplug.core.options import ABOUT, COMPARED, HOSTS, meant
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _setup(
     return replace(setup, upstream=lambda changed: Upstream(spec, checkout, proxies, changed, download))
 
 
-OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name not in ("seed", "term")]
+OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name in COMPARED]
 SWEPT = ("representation", "weighting")
 
 

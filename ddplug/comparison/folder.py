@@ -13,7 +13,7 @@ from ddplug.comparison.judge import Judge
 from ddplug.comparison.plan import ADDED, Settings
 from ddplug.comparison.records import AGAIN, read_json
 from ddplug.comparison.records import SETTINGS as SETTINGS_RECORD
-from ddplug.core.options import ABOUT, renamed
+from ddplug.core.options import ABOUT, COMPARED, renamed
 from ddplug.errors import DataError, InputError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.files import write_json
@@ -86,7 +86,7 @@ def _flat(record: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> d
         if key == "settings":  # an older version's lack some
             value = {**{name: getattr(Settings, name) for name in ADDED}, **value}
         if key == "regularizer":  # as any version wrote it: by its names, and with or without what was the default
-            value = {**{name: about.unwritten for name, about in ABOUT.items() if name != "term"}, **renamed(value)}
+            value = {**{name: ABOUT[name].unwritten for name in COMPARED}, **renamed(value)}
         if isinstance(value, dict):
             flat |= _flat(value, ignored, "" if key in ("settings", "regularizer") else f"{key} ")
         else:

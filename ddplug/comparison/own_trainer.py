@@ -103,7 +103,7 @@ class Own:
         """For the regulariser of a run."""
         setting = ("dm", self.data.name, self.settings.ipc)
         return {
-            "term": arm.term or self.settings.term,
+            "term": self.settings.term_of(arm),
             "setting": setting,
             "announce": _silent,
             **self.settings.regularizer,
@@ -132,7 +132,7 @@ class Own:
         kept = ("temperature", "draw", "precision", "chunk", "views_per_image")
         options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
         probe = Regularizer(
-            self.pool, 1.0, term=run.arm.term or self.settings.term, weighting="absolute", data=self.data,
+            self.pool, 1.0, term=self.settings.term_of(run.arm), weighting="absolute", data=self.data,
             representation=handle.regularizer.representation,
             input_space=self.pool.derived_space(self.data.space), seed=run.seed, graphs=False,
             announce=_silent, **options,

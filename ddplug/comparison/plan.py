@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from ddplug.attaching.places import Views
-from ddplug.core.options import ABOUT, renamed
+from ddplug.core.options import ABOUT, COMPARED, renamed
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
 from ddplug.objectives import make
@@ -147,9 +147,12 @@ class Settings:
         make(self.term)  # complains of what it does not know
         written = {name: about.default for name, about in ABOUT.items() if about.default != about.unwritten}
         object.__setattr__(self, "regularizer", {**written, **renamed(self.regularizer)})
-        known = set(ABOUT) - {"seed", "term"}  # a run's own
-        if unknown := sorted(set(self.regularizer) - known):
-            raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(known)}.")
+        if unknown := sorted(set(self.regularizer) - set(COMPARED)):
+            raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(COMPARED)}.")
+
+    def term_of(self, arm: Arm) -> str:
+        """What is added to the loss in an arm."""
+        return arm.term or self.term
 
     def option(self, name: str) -> Any:
         """An option of the regulariser: as given, else its default."""

@@ -78,7 +78,7 @@ class Upstream:
             )
         for arm in arms:
             if not arm.baseline:
-                Regularizer(judge.pool, arm.weight, setting=setting, term=arm.term or self.settings.term, **options)
+                Regularizer(judge.pool, arm.weight, setting=setting, term=self.settings.term_of(arm), **options)
         self.settings.check_arms(arms, adapter.views_per_class(arguments))
         if not self.download:
             adapter.preflight(arguments)
@@ -147,7 +147,7 @@ class Upstream:
     def _ours(self, run: Run) -> list[str]:
         """Our options on the host's command line; at weight 0 that is the weight alone."""
         ours: dict[str, Any] = {"weight": run.arm.weight}
-        term = run.arm.term or self.settings.term
+        term = self.settings.term_of(run.arm)
         if not run.arm.baseline:
             ours |= {
                 "views": run.arm.views, "seed": run.seed, "proxies": user_path(self.proxies).resolve(),

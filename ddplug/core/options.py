@@ -147,6 +147,8 @@ class Options:
 ABOUT = {option.name: About(option.default, **option.metadata) for option in fields(Options)}
 HOSTS = tuple(name for name, about in ABOUT.items() if about.hosts)
 """Names of the options that hosts have."""
+COMPARED = tuple(name for name in ABOUT if name not in ("seed", "term"))
+"""Names of those that hold for a whole comparison: a seed is a run's own, and a term an arm's."""
 
 
 def meant(name: str, spelling: Any) -> Any:

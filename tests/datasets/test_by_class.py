@@ -11,7 +11,7 @@ LABELS = torch.tensor([3, 0, 3, 1, 0, 3, 3])
 
 def test_the_first_images_of_every_class() -> None:
     for count in (1, 2, 5):
-        expected = [row for label in (0, 1, 3) for row in (LABELS == label).nonzero().flatten().tolist()[:count]]
+        expected = [row for label in (0, 1, 3) for row in (label == LABELS).nonzero().flatten().tolist()[:count]]
         assert ByClass(LABELS).first(count).tolist() == expected
     assert ByClass(LABELS, 6).counts.tolist() == [2, 1, 0, 4, 0, 0]
 

@@ -114,7 +114,7 @@ MUTANTS = [
     Mutant("relabel: temperature forgotten", "evaluation/relabel.py", " / temperature, 1)", ", 1)", f"{RELABEL}::test_labels_are_the_teachers_mean_probabilities"),
     Mutant("relabel: space forgotten", "evaluation/relabel.py", "teachers.prepare(batch, space)", "batch", f"{RELABEL}::test_a_set_in_another_space_is_converted"),
     Mutant("measure: a term in float32", "evaluation/measure.py", "found = (each.double() for each in", "found = (each for each in", f"{RELABEL}::test_what_is_nearly_equal_is_measured_to_its_digits"),
-    Mutant("compare: one term for all arms", "comparison/own_trainer.py", '"term": arm.term or self.settings.term', '"term": self.settings.term', f"{COMPARE_TERMS}::test_each_arm_is_regularised_by_its_term"),
+    Mutant("compare: one term for all arms", "comparison/plan.py", "return arm.term or self.term", "return self.term", f"{COMPARE_TERMS}::test_each_arm_is_regularised_by_its_term"),
     Mutant("compare: terms unpaired", "comparison/statistics.py", "shared = [seed for seed in scores[0] if seed in scores[1]]", "shared = sorted(scores[1], reverse=True)", f"{COMPARE_TERMS}::test_terms_are_compared_in_pairs_of_a_seed"),
     # Memory that runs out, rounds that are broken off
     Mutant("memory: not taken apart", "engine/step.py", "smaller = plan.smaller() if out_of_memory(error) else None", "smaller = None", MEMORY),
