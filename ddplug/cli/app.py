@@ -15,7 +15,16 @@ from ddplug.cli import doctor as cli_doctor
 from ddplug.cli import evaluate as cli_evidence
 from ddplug.cli import hosts as cli_hosts
 from ddplug.cli import scripts as cli_scripts
-from ddplug.cli.options import DataName, DataPath, DeviceName, RepresentationName, device_of, load_data
+from ddplug.cli.options import (
+    DataName,
+    DataPath,
+    DeviceName,
+    Factor,
+    RepresentationName,
+    UnitImages,
+    device_of,
+    load_data,
+)
 from ddplug.errors import DDPlugError, InputError
 
 app = typer.Typer(
@@ -196,12 +205,8 @@ def relabel(
     teachers: Annotated[Path, typer.Option(help="A pool whose networks give the labels.")],
     out: Annotated[Path, typer.Option(help="The set with soft labels, .pt.")],
     temperature: Annotated[float, typer.Option(help="T in softmax(logits / T).")] = 1.0,
-    unit: Annotated[
-        bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")
-    ] = False,
-    factor: Annotated[
-        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
-    ] = None,
+    unit: UnitImages = False,
+    factor: Factor = None,
     device: DeviceName = "auto",
 ) -> None:
     """Write a set with soft labels, those of teachers; `ddplug evaluate` judges it like any other."""
@@ -242,12 +247,8 @@ def measure(
     term: Annotated[str, typer.Option(help="Measure this term, or sum of several, instead of CMI.")] = "cmi",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
     separation: Annotated[str, typer.Option(help="cross_entropy, kl or centroid_kl.")] = "cross_entropy",
-    unit: Annotated[
-        bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")
-    ] = False,
-    factor: Annotated[
-        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
-    ] = None,
+    unit: UnitImages = False,
+    factor: Factor = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     device: DeviceName = "auto",
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ddplug.cli.options import Factor
 from ddplug.errors import InputError
 
 
@@ -30,9 +31,7 @@ def evaluate(
         str | None, typer.Option(help="What the set's images are, if it does not say: normalized, unit or zca.")
     ] = None,
     unit: Annotated[bool, typer.Option("--unit", help="The same as --input-space unit.")] = False,
-    factor: Annotated[
-        int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
-    ] = None,
+    factor: Factor = None,
     proxies: Annotated[Path | None, typer.Option(help="A pool; the set's CMI under it is measured, too.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
     export: Annotated[
