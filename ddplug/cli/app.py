@@ -118,7 +118,9 @@ def demo(
     console = Console()
     console.print(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
     with Bars() as progress:
-        outcome = demonstration.run_demo(real, out, preset, device=where, pool=pool, on_progress=progress)
+        outcome = demonstration.run_demo(
+            real, out, preset, device=where, pool=pool, on_progress=progress, on_line=progress.say
+        )
     console.print(demonstration.table(outcome))
     for file in outcome.files:
         console.print(f"wrote {file}", soft_wrap=True)

@@ -146,6 +146,7 @@ def compare(
     from ddplug.comparison.page import lacking, write_page
     from ddplug.comparison.plan import arms, read_weights
     from ddplug.comparison.references import read_references
+    from ddplug.comparison.standing import Standing
     from ddplug.comparison.statistics import left_out, stopped, tables
     from ddplug.utils.files import user_path
     from ddplug.utils.processes import place
@@ -164,6 +165,7 @@ def compare(
         result = setup.compare(
             chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, references=given,
             stop_hopeless=stop_hopeless, shared=True, on_progress=progress,
+            on_record=Standing(progress.say, [arm.name for arm in chosen], setup.settings.term),
         )  # fmt: skip
     if not first:
         return

@@ -67,6 +67,7 @@ def compare(
     stop_hopeless: bool = False,
     shared: bool = False,
     on_progress: Callable[[str, int, int, str], object] | None = None,
+    on_record: Callable[[Sequence[dict[str, Any]]], object] | None = None,
 ) -> dict[str, Any]:
     """Distil and judge every arm of every seed, or what is left to do, and write `compare.json` into `out`.
 
@@ -84,6 +85,7 @@ def compare(
         shared: where torchrun has started several processes that all make this call, divide the runs among them. Each
             returns when all runs are done, and the first writes `compare.json`, which is that of one process.
         on_progress: told (what, steps done, steps in all, a note).
+        on_record: told the records of the runs so far after each run, also of those that were finished before.
 
     Returns the content of `compare.json`; see docs/compare.md.
 
@@ -112,7 +114,7 @@ def compare(
         taken = to_take(source / ENTRIES, asked, differing(source, wanted, ignored=REGULARIZERS))
     with exclusive_lock(out / (f"{LOCK}_{rank}" if rank else LOCK), out):
         claim(out, wanted)
-        work = _Work(distil, out / ENTRIES, judge, host, len(runs), on_progress, rank, size)
+        work = _Work(distil, out / ENTRIES, judge, host, len(runs), on_progress, rank, size, on_record)
         work.taken = {run.name: source / ENTRIES / run.name for run in taken}
         records, stopped = work.all(every_seed, arms, references, stop_hopeless)
         result = _result(wanted, seeds, records, _others(out, records))
@@ -135,6 +137,7 @@ class _Work:
     on_progress: Callable[[str, int, int, str], object] | None
     rank: int = 0
     size: int = 1
+    on_record: Callable[[Sequence[dict[str, Any]]], object] | None = None
     taken: dict[str, Path] = field(default_factory=dict)
     """Runs that are not made but taken over, and where from."""
     done: set[str] = field(default_factory=set)
@@ -151,9 +154,11 @@ class _Work:
             going_on = [arm for arm in arms if arm.name not in stopped]
             if stop_hopeless:
                 self._share([Run(arm, seed) for arm in going_on], references)
-            made = [_waited_for(partial(self._run, Run(arm, seed))) for arm in going_on]
-            records += made
-            records += [_waited_for(partial(self._reference, each, made[0])) for each in _of(references, seed)]
+            first = len(records)
+            for arm in going_on:
+                self._keep(records, _waited_for(partial(self._run, Run(arm, seed))))
+            for each in _of(references, seed):
+                self._keep(records, _waited_for(partial(self._reference, each, records[first])))
             if stop_hopeless and seed != seeds[-1]:
                 stopped |= hopeless(records, [arm.name for arm in going_on])
         self._tell(self.total * self.distil.length, "all runs done")
@@ -221,6 +226,11 @@ class _Work:
             **run.described(), "skipped": distilled["skipped"], "taken_from": taken_from(distilled),
             "checkpoints": checkpoints, "times": times,
         }  # fmt: skip
+
+    def _keep(self, records: list[dict[str, Any]], record: dict[str, Any]) -> None:
+        records.append(record)
+        if self.on_record is not None:
+            self.on_record(records)
 
     def _tell(self, step: int, note: str) -> None:
         if self.on_progress is not None:

@@ -17,11 +17,13 @@ from ddplug.comparison.compare import ENTRIES, compare
 from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import Own, set_name
 from ddplug.comparison.plan import BASELINE, Arm, Settings, arms
+from ddplug.comparison.standing import Standing
 from ddplug.comparison.statistics import cost, curve, plus_minus, term_of
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import InputError
 from ddplug.networks.precision import fast_bf16
+from ddplug.objectives import make
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.pretrain import pretrain
 from ddplug.utils.files import user_path
@@ -58,6 +60,12 @@ class Preset:
     def arm(self) -> Arm:
         """The one with the term."""
         return arms([self.weight])[-1]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the two arms are called."""
+        label = make(self.settings.term).label
+        return {BASELINE.name: f"without {label}", self.arm.name: f"with {label}"}
 
     def changed(self, **given: Any) -> Preset:
         """With another weight, seeds, ipc or iterations, where they are not None."""
@@ -97,6 +105,7 @@ def run_demo(
     device: torch.device | str = "cpu",
     pool: ProxyPool | None = None,
     on_progress: Callable[[str, int, int, str], object] | None = None,
+    on_line: Callable[[str], object] | None = None,
 ) -> Outcome:
     """Run the demo, or what is left of it, and write its files into `out`.
 
@@ -107,6 +116,7 @@ def run_demo(
         device: to run on.
         pool: proxies to use instead of training some; the last `preset.held_out` of them only measure.
         on_progress: told (what is being done, steps done, steps in all, a note).
+        on_line: told each line of the table that grows with every run.
 
     Raises what `compare` raises, such as `InputError` where `out` holds a demo with other settings.
     """
@@ -123,14 +133,9 @@ def run_demo(
     result = compare(
         Own(data, settings, used, device), [BASELINE, preset.arm], preset.seeds, out / COMPARISON, judge,
         on_progress=on_progress,
+        on_record=on_line and Standing(on_line, preset.names, settings.term),
     )  # fmt: skip
-    return Outcome(preset, result, _draw(data, out, result, _names(preset, result)))
-
-
-def _names(preset: Preset, result: dict[str, Any]) -> dict[str, str]:
-    """What the two arms are called."""
-    label, _ = term_of(result)
-    return {BASELINE.name: f"without {label}", preset.arm.name: f"with {label}"}
+    return Outcome(preset, result, _draw(data, out, result, preset.names))
 
 
 def table(outcome: Outcome) -> Table:
@@ -148,7 +153,7 @@ def table(outcome: Outcome) -> Table:
         ),
     )  # fmt: skip
     rows = result["summary"]
-    for row, name in zip(rows, _names(preset, result).values(), strict=True):
+    for row, name in zip(rows, preset.names.values(), strict=True):
         seconds, _ = cost(result, row["arm"])
         spent = "-" if seconds is None else f"{seconds * settings.iterations:.1f} s"
         accuracy = f"{plus_minus(row['accuracy'], row['accuracy_std'])} %"

@@ -1,4 +1,7 @@
-"""Progress of long work: live bars on a terminal, and a line at every tenth where the output goes to a file."""
+"""Progress of long work: live bars on a terminal, and a line at every tenth where the output goes to a file.
+
+Work whose results come one by one says each as a line of its own, which stays, above the bars or in the file.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ class Bars:
         )  # fmt: skip
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, int] = {}
+        self._lines = False
 
     def __enter__(self) -> Bars:
         return self
@@ -43,8 +47,14 @@ class Bars:
             self._tasks[what] = self._live.add_task(what, total=total, note="")
         self._live.update(self._tasks[what], completed=done, total=total, note=note)
 
+    def say(self, line: str) -> None:
+        """A line that stays. Where the output goes to a file, lines take the place of those at every tenth."""
+        if self._on:
+            self._lines = True
+            self._live.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
     def _line(self, what: str, done: int, total: int, note: str) -> None:
         tenth = 10 * done // max(total, 1)
-        if tenth != self._said.get(what, 0):
+        if not self._lines and tenth != self._said.get(what, 0):
             self._said[what] = tenth
             print(f"{what}: {done}/{total}{'  ' + note if note else ''}", flush=True)

@@ -82,6 +82,7 @@ def test_a_table_two_pictures_and_a_comparison(tmp_path: Path, digits: ImageData
     assert re.search(r"with CMI .*%.*s", shown)
     assert re.search(r"difference .*[+-]\d+\.\d\d points", shown)
     assert "2 images per class, 4 iterations" in shown
+    assert re.search(r"\n +0  without CMI +\d+\.\d\d\n +0  with CMI +\d+\.\d\d +[+-]\d+\.\d\d +x ", shown)
     assert f"{len(digits.train_images)} training" in shown
     for name in ("images.png", "cmi.png"):
         assert str(tmp_path / "out" / name) in shown
