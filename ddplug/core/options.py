@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 from ddplug.core.estimator import count
 from ddplug.core.weighting import WeightingName
 from ddplug.engine.chunking import Chunk, check_chunk
-from ddplug.errors import InputError
+from ddplug.errors import InputError, WeightError
 from ddplug.networks.precision import Precision, check_precision
 from ddplug.objectives import Objective, TermSpec
 from ddplug.objectives.around import Centroids
@@ -121,8 +121,16 @@ class Options:
             raise InputError(f"unknown processes={self.processes!r}. {HOW} 'one' is refused where there are more.")
         check_chunk(self.chunk)
 
-    def check_with(self, objective: Objective, processes: Sharing, view: object) -> None:
-        """`InputError` for options that mean nothing together with the term, the processes or the `view` given."""
+    def check_with(self, objective: Objective, weight: float | str, processes: Sharing, view: object) -> None:
+        """Raise for options that mean nothing together with the term, the weight, the processes or the `view` given.
+
+        `WeightError` for the paper's weight with another term, `InputError` for all else.
+        """
+        if weight == "paper" and objective.name != "cmi":
+            raise WeightError(
+                f"weight='paper' is a lambda for CMI within the batch, and what is added is {objective.label}; give "
+                "the weight as a number."
+            )
         if self.classes is not None and not objective.additive_over_classes:
             raise InputError(
                 f"classes={self.classes} lets some classes stand for all, but {objective.label} of all is not made up "

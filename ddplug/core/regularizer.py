@@ -149,7 +149,7 @@ class Regularizer:
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
         objective = around(make(term, temperature=temperature), centroids)
         self.representation = chosen(representation, self.weighting.kind, objective.representation)
-        self.options.check_with(objective, processes, view)
+        self.options.check_with(objective, weight, processes, view)
         self.every, self.passes, self.set_size = every, passes, set_size
         self.processes = Processes(processes, group)
         self.pool.check_draw(draw)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import ddplug
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool
 from ddplug.comparison.compare import compare
 from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.judge import Judge, judge_seed
@@ -27,7 +28,6 @@ from ddplug.comparison.statistics import cost, left_out
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DataError, InputError, WeightError
-from ddplug.proxies.pretrain import pretrain
 from ddplug.utils.files import write_json
 from ddplug.utils.sealing import unseal_record
 
@@ -44,17 +44,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return datasets.load("digits")
-
-
-@pytest.fixture(scope="module")
-def pools(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def pools(trained: Callable[..., Path]) -> tuple[Path, Path]:
     """Folders of the training pool and of the held-out one."""
-    folder = tmp_path_factory.mktemp("compare")
-    for name, count, seed in (("pool", 2, 0), ("heldout", 1, 50)):
-        pretrain(digits, folder / name, count=count, epochs=1, seed=seed, options={"width": 8}, progress=False)
-    return folder / "pool", folder / "heldout"
+    return trained(2), trained(1, 50)
 
 
 @pytest.fixture

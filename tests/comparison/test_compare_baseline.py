@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import Own
 from ddplug.comparison.plan import Settings, arms
 from ddplug.errors import DataError, InputError
-from ddplug.proxies.pretrain import pretrain
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -30,12 +30,9 @@ LOGITS = replace(FEATURES, regularizer={"calibrate": 2, "representation": "logit
 
 
 @pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def pools(trained: Callable[..., Path]) -> list[Path]:
     """Folders of two pools of one network."""
-    folders = [tmp_path_factory.mktemp("baseline") / name for name in ("one", "other")]
-    for seed, folder in enumerate(folders):
-        pretrain(datasets.load("digits"), folder, count=1, epochs=1, seed=seed, options={"width": 8}, progress=False)
-    return folders
+    return [trained(1), trained(1, 1)]
 
 
 @pytest.fixture

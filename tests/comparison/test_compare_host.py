@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool
 from ddplug.adapters.dm import DM
 from ddplug.attaching.registry import _ADAPTERS
 from ddplug.comparison.compare import compare
@@ -31,7 +32,6 @@ from ddplug.hosting import deterministic as repeatable
 from ddplug.hosting.adapter import HostAdapter, comparable
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.deterministic import clock, seed_everything
-from ddplug.proxies.pretrain import pretrain
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -70,15 +70,8 @@ class Told(Upstream):
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return datasets.load("digits")
-
-
-@pytest.fixture(scope="module")
-def pool(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("host") / "pool"
-    pretrain(digits, folder, count=1, epochs=1, options={"width": 8}, progress=False)
-    return folder
+def pool(trained: Callable[..., Path]) -> Path:
+    return trained(1)
 
 
 @pytest.fixture

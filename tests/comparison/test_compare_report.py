@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool
 from ddplug.cli import app as cli
 from ddplug.comparison.page import template
 from ddplug.comparison.statistics import curve, result_columns, summary, t_quantile, term_of
@@ -20,19 +21,14 @@ from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DDPlugError, InputError, WeightError
 from ddplug.objectives import base
 from ddplug.objectives.base import Groups, Objective
-from ddplug.proxies.pretrain import pretrain
 
 pytest.importorskip("sklearn")
 
 
 @pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def pools(trained: Callable[..., Path]) -> tuple[Path, Path]:
     """Folders of the training pool and of the held-out one."""
-    folder = tmp_path_factory.mktemp("compare")
-    digits, small = datasets.load("digits"), {"width": 8}
-    for name, count, seed in (("pool", 2, 0), ("heldout", 1, 50)):
-        pretrain(digits, folder / name, count=count, epochs=1, seed=seed, options=small, progress=False)
-    return folder / "pool", folder / "heldout"
+    return trained(2), trained(1, 50)
 
 
 def entry(arm: str, seed: int, *checkpoints: tuple[int, list[float], float]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool
 from ddplug.cli import app as cli
 from ddplug.comparison.compare import compare
 from ddplug.comparison.judge import Judge
@@ -24,7 +25,6 @@ from ddplug.datasets.synthetic import load_set
 from ddplug.errors import InputError
 from ddplug.evaluation.measure import measure_term
 from ddplug.objectives import make
-from ddplug.proxies.pretrain import pretrain
 
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
 
@@ -38,15 +38,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return datasets.load("digits")
-
-
-@pytest.fixture(scope="module")
-def pool(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("terms") / "pool"
-    pretrain(digits, folder, count=1, epochs=1, options={"width": 8}, progress=False)
-    return folder
+def pool(trained: Callable[..., Path]) -> Path:
+    return trained(1)
 
 
 def run(digits: ImageData, pool: Path, out: Path, chosen: list[Arm], seeds: int = 1, settings: Settings = TINY) -> Any:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool
 from ddplug.cli import app as cli
 from ddplug.comparison.demo import DIGITS, Preset, run_demo
 from ddplug.comparison.plan import Settings
@@ -38,11 +38,6 @@ TINY = Preset(
     seeds=2, proxy_width=8, proxies=1, held_out=1, proxy_epochs=1,
 )  # fmt: skip
 DEMO = ("demo", "--seeds", "1", "--ipc", "2", "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return datasets.load("digits")
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool
 from ddplug.comparison.compare import compare
 from ddplug.comparison.judge import Judge, judge_seed
 from ddplug.comparison.own_trainer import Own
@@ -23,7 +24,6 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import InputError, ProxyError
 from ddplug.evaluation.judging import DSAPerNetwork, Recipe, maker
-from ddplug.proxies.pretrain import pretrain
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -38,14 +38,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return datasets.load("digits")
-
-
-@pytest.fixture(scope="module")
-def pool(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> ProxyPool:
-    folder = tmp_path_factory.mktemp("references") / "pool"
-    return pretrain(digits, folder, count=1, epochs=1, options={"width": 8}, progress=False)
+def pool(trained: Callable[..., Path]) -> ProxyPool:
+    return ProxyPool.load(trained(1))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from ddplug.comparison.setup import Setup
 from ddplug.comparison.tune import Tuned, said, tune
 from ddplug.errors import DataError, DDPlugError, InputError
 from ddplug.proxies.pool import ProxyPool
-from ddplug.proxies.pretrain import pretrain
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -35,10 +35,8 @@ GRID = {"representation": ["feature", "logit"], "weighting": ["relative"]}
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tune") / "pool"
-    pretrain(datasets.load("digits"), folder, count=1, epochs=1, options={"width": 8}, progress=False)
-    return folder
+def pool(trained: Callable[..., Path]) -> Path:
+    return trained(1)
 
 
 @pytest.fixture
