@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from ddplug.comparison.standing import Standing
-from ddplug.utils.progress import Bars
 
 CMI = "weight-1-host"
 
@@ -66,17 +63,3 @@ def test_runs_that_no_arm_names() -> None:
     """References are real images: their accuracy is compared as well."""
     random = {**record("random", 3, [0.2, 0.3], 1.0, 2.0), "weight": None, "views": None}
     assert lines([*RECORDS[:2], random])[-1] == ["3", "random", "25.00", "-30.00", "", "x 10.00"]
-
-
-def test_in_a_file_the_table_takes_the_place_of_lines_at_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    with Bars() as bars:
-        bars("work", 1, 10, "")
-        bars.say("a row [of it]")
-        bars("work", 2, 10, "")
-    assert capsys.readouterr().out == "work: 1/10\na row [of it]\n"
-
-
-def test_nothing_is_said_where_bars_are_off(capsys: pytest.CaptureFixture[str]) -> None:
-    with Bars(on=False) as bars:
-        bars.say("a row")
-    assert capsys.readouterr().out == ""

@@ -117,7 +117,7 @@ MUTANTS = [
     Mutant("the paper's lambda for another term", "core/options.py", 'if weight == "paper" and objective.name != "cmi":', "if False:", f"{LAYER}::test_weights_by_name"),
     Mutant("standing: all seeds at each", "comparison/standing.py", 'here = _row(records, run["arm"], [run["seed"]])', 'here = _row(records, run["arm"], [each["seed"] for each in records if each["arm"] == run["arm"]])', "tests/comparison/test_standing.py::test_a_line_for_every_run"),
     Mutant("standing: told at the end", "comparison/standing.py", "self._said = len(records)", "pass", "tests/comparison/test_standing.py::test_a_line_for_every_run"),
-    Mutant("bars: lines beside a table", "utils/progress.py", "if not self._lines and tenth", "if tenth", "tests/comparison/test_standing.py::test_in_a_file_the_table_takes_the_place_of_lines_at_every_tenth"),
+    Mutant("bars: lines beside a table", "utils/progress.py", "if not self._lines and tenth", "if tenth", "tests/utils/test_progress.py::test_in_a_file_results_take_the_place_of_lines_at_every_tenth"),
     Mutant("compare: one term for all arms", "comparison/plan.py", "return arm.term or self.term", "return self.term", f"{COMPARE_TERMS}::test_each_arm_is_regularised_by_its_term"),
     Mutant("compare: terms unpaired", "comparison/statistics.py", "shared = [seed for seed in scores[0] if seed in scores[1]]", "shared = sorted(scores[1], reverse=True)", f"{COMPARE_TERMS}::test_terms_are_compared_in_pairs_of_a_seed"),
     # Memory that runs out, rounds that are broken off
