@@ -38,6 +38,7 @@ from ddplug.networks.precision import Precision
 from ddplug.objectives import Objective, TermSpec, make
 from ddplug.objectives.around import Centroids, around
 from ddplug.objectives.base import check_labels, check_not_negative
+from ddplug.proxies.doubts import doubts
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import Choice, Representation, chosen, formerly_space
@@ -308,8 +309,7 @@ class Regularizer:
         """What lambda depends on besides the weight: a state goes with these and with no others."""
         return {
             **self.options.of_lambda(), **self.objective.settings(), "term": self.objective.name,
-            "representation": self.representation,
-            "classes": self.estimator.classes,
+            "representation": self.representation, "classes": self.estimator.classes,
             "input_space": str(self._given_space) if self._given_space is not None else None,
         }  # fmt: skip
 
@@ -387,5 +387,5 @@ class Regularizer:
         self.pool.check_draw(self.estimator.draw)
         self.pool.check_classes(labels)
         self.pool.probe(views, self.input_space, self.representation)
-        for doubt in self.pool.doubts(views, labels, self.input_space):
+        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.options.centroids != "batch"):
             self.watch.warn(doubt, doubt)

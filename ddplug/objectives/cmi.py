@@ -83,7 +83,7 @@ def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor
     groups = checked(features, labels, temperature)
     if groups.one_image_per_class:
         warnings.warn(ONE_IMAGE_PER_CLASS, DDPlugWarning, stacklevel=2)
-    return class_sums(features, groups, temperature).sum() / len(features)
+    return ConditionalMutualInformation(temperature)(features, groups)
 
 
 def check_temperature(temperature: float) -> float:

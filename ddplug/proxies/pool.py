@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddplug.datasets.spaces import SPELLINGS, AnySpace, InputSpace, named_space
+from ddplug.datasets.spaces import SPELLINGS, AnySpace, named_space
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
 from ddplug.proxies.data_check import check_data
 from ddplug.proxies.proxy import PoolInfo, Proxy
@@ -18,9 +18,6 @@ from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.utils.digest import short_sha256
 
 __all__ = ["PoolInfo", "Proxy", "ProxyPool"]
-
-FLOOR = 1 / 3
-"""Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
 
 
 class ProxyPool:
@@ -224,57 +221,6 @@ class ProxyPool:
                 f"{self.info.dataset or 'a data set'} with {len(names)} classes (0 to {len(names) - 1}). Number the "
                 "classes as the pool does, or use proxies of the host's own data."
             )
-
-    def doubts(self, images: Tensor, labels: Tensor, space: AnySpace | None) -> list[str]:
-        """What is legal about the first batch and almost surely a mistake; waits for the device.
-
-        Args:
-            images: (n, c, h, w), of a host whose input space is `space`; None if that was not said.
-            labels: (n,) class numbers.
-        """
-        return [text for text in (self._range(images, space), self._outputs(labels), self._accuracy()) if text]
-
-    def _range(self, images: Tensor, space: AnySpace | None) -> str | None:
-        if space is not None or not isinstance(self.info.space, InputSpace):
-            return None
-        least, most = (float(end) for end in torch.aminmax(images.detach()))
-        if self.info.space == InputSpace.unit(self.info.space.channels):
-            wrong = least < -0.5 or most > 1.5
-        else:
-            wrong = least >= 0 and most <= 1
-        if not wrong:
-            return None
-        return (
-            f"the first images run from {least:.3g} to {most:.3g}, and these proxies were trained on images "
-            f"{self.info.space}. Nothing was said of the images' own space, so they are taken to be in the pool's. If "
-            "they are not, pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
-        )
-
-    def _outputs(self, labels: Tensor) -> str | None:
-        if self.info.class_names is not None or not len(labels):
-            return None
-        known = [count for proxy in self.proxies if (count := proxy.outputs) is not None]
-        if not known or int(labels.max()) < max(known):
-            return None
-        return (
-            f"got labels up to {int(labels.max())}, but the proxies tell {max(known)} classes apart. A proxy says "
-            "nothing useful of classes it does not know; use proxies of the host's own data."
-        )
-
-    def _accuracy(self) -> str | None:
-        for proxy in self.proxies:
-            accuracy = proxy.record.get("test_accuracy")
-            classes = len(self.info.class_names) if self.info.class_names is not None else proxy.outputs
-            if not isinstance(accuracy, float) or not classes or classes < 2:
-                continue
-            least = 1 / classes + FLOOR * (1 - 1 / classes)
-            if accuracy < least:
-                return (
-                    f"proxy '{proxy.name}' is right on {accuracy:.1%} of its test images, where guessing is right on "
-                    f"{1 / classes:.1%}; expected {least:.1%} or more. CMI under networks that know so little says "
-                    "little: train them longer (`ddplug pretrain` with more --epochs)."
-                )
-        return None
 
     def digest(self) -> str:
         """Sixteen hex digits that are equal for equal proxies in the same order."""

@@ -60,7 +60,7 @@ def check_archive(path: Path) -> bool:
     if start == b"PK\x03\x04":
         comment = _comment(tail)
         # One of ours whose name is damaged still has a checksum behind it; other programs' comments are theirs.
-        if comment is None or (len(comment) == _COMMENT and _SHA256.fullmatch(comment[len(_MARK) :].decode("latin1"))):
+        if comment is None or _SHA256.fullmatch(comment[len(_MARK) :].decode("latin1")):
             raise BrokenError("its end is missing or damaged")
     return False
 

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ddplug.comparison.compare import _Work
+from ddplug.utils.files import HeldError
 from ddplug.utils.processes import environment_of_one
 
 pytest.importorskip("sklearn")
@@ -115,6 +117,17 @@ def test_several_processes_make_what_one_does(tmp_path: Path, part: str) -> None
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    def run(size: int) -> AbstractContextManager[None]:
+        return _Work(None, tmp_path, None, "own", 1, None, 0, size)._lock("run")  # type: ignore[arg-type]
+
+    with run(2):
+        with pytest.raises(HeldError), run(2):
+            pass
+        with run(1):  # whoever is alone has the whole folder
+            pass
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -270,6 +270,22 @@ def test_passes_that_are_skipped_are_left_out(pool: ddplug.ProxyPool, batch: Bat
     assert regularizer.history.cmi == pytest.approx([ddplug.CMI(pool)(1.5 * images, labels).item()], rel=1e-12)
 
 
+def test_a_pass_skipped_within_a_round_goes_as_the_host_made_it(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    images, labels = batch
+    regularizer, leaf = layer(pool), images.clone().requires_grad_()
+    with regularizer.round():
+        host(regularizer(1.5 * leaf[:6], labels[:6])).backward()
+        other = host(regularizer(1.5 * leaf[6:], labels[6:]))
+        regularizer.skip()
+        other.backward()
+    assert [r.images for r in regularizer.history] == [6]
+    plain = images.clone().requires_grad_()
+    host(1.5 * plain[6:]).backward()
+    assert leaf.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(leaf.grad[6:], plain.grad[6:])
+
+
 def test_views_that_share_a_graph_behind_them(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """Both halves come of one tensor: its graph is walked once for both."""
     images, labels = batch

@@ -332,6 +332,33 @@ def test_labels_that_the_pools_data_does_not_have(network: Callable[..., nn.Modu
         layer(normalised(network))(images.clone().requires_grad_(), labels + 22).sum().backward()
 
 
+@pytest.mark.parametrize(("wrong", "remarked"), [(0, False), (8, False), (11, True), (12, True)])
+def test_views_that_a_good_proxy_takes_for_something_else(
+    network: Callable[..., nn.Module], batch: Batch, wrong: int, remarked: bool
+) -> None:
+    """Of 12 views, at least half of 0.9 should be right: the odds of 4 or fewer are 0.30, those of one are 0.008."""
+    images, _ = batch
+    names, record = ("a", "b", "c"), {"test_accuracy": 0.9}
+    pool = ddplug.ProxyPool([ddplug.Proxy(network(7), name="good", record=record)], ddplug.PoolInfo(class_names=names))
+    labels = pool.proxies[0](images, "logit").argmax(1)
+    labels[:wrong] = (labels[:wrong] + 1) % 3
+    if not remarked:
+        step(layer(pool), (images, labels))
+        return
+    right = rf"'good', which is right on 90.0% of its test images, takes {12 - wrong} of 12 "
+    with pytest.warns(ddplug.DDPlugWarning, match=f"{right}.*another order.*input_space=.*noise"):
+        step(layer(pool), (images, labels))
+    step(layer(pool, centroids="running"), (images, labels))  # for hosts whose images begin as noise
+
+
+def test_of_proxies_of_which_nothing_is_known_nothing_is_expected(
+    network: Callable[..., nn.Module], batch: Batch
+) -> None:
+    images, _ = batch
+    pool = ddplug.ProxyPool.from_modules([network(7)])
+    step(layer(pool), (images, (pool.proxies[0](images, "logit").argmax(1) + 1) % 3))
+
+
 @pytest.mark.parametrize(("accuracy", "remarked"), [(0.37, True), (0.55, True), (0.56, False), (0.9, False)])
 def test_proxies_that_know_little(
     network: Callable[..., nn.Module], batch: Batch, accuracy: float, remarked: bool
@@ -438,6 +465,16 @@ def test_a_state_of_an_older_version_is_taken_with_a_word(pool: ddplug.ProxyPool
 # Small things that people reach for
 
 
+class NoWayBack(nn.Module):
+    """A layer that cannot be differentiated."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images * 1
+        if images.requires_grad:
+            images.register_hook(lambda _: pytest.fail("differentiated"))
+        return images
+
+
 def test_cmi_at_weight_zero_on_request(pool: ddplug.ProxyPool, batch: Batch, tmp_path: Any) -> None:
     """The baseline's curve: the host bit for bit as it is, and CMI of every round."""
     images, labels = batch
@@ -455,6 +492,10 @@ def test_cmi_at_weight_zero_on_request(pool: ddplug.ProxyPool, batch: Batch, tmp
     assert regularizer.history.cmi == pytest.approx(expected, rel=1e-12)
     assert [r.lam for r in regularizer.history] == [0.0, 0.0]
     assert regularizer.lam is None
+    proxy = ddplug.ProxyPool.from_modules([nn.Sequential(NoWayBack(), nn.Flatten(), nn.Linear(48, 3))])
+    measuring = layer(proxy, 0.0, weighting="relative", record=True)
+    measuring(images.float().requires_grad_() * 1, labels).sum().backward()
+    assert len(measuring.history) == 1, "nothing is differentiated that is not needed"
     assert ddplug.attach(Loop(batch), 0, proxies=pool, record=True, announce=lambda line: None).regularizer.active
 
 
@@ -534,6 +575,19 @@ def test_a_state_that_is_damaged_changes_nothing(pool: ddplug.ProxyPool, batch: 
             second.load_state_dict({**state, **damage})
         assert repr(second.state_dict()) == before
     second.load_state_dict(state)
+    assert second.lam == first.lam
+
+
+def test_a_state_that_is_found_to_be_damaged_half_way_changes_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """The view comes last, and only it knows what its state may be."""
+    options: dict[str, Any] = {"weighting": "relative", "calibrate": 1, "views_per_image": 2}
+    first, second = (layer(pool, view=nn.BatchNorm2d(3).double().eval(), **options) for _ in range(2))
+    step(first, batch)
+    before = repr(second.state_dict())
+    with pytest.raises(ddplug.InputError, match="(?s)damaged .*nothing was taken"):
+        second.load_state_dict({**first.state_dict(), "view": {"weight": torch.ones(4)}})
+    assert repr(second.state_dict()) == before
+    second.load_state_dict(first.state_dict())
     assert second.lam == first.lam
 
 

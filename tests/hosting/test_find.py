@@ -153,6 +153,8 @@ def test_what_comes_to_a_backward_pass_is_likelier(tmp_path: Path) -> None:
     found = [line_of(each) for each in find(write(tmp_path, script=more))]
     assert found[0] == "img_syn = DiffAugment(img_syn)"
     assert found[1].startswith("shown") or found[2].startswith("shown")
+    comes = ["its result comes to a backward pass" in each.why for each in find(tmp_path)]
+    assert comes == [True, False, False, False]
 
 
 def test_files_that_are_no_python_are_passed_over(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.errors import InputError, PoolError, ProxyError
-from ddplug.networks.training import accuracy, fit, shift_and_flip
+from ddplug.networks.training import _load_optimizer, accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded
 from ddplug.utils.reading import write_tensors
 
@@ -429,6 +429,12 @@ def test_a_checkpoint_of_another_torch_is_gone_on_with(few, tmp_path):
     del group["fused"]
     write_tensors(state, file)
     assert same(expected, weights(fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)))
+    (parameter,) = torch.nn.Linear(1, 1, bias=False).parameters()
+    optimizer, other = (torch.optim.SGD([parameter], lr=lr) for lr in (0.1, 0.2))
+    saved = other.state_dict()
+    saved["param_groups"][0]["of a later version"] = True
+    _load_optimizer(optimizer, saved)
+    assert optimizer.state_dict() == other.state_dict(), "what this version does not know stays out"
 
 
 # ---- accuracy

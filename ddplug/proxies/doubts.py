@@ -1,0 +1,107 @@
+"""What is legal about a pool and the first views that it sees, and almost surely a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil, comb
+
+import torch
+from torch import Tensor
+
+from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.proxy import Proxy
+
+FLOOR = 1 / 3
+"""Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
+SEEN, RARE = 256, 0.01
+"""So many of the first views are shown to a proxy; the odds below which what it is right on is no accident."""
+
+
+def doubts(
+    pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace | None, *, from_noise: bool = False
+) -> list[str]:
+    """Sentences on the pool and the first views; waits for the device.
+
+    Args:
+        pool: the proxies.
+        views: (n, c, h, w), of a host whose input space is `space`; None if that was not said.
+        labels: (n,) class numbers.
+        from_noise: images begin as noise, and it is no mistake that a proxy recognises none of them.
+    """
+    found = [text for text in (_range(pool, views, space), _outputs(pool, labels), _accuracy(pool)) if text]
+    if not found and not from_noise:  # one of these would explain the other
+        found = [text for text in (_recognised(pool, views, labels, space),) if text]
+    return found
+
+
+def _range(pool: ProxyPool, images: Tensor, space: AnySpace | None) -> str | None:
+    if space is not None or not isinstance(pool.info.space, InputSpace):
+        return None
+    least, most = (float(end) for end in torch.aminmax(images.detach()))
+    if pool.info.space == InputSpace.unit(pool.info.space.channels):
+        wrong = least < -0.5 or most > 1.5
+    else:
+        wrong = least >= 0 and most <= 1
+    if not wrong:
+        return None
+    return (
+        f"the first images run from {least:.3g} to {most:.3g}, and these proxies were trained on images "
+        f"{pool.info.space}. Nothing was said of the images' own space, so they are taken to be in the pool's. If "
+        "they are not, pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
+    )
+
+
+def _outputs(pool: ProxyPool, labels: Tensor) -> str | None:
+    if pool.info.class_names is not None or not len(labels):
+        return None
+    known = [count for proxy in pool if (count := proxy.outputs) is not None]
+    if not known or int(labels.max()) < max(known):
+        return None
+    return (
+        f"got labels up to {int(labels.max())}, but the proxies tell {max(known)} classes apart. A proxy says "
+        "nothing useful of classes it does not know; use proxies of the host's own data."
+    )
+
+
+def _accuracy(pool: ProxyPool) -> str | None:
+    for proxy, accuracy, classes in _known(pool):
+        least = 1 / classes + FLOOR * (1 - 1 / classes)
+        if accuracy < least:
+            return (
+                f"proxy '{proxy.name}' is right on {accuracy:.1%} of its test images, where guessing is right on "
+                f"{1 / classes:.1%}; expected {least:.1%} or more. CMI under networks that know so little says "
+                "little: train them longer (`ddplug pretrain` with more --epochs)."
+            )
+    return None
+
+
+def _recognised(pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace | None) -> str | None:
+    """Whether a proxy that knows the data is right on the views, at least half as often as on its test images."""
+    known = next(_known(pool), None)
+    if known is None or not len(views):
+        return None
+    proxy, accuracy, _ = known
+    some = slice(None, None, ceil(len(views) / SEEN))
+    with torch.no_grad():
+        answers = proxy(pool.prepare(views.detach()[some], space), "logit").argmax(1)
+    right, shown = int((answers == labels[some].to(answers.device)).sum()), len(answers)
+    expected = accuracy / 2
+    odds = sum(comb(shown, k) * expected**k * (1 - expected) ** (shown - k) for k in range(right + 1))
+    if odds >= RARE:
+        return None
+    return (
+        f"proxy '{proxy.name}', which is right on {accuracy:.1%} of its test images, takes {right} of {shown} of the "
+        "first views for what their labels say. Either the labels count the classes in another order than the pool, or "
+        "the images are in another input space (input_space=), or they begin as noise, where CMI pulls the images of a "
+        "class together before they show anything of it: see docs/guide.md, images that begin as noise."
+    )
+
+
+def _known(pool: ProxyPool) -> Iterator[tuple[Proxy, float, int]]:
+    """Proxies of which a test accuracy is known, it, and the number of classes."""
+    for proxy in pool:
+        accuracy = proxy.record.get("test_accuracy")
+        classes = len(pool.info.class_names) if pool.info.class_names is not None else proxy.outputs
+        if isinstance(accuracy, float) and classes and classes > 1:
+            yield proxy, accuracy, classes
