@@ -34,10 +34,11 @@ def _setup(
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies; digits need none.")] = None,
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
-    ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next four: own only.")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next five: own only.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300.")] = None,
     batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the synthetic images; 1.")] = None,
+    init: Annotated[str | None, typer.Option(help="What these start as: real, or noise; real.")] = None,
     checkpoints: Annotated[
         int | None, typer.Option(help="Times a run's set is kept and judged, the end included; 5.")
     ] = None,
@@ -76,8 +77,8 @@ def _setup(
     if strategy is None:
         strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
     ours: dict[str, Any] = {
-        "ipc": ipc, "iterations": iterations, "batch_real": batch_real, "lr": lr, "checkpoints": checkpoints,
-        "judge_last": judge_last or None,
+        "ipc": ipc, "iterations": iterations, "batch_real": batch_real, "lr": lr, "init": init,
+        "checkpoints": checkpoints, "judge_last": judge_last or None,
     }  # fmt: skip
     ours = {name: value for name, value in ours.items() if value is not None}
     settings = Settings(

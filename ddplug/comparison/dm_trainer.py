@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from einops import reduce
@@ -22,9 +22,18 @@ from ddplug.datasets.images import ImageData, random_real
 from ddplug.errors import InputError
 from ddplug.networks.zoo import Network, build, seeded
 
+Init = Literal["real", "noise"]
+
+
+def check_init(init: str) -> str:
+    """`init`, or `InputError` if images do not start like that."""
+    if init not in get_args(Init):
+        raise InputError(f"init must be {' or '.join(get_args(Init))}, got {init!r}.")
+    return init
+
 
 class DistributionMatching:
-    """Distils `data` into `ipc` synthetic images per class, which start as random real ones.
+    """Distils `data` into `ipc` synthetic images per class, which start as random real ones, or as noise.
 
     Args:
         data: the real data.
@@ -34,6 +43,7 @@ class DistributionMatching:
         lr: of the synthetic images (SGD with momentum 0.5, as published).
         architecture: of the random networks, a name for `ddplug.networks.build`.
         options: for the architecture, e.g. {"width": 64}.
+        init: what the images start as, "real" or "noise": standard normal numbers in the data's input space.
         seed: of all randomness in here, none of which is global.
         device: to run on.
     """
@@ -48,6 +58,7 @@ class DistributionMatching:
         lr: float = 1.0,
         architecture: str = "convnet",
         options: dict[str, Any] | None = None,
+        init: Init = "real",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -57,6 +68,8 @@ class DistributionMatching:
         self.generator = torch.Generator().manual_seed(seed)
         self.dsa = DSA(strategy, seed=seed)
         start, self.labels = random_real(self.data, ipc, self.generator)
+        if check_init(init) == "noise":
+            start = torch.randn(start.shape, generator=self.generator).to(start)
         self.images = start.clone().requires_grad_()
         self.optimizer = torch.optim.SGD([self.images], lr=lr, momentum=0.5)
         self.iteration = 0

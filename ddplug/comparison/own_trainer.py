@@ -91,7 +91,7 @@ class Own:
         settings = self.settings
         return DistributionMatching(
             self.data, settings.ipc, strategy=settings.strategy, batch_real=settings.batch_real, lr=settings.lr,
-            architecture=settings.arch, options=settings.network, seed=seed, device=self.device,
+            architecture=settings.arch, options=settings.network, init=settings.init, seed=seed, device=self.device,
         )  # fmt: skip
 
     def _attached(self, trainer: DistributionMatching, run: Run) -> Handle:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from ddplug.attaching.places import Views
+from ddplug.comparison.dm_trainer import Init, check_init
 from ddplug.core.options import ABOUT, COMPARED, renamed
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
@@ -39,9 +40,9 @@ class Arm:
         return f"{of}{shown}-{self.views}"
 
 
-OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "checkpoints", "judge_last")
+OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "init", "checkpoints", "judge_last")
 """Settings that an upstream host has itself, or that mean nothing there."""
-ADDED = ("term", "judge_last")
+ADDED = ("term", "judge_last", "init")
 """Settings that records of older versions lack; they were made with today's defaults."""
 
 BASELINE = Arm(0.0)
@@ -112,6 +113,8 @@ class Settings:
     batch_real: int = 64
     lr: float = 1.0
     """Of the synthetic images."""
+    init: Init = "real"
+    """What these start as."""
     strategy: str = "color_crop_cutout_flip_scale_rotate"
     """DSA's operations, in distilling and in judging."""
     arch: str = "convnet"
@@ -140,6 +143,7 @@ class Settings:
         for name in ("lr", "judge_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be more than 0 and finite, got {getattr(self, name)}.")
+        check_init(self.init)
         if self.checkpoints > self.iterations:
             raise InputError(
                 f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."

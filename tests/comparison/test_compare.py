@@ -210,6 +210,22 @@ def test_a_trainer_goes_on_from_its_state(digits: ImageData) -> None:
         DistributionMatching(digits, 3, seed=3).load_state_dict(state)
 
 
+def test_images_that_begin_as_noise(digits: ImageData) -> None:
+    """Of the trainer's own seed, and with the labels that real ones have."""
+    real, *noise = (
+        DistributionMatching(digits, 3, batch_real=4, options={"width": 8}, seed=seed, init=init)
+        for seed, init in ((3, "real"), (3, "noise"), (3, "noise"), (4, "noise"))
+    )
+    assert torch.equal(noise[0].images, noise[1].images)
+    assert not torch.equal(noise[0].images, noise[2].images)
+    assert torch.equal(noise[0].labels, real.labels)
+    # 1920 numbers: the mean is within 5 standard errors, 1 / sqrt(1920), the spread within 5 of 1 / sqrt(2 * 1920).
+    assert abs(noise[0].images.mean().item()) < 0.12
+    assert abs(noise[0].images.std().item() - 1) < 0.09
+    with pytest.raises(InputError, match="init must be real or noise, got 'zero'"):
+        replace(TINY, init="zero")  # type: ignore[arg-type]
+
+
 KILLED = """
     import os, signal, sys
     from pathlib import Path
@@ -340,7 +356,7 @@ def test_what_an_older_version_did_not_write_was_the_default(tmp_path: Path, run
     run(tmp_path, (), 1)
     path = tmp_path / "settings.json"
     noted = json.loads(path.read_text())
-    for name in ("term", "judge_last"):
+    for name in ("term", "judge_last", "init"):
         del noted["settings"][name]
     write_json(noted, path)
     run(tmp_path, (), 1)

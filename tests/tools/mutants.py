@@ -122,6 +122,8 @@ MUTANTS = [
     Mutant("standing: told at the end", "comparison/standing.py", "self._said = len(records)", "pass", "tests/comparison/test_standing.py::test_a_line_for_every_run"),
     Mutant("bars: lines beside a table", "utils/progress.py", "if not self._lines and tenth", "if tenth", "tests/utils/test_progress.py::test_in_a_file_results_take_the_place_of_lines_at_every_tenth"),
     Mutant("compare: one term for all arms", "comparison/plan.py", "return arm.term or self.term", "return self.term", f"{COMPARE_TERMS}::test_each_arm_is_regularised_by_its_term"),
+    Mutant("noise of no seed", "comparison/dm_trainer.py", "torch.randn(start.shape, generator=self.generator)", "torch.randn(start.shape)", f"{COMPARE} -k begin_as_noise"),
+    Mutant("older records began as nothing", "comparison/plan.py", 'ADDED = ("term", "judge_last", "init")', 'ADDED = ("term", "judge_last")', f"{COMPARE} -k an_older_version"),
     Mutant("compare: terms unpaired", "comparison/statistics.py", "shared = [seed for seed in scores[0] if seed in scores[1]]", "shared = sorted(scores[1], reverse=True)", f"{COMPARE_TERMS}::test_terms_are_compared_in_pairs_of_a_seed"),
     # Memory that runs out, rounds that are broken off
     Mutant("memory: not taken apart", "engine/step.py", "smaller = plan.smaller() if out_of_memory(error) else None", "smaller = None", MEMORY),
