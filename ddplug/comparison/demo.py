@@ -18,7 +18,7 @@ from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import Own, set_name
 from ddplug.comparison.plan import BASELINE, Arm, Settings, arms
 from ddplug.comparison.standing import Standing
-from ddplug.comparison.statistics import cost, curve, plus_minus, term_of
+from ddplug.comparison.statistics import cost, curve, plus_minus, ratio_interval, term_of
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import InputError
@@ -148,8 +148,8 @@ def table(outcome: Outcome) -> Table:
         "", "test accuracy", f"{label} ({unit})", "distilling",
         title=f"{result['data']['name']}, {settings.ipc} images per class, {settings.iterations} iterations",
         caption=(
-            f"accuracy: mean ± std over {preset.seeds} seeds, {settings.runs} networks each; difference: 95 % interval "
-            f"over the pairs; {label} under proxies the regulariser never used; weight {preset.weight:g}"
+            f"accuracy: mean ± std over {preset.seeds} seeds, {settings.runs} networks each; difference: 95 % "
+            f"intervals over the pairs; {label} under proxies the regulariser never used; weight {preset.weight:g}"
         ),
     )  # fmt: skip
     rows = result["summary"]
@@ -159,8 +159,11 @@ def table(outcome: Outcome) -> Table:
         accuracy = f"{plus_minus(row['accuracy'], row['accuracy_std'])} %"
         shown.add_row(name, accuracy, f"{row['cmi_heldout']:.3e}", spent)
     gain, ratio = plus_minus(rows[-1]["difference"], rows[-1]["interval"], sign=True), rows[-1]["cmi_heldout_ratio"]
+    fallen = "" if ratio is None else f"x {ratio:.2f}"
+    if found := ratio_interval(result["entries"], rows[-1]["arm"], "cmi_heldout"):
+        fallen = "x {:.2f} ({:.2f} to {:.2f})".format(*found)
     shown.add_section()
-    shown.add_row("difference", f"{gain} points", "" if ratio is None else f"x {ratio:.2f}", "")
+    shown.add_row("difference", f"{gain} points", fallen, "")
     return shown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import exp, log, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,22 @@ def interval(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return t_quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
+
+
+def ratio_interval(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[float, float, float] | None:
+    """How many times the baseline's last `key` that of `arm` is, paired by seed: geometric mean, ends of its interval.
+
+    The interval is the 95 % t-interval of the mean logarithm of the ratios. None for fewer than two seeds, and where a
+    value is not known, or not above 0.
+    """
+    runs = {(entry["arm"], entry["seed"]): entry["checkpoints"][-1][key] for entry in entries}
+    baseline = entries[0]["arm"]
+    pairs = [(value, runs[baseline, seed]) for (name, seed), value in runs.items() if name == arm]
+    if any(value is None or value <= 0 for pair in pairs for value in pair):
+        return None
+    logs = [log(value / other) for value, other in pairs]
+    half = interval(logs)
+    return None if half is None else (exp(fmean(logs)), exp(fmean(logs) - half), exp(fmean(logs) + half))
 
 
 def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -160,6 +161,18 @@ def test_a_pool_of_the_users_is_taken_and_part_of_it_only_measures(
     assert (result["proxies"], result["heldout"]) == tuple([proxy.digest()] for proxy in pool)
     with pytest.raises(InputError, match="needs at least one more, got a pool of 1"):
         run_demo(digits, tmp_path / "other", preset, pool=ProxyPool(pool.proxies[:1], pool.info))
+
+
+def test_the_ratio_of_cmi_and_its_interval(tmp_path: Path) -> None:
+    shown = demo("--out", tmp_path, "--seeds", 2)
+    last = [run["checkpoints"][-1]["cmi_heldout"] for run in compared(tmp_path)["entries"]]
+    logs = [math.log(last[1] / last[0]), math.log(last[3] / last[2])]
+    middle, half = (
+        sum(logs) / 2,
+        12.706205 * abs(logs[0] - logs[1]) / 2,
+    )  # t with one degree of freedom, times s / sqrt 2
+    ends = [math.exp(middle + part * half) for part in (0, -1, 1)]
+    assert "x {:.2f} ({:.2f} to {:.2f})".format(*ends) in shown
 
 
 def test_presets() -> None:

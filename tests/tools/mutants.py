@@ -118,6 +118,7 @@ MUTANTS = [
     Mutant("relabel: space forgotten", "evaluation/relabel.py", "teachers.prepare(batch, space)", "batch", f"{RELABEL}::test_a_set_in_another_space_is_converted"),
     Mutant("measure: a term in float32", "evaluation/measure.py", "found = (each.double() for each in", "found = (each for each in", f"{RELABEL}::test_what_is_nearly_equal_is_measured_to_its_digits"),
     Mutant("the paper's lambda for another term", "core/options.py", 'if weight == "paper" and objective.name != "cmi":', "if False:", f"{LAYER}::test_weights_by_name"),
+    Mutant("a ratio without logarithms", "comparison/statistics.py", "logs = [log(value / other) for", "logs = [log(value) for", f"{DEMO} -k ratio_of_cmi"),
     Mutant("standing: all seeds at each", "comparison/standing.py", 'here = _row(records, run["arm"], [run["seed"]])', 'here = _row(records, run["arm"], [each["seed"] for each in records if each["arm"] == run["arm"]])', "tests/comparison/test_standing.py::test_a_line_for_every_run"),
     Mutant("standing: told at the end", "comparison/standing.py", "self._said = len(records)", "pass", "tests/comparison/test_standing.py::test_a_line_for_every_run"),
     Mutant("bars: lines beside a table", "utils/progress.py", "if not self._lines and tenth", "if tenth", "tests/utils/test_progress.py::test_in_a_file_results_take_the_place_of_lines_at_every_tenth"),
