@@ -167,10 +167,8 @@ def test_the_ratio_of_cmi_and_its_interval(tmp_path: Path) -> None:
     shown = demo("--out", tmp_path, "--seeds", 2)
     last = [run["checkpoints"][-1]["cmi_heldout"] for run in compared(tmp_path)["entries"]]
     logs = [math.log(last[1] / last[0]), math.log(last[3] / last[2])]
-    middle, half = (
-        sum(logs) / 2,
-        12.706205 * abs(logs[0] - logs[1]) / 2,
-    )  # t with one degree of freedom, times s / sqrt 2
+    # t with one degree of freedom, times the deviation of two, |a - b| / sqrt 2, over sqrt 2.
+    middle, half = sum(logs) / 2, 12.706205 * abs(logs[0] - logs[1]) / 2
     ends = [math.exp(middle + part * half) for part in (0, -1, 1)]
     assert "x {:.2f} ({:.2f} to {:.2f})".format(*ends) in shown
 
