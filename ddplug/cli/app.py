@@ -165,7 +165,7 @@ def pretrain(
     from rich.console import Console
     from rich.table import Table
 
-    from ddplug.networks.zoo import LIBRARIES
+    from ddplug.networks.spec import LIBRARIES
     from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
     from ddplug.utils.processes import place

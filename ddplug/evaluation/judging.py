@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError
+from ddplug.networks.spec import LIBRARIES
 from ddplug.networks.training import Augment, accuracy, fit
-from ddplug.networks.zoo import LIBRARIES, build, seeded
+from ddplug.networks.zoo import build, seeded
 
 STANDARD_LR = 0.01
 

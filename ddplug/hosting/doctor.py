@@ -23,7 +23,7 @@ from ddplug.errors import DDPlugError, HostError
 from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.checkout import HostSpec, find_repo
 from ddplug.networks.precision import fast_bf16
-from ddplug.proxies.pool_files import HEADER, read_header
+from ddplug.proxies.pool_header import HEADER, read_header
 from ddplug.proxies.pretrain import cache_folder
 
 _FOR_TESTS = re.compile("extra == .test")

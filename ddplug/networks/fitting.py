@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddplug.errors import ProxyError
-from ddplug.networks.zoo import build, building_on
+from ddplug.networks.spec import building_on
+from ddplug.networks.zoo import build
 
 
 def build_for(weights: Mapping[str, Tensor], architecture: str, **options: Any) -> nn.Module:

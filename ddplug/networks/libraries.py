@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ddplug.errors import ProxyError
-from ddplug.networks.zoo import LIBRARIES, building_on, spec_of
+from ddplug.networks.spec import LIBRARIES, building_on, spec_of
 
 
 def build_from_library(architecture: str, options: dict[str, Any]) -> nn.Module:

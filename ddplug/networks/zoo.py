@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec
 
 import torch
@@ -20,17 +18,15 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ddplug.errors import ProxyError
+from ddplug.networks.libraries import build_from_library
+from ddplug.networks.spec import LIBRARIES, building_on, spec_of
 
 Norm = Literal["instance", "batch", "none"]
 P = ParamSpec("P")
 
 _REGISTRY: dict[str, Callable[..., Network]] = {}
-LIBRARIES = ("torchvision/", "timm/")
-"""What names of networks begin with that other packages build."""
 _MOST = {"depth": 32, "channels": 2**12, "width": 2**16}
 _MOST_DEFAULT = 2**20
-building_on: ContextVar[str] = ContextVar("building_on", default="cpu")
-"""The device that networks are built on: "meta" for one that has shapes, but no weights."""
 
 
 @contextmanager
@@ -116,8 +112,6 @@ def build(architecture: str, **options: Any) -> nn.Module:
     Raises `ProxyError` for an unknown name, for options that the network does not have, and for impossible ones.
     """
     if architecture.startswith(LIBRARIES):
-        from ddplug.networks.libraries import build_from_library
-
         return build_from_library(architecture, options)
     if architecture not in _REGISTRY:
         raise ProxyError(
@@ -348,15 +342,3 @@ def _require_positive(**options: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             shown = value if not isinstance(value, int) or abs(value) < 2**64 else "a larger number"
             raise ProxyError(f"{name} must be a whole number from 1 to {most}, got {shown}")
-
-
-def spec_of(architecture: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The record of how a network was built, in JSON's own types."""
-    try:
-        resolved = json.loads(json.dumps(options))
-    except TypeError as error:
-        raise ProxyError(
-            f"the options of {architecture} must be numbers, strings, lists or booleans, to be kept in a file, "
-            f"got {options}: {error}"
-        ) from error
-    return {"architecture": architecture, "options": resolved}

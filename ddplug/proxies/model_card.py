@@ -13,7 +13,7 @@ from ddplug.utils.files import write_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ddplug.proxies.pool_files import Header
+    from ddplug.proxies.pool_header import Header
 
 CARD = "README.md"
 MARKER = "<!-- Written by ddplug from pool.json. Delete this line, and the file stays as you leave it. -->"

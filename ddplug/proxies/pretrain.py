@@ -27,7 +27,8 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
 from ddplug.proxies.model_card import write_card
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
-from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
+from ddplug.proxies.pool_files import read_pool, write_network
+from ddplug.proxies.pool_header import HEADER, Header, read_header, write_header
 from ddplug.utils.files import exclusive_lock, user_path
 from ddplug.utils.processes import own_device, place
 from ddplug.utils.progress import Bars

@@ -24,7 +24,7 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.zca import ZCASpace
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import pretrain as pretraining
-from ddplug.proxies.pool_files import read_header
+from ddplug.proxies.pool_header import read_header
 from ddplug.proxies.pretrain import default_pool, pool_info, pretrain
 from ddplug.utils.files import exclusive_lock
 

@@ -30,7 +30,7 @@ from ddplug.hosting.patch import blob_hash
 from ddplug.networks.training import fit
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import expert_buffers, idc_checkpoints
-from ddplug.proxies.pool_files import read_header
+from ddplug.proxies.pool_header import read_header
 from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
 

@@ -39,7 +39,7 @@ from ddplug.hosting.arguments import absolute
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import expert_buffers as buffers
 from ddplug.proxies import idc_checkpoints as idcpools
-from ddplug.proxies.pool_files import read_header
+from ddplug.proxies.pool_header import read_header
 from ddplug.proxies.pretrain import default_pool, pretrain
 from ddplug.utils.files import exclusive_lock, mode_of, replacing, user_path, write_json
 from ddplug.utils.reading import write_tensors
