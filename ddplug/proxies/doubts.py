@@ -14,8 +14,8 @@ from ddplug.proxies.proxy import Proxy
 
 FLOOR = 1 / 3
 """Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
-SEEN, RARE = 256, 0.01
-"""So many of the first views are shown to a proxy; the odds below which what it is right on is no accident."""
+SEEN, AT_ONCE, RARE = 256, 32, 0.01
+"""So many of the first views are shown to a proxy, so many at a time; the odds below which it is wrong by no accident."""
 
 
 def doubts(
@@ -84,7 +84,8 @@ def _recognised(pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace 
     proxy, accuracy, _ = known
     some = slice(None, None, ceil(len(views) / SEEN))
     with torch.no_grad():
-        answers = proxy(pool.prepare(views.detach()[some], space), "logit").argmax(1)
+        pieces = views.detach()[some].split(AT_ONCE)
+        answers = torch.cat([proxy(pool.prepare(piece, space), "logit").argmax(1) for piece in pieces])
     right, shown = int((answers == labels[some].to(answers.device)).sum()), len(answers)
     expected = accuracy / 2
     odds = sum(comb(shown, k) * expected**k * (1 - expected) ** (shown - k) for k in range(right + 1))
