@@ -15,7 +15,7 @@ from ddplug.proxies.proxy import Proxy
 FLOOR = 1 / 3
 """Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
 SEEN, AT_ONCE, RARE = 256, 32, 0.01
-"""So many of the first views are shown to a proxy, so many at a time; the odds below which it is wrong by no accident."""
+"""How many of the first views a proxy is shown, and at a time; odds below which it is wrong by no accident."""
 
 
 def doubts(
