@@ -84,7 +84,7 @@ def _recognised(pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace 
     proxy, accuracy, _ = known
     some = slice(None, None, ceil(len(views) / SEEN))
     with torch.no_grad():
-        pieces = views.detach()[some].split(AT_ONCE)
+        pieces = torch.split(views.detach()[some], AT_ONCE)
         answers = torch.cat([proxy(pool.prepare(piece, space), "logit").argmax(1) for piece in pieces])
     right, shown = int((answers == labels[some].to(answers.device)).sum()), len(answers)
     expected = accuracy / 2
