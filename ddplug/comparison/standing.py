@@ -43,11 +43,12 @@ class Standing:
 
     def _line(self, records: Sequence[dict[str, Any]]) -> str:
         run = records[-1]
-        here = _row(records, run["arm"], [run["seed"]])
+        paired = [each for each in records if each["arm"] in (records[0]["arm"], run["arm"])]
+        here = summary([each for each in paired if each["seed"] == run["seed"]])[-1]
         name = self._names.get(run["arm"], run["arm"])
         shown = [run["seed"], name, plus_minus(here["accuracy"], None), "", "", ""]
         if run["arm"] != records[0]["arm"]:
-            so_far = _row(records, run["arm"], [each["seed"] for each in records if each["arm"] == run["arm"]])
+            so_far = summary(paired)[-1]
             ratio = here["cmi_ratio"] if here["cmi_heldout_ratio"] is None else here["cmi_heldout_ratio"]
             shown[3:] = [
                 plus_minus(here["difference"], None, sign=True),
@@ -55,9 +56,3 @@ class Standing:
                 "" if ratio is None else f"x {ratio:.2f}",
             ]
         return _COLUMNS.format(*shown, width=self._width)
-
-
-def _row(records: Sequence[dict[str, Any]], arm: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """The summary's row of an arm beside the baseline, of these seeds alone."""
-    baseline = records[0]["arm"]
-    return summary([each for each in records if each["arm"] in (baseline, arm) and each["seed"] in seeds])[-1]

@@ -30,8 +30,9 @@ def doubts(
         from_noise: images begin as noise, and it is no mistake that a proxy recognises none of them.
     """
     found = [text for text in (_range(pool, views, space), _outputs(pool, labels), _accuracy(pool)) if text]
-    if not found and not from_noise:  # one of these would explain the other
-        found = [text for text in (_recognised(pool, views, labels, space),) if text]
+    # Each of these would explain that nothing is recognised.
+    if not found and not from_noise and (text := _recognised(pool, views, labels, space)):
+        found.append(text)
     return found
 
 

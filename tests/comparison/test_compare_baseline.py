@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from ddplug import ProxyPool, datasets
+from ddplug import ProxyPool
 from ddplug.comparison.compare import compare
 from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.comparison.judge import Judge
 from ddplug.comparison.own_trainer import Own
 from ddplug.comparison.plan import Settings, arms
+from ddplug.datasets.images import ImageData
 from ddplug.errors import DataError, InputError
 
 # Networks of an epoch or none are enough for what is tested here.
@@ -36,11 +37,11 @@ def pools(trained: Callable[..., Path]) -> list[Path]:
 
 
 @pytest.fixture
-def run(pools: list[Path]) -> Any:
+def run(digits: ImageData, pools: list[Path]) -> Any:
     """`compare` under the first pool, or the one asked for."""
 
     def call(out: Path, settings: Settings = FEATURES, pool: int = 0, **more: Any) -> dict[str, Any]:
-        digits, proxies, device = datasets.load("digits"), ProxyPool.load(pools[pool]), torch.device("cpu")
+        proxies, device = ProxyPool.load(pools[pool]), torch.device("cpu")
         judge = Judge(digits, settings, proxies, None, device)
         distil, more = Own(digits, settings, proxies, device), {"seeds": 2, **more}
         return compare(distil, arms([1.0]), out=out, judge=judge, **more)

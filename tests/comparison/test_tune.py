@@ -14,7 +14,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ddplug import datasets
 from ddplug.cli import app as cli
 from ddplug.cli.compare import _given
 from ddplug.cli.compare import compare as compare_command
@@ -23,6 +22,7 @@ from ddplug.comparison.own_trainer import Own
 from ddplug.comparison.plan import Settings
 from ddplug.comparison.setup import Setup
 from ddplug.comparison.tune import Tuned, said, tune
+from ddplug.datasets.images import ImageData
 from ddplug.errors import DataError, DDPlugError, InputError
 from ddplug.proxies.pool import ProxyPool
 
@@ -40,12 +40,12 @@ def pool(trained: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def setup(pool: Path) -> Setup:
+def setup(digits: ImageData, pool: Path) -> Setup:
     settings = Settings(
         ipc=2, iterations=3, batch_real=4, strategy="color_crop", width=8, checkpoints=1, runs=1, epochs=2,
         regularizer={"calibrate": 1},
     )  # fmt: skip
-    return Setup("own", datasets.load("digits"), settings, ProxyPool.load(pool), None, torch.device("cpu"))
+    return Setup("own", digits, settings, ProxyPool.load(pool), None, torch.device("cpu"))
 
 
 @pytest.fixture
