@@ -19,6 +19,8 @@ from ddplug.hosting.options import add_options, options_of
 from ddplug.networks.zoo import build, seeded
 from ddplug.objectives.around import AroundRunning
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 QUIET: dict[str, Any] = {"weighting": "absolute", "announce": lambda line: None}
 
@@ -241,7 +243,8 @@ def test_a_sample_is_seen_once_by_every_proxy(several: ddplug.ProxyPool, ones: B
     first = train(regularizer, *ones)
     assert seen.count(12) == 3
     again = layer(several, centroids="real", data=data, draw=3, seed=7)
-    assert torch.equal(train(again, *ones), first)
+    # Other chunks, and another order of the proxies: sums of at most some thousand float64 numbers in another order.
+    torch.testing.assert_close(train(again, *ones), first, rtol=1e-11, atol=1e-11)
 
 
 def test_what_it_cannot_be_made_with(pool: ddplug.ProxyPool, ones: Batch, data: ImageData) -> None:
