@@ -23,9 +23,9 @@ from torch import Tensor
 
 import ddplug
 from ddplug.networks.zoo import build, seeded
-from ddplug.objectives import make
-from ddplug.objectives.around import AroundRunning
-from ddplug.objectives.base import group
+from ddplug.terms import make
+from ddplug.terms.around import AroundRunning
+from ddplug.terms.base import group
 
 PER_CLASS = 10
 SIDES: dict[str, dict[str, Any]] = {

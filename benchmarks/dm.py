@@ -13,9 +13,9 @@ import measuring
 import torch
 
 import ddplug
-from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
+from ddplug.lab.dm_trainer import DistributionMatching
 
 
 def noise(images: int) -> ImageData:

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from ddplug import datasets
-from ddplug.comparison.records import AGAIN, read_json
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
-from ddplug.evaluation.judging import DSAPerNetwork, Recipe, maker
+from ddplug.lab.judging import DSAPerNetwork, Recipe, maker
+from ddplug.lab.records import AGAIN, read_json
 from ddplug.networks.training import accuracy
 
 

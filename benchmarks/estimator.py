@@ -11,8 +11,8 @@ from functools import partial
 import measuring
 import torch
 
-from ddplug.objectives.base import group
-from ddplug.objectives.cmi import closed_form
+from ddplug.terms.base import group
+from ddplug.terms.cmi import closed_form
 
 CLASSES = (10, 100, 1000)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ddplug import datasets
-from ddplug.engine.step import PieceByPiece
+from ddplug.core.step import PieceByPiece
 from ddplug.networks.precision import Precision
-from ddplug.objectives.base import group
-from ddplug.objectives.cmi import ConditionalMutualInformation
 from ddplug.proxies.pool import Proxy, ProxyPool
+from ddplug.terms.base import group
+from ddplug.terms.cmi import ConditionalMutualInformation
 
 REDUCED: tuple[Precision, ...] = ("auto", "bf16")
 

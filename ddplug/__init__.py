@@ -28,18 +28,18 @@ from ddplug.errors import (
     SpaceError,
     WeightError,
 )
-from ddplug.objectives.cmi import cmi
-from ddplug.objectives.separation import class_separation, cmi_per_class, ncmi
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
+from ddplug.terms.cmi import cmi
+from ddplug.terms.separation import class_separation, cmi_per_class, ncmi
 
 # Modules that bring torchvision, kornia or files along: there on first use, so that `import ddplug` stays light.
 _ON_FIRST_USE = {
     "adapters": "ddplug.adapters",
     "augment": "ddplug.augment",
     "datasets": "ddplug.datasets",
-    "distill": "ddplug.comparison.dm_trainer",
+    "distill": "ddplug.lab.dm_trainer",
     "networks": "ddplug.networks",
-    "objectives": "ddplug.objectives",
+    "objectives": "ddplug.terms",
     "training": "ddplug.networks.training",
     "weighting": "ddplug.core.weighting",
     "zca": "ddplug.datasets.zca",

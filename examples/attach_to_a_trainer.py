@@ -10,8 +10,8 @@ Needs `pip install 'ddplug[demo]'` for the digits.
 import argparse
 
 import ddplug
-from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.datasets.images import load
+from ddplug.lab.dm_trainer import DistributionMatching
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--iterations", type=int, default=100)

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 import ddplug
 from ddplug.datasets.images import ImageData, load
-from ddplug.evaluation.judging import Recipe, maker
-from ddplug.evaluation.measure import measure
+from ddplug.lab.judging import Recipe, maker
+from ddplug.lab.measure import measure
 from ddplug.proxies.pretrain import pretrain
 
 parser = argparse.ArgumentParser()

@@ -25,7 +25,7 @@ from ddplug.attaching.hooks import Undo, original
 from ddplug.attaching.labels import Labels
 from ddplug.attaching.loggers import Logger, log
 from ddplug.attaching.places import On, Place, Views, find_place
-from ddplug.attaching.plots import plot_history
+from ddplug.core.figures import plot_history
 from ddplug.core.history import History
 from ddplug.core.regularizer import Regularizer
 from ddplug.core.watch import Watch, count_steps

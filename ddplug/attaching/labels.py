@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import AttachError, InputError
-from ddplug.objectives.base import check_labels
+from ddplug.terms.base import check_labels
 
 LABELS = (
     "labels_syn", "label_syn", "lab_syn", "syn_labels", "syn_label", "synthetic_labels", "labels", "label", "targets",

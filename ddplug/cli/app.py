@@ -106,7 +106,7 @@ def demo(
     """Distil real images with and without CMI and compare: a table, the images, CMI over the iterations."""
     from rich.console import Console
 
-    from ddplug.comparison import demo as demonstration
+    from ddplug.lab import demo as demonstration
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.progress import Bars
 
@@ -214,7 +214,7 @@ def relabel(
     """Write a set with soft labels, those of teachers; `ddplug evaluate` judges it like any other."""
     from ddplug.datasets.spaces import InputSpace
     from ddplug.datasets.synthetic import load_set, save_set
-    from ddplug.evaluation.relabel import relabel as relabel_set
+    from ddplug.lab.relabel import relabel as relabel_set
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.files import user_path
 
@@ -257,10 +257,10 @@ def measure(
     """CMI, NCMI and every class's CMI of a synthetic set or of a real data set, under a pool."""
     from ddplug.datasets.spaces import InputSpace
     from ddplug.datasets.synthetic import SyntheticSet, load_set
-    from ddplug.evaluation.measure import measure as measure_set
-    from ddplug.evaluation.measure import measure_term
-    from ddplug.objectives import make
+    from ddplug.lab.measure import measure as measure_set
+    from ddplug.lab.measure import measure_term
     from ddplug.proxies.pool import ProxyPool
+    from ddplug.terms import make
 
     objective = make(term, temperature=temperature)
     if synthetic is None and data is None:
@@ -306,6 +306,6 @@ def measure(
         return
     from rich.console import Console
 
-    from ddplug.evaluation.report import measurement_table
+    from ddplug.lab.report import measurement_table
 
     Console().print(measurement_table(result, title, pool.info.class_names))

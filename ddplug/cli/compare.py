@@ -16,8 +16,8 @@ from ddplug.core.options import ABOUT, COMPARED, HOSTS, meant
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
-    from ddplug.comparison.setup import Setup
     from ddplug.datasets.images import ImageData
+    from ddplug.lab.setup import Setup
     from ddplug.proxies.pool import ProxyPool
 
 
@@ -64,8 +64,8 @@ def _setup(
     """What the comparisons of a command share; the parameters with defaults are options of `compare` and `tune`."""
     from ddplug import datasets
     from ddplug.cli.options import device_of
-    from ddplug.comparison.plan import Settings
-    from ddplug.comparison.setup import Setup
+    from ddplug.lab.plan import Settings
+    from ddplug.lab.setup import Setup
     from ddplug.proxies.pretrain import MIRRORED
     from ddplug.utils.processes import own_device
 
@@ -89,9 +89,9 @@ def _setup(
     setup = Setup(host, real, settings, pool, _pool(heldout, real) if heldout else None, where)
     if host == "own":
         return setup
-    from ddplug.comparison.upstream_host import Upstream
     from ddplug.hosting.adapter import comparable
     from ddplug.hosting.checkout import find_repo
+    from ddplug.lab.upstream_host import Upstream
 
     spec = comparable(host).spec()
     checkout = find_repo(spec, repo)
@@ -143,12 +143,12 @@ def compare(
     """
     from rich.console import Console
 
-    from ddplug.comparison.compare import ENTRIES, RESULT
-    from ddplug.comparison.page import lacking, write_page
-    from ddplug.comparison.plan import arms, read_weights
-    from ddplug.comparison.references import read_references
-    from ddplug.comparison.standing import Standing
-    from ddplug.comparison.statistics import left_out, stopped, tables
+    from ddplug.lab.compare import ENTRIES, RESULT
+    from ddplug.lab.page import lacking, write_page
+    from ddplug.lab.plan import arms, read_weights
+    from ddplug.lab.references import read_references
+    from ddplug.lab.standing import Standing
+    from ddplug.lab.statistics import left_out, stopped, tables
     from ddplug.utils.files import user_path
     from ddplug.utils.processes import place
     from ddplug.utils.progress import Bars
@@ -206,9 +206,9 @@ def tune(
     from rich.console import Console
     from rich.table import Table
 
-    from ddplug.comparison.plan import read_weights
-    from ddplug.comparison.tune import RESULT, said, table_rows
-    from ddplug.comparison.tune import tune as run_tune
+    from ddplug.lab.plan import read_weights
+    from ddplug.lab.tune import RESULT, said, table_rows
+    from ddplug.lab.tune import tune as run_tune
     from ddplug.utils.files import user_path
     from ddplug.utils.progress import Bars
 
@@ -231,7 +231,7 @@ def tune(
 
 def _given(host: str, options: Mapping[str, Any]) -> list[str]:
     """What was given besides proxies and the regulariser's options, as words of the command line that repeats it."""
-    from ddplug.comparison.tune import flag
+    from ddplug.lab.tune import flag
 
     usual = {name: each.default for name, each in signature(_setup).parameters.items()}
     names = [name for name in usual if name not in ("proxies", "term")] if host == "own" else ["repo"]

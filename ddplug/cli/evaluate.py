@@ -45,11 +45,11 @@ def evaluate(
     from ddplug import datasets
     from ddplug.cli.options import device_of
     from ddplug.datasets.synthetic import load_set
-    from ddplug.evaluation.ddranking import check_export, export_ddranking
-    from ddplug.evaluation.evaluate import evaluate as evaluate_set
-    from ddplug.evaluation.evaluate import with_space
-    from ddplug.evaluation.judging import DSAViews
-    from ddplug.evaluation.report import evaluation_table
+    from ddplug.lab.ddranking import check_export, export_ddranking
+    from ddplug.lab.evaluate import evaluate as evaluate_set
+    from ddplug.lab.evaluate import with_space
+    from ddplug.lab.judging import DSAViews
+    from ddplug.lab.report import evaluation_table
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.files import user_path, write_json
     from ddplug.utils.progress import Bars
@@ -101,7 +101,7 @@ def plot(
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("ddplug-plot.png"),
 ) -> None:
     """Draw comparisons (differences, CMI, accuracy over the iterations) or runs (CMI, lambda, share by round)."""
-    from ddplug.comparison.plot import labelled
-    from ddplug.comparison.plot import plot as draw
+    from ddplug.lab.plot import labelled
+    from ddplug.lab.plot import plot as draw
 
     print(f"wrote {draw(labelled(results), out)}")

@@ -29,8 +29,8 @@ def run_script(
 ) -> None:
     """What `ddplug run --script` does, with its options as they were typed."""
     from ddplug.core.weighting import check_weight
-    from ddplug.hosting.any_script import Unpatched, run_unpatched
     from ddplug.hosting.options import Inner
+    from ddplug.scripts.any_script import Unpatched, run_unpatched
 
     try:
         share = check_weight(float(weight))
@@ -70,8 +70,8 @@ def find(
     ] = False,
 ) -> None:
     """List where the synthetic views of a code base may enter its loss, by reading it, the likeliest first."""
-    from ddplug.hosting.any_script import Unpatched
-    from ddplug.hosting.finding import find as find_places
+    from ddplug.scripts.any_script import Unpatched
+    from ddplug.scripts.finding import find as find_places
 
     there = user_path(where).resolve()
     folders = tuple(user_path(folder).resolve() for folder in path or [])
@@ -91,8 +91,8 @@ def find(
         )
     if not try_them:
         return
-    from ddplug.hosting.placing import usual
-    from ddplug.hosting.trying import try_places
+    from ddplug.scripts.placing import usual
+    from ddplug.scripts.trying import try_places
 
     if not there.is_file():
         raise InputError("--try runs one script: ddplug find SCRIPT --try -- ARGUMENTS.")

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ddplug.core.cuda_graphs import Graphs
 from ddplug.core.real import RealBatch, RealImages
+from ddplug.core.step import PieceByPiece, Reals, cmi_gradient
 from ddplug.datasets.spaces import AnySpace
-from ddplug.engine.cuda_graphs import Graphs
-from ddplug.engine.step import PieceByPiece, Reals, cmi_gradient
 from ddplug.errors import InputError
-from ddplug.objectives.base import Groups, Objective, group
 from ddplug.proxies.pool import ProxyPool
+from ddplug.terms.base import Groups, Term, group
 from ddplug.utils.digest import short_sha256
 from ddplug.utils.processes import SEPARATE, Processes
 
@@ -72,7 +72,7 @@ class Estimator:
         self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> Term:
         """The term that is estimated."""
         return self._plain.objective
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
-from ddplug.objectives.base import group
-from ddplug.objectives.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
+from ddplug.terms.base import group
+from ddplug.terms.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
 
 
 class CMI(nn.Module):

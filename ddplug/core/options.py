@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, get_args
 
+from ddplug.core.chunking import Chunk, check_chunk
 from ddplug.core.estimator import count
 from ddplug.core.weighting import WeightingName
-from ddplug.engine.chunking import Chunk, check_chunk
 from ddplug.errors import InputError, WeightError
 from ddplug.networks.precision import Precision, check_precision
-from ddplug.objectives import Objective, TermSpec
-from ddplug.objectives.around import Centroids
-from ddplug.objectives.cmi import check_temperature
 from ddplug.proxies.representations import Choice, check_representation
+from ddplug.terms import Term, TermSpec
+from ddplug.terms.around import Centroids
+from ddplug.terms.cmi import check_temperature
 from ddplug.utils.processes import HOW, Sharing
 
 _NOTHING = object()
@@ -121,7 +121,7 @@ class Options:
             raise InputError(f"unknown processes={self.processes!r}. {HOW} 'one' is refused where there are more.")
         check_chunk(self.chunk)
 
-    def check_with(self, objective: Objective, weight: float | str, processes: Sharing, view: object) -> None:
+    def check_with(self, objective: Term, weight: float | str, processes: Sharing, view: object) -> None:
         """Raise for options that mean nothing together with the term, the weight, the processes or the `view` given.
 
         `WeightError` for the paper's weight with another term, `InputError` for all else.

@@ -12,8 +12,8 @@ from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError
-from ddplug.objectives import Objective
-from ddplug.objectives.base import check_labels
+from ddplug.terms import Term
+from ddplug.terms.base import check_labels
 
 PER_CLASS = 64
 """Images of a class that a sample has."""
@@ -43,7 +43,7 @@ class RealImages:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Term,
         seed: int,
         announce: Callable[[str], object],
         space: Callable[[], AnySpace | None],

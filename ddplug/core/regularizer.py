@@ -19,29 +19,29 @@ import torch
 from torch import Tensor
 
 from ddplug.core.autograd import Call
+from ddplug.core.chunking import Chunk
+from ddplug.core.cuda_graphs import Graphs
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
 from ddplug.core.options import ABOUT, Options
 from ddplug.core.real import RealImages
 from ddplug.core.rounds import RoundKeeper
+from ddplug.core.slots import check_compile
 from ddplug.core.state import check_kind, check_pool, check_settings
+from ddplug.core.step import PieceByPiece
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Schedule, WeightingName, make_weighting
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
-from ddplug.engine.chunking import Chunk
-from ddplug.engine.cuda_graphs import Graphs
-from ddplug.engine.slots import check_compile
-from ddplug.engine.step import PieceByPiece
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision
-from ddplug.objectives import Objective, TermSpec, make
-from ddplug.objectives.around import Centroids, around
-from ddplug.objectives.base import check_labels, check_not_negative
 from ddplug.proxies.doubts import doubts
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import Choice, Representation, chosen, formerly_space
+from ddplug.terms import Term, TermSpec, make
+from ddplug.terms.around import Centroids, around
+from ddplug.terms.base import check_labels, check_not_negative
 from ddplug.utils.processes import Processes, Sharing
 from ddplug.utils.uncompiled import uncompiled
 
@@ -54,8 +54,8 @@ class Regularizer:
         weight: a share of the host's own gradient, a lambda (weighting="absolute"), or "paper". 0 is off.
         weighting: what `weight` means: the share in the first rounds, whose lambda is then frozen ("relative"), the
             share during the whole run ("sustained"), or lambda itself ("absolute").
-        term: what is added: the name of a term (`ddplug.objectives.terms()`), a sum such as "cmi+0.3*proxy_ce", the
-            same as {"cmi": 1, "proxy_ce": 0.3}, or an `Objective` of your own.
+        term: what is added: the name of a term (`ddplug.terms.terms()`), a sum such as "cmi+0.3*proxy_ce", the
+            same as {"cmi": 1, "proxy_ce": 0.3}, or a `Term` of your own.
         representation: "logit", "feature" for penultimate features (the paper's choice), or "pooled" for these averaged
             over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
             features for a lambda, as published lambdas are of features.
@@ -72,7 +72,7 @@ class Regularizer:
             None: every round stands for itself.
         centroids: what CMI is around: the "batch"'s own centroids; "running" means of P by class and proxy, for hosts
             that never have two images of a class in a batch; or those of "real" images, a sample of `data`, under the
-            same proxy. See `ddplug.objectives.around`.
+            same proxy. See `ddplug.terms.around`.
         classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
             is CMI of all of them; None for all. Rounds that calibrate take all.
         precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
@@ -190,7 +190,7 @@ class Regularizer:
         self._to_pool.space = self.pool.space_of(space)
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> Term:
         """The term that is added."""
         return self.estimator.objective
 

@@ -22,7 +22,7 @@ from ddplug.core.round import Round
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
 from ddplug.errors import InputError
-from ddplug.objectives.base import Groups
+from ddplug.terms.base import Groups
 from ddplug.utils.processes import Processes
 from ddplug.utils.thread_lock import ThreadLock
 from ddplug.utils.uncompiled import uncompiled

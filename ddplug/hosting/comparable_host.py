@@ -41,7 +41,7 @@ class ComparableHost(PatchedHost):
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
         """The sets that a run by `command` left in `folder`, by the iterations they were made in.
 
-        What their images mean they say by their space or, as `ddplug.evaluation.evaluate.with_space` has it, by their
+        What their images mean they say by their space or, as `ddplug.lab.evaluate.with_space` has it, by their
         meaning.
         """
         raise lacking(self.name, "saved", "where a run leaves its sets")

@@ -5,7 +5,7 @@ Maximum-CMI estimation of the Bayes posterior (arXiv 2401.08732) maximises log-l
     loss = mean over the batch of -log P_s[y_s] - weight * KL(P_s || Q_y(s)),      P_s = softmax(logits of s),
 
 around centroids Q_y, the means of P over a class's training images, which are held for an epoch. The publication's
-teachers took a weight of 0.15, and serve as teachers of soft labels; see `ddplug.evaluation.relabel`.
+teachers took a weight of 0.15, and serve as teachers of soft labels; see `ddplug.lab.relabel`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError
-from ddplug.objectives.base import group
-from ddplug.objectives.cmi import cmi, log_centroids
+from ddplug.terms.base import group
+from ddplug.terms.cmi import cmi, log_centroids
 
 SAMPLE = 10_000
 """Training images at most that centroids are made of, spread evenly over the data set."""

@@ -46,7 +46,7 @@ class Proxy:
     name: str = "proxy"
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What a pass over an image of some kind was seen to cost; see `ddplug.engine.chunking`."""
+    """What a pass over an image of some kind was seen to cost; see `ddplug.core.chunking`."""
     maps: dict[tuple[int, ...], Shape] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What the head's input is flattened from, (c, h, w), by the shape of an image."""
 

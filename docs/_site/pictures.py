@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddplug import cmi
-from ddplug.evaluation.report import figure_of
+from ddplug.core.figures import figure_of
 
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 CORNERS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]], dtype=torch.float64)

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddplug.comparison.records import read_json
-from ddplug.comparison.statistics import COSTS, between_terms, by_views, costs, result_columns, results
+from ddplug.lab.records import read_json
+from ddplug.lab.statistics import COSTS, between_terms, by_views, costs, result_columns, results
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -20,7 +20,7 @@ from ddplug import InputSpace, ProxyPool, datasets
 from ddplug.cli import app as cli
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
-from ddplug.evaluation.measure import measure
+from ddplug.lab.measure import measure
 from ddplug.utils.files import write_json
 
 # Networks of an epoch or none are enough for what is tested here.

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 import ddplug
 from ddplug.datasets.images import as_image_data
 from ddplug.errors import ProcessError
-from ddplug.objectives import Groups, Objective
+from ddplug.terms import Groups, Term
 
 CHECKS: dict[str, Callable[[Any], None]] = {}
 QUIET: dict[str, Any] = {"announce": lambda line: None, "calibrate": 2}
@@ -113,14 +113,14 @@ def shards(group: Any) -> None:
             assert regularizer.lam == pytest.approx(one.lam, rel=1e-12)
 
 
-class Spread(Objective):
+class Spread(Term):
     """Computed by autograd."""
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         return (features - groups.mean(features)[groups.index]).square().sum(-1).mean()
 
 
-class Apart(Objective):
+class Apart(Term):
     """Not made up of the classes' own."""
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:

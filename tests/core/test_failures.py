@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug.objectives import Groups, Objective
+from ddplug.terms import Groups, Term
 
 Batch = tuple[Tensor, Tensor]
 
@@ -25,7 +25,7 @@ class Failing:
             raise KeyboardInterrupt
 
 
-class FailingTerm(Objective, Failing):
+class FailingTerm(Term, Failing):
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         self.look()
         return (features - groups.mean(features)[groups.index]).square().sum(-1).mean()

@@ -13,10 +13,10 @@ from typer.main import get_command
 
 import ddplug
 from ddplug.cli.app import app
-from ddplug.comparison.folder import SETTINGS, differing
-from ddplug.comparison.plan import Settings
 from ddplug.core.options import ABOUT, HOSTS, Options, meant, renamed
 from ddplug.hosting.options import add_config, add_options, options_of
+from ddplug.lab.folder import SETTINGS, differing
+from ddplug.lab.plan import Settings
 
 RESULTS = sorted(Path(__file__).parents[2].glob("docs/results/*/compare.json"))
 

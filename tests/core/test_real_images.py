@@ -17,8 +17,8 @@ from ddplug import InputError
 from ddplug.core.real import PER_CLASS
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
-from ddplug.objectives import Real, make
-from ddplug.objectives.base import group
+from ddplug.terms import Real, make
+from ddplug.terms.base import group
 
 Batch = tuple[Tensor, Tensor]
 LAM = 0.7

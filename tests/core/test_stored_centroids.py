@@ -17,7 +17,7 @@ import ddplug
 from ddplug.datasets.images import ImageData, as_image_data
 from ddplug.hosting.options import add_options, options_of
 from ddplug.networks.zoo import build, seeded
-from ddplug.objectives.around import AroundRunning
+from ddplug.terms.around import AroundRunning
 
 pytestmark = pytest.mark.numerical
 

@@ -266,7 +266,7 @@ def test_a_space_for_a_pool_that_does_not_know_its_own_is_refused(pool: ddplug.P
             with pytest.raises(ddplug.SpaceError, match="does not say what its proxies were trained on.*from_modules"):
                 use(pool, input_space=given)
         with pytest.raises(ddplug.SpaceError, match="does not say"):
-            from ddplug.evaluation.measure import measure
+            from ddplug.lab.measure import measure
 
             measure(pool, *batch, input_space=given)
 

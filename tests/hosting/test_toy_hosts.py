@@ -30,8 +30,8 @@ from ddplug.hosting.checkout import load
 from ddplug.hosting.comparable_host import ComparableHost
 from ddplug.hosting.dm_like import ComparableDMLike
 from ddplug.hosting.layer import Layer
-from ddplug.objectives import Real, make
-from ddplug.objectives.base import group
+from ddplug.terms import Real, make
+from ddplug.terms.base import group
 from ddplug.utils.digest import blob_hash
 
 STANDINS = Path(__file__).parents[1] / "standins"

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from ddplug import ProxyPool, datasets
-from ddplug.comparison.compare import compare
-from ddplug.comparison.judge import Judge
-from ddplug.comparison.own_trainer import Own
-from ddplug.comparison.plan import Settings, arms
-from ddplug.engine.step import PieceByPiece
+from ddplug.core.step import PieceByPiece
+from ddplug.lab.compare import compare
+from ddplug.lab.judge import Judge
+from ddplug.lab.own_trainer import Own
+from ddplug.lab.plan import Settings, arms
 from ddplug.networks.zoo import build, seeded
-from ddplug.objectives.base import group
-from ddplug.objectives.cmi import ConditionalMutualInformation
+from ddplug.terms.base import group
+from ddplug.terms.cmi import ConditionalMutualInformation
 
 # A benchmark may be of untrained networks; that their gradient turns in bf16 is among its figures.
 pytestmark = pytest.mark.filterwarnings("ignore:under proxy .* in bf16")

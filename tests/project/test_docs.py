@@ -29,13 +29,13 @@ from typer.testing import CliRunner
 
 import ddplug
 from ddplug.cli.app import app
-from ddplug.comparison.dm_trainer import DistributionMatching
 from ddplug.datasets import load, random_real
 from ddplug.datasets.synthetic import SyntheticSet, save_set
 from ddplug.hosting.checkout import table
+from ddplug.lab.dm_trainer import DistributionMatching
 from ddplug.networks.zoo import convnet, seeded
-from ddplug.objectives import base
 from ddplug.proxies.pretrain import pretrain
+from ddplug.terms import base
 
 pytest.importorskip("sklearn")
 pytestmark = [
@@ -107,7 +107,7 @@ class Trainer(DistributionMatching):
 @pytest.fixture(autouse=True)
 def terms_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Terms that a page registers are gone after it."""
-    monkeypatch.setattr("ddplug.objectives.base._TERMS", dict(base._TERMS))
+    monkeypatch.setattr("ddplug.terms.base._TERMS", dict(base._TERMS))
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ import pytest, ddplug
 assert ddplug.__file__.startswith({str(installed)!r}), ddplug.__file__
 sys.exit(pytest.main(sys.argv[1:]) or pytest.main(["--collect-only", "-qq", "tests/project"]))
 """
-    said = run("-c", program, "-q", "tests/objectives/test_terms.py", cwd=unpacked)
+    said = run("-c", program, "-q", "tests/terms/test_terms.py", cwd=unpacked)
     assert " passed" in said
     assert "tests/project/test_release.py" in said
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ddplug.comparison.records import read_json
-from ddplug.comparison.statistics import summary
+from ddplug.lab.records import read_json
+from ddplug.lab.statistics import summary
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob("*/compare.json"))

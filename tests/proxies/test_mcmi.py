@@ -16,10 +16,10 @@ from ddplug import ProxyPool, datasets
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError, PoolError
 from ddplug.networks.zoo import build, seeded
-from ddplug.objectives.cmi import cmi
 from ddplug.proxies import mcmi, pretrain
 from ddplug.proxies.mcmi import MaximumCMI, judged, logits_of
 from ddplug.proxies.pretrain import pretrain as train
+from ddplug.terms.cmi import cmi
 
 pytest.importorskip("sklearn")
 

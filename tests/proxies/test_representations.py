@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import InputError, Proxy, ProxyError, ProxyPool
-from ddplug.engine.slots import CompiledSlot, Slot, cannot_compile
-from ddplug.engine.step import PieceByPiece
-from ddplug.evaluation.measure import measure
+from ddplug.core.slots import CompiledSlot, Slot, cannot_compile
+from ddplug.core.step import PieceByPiece
+from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
-from ddplug.objectives import make
-from ddplug.objectives.base import group
+from ddplug.terms import make
+from ddplug.terms.base import group
 
 LABELS = torch.arange(6) % 3
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import PoolError, ProxyPool
-from ddplug.evaluation.measure import measure
+from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.streaming import Stream, StreamedProxy
 

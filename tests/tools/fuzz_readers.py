@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug.attaching.attach import attach
-from ddplug.comparison import baseline, judge, plot
-from ddplug.comparison import folder as comparison_folder
-from ddplug.comparison.dm_trainer import DistributionMatching
-from ddplug.comparison.own_trainer import DONE, Own, set_name
-from ddplug.comparison.plan import Arm, Settings
-from ddplug.comparison.records import DISTILLED, read_json
-from ddplug.comparison.tune import CONFIRMED, _fresh_seed
-from ddplug.comparison.upstream_host import Upstream
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
-from ddplug.evaluation.run_store import Finished
 from ddplug.hosting import checkout
 from ddplug.hosting.patch import blob_hash
+from ddplug.lab import baseline, judge, plot
+from ddplug.lab import folder as comparison_folder
+from ddplug.lab.dm_trainer import DistributionMatching
+from ddplug.lab.own_trainer import DONE, Own, set_name
+from ddplug.lab.plan import Arm, Settings
+from ddplug.lab.records import DISTILLED, read_json
+from ddplug.lab.run_store import Finished
+from ddplug.lab.tune import CONFIRMED, _fresh_seed
+from ddplug.lab.upstream_host import Upstream
 from ddplug.networks.training import fit
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import expert_buffers, idc_checkpoints

@@ -23,13 +23,13 @@ import pytest
 import torch
 
 from ddplug import InputSpace, ProxyPool
-from ddplug.comparison.compare import compare
-from ddplug.comparison.judge import Judge
-from ddplug.comparison.plan import Settings, arms
-from ddplug.comparison.upstream_host import Upstream
 from ddplug.datasets.images import ImageData
-from ddplug.evaluation.measure import measure
 from ddplug.hosting.checkout import HostSpec, load
+from ddplug.lab.compare import compare
+from ddplug.lab.judge import Judge
+from ddplug.lab.measure import measure
+from ddplug.lab.plan import Settings, arms
+from ddplug.lab.upstream_host import Upstream
 
 DRIVE = Path(__file__).with_name("drive.py")
 CIFAR = InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

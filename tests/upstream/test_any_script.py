@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddplug.hosting.finding import find
+from ddplug.scripts.finding import find
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from ddplug import ProxyPool
-from ddplug.comparison.compare import compare
-from ddplug.comparison.judge import Judge
-from ddplug.comparison.plan import Settings, arms
-from ddplug.comparison.upstream_host import Upstream
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
+from ddplug.lab.compare import compare
+from ddplug.lab.judge import Judge
+from ddplug.lab.plan import Settings, arms
+from ddplug.lab.upstream_host import Upstream
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 

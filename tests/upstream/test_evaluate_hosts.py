@@ -21,8 +21,8 @@ from ddplug import InputSpace
 from ddplug.datasets.host_files import unform
 from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set
-from ddplug.evaluation.evaluate import evaluate
-from ddplug.evaluation.judging import DSAViews
+from ddplug.lab.evaluate import evaluate
+from ddplug.lab.judging import DSAViews
 from ddplug.networks.zoo import build, seeded
 
 pytestmark = pytest.mark.upstream

@@ -191,7 +191,7 @@ def test_clean_views_are_taken_as_zero_to_one(
     bench: Callable[[str], Any], data_folder: Path, pools: tuple[Path, Any]
 ) -> None:
     """The images before the augmentation are not normalised yet; CMI of them is that of the normalised ones."""
-    from ddplug.evaluation.measure import measure
+    from ddplug.lab.measure import measure
 
     host, pool = bench("idc"), ProxyPool.load(pools[0])
     one = host.folder / "one"

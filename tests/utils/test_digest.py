@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ddplug import ProxyPool, datasets
-from ddplug.comparison.upstream_host import code_digest
 from ddplug.datasets.zca import ZCASpace
 from ddplug.hosting.mtt_like import experts_in
+from ddplug.lab.upstream_host import code_digest
 from ddplug.networks.training import identity_of
 from ddplug.utils.digest import blob_hash, file_sha256, named_bytes, short_sha256, tensor_bytes, typed_bytes
 

@@ -20,22 +20,22 @@ from typer.testing import CliRunner
 
 from ddplug import DDPlugWarning, InputError, PoolInfo, ProxyPool, datasets
 from ddplug.cli import app as cli
-from ddplug.comparison.compare import compare
-from ddplug.comparison.demo import run_demo
-from ddplug.comparison.judge import Judge
-from ddplug.comparison.own_trainer import Own
-from ddplug.comparison.plan import Settings, arms
-from ddplug.comparison.plot import labelled
+from ddplug.core.figures import save_figure
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import FileError
-from ddplug.evaluation.ddranking import check_export
-from ddplug.evaluation.report import save_figure
-from ddplug.evaluation.run_store import Finished
 from ddplug.hosting import checkout as hosts
 from ddplug.hosting.arguments import absolute
+from ddplug.lab.compare import compare
+from ddplug.lab.ddranking import check_export
+from ddplug.lab.demo import run_demo
+from ddplug.lab.judge import Judge
+from ddplug.lab.own_trainer import Own
+from ddplug.lab.plan import Settings, arms
+from ddplug.lab.plot import labelled
+from ddplug.lab.run_store import Finished
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import expert_buffers as buffers
 from ddplug.proxies import idc_checkpoints as idcpools
@@ -328,11 +328,11 @@ def test_results_at_home(home: Path, digits: ImageData, monkeypatch: pytest.Monk
     cifar = replace(digits, name="cifar10", class_names=tuple("abcdefghij"), train_images=torch.rand(2, 3, 32, 32))
     with pytest.raises(InputError, match="taken"):
         check_export(soft, cifar, "~/taken")
-    monkeypatch.setattr("ddplug.comparison.compare.check_folder", lambda out: pytest.fail(str(out)))
+    monkeypatch.setattr("ddplug.lab.compare.check_folder", lambda out: pytest.fail(str(out)))
     nothing: Any = type("Nothing", (), {"check": lambda *_: None, "pool": None})()
     with pytest.raises(pytest.fail.Exception, match=str(home / "compared")):
         compare(nothing, [], 1, "~/compared", nothing, host="own")
-    monkeypatch.setattr("ddplug.comparison.demo._pool", lambda data, out, *_: pytest.fail(str(out)))
+    monkeypatch.setattr("ddplug.lab.demo._pool", lambda data, out, *_: pytest.fail(str(out)))
     with pytest.raises(pytest.fail.Exception, match=str(home / "demo")):
         run_demo(digits, "~/demo")
 

@@ -1,1 +1,0 @@
-"""Paired runs with and without the regulariser: plan, runs, judging, statistics, page and pictures."""

@@ -1,0 +1,77 @@
+"""Pictures of a history: the term, lambda and the share, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddplug.core.history import History
+from ddplug.errors import DataError, InputError
+from ddplug.terms.base import Term
+from ddplug.utils.files import replacing
+
+PICTURES = (".png", ".svg", ".pdf")
+"""What the name of a picture ends in."""
+
+
+def plot_history(history: History, term: Term, path: str | Path | None = None) -> Any:
+    """A figure of the rounds of `history` in which the regulariser acted, saved to `path` if there is one.
+
+    Raises:
+        InputError: `path` is no picture's name.
+        DataError: there is no such round, or matplotlib is missing.
+        FileError: it cannot be written.
+    """
+    rounds = [each for each in history.state_dict() if not each["skipped"]]
+    if not rounds:
+        raise DataError("there is no round to draw: none has come through the layer yet, or each was skipped.")
+    if path is not None and Path(path).suffix not in PICTURES:
+        raise InputError(f"cannot draw '{path}'; a picture's name ends in {', '.join(PICTURES)}.")
+    figure = rounds_figure({"this run": rounds}, f"{term.label} of the views ({term.unit})")
+    if path is not None:
+        save_figure(figure, path)
+    return figure
+
+
+def rounds_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], term: str) -> Any:
+    """A figure of the term and lambda by round and, if any run knows it, the share.
+
+    Args:
+        runs: by label, the rounds in which the regulariser acted, as `History.state_dict` has them.
+        term: what the value is, with its unit, for the axis.
+    """
+    shares = {label: [of for of in rounds if of["share"] is not None] for label, rounds in runs.items()}
+    shown = [("value", term), ("lam", "lambda")]
+    if any(shares.values()):
+        shown.append(("share", "share of the host's gradient"))
+    figure = figure_of(5.2 * len(shown), 4.0)
+    figure.set_layout_engine("constrained")
+    for axis, (key, meaning) in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        for number, label in enumerate(runs):
+            rounds = shares[label] if key == "share" else runs[label]
+            if rounds:
+                # A line through one or two rounds is none; a run keeps its colour where another has no share.
+                axis.plot(
+                    [of["number"] for of in rounds], [of[key] for of in rounds], label=label, color=f"C{number}",
+                    linewidth=1.2, marker="o" if len(rounds) < 3 else None,
+                )  # fmt: skip
+        axis.set(xlabel="round", ylabel=meaning)
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    return figure
+
+
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure, in inches; without pyplot, so that the host's own backend and figures stay as they are."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DataError("plots need matplotlib, which is not installed: pip install 'ddplug[demo]'") from error
+    return Figure(figsize=(width, height))
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure whole or not at all, in the format that the file's ending names."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, bbox_inches="tight")

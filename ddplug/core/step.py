@@ -1,0 +1,279 @@
+"""A term of views and its gradient: what the regulariser computes once per round."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ddplug.core import chunking as pieces
+from ddplug.core.chunking import Chunk, Plan
+from ddplug.core.slots import CompiledSlot, Slot
+from ddplug.errors import DDPlugWarning, ProxyError
+from ddplug.networks.precision import Precision
+from ddplug.proxies.pool import Proxy
+from ddplug.proxies.representations import PLURAL, Representation
+from ddplug.terms.base import Groups, Term
+from ddplug.terms.real import Real
+from ddplug.utils.memory import out_of_memory
+from ddplug.utils.processes import SEPARATE, Processes
+
+FAITHFUL = 0.99
+"""Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
+
+Result = TypeVar("Result")
+Step = Callable[..., tuple[Tensor, Tensor]]
+"""A proxy, views and their groups to the term and its gradient on the views; real images last, if it compares."""
+Reals = tuple[Tensor, Groups]
+"""Real images (m, c, h, w) that a term compares with, and their classes; of all processes, where there are several."""
+
+
+def cmi_gradient(
+    proxies: Sequence[Proxy],
+    views: Tensor,
+    groups: Groups,
+    step: Step,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    real: Reals | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The term under each proxy, averaged, and its gradient on `views` (n, c, h, w), in fp32 or better.
+
+    `step` is asked once per proxy; `augment`, if given, turns each view into the several that it is estimated on,
+    `groups` being those of its result (of the results of all processes, where there are several). `real` are the images
+    that a term compares with, if it does.
+    """
+    # The host may be in autocast during its backward pass; neither direction of ours is.
+    with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
+        # In half precision a pixel's share of it, 1e-8 and less, would be gone before lambda has made it large again.
+        wide = views if views.dtype == torch.float64 else views.float()
+        images = wide.detach().requires_grad_()
+        augmented = images if augment is None else augment(images)
+        seen = augmented.detach()
+        compared = () if real is None else (real,)
+        value, grad = step(proxies[0], seen, groups, *compared)
+        for proxy in proxies[1:]:
+            another, part = step(proxy, seen, groups, *compared)
+            value, grad = value + another, grad + part
+        if len(proxies) > 1:
+            value, grad = value / len(proxies), grad / len(proxies)
+        if augment is not None:
+            (grad,) = torch.autograd.grad(augmented, images, grad)
+    return value, grad
+
+
+class PieceByPiece:
+    """The plain step: one or, where memory is short, two forward passes and one backward pass through a proxy.
+
+    Args:
+        space: the representation: "feature", "pooled" or "logit".
+        objective: the term of the features that is computed.
+        prepare: brings images into the proxies' input space.
+        precision: of the network's layers; see `ddplug.networks.precision`.
+        chunk: images per piece; see `ddplug.core.chunking`.
+        compile: pass images through torch.compile's version of the network, made once per kind of proxy.
+        processes: those whose images are in the batch; `groups` are then of the images of all of them.
+    """
+
+    def __init__(
+        self,
+        space: Representation,
+        objective: Term,
+        prepare: Callable[[Tensor], Tensor],
+        *,
+        precision: Precision = "exact",
+        chunk: Chunk = "auto",
+        compile: bool = False,
+        processes: Processes = SEPARATE,
+    ) -> None:
+        self.space, self.objective, self.prepare = space, objective, prepare
+        self.precision, self.chunk, self.compile, self.processes = precision, chunk, compile, processes
+        self._fits: int | None = None
+        """Images that memory suffices for, once it did not for more."""
+        self._slots: dict[object, CompiledSlot] = {}
+        self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._bound: dict[tuple[str, torch.device], Term] = {}
+        """The term bound to a fixed sample of real images, by the proxy's weights and where they are."""
+
+    def __call__(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> tuple[Tensor, Tensor]:
+        """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
+        objective = self._against(proxy, real)
+        value, grad, features = self._computed(proxy, views, groups, objective)
+        # Not for a slot: what it does is compared by whoever made it, and a CUDA graph cannot wait for a number.
+        if self.precision == "bf16" and not isinstance(proxy, Slot) and proxy.network not in self._compared:
+            self._compared.add(proxy.network)
+            self._compare(proxy, views, groups, grad, objective)
+        objective.saw(features, groups)
+        return value, grad
+
+    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, objective: Term) -> None:
+        """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
+        exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk, processes=self.processes)
+        _, expected, _ = exact._computed(proxy, views, groups, objective)
+        cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
+        if cosine < FAITHFUL:
+            warnings.warn(
+                f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of {self.objective.label} "
+                f"in bf16 has a cosine of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward "
+                "pass moves its activations across the kinks of the ReLUs. Use precision='auto', which keeps the "
+                "forward pass exact.",
+                DDPlugWarning,
+                stacklevel=2,
+            )
+
+    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups, objective: Term) -> tuple[Tensor, Tensor, Tensor]:
+        """The term, its gradient on the views, and all features, in float64."""
+        if not len(views):  # of one process; the term is that of the others' images
+            every = self.processes.gather(self._of_none(proxy, views))[0].double()
+            value, _ = objective.value_and_grad(every, groups)
+            return value.to(views.dtype), torch.zeros_like(views), every
+        plan = self.plan(proxy, views)
+        if self.compile:
+            proxy = self._compiled(proxy, views)
+        (features, graphs), plan = self._fitting(lambda now: self._forward(proxy, views, now), plan)
+        gathered, own = self.processes.gather(features)
+        # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
+        every = gathered.double()
+        value, derivative = objective.value_and_grad(every, groups)
+
+        def backward(now: Plan) -> Tensor:
+            if now != plan:
+                graphs.clear()
+            return self._backward(proxy, views, derivative[own], now, graphs)
+
+        return value.to(views.dtype), self._fitting(backward, plan)[0], every
+
+    def _fitting(self, work: Callable[[Plan], Result], plan: Plan) -> tuple[Result, Plan]:
+        """What `work` makes by `plan`, or by one of smaller pieces where memory does not suffice; and that plan."""
+        while True:
+            try:
+                return work(plan), plan
+            except Exception as error:
+                smaller = plan.smaller() if out_of_memory(error) else None
+                if smaller is None:
+                    raise
+            # Only now has the error let go of what the attempt had made.
+            if self._fits is None:
+                warnings.warn(
+                    f"memory ran out with {plan.piece} images at a time in a proxy, so {smaller.piece} are taken from "
+                    f"now on (fewer, if need be), which changes nothing but the time. chunk={smaller.piece} begins so.",
+                    DDPlugWarning,
+                    stacklevel=2,
+                )
+            plan, self._fits = smaller, smaller.piece
+
+    def _forward(self, proxy: Proxy, views: Tensor, plan: Plan) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The features of `views`, (n, d), and the last pieces with their graphs."""
+        parts = torch.split(views, plan.piece)
+        features: list[Tensor] = []
+        graphs: list[tuple[Tensor, Tensor]] = []
+        for number, part in enumerate(parts):
+            if number < len(parts) - plan.kept:
+                with torch.no_grad():
+                    features.append(self.features(proxy, part))
+            else:
+                graphs.append(self._with_graph(proxy, part))
+                features.append(graphs[-1][1].detach())
+        return torch.cat(features), graphs
+
+    def _backward(
+        self, proxy: Proxy, views: Tensor, derivative: Tensor, plan: Plan, graphs: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """The gradient on `views` that the `derivative` on their features comes to; uses up `graphs`."""
+        parts, directions = torch.split(views, plan.piece), torch.split(derivative, plan.piece)
+        gradients: list[Tensor] = []
+        # From the last, so that the kept graphs are gone before others are made again.
+        for part, direction in zip(reversed(parts), reversed(directions), strict=True):
+            leaf, seen = graphs.pop() if graphs else self._with_graph(proxy, part)
+            gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
+            del leaf, seen
+        return torch.cat(gradients[::-1])
+
+    def value(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> Tensor:
+        """The term of `views` (n, c, h, w) alone, a scalar."""
+        with torch.no_grad():
+            if len(views):
+                features, _ = self._fitting(partial(self._pieces, proxy, views), self.plan(proxy, views))
+            else:
+                features = self._of_none(proxy, views)
+            every = self.processes.gather(features)[0].double()
+            objective = self._against(proxy, real)
+            value = objective(every, groups)
+            objective.saw(every, groups)
+        return value.to(views.dtype)
+
+    def _against(self, proxy: Proxy, real: Reals | None) -> Term:
+        """The term, bound to the features of the real images that it compares with."""
+        own = self.objective.of_proxy(proxy.digest()) if self.objective.remembers else self.objective
+        if real is None:
+            return own
+        images, groups = real
+        device = groups.index.device
+        if own.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
+            return bound
+        images = images.to(device)
+        with torch.no_grad():
+            if len(images):
+                features, _ = self._fitting(partial(self._pieces, proxy, images), self.plan(proxy, images))
+            else:
+                features = self._of_none(proxy, images)
+        if own.keeps_real:  # the same in all processes
+            self._bound[proxy.digest(), device] = bound = own.against(Real(features.double(), groups))
+            return bound
+        return own.against(Real(self.processes.gather(features)[0].double(), groups))
+
+    def _pieces(self, proxy: Proxy, views: Tensor, plan: Plan) -> Tensor:
+        """The features of `views`, without a graph."""
+        return torch.cat([self.features(proxy, part) for part in torch.split(views, plan.piece)])
+
+    def _of_none(self, proxy: Proxy, views: Tensor) -> Tensor:
+        """Features of no images, (0, d), which not every network can be asked for."""
+        with torch.no_grad():
+            return self.features(proxy, views.new_zeros(1, *views.shape[1:]))[:0]
+
+    def plan(self, proxy: Proxy, views: Tensor) -> Plan:
+        """How `views` are taken apart for `proxy`."""
+        if len(views) == 1:
+            return Plan(1, 1)
+        key = (views.shape[1:], views.dtype, views.device, self.space, self.precision)
+        if key not in proxy.costs:
+            proxy.costs[key] = pieces.measure(lambda images: self.features(proxy, images), views)
+        return pieces.plan(len(views), proxy.costs[key], self.chunk, views.device).at_most(self._fits)
+
+    def features(self, proxy: Proxy, images: Tensor) -> Tensor:
+        """Features of `images`, (n, d), in the proxy's own dtype."""
+        return proxy(self.prepare(images), self.space, self.precision)
+
+    def _compiled(self, proxy: Proxy, views: Tensor) -> CompiledSlot:
+        if proxy.kind not in self._slots:
+            self._slots[proxy.kind] = CompiledSlot(proxy, self.space)
+        slot = self._slots[proxy.kind]
+        slot.take(proxy)
+        slot.check(proxy, self.prepare(views[:2]))
+        return slot
+
+    def forget(self) -> None:
+        """Let go of compiled networks."""
+        self._slots.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy compiles for itself."""
+        return {**self.__dict__, "_slots": {}, "_compared": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _compared=weakref.WeakSet())
+
+    def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = part.detach().requires_grad_()
+        seen = self.features(proxy, leaf)
+        if not seen.requires_grad:
+            raise ProxyError(
+                f"the {PLURAL[self.space]} of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not depend "
+                "differentiably on the images: something in its forward pass is detached or under no_grad. There is no "
+                "gradient through it; use another network or head."
+            )
+        return leaf, seen

@@ -1,1 +1,0 @@
-"""What a set is worth: CMI under a pool, accuracy of what it teaches, files for other judges."""

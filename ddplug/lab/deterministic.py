@@ -1,0 +1,89 @@
+"""Runs a host's script deterministically, in a process of its own: `python -m ddplug.lab.deterministic JSON`.
+
+Upstream scripts seed nothing, or seed from the clock. Here torch, NumPy and Python start from one seed, and where the
+host's own files ask what time it is, they are told by a clock that depends on that seed and on how often they asked.
+Two runs that differ in the regulariser only then draw the same. The script itself runs as under `ddplug run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddplug.hosting.adapter import upstream
+from ddplug.hosting.script import run
+from ddplug.utils.files import write_json
+from ddplug.utils.meter import Meter
+
+TIMES = "times.json"
+_EPOCH = 1.7e9  # some time in 2023; hosts take milliseconds of it for seeds
+
+
+@contextmanager
+def clock(folder: Path, seed: int) -> Iterator[None]:
+    """Within, `time.time` called from files in `folder` goes on by between half a second and one and a half per call.
+
+    By how much is drawn by a generator of our own. Everybody else is told the time.
+    """
+    steps = random.Random(seed)
+    real, now, within = time.time, _EPOCH, str(folder) + os.sep
+
+    def told() -> float:
+        nonlocal now
+        if not sys._getframe(1).f_code.co_filename.startswith(within):
+            return real()
+        now += steps.randrange(500, 1500) / 1000
+        return now
+
+    time.time = told
+    try:
+        yield
+    finally:
+        time.time = real
+
+
+def seed_everything(seed: int) -> None:
+    """Start the global generators of torch (every device's), NumPy and Python from `seed`."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def main() -> None:
+    """Run what the command line says, and write seconds and peak memory (bytes, or null) to the file it names."""
+    given: dict[str, Any] = json.loads(sys.argv[1])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    spec, repo = upstream(given["host"]).spec(), Path(given["repo"])
+    os.chdir(given["folder"])  # hosts write to where they are
+    meter = Meter("cpu")  # asking after CUDA would start it, and hosts choose their devices before that
+    seed_everything(given["seed"])
+    with meter, clock(repo, given["seed"]):
+        run(spec, repo, given["arguments"], must=given["must"])
+    times = meter.read()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        times["extra_memory"] = max(
+            torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())
+        )
+    write_json(times, Path(given["times"]))
+
+
+def _end_with_parent() -> None:
+    """End the process, whatever it is doing, when the one that started it is gone: its end of our stdin closes."""
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Judging a synthetic set by the standard recipe: fresh networks, trained on it, tested on real images.
+
+    evaluation = evaluate(load_set("set.pt"), load("cifar10", "data"), architectures=("ConvNet", "ResNet18"))
+
+Every finished run can be kept in a file, so that an evaluation that was interrupted can be resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.datasets.synthetic import SyntheticSet
+from ddplug.errors import InputError, SpaceError
+from ddplug.lab.judging import STANDARD_LR, STANDARD_VIEWS, Recipe, check_fits, maker, resolve
+from ddplug.lab.measure import Measurement, measure
+from ddplug.lab.run_store import Finished
+from ddplug.networks.training import Augment, named
+from ddplug.networks.zoo import seeded
+from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.digest import short_sha256, typed_bytes
+
+Progress = Callable[[str, int, int, str], object]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out: settings, and the test accuracy in [0, 1] of every network that was trained on the set."""
+
+    settings: dict[str, Any]
+    accuracies: dict[str, list[float]]
+    """By architecture, in the order of the seeds."""
+    cmi: Measurement | None = None
+    """The set's CMI under a pool, if one was given."""
+
+    def mean(self, architecture: str) -> float:
+        """Mean accuracy over the runs of an architecture."""
+        return fmean(self.accuracies[architecture])
+
+    def std(self, architecture: str) -> float:
+        """Standard deviation of accuracy between runs (with n - 1); 0 for one run."""
+        runs = self.accuracies[architecture]
+        return stdev(runs) if len(runs) > 1 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        results = {
+            name: {"mean": self.mean(name), "std": self.std(name), "accuracies": runs}
+            for name, runs in self.accuracies.items()
+        }
+        return {"settings": self.settings, "results": results, "cmi": self.cmi.to_json() if self.cmi else None}
+
+
+def evaluate(
+    synthetic: SyntheticSet,
+    data: ImageData,
+    *,
+    architectures: Sequence[str] = ("convnet",),
+    runs: int = 5,
+    epochs: int = 1000,
+    lr: float | None = None,
+    batch_size: int = 256,
+    augment: Augment | None = STANDARD_VIEWS,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+    pool: ProxyPool | None = None,
+    device: torch.device | str = "cpu",
+    keep: str | Path | None = None,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """Train `runs` fresh networks of every architecture on a set, test them on all of `data`'s test images.
+
+    SGD with momentum 0.9 and weight decay 5e-4; `ddplug.networks.training.fit` says when the rate is divided by ten.
+
+    Args:
+        synthetic: the set. A whitened one is judged whitened; any other is brought to `data`'s own space.
+        data: the real images.
+        architectures: names for `ddplug.networks.build`, in upper or lower case.
+        runs: networks of each; run i has seed + i.
+        epochs: passes over the set.
+        lr: the rate to start from; None is the set's own, if it was learned with one, else 0.01.
+        batch_size: images per step.
+        augment: `(images, generator) -> images`, or None.
+        seed: of the first run.
+        options: further options of the networks, such as `width`.
+        pool: proxies of the same data, to measure CMI under.
+        device: to train on.
+        keep: a JSON file in which finished runs are kept, and from which they are taken the next time.
+        on_progress: told (architecture, epochs done, epochs in all, what the latest run scored).
+
+    Raises `InputError` for a set that does not fit the data, or runs kept with other settings, `SpaceError` if it is
+    not known what the images mean, `PoolError` for a pool of other data, and what `build` and `fit` raise.
+    """
+    names = [resolve(name) for name in architectures]
+    _check(synthetic, data, names, runs, pool)
+    if lr is not None and not 0 < lr < float("inf"):
+        raise InputError(f"lr must be more than 0 and finite, got {lr}")
+    space, judge = judged(synthetic, data)
+    rate = lr if lr is not None else synthetic.lr if synthetic.lr is not None else STANDARD_LR
+    images = space.convert(synthetic.images, judge.space).to(device)
+    labels = synthetic.labels.to(device)
+    settings: dict[str, Any] = {
+        "dataset": data.name,
+        "data": data.fingerprint(),
+        "set": short_sha256(typed_bytes((synthetic.images, synthetic.labels))),
+        "space": "ZCA-whitened" if is_whitened(judge.space) else str(judge.space),  # its last bits may vary
+        "epochs": epochs,
+        "lr": rate,
+        "batch_size": batch_size,
+        "augment": named(augment),
+        "seed": seed,
+        "options": options or {},
+    }
+    makers = {name: maker(name, data, options or {}) for name in names}
+    for fresh in makers.values():  # so that the last of them is not refused after days
+        with seeded(0):
+            fresh()
+    recipe = Recipe(epochs, rate, batch_size, augment)
+    judge = replace(judge, test_images=judge.test_images.to(device), test_labels=judge.test_labels.to(device))
+    tell: Progress = on_progress or (lambda what, done, total, note: None)
+    with Finished.open(keep, settings) as finished:
+        for name in names:
+            note = ""
+            for run in range(runs):
+                if finished.get(name, run) is None:
+                    on_epoch = partial(_tell_epoch, tell, name, run * epochs, runs * epochs, note)
+                    found = recipe.judge(images, labels, judge, makers[name], seed=seed + run, on_epoch=on_epoch)
+                    finished.put(name, run, found)
+                note = f"{finished.get(name, run):.2%}"
+                tell(name, (run + 1) * epochs, runs * epochs, note)
+    measured = None
+    if pool is not None:
+        unconverted = synthetic.images.to(device)
+        measured = measure(
+            pool.to(device), unconverted, synthetic.classes.to(device), input_space=pool.derived_space(space)
+        )
+    accuracies = {name: [finished.runs[name][str(run)] for run in range(runs)] for name in names}
+    return Evaluation({**settings, "runs": runs}, accuracies, measured)
+
+
+def _tell_epoch(tell: Progress, what: str, before: int, total: int, note: str, done: int, loss: float) -> None:
+    tell(what, before + done, total, note)
+
+
+def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> SyntheticSet:
+    """The set with a space: the one it has, or the one `given`, or the one that is known from its layout.
+
+    `given` is "normalized" (as `data` is), "unit" (intensities in [0, 1]), "zca" (whitened, fitted on `data`'s training
+    images), or None. Raises `SpaceError` if the set has another space than is given, or if nobody says.
+    """
+    known = synthetic.space
+    meaning = given or (synthetic.meaning if known is None else None)
+    if meaning is None:
+        if known is not None:
+            return synthetic
+        raise SpaceError(
+            "the set does not say what the numbers in its images mean. Say whether they are normalized as the data "
+            "set is, unit (intensities in [0, 1]), or zca (whitened): --input-space of the command, or `space` of the "
+            "SyntheticSet."
+        )
+    space = _named(meaning, data)
+    if known is not None and known != space:
+        raise SpaceError(f"the set's file says that its images are {known}, but {space} was asked for; leave it out.")
+    return replace(synthetic, space=space)
+
+
+def judged(synthetic: SyntheticSet, data: ImageData) -> tuple[AnySpace, ImageData]:
+    """The space a set is in, and the data in the space it is judged in: whitened for whitened sets, else its own."""
+    space = with_space(synthetic, None, data).space
+    assert space is not None  # with_space sees to it
+    return space, data.to_space(space) if is_whitened(space) else data
+
+
+def _check(synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int, pool: ProxyPool | None) -> None:
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"name at least one architecture, and each once, got {names}")
+    if runs < 1:
+        raise InputError(f"runs must be at least 1, got {runs}")
+    check_fits(synthetic.images, synthetic.labels, data)
+    if synthetic.dataset not in (None, data.name):
+        raise InputError(f"the set was distilled from {synthetic.dataset}, not from {data.name}; test it on its own")
+    if not torch.isfinite(synthetic.images).all():
+        raise InputError("the set's images are not all finite; nothing can be learned from such a set")
+    if pool is not None:
+        pool.check_data(data.name)
+
+
+def is_whitened(space: AnySpace) -> bool:
+    """Whether images of a space are ZCA-whitened."""
+    return bool(space.to_json()["kind"] == "zca")
+
+
+def _named(meaning: str, data: ImageData) -> AnySpace:
+    if meaning == "normalized":
+        return data.space
+    if meaning == "unit":
+        return InputSpace.unit(data.shape[0])
+    if meaning == "zca":
+        from ddplug.datasets.zca import ZCASpace
+
+        return ZCASpace.fit(data.space.to_unit(data.train_images).clamp(0, 1))
+    raise SpaceError(f"unknown input space {meaning!r}, expected normalized, unit or zca")

@@ -1,0 +1,94 @@
+"""What a comparison's folder is made with, in its `settings.json`: the same for all its runs, and not to change."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddplug.core.options import ABOUT, COMPARED, renamed
+from ddplug.errors import DataError, InputError
+from ddplug.lab.judge import Judge
+from ddplug.lab.plan import ADDED, Settings
+from ddplug.lab.records import AGAIN, read_json
+from ddplug.lab.records import SETTINGS as SETTINGS_RECORD
+from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.files import write_json
+
+SETTINGS = "settings.json"
+NOTED = ("ddplug", "torch", "checkout", "configuration", "experts")
+"""What records of older versions lack, and what is therefore not known of them."""
+REGULARIZERS = ("proxies", "heldout", "regularizer", "term")
+"""Settings that a baseline does not depend on."""
+
+
+def made_with(host: str, judge: Judge) -> dict[str, Any]:
+    """Everything that decides a run's outcome and is the same for all, as it is read back from JSON."""
+    return {
+        "host": host, "data": {"name": judge.data.name, "fingerprint": judge.data.fingerprint()},
+        "proxies": _digests(judge.pool), "heldout": _digests(judge.heldout), "device": judge.device.type,
+        "settings": judge.settings.to_json(), "ddplug": importlib.metadata.version("ddplug"),
+        "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _digests(pool: ProxyPool | None) -> list[str] | None:
+    return None if pool is None else [proxy.digest() for proxy in pool]
+
+
+def check_folder(out: Path) -> None:
+    """Raise if `out` holds something else than a comparison."""
+    foreign = out.exists() and (not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir()))
+    if foreign and not (out / SETTINGS).is_file():  # asked last, as another process may be about to make it
+        raise DataError(f"'{out}' exists and is no folder of a comparison; choose another --out.")
+
+
+def claim(out: Path, wanted: dict[str, Any]) -> None:
+    """Note in `out` what its runs are made with, or raise if that is something else than `wanted`."""
+    path = out / SETTINGS
+    if not path.is_file():
+        write_json(wanted, path)
+    if found := differing(out, wanted):
+        raise InputError(
+            f"'{out}' holds a comparison with other settings: {'; '.join(found)}. Choose another --out, or the "
+            "settings it has; seeds, weights and views can be added to it."
+        )
+
+
+def differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """In what the runs of the comparison in `folder` are made otherwise than `wanted`, a phrase each.
+
+    What older versions did not note is not known, and not taken for a difference. Raises `DataError` where there is no
+    comparison.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise DataError(f"'{folder}' is no folder of a comparison: it has no {SETTINGS}.")
+    there = read_json(path, AGAIN, SETTINGS_RECORD)
+    known = {key: value for key, value in wanted.items() if key in there or key not in NOTED}
+    found, asked = _flat(there, ignored), _flat(known, ignored)
+    return [
+        f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"
+        for key in dict.fromkeys([*found, *asked])
+        if found.get(key) != asked.get(key)
+    ]
+
+
+def _flat(record: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, but for the first level's."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if key in ignored:
+            continue
+        if key == "settings":  # an older version's lack some
+            value = {**{name: getattr(Settings, name) for name in ADDED}, **value}
+        if key == "regularizer":  # as any version wrote it: by its names, and with or without what was the default
+            value = {**{name: ABOUT[name].unwritten for name in COMPARED}, **renamed(value)}
+        if isinstance(value, dict):
+            flat |= _flat(value, ignored, "" if key in ("settings", "regularizer") else f"{key} ")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

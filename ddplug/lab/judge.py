@@ -1,0 +1,129 @@
+"""Judging the sets of a comparison: the term under the proxies, and the accuracy of fresh networks, a file per set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import AnySpace
+from ddplug.datasets.synthetic import SyntheticSet, load_set
+from ddplug.errors import InputError
+from ddplug.lab.evaluate import judged
+from ddplug.lab.judging import DSAPerNetwork, Recipe, maker, resolve
+from ddplug.lab.measure import measure, measure_term
+from ddplug.lab.plan import Settings
+from ddplug.lab.records import AGAIN, JUDGEMENT, read_json
+from ddplug.networks.zoo import seeded
+from ddplug.proxies.pool import ProxyPool
+from ddplug.terms import make
+from ddplug.utils.files import write_json
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a set is judged by. Networks of one seed are the same whichever arm the set is of.
+
+    `cross_arch` are further architectures, each of its own width, that judge the last set of a run.
+    """
+
+    data: ImageData
+    settings: Settings
+    pool: ProxyPool
+    heldout: ProxyPool | None
+    device: torch.device
+    cross_arch: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise for a network or an augmentation that cannot be made, before anything is done."""
+        recipe = self.recipe
+        assert isinstance(recipe.augment, DSAPerNetwork)  # made, and so checked
+        names = [resolve(name) for name in self.cross_arch]
+        if len({*names, resolve(self.settings.arch)}) <= len(names):
+            raise InputError(
+                f"cross_arch names further architectures, each once, got {', '.join(names)} beside "
+                f"{self.settings.arch}, which judges all sets."
+            )
+        for arch in (None, *self.cross_arch):
+            with seeded(0):
+                self._maker(arch)()
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks are trained on a set; every image has its own draw, as is standard in judging."""
+        settings = self.settings
+        return Recipe(settings.epochs, settings.judge_lr, augment=DSAPerNetwork(settings.strategy))
+
+    def __call__(self, file: Path, seed: int, runs: int, tell: Callable[[int], object], last: bool) -> dict[str, Any]:
+        """The judgement of the set in `file`, from the file beside it, or made and kept there network by network.
+
+        Returns accuracies of `runs` networks in [0, 1]; those of `cross_arch` by architecture, if the set is the `last`
+        of its run; and the term under the training and the held-out proxies (None without). `tell(done)` after each
+        network.
+        """
+        path = file.with_suffix(".json")
+        record = read_json(path, AGAIN, JUDGEMENT) if path.is_file() else {}
+        names = [resolve(name) for name in self.cross_arch] if last else []
+        by_arch: dict[str, list[float]] = record.get("accuracies_by_arch", {})
+        complete = all(len(by_arch.get(name, [])) >= runs for name in names)
+        if "cmi" in record and len(record["accuracies"]) >= runs and complete:
+            return _of(record, names)
+        synthetic = load_set(file)
+        images, labels = synthetic.images.to(self.device), synthetic.labels.to(self.device)
+        space, data = judged(synthetic, self.data)  # fits the whitening of a whitened set, once for both uses
+        if "cmi" not in record:  # accuracies may be there, taken from another comparison
+            record = {"accuracies": [], **record, **self._term(synthetic, images, space)}
+            write_json(record, path)
+        images = space.convert(images, data.space)
+
+        done = 0
+        for arch in (None, *names):
+            scores = record["accuracies"] if arch is None else by_arch.setdefault(arch, [])
+            if arch is not None:
+                record["accuracies_by_arch"] = by_arch
+            while len(scores) < runs:
+                scores.append(self._train(images, labels, data, arch, judge_seed(seed, len(scores))))
+                write_json(record, path)
+                tell(done + len(scores))
+            done += len(scores)
+        return _of(record, names)
+
+    def _term(self, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> dict[str, float | None]:
+        """The term under both pools. The keys are those of CMI, whatever the term: older records have them."""
+        return {
+            "cmi": self._value(self.pool, synthetic, images, space),
+            "cmi_heldout": None if self.heldout is None else self._value(self.heldout, synthetic, images, space),
+        }
+
+    def _value(self, pool: ProxyPool, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> float:
+        labels, how = synthetic.classes.to(self.device), dict(self.settings.measuring)
+        found = pool.derived_space(space)
+        if self.settings.term == "cmi":
+            return measure(pool, images, labels, input_space=found, **how).cmi
+        term = make(self.settings.term, temperature=how.pop("temperature", 1.0))
+        return measure_term(term, pool, replace(synthetic, images=images, space=space), self.data, **how)
+
+    def _maker(self, arch: str | None) -> Callable[[], torch.nn.Module]:
+        if arch is None:
+            return maker(self.settings.arch, self.data, self.settings.network)
+        return maker(arch, self.data, {})
+
+    def _train(self, images: torch.Tensor, labels: torch.Tensor, data: ImageData, arch: str | None, seed: int) -> float:
+        return self.recipe.judge(images, labels, data, self._maker(arch), seed=seed)
+
+
+def _of(record: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The judgement without architectures that are not asked for."""
+    by_arch = record.get("accuracies_by_arch", {})
+    kept = {name: by_arch[name] for name in names}
+    plain = {key: value for key, value in record.items() if key != "accuracies_by_arch"}
+    return {**plain, "accuracies_by_arch": kept} if kept else plain
+
+
+def judge_seed(seed: int, run: int) -> int:
+    """The seed of a judge: far from those that distil, and the same in every arm and at every checkpoint."""
+    return 1000 * (seed + 1) + run

@@ -1,0 +1,180 @@
+"""Measuring a set under a pool: CMI, NCMI and every class's own, averaged over the pool's proxies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ddplug.datasets.by_class import ByClass
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import AnySpace
+from ddplug.errors import InputError, ProxyError
+from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
+from ddplug.terms.base import Term, group
+from ddplug.terms.cmi import check_temperature, class_sums
+from ddplug.terms.real import Real
+from ddplug.terms.separation import Separation, check_separation, class_separation
+
+if TYPE_CHECKING:
+    from ddplug.datasets.synthetic import SyntheticSet  # brings safetensors along
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a set looks like to a pool. Information is in nats; the means are over proxies."""
+
+    images: int
+    proxies: int
+    representation: Representation
+    temperature: float
+    cmi: float
+    cmi_std: float
+    """Standard deviation between proxies; 0 for one."""
+    separation_name: Separation
+    """What `separation` and `ncmi` are made with; see `ddplug.class_separation`."""
+    separation: float | None
+    """None if there is only one class."""
+    ncmi: float | None
+    """CMI / separation."""
+    per_class: dict[int, float]
+    """CMI of each class by its label."""
+
+    @property
+    def space(self) -> Representation:
+        """The former name of `representation`."""
+        return self.representation
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+@formerly_space
+@torch.no_grad()
+def measure(
+    proxies: object,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    representation: Representation = "feature",
+    temperature: float = 1.0,
+    separation: Separation = "cross_entropy",
+    input_space: AnySpace | str | None = None,
+    batch_size: int = 512,
+) -> Measurement:
+    """CMI, NCMI and per-class CMI of `images` (n, c, h, w) with `labels` (n,), under every proxy of a pool.
+
+    Raises what `ddplug.CMI` raises; measures sets of one image per class too, whose CMI is 0.
+    """
+    pool = ProxyPool.of(proxies)
+    check_separation(separation)
+    check_temperature(temperature)
+    groups = group(labels, len(images), images.device)
+    several = len(groups.classes) > 1
+    sums, separations = [], []
+    for features in _features(pool, images, representation, input_space, batch_size):
+        sums.append(class_sums(features, groups, temperature).double())
+        if several:
+            separations.append(class_separation(features, labels, kind=separation, temperature=temperature))
+    by_proxy = torch.stack(sums).sum(1) / len(images)
+    per_class = torch.stack(sums).mean(0) / groups.counts
+    gamma = torch.stack(separations) if several else None
+    return Measurement(
+        images=len(images),
+        proxies=len(pool),
+        representation=representation,
+        temperature=temperature,
+        cmi=by_proxy.mean().item(),
+        cmi_std=by_proxy.std().item() if len(pool) > 1 else 0.0,
+        separation_name=separation,
+        separation=gamma.mean().item() if gamma is not None else None,
+        ncmi=(by_proxy / gamma).mean().item() if gamma is not None else None,
+        per_class=dict(zip(groups.classes.tolist(), per_class.tolist(), strict=True)),
+    )
+
+
+@torch.no_grad()
+def term_value(
+    term: Term,
+    proxies: object,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    representation: Representation = "feature",
+    input_space: AnySpace | str | None = None,
+    real: tuple[Tensor, Tensor] | None = None,
+    batch_size: int = 512,
+) -> float:
+    """Any term of `images` (n, c, h, w) with `labels` (n,), in its own unit: the mean over a pool's proxies.
+
+    `real` are images (m, c, h, w) in the same input space and their labels (m,), for a term that compares with such.
+    Raises what `measure` raises, and `InputError` for such a term without.
+    """
+    pool, groups = ProxyPool.of(proxies), group(labels, len(images), images.device)
+    check_representation(representation)
+    # In float64, as in a round: differences of what is nearly equal are what most terms are made of.
+    found = (each.double() for each in _features(pool, images, representation, input_space, batch_size))
+    if real is None:
+        values = [term(each, groups) for each in found]
+    else:
+        others = group(real[1], len(real[0]), images.device)
+        compared = _features(pool, real[0].to(images), representation, input_space, batch_size)
+        pairs = zip(found, compared, strict=True)
+        values = [term.against(Real(theirs.double(), others))(each, groups) for each, theirs in pairs]
+    return torch.stack(values).mean().item()
+
+
+def measure_term(
+    term: Term,
+    pool: ProxyPool,
+    synthetic: SyntheticSet,
+    data: ImageData | None = None,
+    *,
+    representation: str = "feature",
+) -> float:
+    """Any term of a set in its own unit, compared with some of `data`'s training images if it compares.
+
+    A term that is defined on one representation is measured on that one. Raises what `term_value` raises.
+    """
+    how = check_representation(term.representation or representation)
+    labels = synthetic.classes.to(synthetic.images.device)
+    real = None
+    if term.needs_real and data is not None:
+        real = some_real(data, synthetic.space or data.space)
+    space = pool.derived_space(synthetic.space)
+    return term_value(term, pool, synthetic.images, labels, representation=how, input_space=space, real=real)
+
+
+REAL_PER_CLASS = 100
+"""Real images of a class that a set is compared with when a term is measured that compares."""
+
+
+def some_real(data: ImageData, space: AnySpace) -> tuple[Tensor, Tensor]:
+    """The first training images of every class of `data`, (m, c, h, w) in `space`, and their labels (m,)."""
+    chosen = ByClass(data.train_labels).first(REAL_PER_CLASS)
+    return data.space.convert(data.train_images[chosen], space), data.train_labels[chosen]
+
+
+def _features(
+    pool: ProxyPool, images: Tensor, representation: Representation, input_space: AnySpace | str | None, batch_size: int
+) -> Iterator[Tensor]:
+    """What every proxy makes of the images, (n, d)."""
+    found = pool.space_of(input_space)
+    check_representation(representation)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    pool.check(images, found)
+    for proxy in pool:
+        batches = [proxy(pool.prepare(batch, found), representation) for batch in torch.split(images, batch_size)]
+        features = torch.cat(batches)
+        if not torch.isfinite(features).all():
+            raise ProxyError(
+                f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for this set. Check "
+                "its images for NaN, and its input space against the pool's."
+            )
+        yield features

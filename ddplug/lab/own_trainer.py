@@ -1,0 +1,186 @@
+"""One run of a comparison, distilled by our own trainer so that it can be killed at any moment and resumed.
+
+Its folder holds a set for every checkpoint, `set-000060.pt`; while it runs `running.pt`, everything that resuming
+takes; and when it is done `distilled.json`, which says what is there. Each is written whole, so there is no moment at
+which the folder holds half of something, and what is made a second time is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddplug.attaching.attach import Handle, attach
+from ddplug.core.regularizer import Regularizer
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.synthetic import SyntheticSet, save_set
+from ddplug.lab.dm_trainer import DistributionMatching
+from ddplug.lab.judge import Judge
+from ddplug.lab.plan import Arm, Run, Settings
+from ddplug.proxies.pool import ProxyPool
+from ddplug.utils.files import write_json
+from ddplug.utils.meter import Meter
+from ddplug.utils.reading import load_tensors, reported_as, write_tensors
+
+DONE, RUNNING = "distilled.json", "running.pt"
+PEEKS = 4
+"""Iterations looked at to see which share of the host's gradient CMI's is."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """Distils runs by `ddplug.lab.dm_trainer.DistributionMatching`.
+
+    `save_every` is how many seconds of work may be lost; it decides nothing else.
+    """
+
+    data: ImageData
+    settings: Settings
+    pool: ProxyPool
+    device: torch.device
+    save_every: float = 5.0
+
+    @property
+    def length(self) -> int:
+        """Iterations of a run."""
+        return self.settings.iterations
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Nothing that the settings do not say."""
+        return {}
+
+    def check(self, arms: Sequence[Arm], judge: Judge) -> None:
+        """Raise for a set or a regulariser that cannot be made, before anything is done."""
+        settings, trainer = self.settings, self.trainer(0)
+        for arm in arms:
+            regularizer = Regularizer(self.pool, arm.weight, data=self.data, **self._options(arm))
+            regularizer.pool.check(trainer.images, self.data.space)
+        settings.check_arms(arms, settings.ipc, -(-settings.iterations // settings.option("every")))
+
+    def __call__(self, run: Run, folder: Path, tell: Callable[[int], object]) -> None:
+        """Distil `run` into `folder`, or what is left of it; `tell(iteration)` after each iteration."""
+        if (folder / DONE).is_file():
+            (folder / RUNNING).unlink(missing_ok=True)
+            return
+        if not run.arm.baseline:
+            self.pool.to(self.device)  # beside what the meter counts, as it is when a run before has used it
+        meter = Meter(self.device)
+        trainer = self.trainer(run.seed)
+        with self._attached(trainer, run) as handle:
+            notes = self._resume(folder / RUNNING, trainer, handle, meter)
+            while trainer.iteration < self.length:
+                goal = next(point for point in self.settings.points if point > trainer.iteration)
+                self._stretch(trainer, meter, goal, tell)
+                if trainer.iteration == goal:
+                    save_set(self._set(trainer), folder / set_name(goal))
+                    share = self._share(trainer, handle, run)
+                    notes.append({"iteration": goal, "lambda": handle.lam, "share": share, "times": meter.read()})
+                self._save(folder / RUNNING, trainer, handle, notes, meter)
+            skipped = handle.history.skipped
+        write_done(folder, notes, skipped)
+        (folder / RUNNING).unlink(missing_ok=True)
+
+    def trainer(self, seed: int) -> DistributionMatching:
+        """The trainer of one seed, as it starts in every arm."""
+        settings = self.settings
+        return DistributionMatching(
+            self.data, settings.ipc, strategy=settings.strategy, batch_real=settings.batch_real, lr=settings.lr,
+            architecture=settings.arch, options=settings.network, init=settings.init, seed=seed, device=self.device,
+        )  # fmt: skip
+
+    def _attached(self, trainer: DistributionMatching, run: Run) -> Handle:
+        return attach(
+            trainer, run.arm.weight, proxies=self.pool, views=run.arm.views, seed=run.seed, **self._options(run.arm)
+        )
+
+    def _options(self, arm: Arm) -> dict[str, Any]:
+        """For the regulariser of a run."""
+        setting = ("dm", self.data.name, self.settings.ipc)
+        return {
+            "term": self.settings.term_of(arm),
+            "setting": setting,
+            "announce": _silent,
+            **self.settings.regularizer,
+        }
+
+    def _stretch(self, trainer: DistributionMatching, meter: Meter, goal: int, tell: Callable[[int], object]) -> None:
+        """Iterations up to `goal`, or as many as fit between two saves; at least one."""
+        with meter:
+            until = time.monotonic() + self.save_every
+            while True:
+                trainer.step()
+                tell(trainer.iteration)
+                if trainer.iteration == goal or time.monotonic() >= until:
+                    return
+
+    def _set(self, trainer: DistributionMatching) -> SyntheticSet:
+        return SyntheticSet(trainer.images.detach(), trainer.labels, self.data.space, self.data.name)
+
+    def _share(self, trainer: DistributionMatching, handle: Handle, run: Run) -> float | None:
+        """Norm of lambda times CMI's gradient over that of the host's own, on the views, at the present images.
+
+        Over the next iterations' draws, which are put back; None for the baseline and while lambda is not settled.
+        """
+        if run.arm.baseline or handle.lam is None:
+            return None
+        kept = ("temperature", "draw", "precision", "chunk", "views_per_image")
+        options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
+        probe = Regularizer(
+            self.pool, 1.0, term=self.settings.term_of(run.arm), weighting="absolute", data=self.data,
+            representation=handle.regularizer.representation,
+            input_space=self.pool.derived_space(self.data.space), seed=run.seed, graphs=False,
+            announce=_silent, **options,
+        )  # fmt: skip
+        before = trainer.state_dict()
+        host = cmi = 0.0
+        handle.regularizer.enabled = False  # the host's own gradient is what is asked for
+        try:
+            for _ in range(PEEKS):
+                seen, gradient = trainer.peek(clean=run.arm.views == "clean")
+                added = probe.added(seen, trainer.labels, gradient)
+                host += gradient.double().square().sum().item()
+                cmi += added.double().square().sum().item() if added is not None else 0.0
+        finally:
+            handle.regularizer.enabled = True
+            trainer.load_state_dict(before)
+        return float(handle.lam * (cmi / host) ** 0.5) if host > 0 else None
+
+    def _save(
+        self, path: Path, trainer: DistributionMatching, handle: Handle, notes: list[dict[str, Any]], meter: Meter
+    ) -> None:
+        state = {
+            "trainer": trainer.state_dict(), "regularizer": handle.state_dict(), "notes": notes, "meter": meter.read(),
+        }  # fmt: skip
+        write_tensors(state, path)
+
+    def _resume(self, path: Path, trainer: DistributionMatching, handle: Handle, meter: Meter) -> list[dict[str, Any]]:
+        """Bring everything to the state at `path`, if there is one; returns what was noted of its checkpoints."""
+        if not path.is_file():
+            return []
+        expected, advice = "the state of a distillation", "Delete it to distil this run from the beginning."
+        state = load_tensors(path, "state", expected, advice, ours=True)
+        with reported_as(path, expected, advice):
+            trainer.load_state_dict(state["trainer"])
+            handle.load_state_dict(state["regularizer"])
+            meter.go_on(state["meter"])
+            return list(state["notes"])
+
+
+def set_name(iteration: int) -> str:
+    """The file of the set after `iteration` iterations."""
+    return f"set-{iteration:06d}.pt"
+
+
+def write_done(folder: Path, notes: list[dict[str, Any]], skipped: int) -> None:
+    """Say that the run is distilled: for each set its iteration, lambda, share and times; rounds left out."""
+    write_json({"sets": notes, "skipped": skipped}, folder / DONE)
+
+
+def _silent(line: str) -> None:
+    """Lambda goes into the results instead."""

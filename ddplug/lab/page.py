@@ -1,0 +1,235 @@
+"""The page of a comparison: one HTML file with everything in it, for a browser without a network."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from einops import rearrange
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from torch import Tensor
+
+from ddplug.core.figures import figure_of
+from ddplug.datasets.by_class import ByClass
+from ddplug.datasets.synthetic import SyntheticSet, load_set
+from ddplug.errors import DataError
+from ddplug.lab.evaluate import with_space
+from ddplug.lab.judge import Judge
+from ddplug.lab.own_trainer import set_name
+from ddplug.lab.statistics import (
+    COSTS,
+    between_terms,
+    by_views,
+    costs,
+    curve,
+    further_tables,
+    judging,
+    left_out,
+    result_columns,
+    results,
+    stopped,
+    term_of,
+)
+from ddplug.utils.files import replacing
+
+PAGE = "report.html"
+_SHOWN_PER_CLASS = 10
+_REAL, _SYNTHETIC = 500, 200
+"""Points of the t-SNE: real images, and synthetic ones of each arm."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A figure as the template shows it."""
+
+    text: str
+    """What it shows, for those who cannot see it."""
+    png: str
+    """The bytes of the PNG file in base64."""
+
+
+def lacking() -> str | None:
+    """What to install for the page to be written, as a sentence; None if everything is there."""
+    packages = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+    missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return None
+    return (
+        f"{PAGE} is left out: it needs {' and '.join(missing)}. Install with: pip install 'ddplug[demo]'; the same "
+        "command then writes it."
+    )
+
+
+def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge) -> Path:
+    """Write `report.html` into `out`: table, curves, images and t-SNE; returns its path.
+
+    `result` is the content of `compare.json`, `entries` the folder of its runs. Raises `DataError`, which says what
+    to install, without matplotlib or scikit-learn.
+    """
+    shown = min(entry["seed"] for entry in result["entries"])
+    first = [entry for entry in result["entries"] if entry["seed"] == shown]
+    sets = {
+        entry["arm"]: load_set(entries / entry["name"] / set_name(entry["checkpoints"][-1]["iteration"]))
+        for entry in first
+    }
+    kept = {arm: (_plain(made, judge), made.classes) for arm, made in sets.items()}
+    pool = judge.heldout or judge.pool
+    label, unit = term_of(result)
+    text = template().render(
+        host=result["host"],
+        data=result["data"]["name"],
+        seeds=result["seeds"],
+        runs=result["settings"]["runs"],
+        judging=judging(result),
+        left_out=left_out(result),
+        stopped=stopped(result),
+        columns=(*result_columns(result), *COSTS),
+        label=label,
+        unit=unit,
+        tables=[_table(result, views, rows) for views, rows in by_views(dict(result)).items()],
+        seed=shown,
+        images=[_images(arm, *given, judge) for arm, given in kept.items()],
+        proxy=pool.proxies[0].name,
+        pool="held-out" if judge.heldout else "training",
+        embedding=_embedding(kept, judge),
+        settings=json.dumps(_settings(result), indent=1),
+    )
+    with replacing(out / PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out / PAGE
+
+
+def template() -> Template:
+    """The page's markup, a file beside this one. Whatever is put in is escaped."""
+    environment = Environment(
+        loader=PackageLoader("ddplug.lab", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html.j2")
+
+
+def _plain(made: SyntheticSet, judge: Judge) -> Tensor:
+    """The images (n, c, h, w) of a set in the input space of the data."""
+    space = with_space(made, None, judge.data).space
+    assert space is not None  # with_space sees to it
+    return space.convert(made.images, judge.data.space)
+
+
+def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: result[key] for key in ("ddplug", "torch", "host", "data", "device", "settings", "proxies", "heldout")}
+
+
+def _table(result: Mapping[str, Any], views: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The arms of one kind of views: a row of cells for each, and the curves."""
+    return {
+        "views": views,
+        "rows": [(*results(row), *costs(dict(result), row)) for row in rows],
+        "further": [*further_tables(rows), *between_terms(result, rows)],
+        "curves": _curves(result, [row["arm"] for row in rows]),
+    }
+
+
+def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> _Picture:
+    """Accuracy and the term over the iterations: means over seeds, in bands of one standard deviation either way."""
+    label, unit = term_of(result)
+    kinds = [("accuracies", "test accuracy (%)", 100.0), ("cmi", f"{label}, training pool ({unit})", 1.0)]
+    if result["heldout"] is not None:
+        kinds.append(("cmi_heldout", f"{label}, held-out pool ({unit})", 1.0))
+    figure = figure_of(5.2 * len(kinds), 3.8)
+    figure.set_layout_engine("constrained")
+    for axis, (key, label, factor) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        for arm in arms:
+            iterations, values = curve(result["entries"], arm, key)
+            mean = [factor * fmean(row) for row in values]
+            (line,) = axis.plot(iterations, mean, marker="o", markersize=3, label=arm)
+            spread = [factor * stdev(row) if len(row) > 1 else 0.0 for row in values]
+            low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+            axis.fill_between(iterations, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(xlabel="iteration", ylabel=label)
+        axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    return _picture(figure, f"accuracy and {label} over the iterations")
+
+
+def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> _Picture:
+    """The first images of every class, a class to a row."""
+    chosen = ByClass(labels).first(_SHOWN_PER_CLASS)
+    columns = int(torch.bincount(labels[chosen]).max())
+    pixels = judge.data.space.to_unit(images[chosen].float()).clamp(0, 1)
+    rows = []
+    for label in _classes(labels):
+        row = pixels[labels[chosen] == label]
+        rows.append(torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])]))
+    framed = torch.nn.functional.pad(torch.cat(rows), (0, 1, 0, 1), value=1.0)
+    grid = rearrange(framed, "(row column) c h w -> (row h) (column w) c", column=columns)
+    figure = figure_of(3.6, 3.6 * grid.shape[0] / grid.shape[1] + 0.4)
+    axis = figure.subplots()
+    axis.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_title(arm)
+    axis.axis("off")
+    return _picture(figure, f"synthetic images of {arm}")
+
+
+def _embedding(kept: Mapping[str, tuple[Tensor, Tensor]], judge: Judge) -> _Picture:
+    data, pool = judge.data, judge.heldout or judge.pool
+    chosen = ByClass(data.test_labels).first(max(1, _REAL // data.num_classes))
+    parts = {"": (data.test_images[chosen], data.test_labels[chosen].cpu())}
+    for arm, (images, labels) in kept.items():
+        some = ByClass(labels).first(max(1, _SYNTHETIC // data.num_classes))
+        parts[arm] = (images[some].to(data.test_images.device), labels[some])
+    with torch.no_grad():
+        features = [
+            pool.proxies[0](pool.prepare(piece, data.space)).float().cpu()
+            for images, _ in parts.values()
+            for piece in torch.split(images, 256)
+        ]
+    points = torch.split(_tsne(torch.cat(features)), [len(labels) for _, labels in parts.values()])
+    columns = min(3, len(kept))
+    rows = -(-len(kept) // columns)
+    figure = figure_of(4.2 * columns, 4.2 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    colours = {"cmap": "tab10" if data.num_classes <= 10 else "hsv", "vmin": 0, "vmax": max(data.num_classes - 1, 9)}
+    real, real_labels = points[0], parts[""][1]
+    for axis, arm, place in zip(axes, kept, points[1:], strict=False):
+        axis.scatter(real[:, 0], real[:, 1], c=real_labels, s=6, alpha=0.35, linewidths=0, **colours)
+        axis.scatter(
+            place[:, 0], place[:, 1], c=parts[arm][1], s=70, marker="*", edgecolors="black", linewidths=0.5, **colours
+        )
+        axis.set_title(arm)
+    for axis in axes:
+        axis.axis("off")
+    return _picture(figure, "t-SNE of real and synthetic images")
+
+
+def _tsne(features: Tensor) -> Tensor:
+    """The t-SNE of features (n, d) as points (n, 2), drawn with a random state of its own."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise DataError("the page needs scikit-learn, which is not installed: pip install 'ddplug[demo]'") from error
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return torch.from_numpy(
+        TSNE(init="pca", perplexity=perplexity, random_state=0, n_jobs=1).fit_transform(features.numpy())
+    )
+
+
+def _classes(labels: Tensor) -> list[int]:
+    return sorted(set(labels.tolist()))
+
+
+def _picture(figure: Any, text: str) -> _Picture:
+    """The figure, drawn, and what it shows."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return _Picture(text, base64.b64encode(buffer.getvalue()).decode())

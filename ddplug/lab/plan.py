@@ -1,0 +1,208 @@
+"""What is compared: the arms, the runs, and the settings that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
+
+from ddplug.attaching.places import Views
+from ddplug.core.options import ABOUT, COMPARED, renamed
+from ddplug.core.weighting import check_weight
+from ddplug.errors import InputError, WeightError
+from ddplug.lab.dm_trainer import Init, check_init
+from ddplug.proxies.representations import chosen
+from ddplug.terms import make
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to distil: a weight, and the views that it acts on. Weight 0 is the baseline, whatever the views."""
+
+    weight: float | str
+    """A number, or "paper"."""
+    views: Views = "host"
+    term: str = ""
+    """What is added, where a comparison has arms of several terms; else what its settings say."""
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is the host alone."""
+        return self.weight == 0
+
+    @property
+    def name(self) -> str:
+        """For files and tables, e.g. "weight-0.1-host"."""
+        if self.baseline:
+            return "weight-0"
+        shown = self.weight if isinstance(self.weight, str) else f"{self.weight:.12g}"
+        of = f"{self.term.replace('*', 'x').replace(' ', '')}-" if self.term else "weight-"
+        return f"{of}{shown}-{self.views}"
+
+
+OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "init", "checkpoints", "judge_last")
+"""Settings that an upstream host has itself, or that mean nothing there."""
+ADDED = ("term", "judge_last", "init")
+"""Settings that records of older versions lack; they were made with today's defaults."""
+
+BASELINE = Arm(0.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm and a seed. Runs of one seed share everything but what is added to the loss."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files, e.g. "weight-0.1-host-seed0"."""
+        return f"{self.arm.name}-seed{self.seed}"
+
+    def described(self) -> dict[str, Any]:
+        """What `compare.json` says of it besides its sets."""
+        return {
+            "name": self.name, "arm": self.arm.name, "weight": self.arm.weight,
+            "views": None if self.arm.baseline else self.arm.views, "seed": self.seed,
+            **({"term": self.arm.term} if self.arm.term else {}),
+        }  # fmt: skip
+
+
+def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",), terms: Sequence[str] = ("",)) -> list[Arm]:
+    """The baseline, then every other weight of every term on every kind of views; each once, in the order given.
+
+    Raises `WeightError` for a weight that is none, `InputError` for views that are neither "host" nor "clean".
+    """
+    unknown = [name for name in views if name not in get_args(Views)]
+    if unknown or not views:
+        raise InputError(f"views must be host, clean or both, got {', '.join(unknown) or 'none'}.")
+    checked = [weight if weight == "paper" else check_weight(weight) for weight in weights]  # type: ignore[arg-type]
+    for term in filter(None, terms):
+        make(term)  # complains of what it does not know
+    others = [
+        Arm(weight, kind, term)  # type: ignore[arg-type]
+        for kind in views
+        for term in terms
+        for weight in checked
+        if weight != 0
+    ]
+    by_name: dict[str, Arm] = {}
+    for arm in others:
+        by_name.setdefault(arm.name, arm)  # weights that differ in the 13th digit would share their files
+    return [BASELINE, *by_name.values()]
+
+
+def read_weights(text: str) -> list[float | str]:
+    """The weights of a command line, "0,0.1,paper"; `WeightError` for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return [part if part == "paper" else check_weight(float(part)) for part in parts]
+    except ValueError as error:
+        if isinstance(error, WeightError):
+            raise
+        raise WeightError(f"weights are numbers >= 0 or paper, joined by commas, got {text!r}.") from error
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides how a run ends, besides its arm, its seed and the data; alike in all runs of a comparison."""
+
+    ipc: int = 10
+    iterations: int = 300
+    batch_real: int = 64
+    lr: float = 1.0
+    """Of the synthetic images."""
+    init: Init = "real"
+    """What these start as."""
+    strategy: str = "color_crop_cutout_flip_scale_rotate"
+    """DSA's operations, in distilling and in judging."""
+    arch: str = "convnet"
+    """Of the matching networks and of the judges."""
+    width: int | None = None
+    """Its channels; None for the architecture's own."""
+    checkpoints: int = 5
+    """How often along the iterations the set is kept, measured and judged, the end included."""
+    judge_last: bool = False
+    """Judge the last set only; those before it are measured."""
+    runs: int = 3
+    """Fresh networks per judgement."""
+    epochs: int = 300
+    judge_lr: float = 0.03
+    term: str = "cmi"
+    """What is added to the host's loss, unless an arm says otherwise, and what is measured of all sets."""
+    regularizer: Mapping[str, Any] = field(default_factory=dict)
+    """Of `ddplug.core.options.Options`, as far as they are not the defaults, or were not always."""
+    arguments: tuple[str, ...] | None = None
+    """An upstream host's own, which then say what the settings of our trainer would."""
+
+    def __post_init__(self) -> None:
+        for name in ("ipc", "iterations", "batch_real", "checkpoints", "runs", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("lr", "judge_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be more than 0 and finite, got {getattr(self, name)}.")
+        check_init(self.init)
+        if self.checkpoints > self.iterations:
+            raise InputError(
+                f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
+            )
+        make(self.term)  # complains of what it does not know
+        written = {name: about.default for name, about in ABOUT.items() if about.default != about.unwritten}
+        object.__setattr__(self, "regularizer", {**written, **renamed(self.regularizer)})
+        if unknown := sorted(set(self.regularizer) - set(COMPARED)):
+            raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(COMPARED)}.")
+
+    def term_of(self, arm: Arm) -> str:
+        """What is added to the loss in an arm."""
+        return arm.term or self.term
+
+    def option(self, name: str) -> Any:
+        """An option of the regulariser: as given, else its default."""
+        return self.regularizer.get(name, ABOUT[name].default)
+
+    def judged_at(self, iteration: int, last: int) -> int:
+        """How many networks judge the set of an iteration, where the last set is that of iteration `last`."""
+        return 0 if self.judge_last and iteration != last else self.runs
+
+    def check_arms(self, arms: Sequence[Arm], ipc: int, rounds: int | None = None) -> None:
+        """Raise `InputError` for weights with which nothing would be compared: no term, or no lambda, to speak of.
+
+        `rounds` are those in which a run's layer acts, None if that is not known.
+        """
+        weighted = [arm for arm in arms if not arm.baseline]
+        if weighted and ipc == 1 and self.option("views_per_image") == 1:
+            raise InputError(
+                f"with one image per class and one view of it, CMI is 0 and {weighted[0].name} would be the baseline "
+                "again; ask for views_per_image 2 or more, or for more images per class."
+            )
+        shares = [arm for arm in weighted if arm.weight != "paper" and self.option("weighting") != "absolute"]
+        if shares and rounds is not None and rounds <= self.option("calibrate"):
+            raise InputError(
+                f"{shares[0].name} is a share of the host's gradient, which becomes a lambda in the first "
+                f"{self.option('calibrate')} rounds (calibrate), and these runs have {rounds}; ask for more "
+                "iterations, a smaller calibrate, or weighting absolute."
+            )
+
+    @property
+    def points(self) -> list[int]:
+        """The iterations after which the set is kept and judged, rising; the last one is the end."""
+        return [self.iterations * part // self.checkpoints for part in range(1, self.checkpoints + 1)]
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """How the term is measured: as the regulariser sees it."""
+        required = make(self.term).representation
+        representation = chosen(self.option("representation"), self.option("weighting"), required)
+        return {"representation": representation, "temperature": self.option("temperature")}
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Options of the architecture."""
+        return {} if self.width is None else {"width": self.width}
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary of the settings that mean something."""
+        unused = ("arguments",) if self.arguments is None else OF_OUR_TRAINER
+        return {name: value for name, value in asdict(self).items() if name not in unused}

@@ -1,0 +1,191 @@
+"""`ddplug tune`: a small paired sweep over weights and options of the regulariser, and its choice on fresh seeds.
+
+Made of comparisons in folders of their own, so that it is resumed, and added to, as they are: `sweep-...` for every
+representation and weighting, which share the runs at weight 0, and `confirm-...`. The sweep takes the best of many, and
+so flatters; the figure to believe is the confirmation's, on seeds that nothing in the folder has seen. Which those
+are is noted before they are used, so that the same sweep is resumed on the same seeds and another gets others.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ddplug.core.options import ABOUT
+from ddplug.errors import DataError, InputError
+from ddplug.lab.folder import SETTINGS
+from ddplug.lab.plan import arms
+from ddplug.lab.records import read_json
+from ddplug.lab.setup import Setup
+from ddplug.lab.statistics import plus_minus, weight_name
+from ddplug.utils.files import user_path, write_json
+from ddplug.utils.records import anything, dict_of, entries, list_of, whole
+
+RESULT, CONFIRMED = "tune.json", "confirmed.json"
+CONFIRMATIONS = entries(
+    {"confirmations": list_of(entries({"of": dict_of(anything), "first_seed": whole(), "end": whole()}))}
+)
+"""What `confirmed.json` may hold: of which sweep a confirmation is, and its seeds, `end` excluded."""
+Progress = Callable[[str, int, int, str], object]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was swept, what was chosen, and how that did on fresh seeds.
+
+    `sweep` has a record per weight and options: those of a comparison's summary, with `options`. `choice` is one of
+    them, None if none is better than weight 0; `confirmation` is the summary's record of it on other seeds.
+    """
+
+    sweep: list[dict[str, Any]]
+    choice: dict[str, Any] | None
+    confirmation: dict[str, Any] | None
+    comparisons: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {
+            "format": "ddplug-tune", "version": 1, "sweep": self.sweep, "choice": self.choice,
+            "confirmation": self.confirmation, "comparisons": self.comparisons,
+        }  # fmt: skip
+
+
+def tune(
+    setup: Setup,
+    out: str | Path,
+    weights: Sequence[float | str],
+    options: Mapping[str, Sequence[str]],
+    *,
+    seeds: int = 2,
+    confirm: int = 3,
+    first_seed: int = 0,
+    on_progress: Progress | None = None,
+) -> Tuned:
+    """Sweep, choose the largest mean difference to weight 0, and confirm it; writes `tune.json` into `out`.
+
+    Args:
+        setup: host, data, pools and settings of all comparisons.
+        out: folder of the comparisons.
+        weights: of `ddplug.lab.plan.read_weights`.
+        options: values to try of options of the regulariser that have choices, such as `representation`.
+        seeds: of the sweep, from `first_seed` on.
+        confirm: seeds of the confirmation, which come after those, and after those of every sweep and confirmation
+            before in `out` that were others.
+        on_progress: told (what, steps done, steps in all, a note).
+
+    Raises:
+        InputError: nothing to sweep, an option without such a choice, fewer than two seeds to confirm on, and what
+            `compare` raises.
+        DataError: `out` is the folder of a comparison, `confirmed.json` is damaged, and what `compare` raises.
+    """
+    out, chosen_arms = user_path(out), arms(weights)
+    if len(chosen_arms) < 2:
+        raise InputError("tune needs at least one weight above 0 to hold against none.")
+    if confirm < 2:
+        raise InputError(f"a confirmation needs at least 2 seeds for its interval, got {confirm}.")
+    for name, values in options.items():
+        allowed = ABOUT[name].choices or ()
+        if not values or len(set(values)) < len(values) or not set(values) <= set(allowed):
+            raise InputError(f"{name} to sweep: some of {', '.join(allowed)}, each once, got {', '.join(values)}.")
+    if (out / SETTINGS).is_file():
+        raise DataError(f"'{out}' is the folder of one comparison, and tune makes several; choose another --out.")
+    sweep, folders = [], list[str]()
+    for values in product(*options.values()):
+        given = dict(zip(options, values, strict=True))
+        folder, variant = "-".join(("sweep", *values)), setup.regularised(**given)
+        result = variant.compare(
+            chosen_arms, seeds, out / folder, variant.judge(), first_seed=first_seed, on_progress=on_progress,
+            baseline=out / folders[0] if folders else None,
+        )  # fmt: skip
+        sweep += [{**row, "options": given} for row in result["summary"][1:]]
+        folders.append(folder)
+    best = max(sweep, key=lambda row: float(row["difference"]))
+    choice, confirmation = (best, None) if best["difference"] > 0 else (None, None)
+    if choice is not None:
+        of = {
+            "arms": [arm.name for arm in chosen_arms], "options": {name: [*values] for name, values in options.items()},
+            "first_seed": first_seed, "seeds": seeds, "confirm": confirm,
+        }  # fmt: skip
+        fresh = _fresh_seed(out, of)
+        folder = "-".join(("confirm", choice["arm"], *choice["options"].values()))
+        variant = setup.regularised(**choice["options"])
+        result = variant.compare(
+            arms([choice["weight"]]), confirm, out / folder, variant.judge(), first_seed=fresh,
+            on_progress=on_progress,
+        )  # fmt: skip
+        confirmation = result["summary"][1]
+        folders.append(folder)
+    tuned = Tuned(sweep, choice, confirmation, folders)
+    write_json(tuned.to_json(), out / RESULT)
+    return tuned
+
+
+def _fresh_seed(out: Path, of: dict[str, Any]) -> int:
+    """The first seed of the confirmation of a sweep: the one it had before, else one that nothing in `out` has seen."""
+    path = out / CONFIRMED
+    advice = "delete it, and give a --first-seed beyond all that were used here"
+    noted = read_json(path, advice, CONFIRMATIONS)["confirmations"] if path.is_file() else []
+    for each in noted:
+        if each["of"] == of:
+            return int(each["first_seed"])
+    fresh = max(of["first_seed"] + of["seeds"], *(each["end"] for each in noted), 0)
+    noted.append({"of": of, "first_seed": fresh, "end": fresh + of["confirm"]})
+    write_json({"confirmations": noted}, path)
+    return int(fresh)
+
+
+def said(
+    tuned: Tuned,
+    host: str,
+    proxies: str,
+    fixed: Mapping[str, Any] | None = None,
+    given: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+) -> list[str]:
+    """What came out, in lines: the verdict and, for a choice, what to paste into code and on a command line.
+
+    `fixed` are options of the regulariser that were not swept and are not as they are by default, `given` the words of
+    other options, and `arguments` the host's own.
+    """
+    choice, confirmed = tuned.choice, tuned.confirmation
+    if choice is None or confirmed is None:
+        return ["No weight was better than none in the sweep; try others, more iterations, or other proxies."]
+    gain, half = confirmed["difference"], confirmed["interval"]
+    shown = f"{plus_minus(gain, half, sign=True)} points on {confirmed['seeds']} fresh seeds (95 % interval)"
+    verdict = "confirmed" if gain - half > 0 else "not confirmed: the interval contains 0, or lies below it"
+    lines = [f"weight {weight_name(choice)}, {_options(choice, ' ')}: {shown}; {verdict}."]
+    options = {**choice["options"], **(fixed or {})}
+    code = ", ".join([f"weight={choice['weight']!r}", *(f"{name}={value!r}" for name, value in options.items())])
+    lines.append(f"ddplug.attach(trainer, {code}, proxies={proxies!r})")
+    begin = ["compare", host, "--weights", f"0,{weight_name(choice)}"]
+    if host != "own":
+        begin = ["run", host, "--weight", weight_name(choice)]
+    flags = [word for name, value in options.items() for word in flag(name, value)]
+    words = ["ddplug", *begin, *flags, "--proxies", proxies, *given, *(["--", *arguments] if host != "own" else [])]
+    lines.append(shlex.join(words))
+    return lines
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """An option as the words of a command line."""
+    spelt = f"--{name.replace('_', '-')}"
+    return [spelt] if value is True else [spelt, str(ABOUT[name].spell(value) if name in ABOUT else value)]
+
+
+def _options(row: dict[str, Any], between: str) -> str:
+    return f",{between}".join(f"{name} {value}" for name, value in row["options"].items())
+
+
+def table_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+    """Weight, options, accuracy and difference of everything swept."""
+    return [
+        (
+            weight_name(row), _options(row, " "), plus_minus(row["accuracy"], row["accuracy_std"]),
+            plus_minus(row["difference"], row["interval"], sign=True),
+        )
+        for row in tuned.sweep
+    ]  # fmt: skip

@@ -1,0 +1,183 @@
+"""`ddplug find --try`: candidate places, looked at while the script takes a few steps in a process of its own.
+
+The process is `python -m ddplug.scripts.trying JSON`. It puts an observer at the places, which changes nothing, and
+ends after so many backward passes that reached what one of them returned.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.errors import HostError
+from ddplug.scripts.any_script import Unpatched
+from ddplug.scripts.found_labels import candidates, unlikely
+from ddplug.scripts.placing import Place
+from ddplug.scripts.view_calls import Call, ViewCalls
+from ddplug.utils.files import write_json
+
+
+@dataclass
+class Seen:
+    """What a place was seen to do with synthetic images."""
+
+    at: str
+    """The place, as `--at` takes it."""
+    where: str
+    """FILE:LINE of the calls."""
+    shape: list[int]
+    """Of the views, at first."""
+    calls: int = 0
+    passes: int = 0
+    """Backward passes that brought them a gradient."""
+    rows: str = ""
+    """Where only a part of the rows is synthetic, which; "?" if that cannot be told."""
+    labels: list[str] = field(default_factory=list)
+    """What may be the labels, by name and length."""
+    others: list[str] = field(default_factory=list)
+    """Other integers of that length."""
+
+
+class Observer(ViewCalls):
+    """At the places in the layer's stead: passes everything, and writes down what came."""
+
+    def __init__(self, out: Path, at: dict[Place, str], passes: int, hosts: Sequence[Path]) -> None:
+        super().__init__(self.see, hosts)
+        self.out, self.passes, self.done = out, passes, 0
+        self.found: dict[tuple[str, str], Seen] = {}
+        self._at, self._mixed = at, False
+        self._reached: set[tuple[str, str]] = set()
+
+    def _known_rows(self, images: Tensor) -> tuple[int, int] | None:
+        try:
+            self._mixed = False
+            return super()._known_rows(images)
+        except HostError:
+            self._mixed = True
+            return None
+
+    def see(self, call: Call) -> Tensor:
+        """Write a call down, and wait for its gradient."""
+        key = str(call.place), call.where
+        rows = call.stop - call.first
+        if key not in self.found:
+            seen = self.found[key] = Seen(self._at[call.place], call.where, list(call.views.shape))
+            if self._mixed or rows < len(call.views):
+                seen.rows = "?" if self._mixed else f"{call.first}:{call.stop}"
+            for scope in call.scopes:
+                seen.labels += [f"{each.text} ({each.kind} in {scope.where})" for each in candidates(scope, rows, None)]
+                seen.others += [f"{text} ({kind} in {scope.where})" for text, kind in unlikely(scope, rows)]
+        self.found[key].calls += 1
+        call.views.register_hook(lambda _: self._reached.add(key))  # type: ignore[no-untyped-call]
+        return call.views
+
+    def passed(self) -> None:
+        """A backward pass is over."""
+        if not self._reached:
+            return
+        for key in self._reached:
+            self.found[key].passes += 1
+        self._reached.clear()
+        self.done += 1
+        if self.done >= self.passes:
+            self.end()
+
+    def write(self) -> None:
+        """Write what was seen."""
+        write_json({"seen": [asdict(seen) for seen in self.found.values()], "passes": self.done}, self.out)
+
+    def end(self) -> None:
+        """Write it and end the process, whatever the script would do about an exception."""
+        self.write()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def counting(observer: Observer) -> None:
+    """Have the observer told of every backward pass from now on; never undone, as the process is its own."""
+
+    def told(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            observer.passed()
+            return result
+
+        return called
+
+    torch.autograd.backward = told(torch.autograd.backward)
+    torch.autograd.grad = told(torch.autograd.grad)
+
+
+def main() -> None:
+    """Run what the command line says."""
+    given = json.loads(sys.argv[1])
+    script = Unpatched(
+        Path(given["script"]), path=tuple(map(Path, given["path"])), redirect_cuda=given["redirect_cuda"],
+        old_numpy=given["old_numpy"],
+    )  # fmt: skip
+    files = script.read()
+    at = {replace(script, at=(text,)).places(files)[0]: text for text in given["at"]}
+    observer = Observer(Path(given["out"]), at, given["passes"], script.hosts(files))
+    counting(observer)
+    timer = threading.Timer(given["seconds"], observer.end)
+    timer.daemon = True
+    timer.start()
+    try:
+        script.execute(given["arguments"], files, observer, list(at))
+    finally:
+        observer.write()
+
+
+def try_places(
+    script: Unpatched, at: Sequence[str], arguments: Sequence[str], *, passes: int = 3, seconds: float = 600
+) -> list[Seen]:
+    """What the places `at` do in the first steps of the script, which runs in a process of its own.
+
+    Args:
+        script: the script, and how it is run.
+        at: the places, as `--at` takes them.
+        arguments: the script's command line.
+        passes: backward passes that reach views, after which it is ended.
+        seconds: after which it is ended in any case.
+
+    Raises:
+        HostError: the script failed before it got so far; what it printed is above.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "seen.json"
+        given = {
+            "script": str(script.script), "path": [str(path) for path in script.path], "at": list(at), "out": str(out),
+            "arguments": list(arguments), "passes": passes, "seconds": seconds, "redirect_cuda": script.redirect_cuda,
+            "old_numpy": script.old_numpy,
+        }  # fmt: skip
+        ended = subprocess.run([sys.executable, "-m", "ddplug.scripts.trying", json.dumps(given)], check=False)
+        if ended.returncode or not out.is_file():
+            raise HostError(
+                f"{script.name} ended with status {ended.returncode} before {passes} backward passes reached anything "
+                "that a candidate returned; see above. Its own arguments go after --."
+            )
+        return [Seen(**each) for each in json.loads(out.read_text())["seen"]]
+
+
+if __name__ == "__main__":
+    from ddplug.errors import DDPlugError
+
+    try:
+        main()
+    except DDPlugError as error:
+        print(f"ddplug: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,181 @@
+"""Calls of a host's function on synthetic images: noticed while the host runs, and what they return passed on.
+
+Synthetic images are those that need a gradient; real batches need none, and neither does anything under `no_grad`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddplug.errors import HostError, InputError
+from ddplug.scripts.frames import Expression, Scope, arguments_of, calling, place_of, scope_of
+from ddplug.scripts.mixed import synthetic_rows
+from ddplug.scripts.placing import Place
+
+OURS = str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Views that a host has made of synthetic images."""
+
+    place: Place
+    where: str
+    """FILE:LINE of the call."""
+    views: Tensor
+    """(n, c, h, w), synthetic ones in the rows from `first` up to `stop`."""
+    first: int
+    stop: int
+    scopes: Sequence[Scope]
+    """The function's arguments, then the host's functions under way, from the innermost out."""
+
+
+class Rows:
+    """The synthetic rows of a batch, as the user says: `n:`, `:n` or `a:b`, expressions in the calling function."""
+
+    def __init__(self, text: str) -> None:
+        parts = text.split(":")
+        if len(parts) != 2:
+            raise InputError(f"--rows {text!r}: expected FROM:UP-TO, either of which may be missing, as in --rows n:")
+        self._ends = [Expression(part, "--rows") if part.strip() else None for part in parts]
+
+    def read(self, scopes: Sequence[Scope], count: int) -> tuple[int, int]:
+        """The first row, and the one after the last, of `count`; `HostError` if there is none between them."""
+        first, stop = (None if end is None else int(end.value(scopes)[0]) for end in self._ends)
+        start, end, _ = slice(first, stop).indices(count)
+        if start >= end:
+            raise HostError(f"--rows: rows {first} to {stop} of {count} are none; name those of the synthetic images.")
+        return start, end
+
+
+class ViewCalls:
+    """What is put at the places: it counts the calls, and passes on the views of those on synthetic images.
+
+    Args:
+        act: from such a call to what the host gets in the place of its views.
+        hosts: the host's files and folders, whose functions' variables may be looked at.
+        rows: which rows of a batch are synthetic; None: all, or those that need a gradient.
+        one: whether only one place may see synthetic images, as it was found by its name.
+    """
+
+    def __init__(
+        self, act: Callable[[Call], Tensor], hosts: Sequence[Path], *, rows: Rows | None = None, one: bool = False
+    ) -> None:
+        self.synthetic: Counter[tuple[Place, str]] = Counter()
+        """Calls on synthetic images by place and caller."""
+        self.untouched: Counter[Place] = Counter()
+        """Calls on images that need no gradient."""
+        self._act, self._rows, self._one = act, rows, one
+        self._inside = False
+        within = tuple(str(path) for path in hosts)
+
+        @functools.cache
+        def is_hosts(file: str) -> bool:
+            return file.startswith(within) and not file.startswith(OURS) and "site-packages" not in file
+
+        self._is_hosts = is_hosts
+
+    def at(self, place: Place) -> Callable[[Any], Any]:
+        """For a function a decorator, for a line a function of its value."""
+        return functools.partial(self._around, place) if place.name else functools.partial(self._value, place)
+
+    def _around(self, place: Place, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def viewed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return function(*args, **kwargs)
+            images = _images([*args, *kwargs.values()])
+            if images is None or not _synthetic(images):
+                self.untouched[place] += images is not None
+                return function(*args, **kwargs)
+            rows = self._known_rows(images)
+            self._inside = True
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                self._inside = False
+            return self._passed(place, result, rows, len(images), lambda: arguments_of(function, args, kwargs))
+
+        return viewed
+
+    def _value(self, place: Place, value: Any) -> Any:
+        images = _images([value])
+        if images is None or not _synthetic(images):
+            self.untouched[place] += images is not None
+            return value
+        return self._passed(place, value, self._known_rows(images), len(images), lambda: None)
+
+    def _known_rows(self, images: Tensor) -> tuple[int, int] | None:
+        return synthetic_rows(images) if self._rows is None else None
+
+    def _passed(
+        self,
+        place: Place,
+        result: Any,
+        rows: tuple[int, int] | None,
+        count: int,
+        arguments: Callable[[], Scope | None],
+    ) -> Any:
+        """`result` with the views in it passed on; `count` images went in, and synthetic ones were in `rows`."""
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        found = [index for index, part in enumerate(parts) if _is_batch(part) and _synthetic(part)]
+        if not found:
+            self.untouched[place] += 1
+            return result
+        frames = list(calling(self._is_hosts))
+        where = place_of(frames[0]) if frames else str(place)
+        if len(found) > 1:
+            raise HostError(
+                f"{place} returns {len(found)} batches that need a gradient, and which of them are the views cannot be "
+                f"told. Name the line where the views get their name: --at FILE.py:LINE, after {where}."
+            )
+        self._count(place, where)
+        views = parts[found[0]]
+        scopes = [scope for scope in (arguments(), *map(scope_of, frames)) if scope is not None]
+        if self._rows is not None:
+            first, stop = self._rows.read(scopes, len(views))
+        elif rows == (0, count) or rows is None:
+            first, stop = 0, len(views)
+        elif len(views) == count:
+            first, stop = rows
+        else:
+            raise HostError(
+                f"at {where}, {place} makes {len(views)} views of {count} images, of which some are real, so their "
+                "rows cannot be told. Say which views are of synthetic images: --rows FROM:UP-TO."
+            )
+        parts[found[0]] = self._act(Call(place, where, views, first, stop, scopes))
+        if not isinstance(result, tuple | list):
+            return parts[0]
+        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+
+    def _count(self, place: Place, where: str) -> None:
+        others = {other for other, _ in self.synthetic if other != place}
+        if self._one and others:
+            raise HostError(
+                f"both {place} and {', '.join(map(str, others))} are called on synthetic images, here at {where}. Say "
+                f"which makes the views: --at {place.at}, say. --at can be given more than once."
+            )
+        self.synthetic[place, where] += 1
+
+
+def _is_batch(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+
+
+def _images(given: Sequence[Any]) -> Tensor | None:
+    """The batch of images among arguments: one that needs a gradient, or else any."""
+    flat = [part for value in given for part in (value if isinstance(value, tuple | list) else [value])]
+    batches = [part for part in flat if _is_batch(part)]
+    return next((batch for batch in batches if batch.requires_grad), batches[0] if batches else None)
+
+
+def _synthetic(images: Tensor) -> bool:
+    return images.requires_grad and torch.is_grad_enabled()

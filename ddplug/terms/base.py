@@ -1,0 +1,228 @@
+"""What a term of the objective is, terms by name, and what every term needs: images grouped by class.
+
+A term is a function of the features of a batch and of the classes of its images. To add one, derive from `Term`,
+define `__call__`, and register it:
+
+    @register("compactness")
+    class Compactness(Term):
+        unit = "squared features"
+
+        def __call__(self, features, groups):
+            centroids = groups.mean(features)
+            return (features - centroids[groups.index]).square().sum(-1).mean()
+
+`ddplug.attach(trainer, term="compactness")` then regularises by it. A term that compares with real images derives from
+`ddplug.terms.RealTerm`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoints, entry_points
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ddplug.errors import InputError
+
+
+class Term:
+    """A term that is added to a host's loss: a function of features (n, d) and their classes to a scalar.
+
+    Instances are compared by what they compute: two of one name and the same options are one term.
+    """
+
+    name: str = ""
+    label: str = ""
+    """What messages and tables call it; its name, if nothing is said."""
+    unit: str = ""
+    """Of its values, for tables and axes."""
+    min_per_class: int = 1
+    """Images that a class needs at least for the term to say anything."""
+    too_few: str = ""
+    """What to tell a user none of whose classes has that many."""
+    additive_over_classes: bool = False
+    """Whether it is a mean over images of something that depends on the image's own class only, so that some classes
+    can stand for all (`classes=m`)."""
+    needs_real: bool = False
+    """Whether it compares with real images; see `ddplug.terms.real`."""
+    contrasts: bool = False
+    """Whether it also needs real images of other classes than those of the round."""
+    keeps_real: bool = False
+    """Whether these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
+    remembers: bool = False
+    """Whether it keeps something from round to round, for each proxy."""
+    representation: str | None = None
+    """The one representation that it is defined on; None if any will do."""
+
+    def __call__(self, features: Tensor, groups: Groups) -> Tensor:
+        """The term of `features` (n, d), in float32 or float64, a scalar; differentiable twice."""
+        raise NotImplementedError(f"the term '{self.name or type(self).__name__}' has no __call__(features, groups).")
+
+    def value_and_grad(self, features: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """The term and its derivative (n, d); by autograd, unless a term knows its closed form."""
+        with torch.enable_grad():
+            leaf = features.detach().requires_grad_()
+            value = self(leaf, groups)
+            (grad,) = torch.autograd.grad(value, leaf)
+        return value.detach(), grad
+
+    def settings(self) -> dict[str, Any]:
+        """Its options by name: what a lambda measured with it belongs to."""
+        return {}
+
+    def against(self, real: Any) -> Term:
+        """The term bound to real images, if it compares with such; see `ddplug.terms.real`."""
+        return self
+
+    def of_proxy(self, key: str) -> Term:
+        """The term under the proxy of that key, if it keeps something for each."""
+        return self
+
+    def saw(self, features: Tensor, groups: Groups) -> None:
+        """Told of every round's `features` (n, d) under a proxy, once the term of them and its derivative are known."""
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What a continued run needs of it: tensors by name, by proxy; replaced, never written to."""
+        return {}
+
+    def set_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Go on from a `state`; `InputError` if it is damaged."""
+
+    def describe(self, value: float) -> str:
+        """Its value in words, for messages."""
+        return f"{self.label} {value:.4g} {self.unit}"
+
+
+AnyTerm = TypeVar("AnyTerm", bound=type[Term])
+
+_TERMS: dict[str, type[Term]] = {}
+
+
+def register(name: str) -> Callable[[AnyTerm], AnyTerm]:
+    """Class decorator: make a term known under `name`, a word of letters, digits and underscores.
+
+    Raises `InputError` if it is none, or if the name is taken by another term.
+    """
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise InputError(f"a term's name is a word of letters, digits and underscores, got {name!r}.")
+
+    def add(term: AnyTerm) -> AnyTerm:
+        if _TERMS.get(name, term) is not term:
+            raise InputError(f"there already is a term named '{name}'; choose another name.")
+        term.name, term.label = name, term.label or name
+        _TERMS[name] = term
+        return term
+
+    return add
+
+
+def terms() -> list[str]:
+    """The names of all terms, those of installed packages among them."""
+    return sorted({*_TERMS, *_of_packages().names})
+
+
+def _of_packages() -> EntryPoints:
+    """What installed packages announce as terms, in the group "ddplug.terms"."""
+    return entry_points(group="ddplug.terms")
+
+
+def single(name: object, **options: Any) -> Term:
+    """The term of that one name, with those of `options` that it takes; `InputError` for an unknown name."""
+    if isinstance(name, str) and name not in _TERMS:
+        for announced in _of_packages().select(name=name):
+            register(name)(announced.load())
+    if not isinstance(name, str) or name not in _TERMS:
+        raise InputError(
+            f"unknown term {name!r}, expected one of {', '.join(map(repr, terms()))}, a sum such as "
+            "'cmi+0.3*proxy_ce', or an instance of a class derived from ddplug.terms.Term."
+        )
+    known = inspect.signature(_TERMS[name]).parameters
+    return _TERMS[name](**{option: value for option, value in options.items() if option in known})
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Images grouped by class, in a form that needs no loop over classes."""
+
+    classes: Tensor
+    """(c,) the labels present, ascending."""
+    index: Tensor
+    """(n,) int64, the row of `classes` that each image belongs to."""
+    counts: Tensor
+    """(c,) int64, images per class."""
+
+    @property
+    def one_image_per_class(self) -> bool:
+        """Whether no class has a second image."""
+        return len(self.classes) == len(self.index)
+
+    def fewer_than(self, images: int) -> bool:
+        """Whether no class has as many images; waits for the device if more than two are asked for."""
+        if images <= 2:
+            return images == 2 and self.one_image_per_class
+        return bool((self.counts < images).all())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of the rows of `values`, (n, ...), over each class: (c, ...)."""
+        return values.new_zeros(len(self.counts), *values.shape[1:]).index_add_(0, self.index, values)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of the rows of `values`, (n, d), over each class: (c, d)."""
+        return self.sum(values) / self.counts.to(values)[:, None]
+
+    def by_class(self, values: Tensor, fill: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The rows of `values`, (n, d), as a table (c, k, d), k the largest class's size, and which are there, (c, k).
+
+        Smaller classes are filled up with `fill`. Waits for the device.
+        """
+        order = self.index.argsort(stable=True)
+        of = self.index[order]
+        place = torch.arange(len(order), device=of.device) - (self.counts.cumsum(0) - self.counts)[of]
+        there = torch.zeros(len(self.counts), int(self.counts.max()), dtype=torch.bool, device=of.device)
+        there[of, place] = True
+        table = values.new_full((*there.shape, *values.shape[1:]), fill).index_put((of, place), values[order])
+        return table, there
+
+
+def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:
+    """Group `rows` images by `labels`, (rows,) of any integer dtype; raises `InputError` for labels that are not such.
+
+    Classes may have any sizes, any names (non-negative integers) and any order.
+    """
+    labels = torch.as_tensor(labels)
+    check_labels(labels, rows)
+    # Where the labels are: on a GPU the number of classes is waited for, which labels on the CPU spare us.
+    classes, index, counts = torch.unique(labels.to(torch.int64), return_inverse=True, return_counts=True)
+    check_not_negative(classes[:1])
+    return Groups(*(part.to(device, non_blocking=True) for part in (classes, index, counts)))
+
+
+def check_not_negative(labels: Tensor) -> None:
+    """Raise `InputError` if one of `labels` is below 0; waits for the device they are on."""
+    if (labels < 0).any():
+        raise InputError(
+            f"labels must be class numbers >= 0, got {int(labels.min())}. Images without a class (often marked -1) "
+            "have no centroid: leave them out."
+        )
+
+
+def check_labels(labels: Tensor, rows: int) -> None:
+    """Raise `InputError` unless `labels` is a (rows,) tensor of an integer dtype and rows > 0; reads no value."""
+    if rows == 0:
+        raise InputError("got an empty batch (0 images), expected at least one image: nothing has no value.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        hint = "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
+        raise InputError(
+            f"labels must be integers (one class number per image), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}. If they are soft or learned, pass the class each image was made for, e.g. {hint}."
+        )
+    if labels.ndim != 1 or len(labels) != rows:
+        raise InputError(
+            f"got labels of shape {tuple(labels.shape)} for {rows} images, expected shape ({rows},): "
+            "one label per image (per view, if every image has several)."
+        )

@@ -1,0 +1,243 @@
+"""Soft labels from teachers, any term measured of a set, and the commands for both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from ddplug import InputError, InputSpace, PoolError, ProxyPool, SpaceError, datasets
+from ddplug.cli import app as cli
+from ddplug.datasets.images import ImageData, random_real
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.lab.evaluate import evaluate
+from ddplug.lab.measure import REAL_PER_CLASS, measure, measure_term, some_real, term_value
+from ddplug.lab.relabel import relabel
+from ddplug.proxies.pretrain import pretrain
+from ddplug.terms import Real, make
+from ddplug.terms.base import group
+
+pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two teachers that have learned a little."""
+    path = tmp_path_factory.mktemp("relabel") / "pool"
+    options = {"width": 8, "depth": 2}
+    pretrain(digits, path, count=2, epochs=1, lr=0.2, batch_size=50, options=options, progress=False)
+    return path
+
+
+@pytest.fixture
+def pool(folder: Path) -> ProxyPool:
+    return ProxyPool.load(folder)
+
+
+@pytest.fixture
+def few(digits: ImageData) -> SyntheticSet:
+    """Three real digits of each class."""
+    images, labels = random_real(digits, 3, torch.Generator().manual_seed(0))
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    return SyntheticSet(images[order], labels[order], digits.space, "digits")
+
+
+def expected(pool: ProxyPool, images: torch.Tensor, temperature: float) -> torch.Tensor:
+    with torch.no_grad():
+        said = [proxy.network(images).double() / temperature for proxy in pool]
+    parts = [each.exp() / each.exp().sum(1, keepdim=True) for each in said]
+    return (parts[0] + parts[1]) / 2
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_labels_are_the_teachers_mean_probabilities(pool: ProxyPool, few: SyntheticSet, temperature: float) -> None:
+    made = relabel(few, pool, temperature=temperature, batch_size=7)
+    assert made.labels.dtype == torch.float32
+    assert not made.labels.requires_grad
+    torch.testing.assert_close(made.labels.double(), expected(pool, few.images, temperature), rtol=1e-4, atol=1e-6)
+    assert made.labels.double().sum(1).tolist() == pytest.approx([1.0] * 30, abs=1e-6)
+    assert torch.equal(made.classes, few.labels), "also of an image that teachers take for another class's"
+    assert (made.labels.argmax(1) != few.labels).any()
+    assert torch.equal(made.images, few.images)
+    assert (made.space, made.dataset) == (few.space, few.dataset)
+
+
+def test_a_set_in_another_space_is_converted(pool: ProxyPool, few: SyntheticSet, digits: ImageData) -> None:
+    unit = InputSpace.unit(1)
+    other = replace(few, images=digits.space.convert(few.images, unit), space=unit)
+    made = relabel(other, pool)
+    torch.testing.assert_close(made.labels, relabel(few, pool).labels, rtol=1e-4, atol=1e-5)
+    assert torch.equal(made.images, other.images), "in the set they stay what they are"
+
+
+def test_of_a_set_that_had_soft_labels_the_classes_stay(pool: ProxyPool, few: SyntheticSet) -> None:
+    once = relabel(few, pool)
+    twice = relabel(once, pool, temperature=3.0)
+    assert torch.equal(twice.classes, few.labels)
+    assert torch.equal(twice.labels, relabel(few, pool, temperature=3.0).labels)
+
+
+def test_the_file_is_judged_like_any_other(
+    pool: ProxyPool, few: SyntheticSet, digits: ImageData, tmp_path: Path, untouched: None
+) -> None:
+    made = relabel(few, pool)
+    save_set(made, tmp_path / "soft.pt")
+    back = load_set(tmp_path / "soft.pt")
+    assert torch.equal(back.labels, made.labels)
+    assert torch.equal(back.classes, few.labels)
+    how: dict[str, Any] = {"runs": 1, "epochs": 2, "batch_size": 8, "options": {"width": 8}}
+    soft, hard = (evaluate(each, digits, **how) for each in (back, few))
+    assert evaluate(made, digits, **how) == soft
+    assert soft != hard
+
+
+def test_what_is_refused(pool: ProxyPool, few: SyntheticSet, network: Callable[..., nn.Module]) -> None:
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="temperature must be > 0"):
+            relabel(few, pool, temperature=wrong)
+    with pytest.raises(PoolError, match="the set was distilled from cifar10"):
+        relabel(replace(few, dataset="cifar10"), pool)
+    less = ProxyPool.from_modules([network(0, channels=1, size=8, classes=5).float()])
+    with pytest.raises(InputError, match="images of class 9, and the teachers know 5 classes"):
+        relabel(replace(few, dataset=None, space=None), less)
+    with pytest.raises(SpaceError):
+        relabel(replace(few, space=InputSpace.unit(3)), pool)
+
+
+# --- any term
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("name", ["cmi", "spread", "mim", "cmi-0.5*covariance"])
+def test_a_term_of_a_set_is_the_mean_over_proxies(
+    pool: ProxyPool, few: SyntheticSet, digits: ImageData, name: str
+) -> None:
+    term, real = make(name), some_real(digits, digits.space)
+    values = []
+    with torch.no_grad():
+        for proxy in pool:
+            theirs = Real(proxy(real[0], "feature").double(), group(real[1], len(real[1]), "cpu"))
+            values.append(term.against(theirs)(proxy(few.images, "feature").double(), group(few.labels, 30, "cpu")))
+    found = measure_term(term, pool, few, digits)
+    # Features of batches of another size differ in their last digits.
+    assert found == pytest.approx(((values[0] + values[1]) / 2).item(), rel=1e-4)
+    if name == "cmi":
+        assert found == pytest.approx(measure(pool, few.images, few.labels, input_space=few.space).cmi, rel=1e-5)
+
+
+def test_a_term_is_measured_on_what_it_is_of(pool: ProxyPool, few: SyntheticSet) -> None:
+    with torch.no_grad():
+        losses = [nn.functional.cross_entropy(proxy.network(few.images), few.labels) for proxy in pool]
+    found = measure_term(make("proxy_ce"), pool, few, representation="feature")
+    assert found == pytest.approx((losses[0] + losses[1]).item() / 2, rel=1e-5)
+    logits = measure_term(make("cmi"), pool, few, representation="logit")
+    by_hand = measure(pool, few.images, few.labels, representation="logit", input_space=few.space).cmi
+    assert logits == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_real_images_are_the_first_of_every_class_in_the_sets_space(digits: ImageData) -> None:
+    unit = InputSpace.unit(1)
+    images, labels = some_real(digits, unit)
+    assert labels.bincount().tolist() == [min(REAL_PER_CLASS, int((digits.train_labels == c).sum())) for c in range(10)]
+    for c in (0, 7):
+        own = digits.train_images[digits.train_labels == c][:REAL_PER_CLASS]
+        torch.testing.assert_close(images[labels == c], digits.space.convert(own, unit))
+    sparse = replace(digits, train_images=digits.train_images[:5], train_labels=torch.tensor([3, 3, 9, 0, 3]))
+    assert some_real(sparse, digits.space)[1].tolist() == [0, 3, 3, 3, 9]
+
+
+def test_a_term_that_compares_needs_data(pool: ProxyPool, few: SyntheticSet, digits: ImageData) -> None:
+    with pytest.raises(InputError, match="the term 'mim' compares with real images, and has none"):
+        measure_term(make("mim"), pool, few)
+    with pytest.raises(InputError, match="unknown representation"):
+        measure_term(make("cmi"), pool, few, representation="pixel")
+    keep = digits.train_labels != 4
+    lacking = replace(digits, train_images=digits.train_images[keep], train_labels=digits.train_labels[keep])
+    with pytest.raises(InputError, match="no real images of class 4"):
+        measure_term(make("mim"), pool, few, lacking)
+
+
+def test_what_is_nearly_equal_is_measured_to_its_digits(pool: ProxyPool, few: SyntheticSet) -> None:
+    """Real images against themselves: differences of features of size 1 round at 1e-16, not at 1e-7."""
+    one = SyntheticSet(few.images[:1].expand(2, -1, -1, -1), few.labels[:1].expand(2), few.space, "digits")
+    term = make({"diversity": 1})
+    term.cosine, term.euclidean = 0.0, 1.0  # type: ignore[attr-defined]
+    real = (one.images, one.labels)
+    found = term_value(term, pool, one.images, one.labels, input_space=few.space, real=real)
+    assert found < 1e-6
+
+
+# --- commands
+
+
+def run(*arguments: object) -> str:
+    words = [str(argument) for argument in arguments]
+    result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli.app, [*words, "--device", "cpu"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_relabelling_by_command(pool: ProxyPool, folder: Path, few: SyntheticSet, tmp_path: Path) -> None:
+    save_set(few, tmp_path / "set.pt")
+    said = run("relabel", tmp_path / "set.pt", "--teachers", folder, "--out", tmp_path / "soft.pt", "--temperature", 2)
+    made = load_set(tmp_path / "soft.pt")
+    torch.testing.assert_close(made.labels, relabel(few, pool, temperature=2.0).labels)
+    right = (made.labels.argmax(1) == few.labels).double().mean().item()
+    entropy = torch.special.entr(made.labels.double()).sum(1).mean().item()
+    assert f"soft.pt: 30 images; the teachers' first choice is the image's own class for {right:.1%}" in said
+    assert f"mean entropy {entropy:.3f} nats" in said
+    judged = run("evaluate", tmp_path / "soft.pt", "--data", "digits", "--runs", 1, "--epochs", 1)
+    assert "%" in judged
+
+
+def test_measuring_a_term_by_command(
+    pool: ProxyPool, folder: Path, few: SyntheticSet, digits: ImageData, tmp_path: Path
+) -> None:
+    save_set(few, tmp_path / "set.pt")
+    given = ("measure", tmp_path / "set.pt", "--proxies", folder)
+    spread = measure_term(make("spread", temperature=2.0), pool, few)
+    said = json.loads(run(*given, "--term", "spread", "--temperature", 2, "--json"))
+    assert said == {"term": "spread", "value": pytest.approx(spread, rel=1e-6), "unit": "nats"}
+    assert f"spread {spread:.4g} nats" in run(*given, "--term", "spread", "--temperature", 2)
+    mim = measure_term(make("mim"), pool, few, digits, representation="logit")
+    said = json.loads(run(*given, "--term", "mim", "--data", "digits", "--representation", "logit", "--json"))
+    assert said["value"] == pytest.approx(mim, rel=1e-6)
+    minus = json.loads(run(*given, "--term=-cmi", "--json"))
+    assert minus["value"] == pytest.approx(-measure_term(make("cmi"), pool, few), rel=1e-6)
+    of_real = json.loads(run("measure", "--data", "digits", "--proxies", folder, "--term", "centralisation", "--json"))
+    test = SyntheticSet(digits.test_images, digits.test_labels, digits.space, "digits")
+    assert of_real["value"] == pytest.approx(measure_term(make("centralisation"), pool, test), rel=1e-6)
+    for wrong, message in (
+        (("--term", "mim"), "MIM loss compares with real images: name their data set with --data"),
+        (("--term", "cim"), "unknown term 'cim'"),
+        (("--data", "digits"), "measure one thing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(*given, *wrong)
+
+
+def test_pretraining_by_command_says_what_fine_tuning_did(folder: Path, tmp_path: Path) -> None:
+    said = run("pretrain", tmp_path / "tuned", "--mcmi", 0.3, "--mcmi-epochs", 1, "--start", folder, "--width", 8)
+    for proxy in ProxyPool.load(tmp_path / "tuned"):
+        record = proxy.record
+        assert f"{record['cmi']:.4g} nats" in said
+        assert f"{record['before']['cmi']:.4g} nats" in said
+        assert f"{record['before']['test_accuracy']:.2%}" in said
+        assert f"{record['test_accuracy']:.2%}" in said

@@ -1,0 +1,447 @@
+"""Sets as files, what a pool measures of them, and the tables and pictures that show it."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import ddplug
+from ddplug import DataError, InputError, InputSpace, PoolInfo, ProxyError, ProxyPool
+from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.lab.measure import Measurement, measure
+from ddplug.lab.report import curves, measurement_table, picture_grid
+
+SPACE = InputSpace.normalized((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def pictures(count: int = 6, channels: int = 3, size: int = 4, seed: int = 0) -> Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+class Touch:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+# --- sets
+
+
+def test_a_set_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    images, labels = pictures().requires_grad_(), torch.tensor([0, 0, 1, 1, 2, 2])
+    save_set(SyntheticSet(images, labels, SPACE, "mine"), tmp_path / "new" / "set.pt")
+    loaded = load_set(str(tmp_path / "new" / "set.pt"))
+    assert torch.equal(loaded.images, images)
+    assert not loaded.images.requires_grad
+    assert torch.equal(loaded.labels, labels)
+    assert (loaded.space, loaded.dataset) == (SPACE, "mine")
+    assert os.listdir(tmp_path / "new") == ["set.pt"]
+
+
+def test_a_set_may_not_know_its_space_and_data_set(tmp_path: Path) -> None:
+    save_set(SyntheticSet(pictures(2), torch.tensor([0, 1])), tmp_path / "set.pt")
+    loaded = load_set(tmp_path / "set.pt")
+    assert (loaded.space, loaded.dataset) == (None, None)
+
+
+def test_saving_again_replaces_the_set(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save_set(SyntheticSet(pictures(2, seed=seed), torch.tensor([0, 1])), tmp_path / "set.pt")
+    assert torch.equal(load_set(tmp_path / "set.pt").images, pictures(2, seed=1))
+
+
+def test_a_save_that_fails_leaves_the_old_set_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, content: bytes) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    save_set(SyntheticSet(pictures(2), torch.tensor([0, 1])), tmp_path / "set.pt")
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(KeyboardInterrupt):
+        save_set(SyntheticSet(pictures(2, seed=1), torch.tensor([0, 1])), tmp_path / "set.pt")
+    assert torch.equal(load_set(tmp_path / "set.pt").images, pictures(2))
+    assert os.listdir(tmp_path) == ["set.pt"]
+
+
+X, Y = pictures(2, seed=5), torch.tensor([1, 0])
+OLD = [pictures(2, seed=4), torch.tensor([0, 1])]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"images": X, "labels": Y},
+        {"data": [OLD, [X, Y]], "accs_all_exps": {"ConvNet": [0.5]}},
+        {"data": [[X, Y]]},
+        {"data": {"images": X, "labels": Y}},
+        (X, Y),
+        [X, Y],
+        [OLD, [X, Y]],
+        {"images": X.double(), "labels": Y.int(), "step": 3},
+    ],
+    ids=["dictionary", "DM's results", "DM's, one run", "nested", "tuple", "list", "list of runs", "other dtypes"],
+)
+def test_sets_of_other_people_are_understood(record: object, tmp_path: Path) -> None:
+    torch.save(record, tmp_path / "set.pt")
+    loaded = load_set(tmp_path / "set.pt")
+    assert torch.equal(loaded.images, X)
+    assert torch.equal(loaded.labels, Y)
+    assert (loaded.images.dtype, loaded.labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        X,
+        {"images": X},
+        {"images": X, "labels": [1, 0]},
+        {"weights": X},
+        {"data": []},
+        {"data": [[X, Y, Y]]},
+        [],
+        (Y, X),
+        {"images": X.flatten(1), "labels": Y},
+        {"images": X, "labels": torch.tensor(1)},
+        {"images": X, "labels": torch.tensor([[0.9, 0.3], [0.2, 0.8]])},
+        {"images": X, "labels": torch.tensor([[1.9, -0.9], [0.2, 0.8]])},
+        {"images": X, "labels": torch.tensor([[1, 0], [0, 1]])},
+    ],
+    ids=["images only", "no labels", "labels are a list", "another dictionary", "no runs", "three things", "empty",
+         "swapped", "flat images", "one label", "sums of more than 1", "negative", "integers"],
+)  # fmt: skip
+def test_other_content_is_refused_with_what_was_expected(record: object, tmp_path: Path) -> None:
+    torch.save(record, tmp_path / "set.pt")
+    with pytest.raises(DataError, match=r"set\.pt.*images.*labels"):
+        load_set(tmp_path / "set.pt")
+
+
+def test_probabilities_are_labels_too(tmp_path: Path) -> None:
+    soft = torch.tensor([[0.3, 0.7], [1.0, 0.0]])
+    torch.save({"images": X, "labels": soft.double()}, tmp_path / "set.pt")
+    loaded = load_set(tmp_path / "set.pt")
+    assert torch.equal(loaded.labels, soft)
+    assert loaded.classes.tolist() == [1, 0]
+    assert load_set_again(loaded, tmp_path).labels.tolist() == soft.tolist()
+
+
+def load_set_again(synthetic: SyntheticSet, folder: Path) -> SyntheticSet:
+    save_set(synthetic, folder / "again.pt")
+    return load_set(folder / "again.pt")
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (2, 3)])
+def test_images_and_labels_of_different_number(tmp_path: Path, counts: tuple[int, int]) -> None:
+    torch.save({"images": pictures(counts[0]), "labels": torch.zeros(counts[1], dtype=torch.long)}, tmp_path / "set.pt")
+    with pytest.raises(DataError, match=f"{counts[0]} images but {counts[1]} labels"):
+        load_set(tmp_path / "set.pt")
+
+
+@pytest.mark.parametrize("space", ["unit", 3, {"kind": "unheard of"}, {"kind": "normalized"}], ids=str)
+def test_a_space_that_is_none_of_ours_is_one_of_our_errors(tmp_path: Path, space: object) -> None:
+    torch.save({"images": X, "labels": Y, "space": space}, tmp_path / "set.pt")
+    with pytest.raises(ddplug.DDPlugError):
+        load_set(tmp_path / "set.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00" * 40, b"hello world, this is no tensor", b"PK\x03\x04 and no zip", bytes(range(256)), b"(("],
+    ids=["empty", "zeros", "text", "half a zip", "all bytes", "half a pickle"],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "set.pt").write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_set(tmp_path / "set.pt")
+
+
+def test_a_truncated_set_is_refused(tmp_path: Path) -> None:
+    save_set(SyntheticSet(X, Y), tmp_path / "set.pt")
+    content = (tmp_path / "set.pt").read_bytes()
+    for length in (10, len(content) // 2, len(content) - 10):
+        (tmp_path / "set.pt").write_bytes(content[:length])
+        with pytest.raises(DataError, match="cannot be read"):
+            load_set(tmp_path / "set.pt")
+
+
+@pytest.mark.parametrize("way", ["torch.save", "pickle"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_code_in_a_set_is_not_run_and_not_advised(tmp_path: Path, way: str) -> None:
+    record = {"images": X, "labels": Y, "more": Touch(tmp_path / "ran")}
+    if way == "pickle":
+        (tmp_path / "set.pt").write_bytes(pickle.dumps(record))
+    else:
+        torch.save(record, tmp_path / "set.pt")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        load_set(tmp_path / "set.pt")
+    assert not (tmp_path / "ran").exists()
+    assert "weights_only" not in str(caught.value)  # torch's own text says how to run it
+
+
+def test_a_missing_set(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(DataError, match="no synthetic set at"):
+            load_set(path)
+
+
+# --- measuring
+
+
+@pytest.fixture
+def three(network: Callable[..., nn.Module]) -> ProxyPool:
+    return ProxyPool.from_modules([network(seed) for seed in range(3)])
+
+
+@pytest.mark.parametrize("separation", ["cross_entropy", "kl", "centroid_kl"])
+@pytest.mark.parametrize(("space", "temperature"), [("feature", 1.0), ("logit", 0.5)])
+def test_a_measurement_is_the_mean_over_proxies(
+    three: ProxyPool, batch: tuple[Tensor, Tensor], separation: Any, space: Any, temperature: float
+) -> None:
+    x, y = batch
+    features = [proxy(x, space) for proxy in three]
+    values = [ddplug.cmi(f, y, temperature=temperature).item() for f in features]
+    gammas = [ddplug.class_separation(f, y, kind=separation, temperature=temperature).item() for f in features]
+    classes = torch.stack([ddplug.cmi_per_class(f, y, temperature=temperature) for f in features]).mean(0)
+    mean = sum(values) / 3
+    std = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
+
+    result = measure(three, x, y, representation=space, temperature=temperature, separation=separation)
+    assert result.cmi == pytest.approx(mean, rel=1e-12)
+    assert result.cmi_std == pytest.approx(std, rel=1e-9)
+    assert result.separation == pytest.approx(sum(gammas) / 3, rel=1e-12)
+    assert result.ncmi == pytest.approx(sum(v / g for v, g in zip(values, gammas, strict=True)) / 3, rel=1e-12)
+    assert result.per_class == pytest.approx(dict(enumerate(classes.tolist())), rel=1e-12)
+    assert (result.images, result.proxies, result.space, result.temperature) == (12, 3, space, temperature)
+    assert result.separation_name == separation
+
+
+def test_batches_do_not_change_a_measurement(three: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    whole = measure(three, *batch)
+    for size in (1, 5, 12):
+        piecewise = measure(three, *batch, batch_size=size)
+        assert piecewise.cmi == pytest.approx(whole.cmi, rel=1e-12)
+        assert piecewise.ncmi == pytest.approx(whole.ncmi, rel=1e-12)
+
+
+def test_labels_may_be_any_class_numbers(three: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    renamed = measure(three, batch[0], torch.tensor([40, 7, 900])[batch[1]])
+    expected = measure(three, *batch)
+    assert renamed.cmi == expected.cmi
+    assert list(renamed.per_class) == [7, 40, 900]
+    assert renamed.per_class[900] == expected.per_class[2]
+
+
+def test_one_class_has_no_separation(three: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch[0], torch.full((12,), 4)
+    result = measure(three, x, y)
+    assert (result.separation, result.ncmi) == (None, None)
+    assert list(result.per_class) == [4]
+    assert result.cmi == pytest.approx(result.per_class[4], rel=1e-12)
+    assert result.cmi == pytest.approx(sum(ddplug.cmi(p(x), y).item() for p in three) / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0]], ids=["several classes", "one class"])
+@pytest.mark.parametrize(
+    "setting", [{"temperature": 0.0}, {"temperature": -1.0}, {"separation": "x"}, {"representation": "x"}], ids=str
+)
+def test_settings_that_mean_nothing_are_refused(
+    three: ProxyPool, batch: tuple[Tensor, Tensor], labels: list[int], setting: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError):
+        measure(three, batch[0], torch.tensor(labels).repeat(4), **setting)
+
+
+def test_one_image_per_class_is_measured_without_a_warning(three: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = measure(three, batch[0][:3], torch.tensor([0, 1, 2]))
+    assert (result.cmi, result.cmi_std, result.ncmi) == pytest.approx((0, 0, 0), abs=1e-12)
+    assert result.separation is not None
+    assert result.separation > 0
+    assert measure(three, batch[0][:1], torch.tensor([3])).per_class == pytest.approx({3: 0.0}, abs=1e-12)
+
+
+def test_one_proxy_has_no_spread(pool: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    assert measure(pool, *batch).cmi_std == 0.0
+
+
+def test_the_images_are_converted_to_the_pools_space(
+    network: Callable[..., nn.Module], batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    pool = ProxyPool.from_modules(network(0), info=PoolInfo(space=SPACE))
+    by_hand = ddplug.cmi(pool.proxies[0](SPACE.from_unit(x)), y).item()
+    assert measure(pool, x, y, input_space=InputSpace.unit(3)).cmi == pytest.approx(by_hand, rel=1e-12)
+    assert measure(pool, x, y).cmi != pytest.approx(by_hand, rel=1e-3)
+
+
+def test_anything_that_is_a_pool_will_do(network: Callable[..., nn.Module], batch: tuple[Tensor, Tensor]) -> None:
+    assert measure([network(0)], *batch) == measure(ProxyPool.from_modules(network(0)), *batch)
+
+
+def test_measuring_leaves_the_random_state_and_the_images_alone(
+    three: ProxyPool, batch: tuple[Tensor, Tensor], untouched: None
+) -> None:
+    x = batch[0].clone().requires_grad_()
+    measure(three, x, batch[1])
+    assert x.grad is None
+    assert torch.equal(x, batch[0])
+
+
+def test_what_cannot_be_measured(three: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    with pytest.raises(InputError, match="one label per image"):
+        measure(three, x, y[:-1])
+    with pytest.raises(InputError, match="empty batch"):
+        measure(three, x[:0], y[:0])
+    with pytest.raises(InputError, match="floating-point"):
+        measure(three, x[0], y[:3])
+    with pytest.raises(ProxyError, match=r"'Sequential-0'.*not finite"):
+        measure(three, torch.full_like(x, torch.nan), y)
+
+
+def test_a_measurement_as_json(three: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    result = measure(three, *batch)
+    assert Measurement(**result.to_json()) == result
+
+
+# --- tables
+
+
+def text(table: object) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120).print(table)
+    return out.getvalue()
+
+
+RESULT = Measurement(
+    images=20, proxies=3, representation="logit", temperature=0.5, cmi=0.125, cmi_std=0.03125, separation_name="kl",
+    separation=2.5, ncmi=0.0625, per_class={0: 0.111111, 3: 0.222222},
+)  # fmt: skip
+
+
+def test_the_table_holds_every_number() -> None:
+    shown = text(measurement_table(RESULT, "my set"))
+    words = " ".join(shown.split())
+    for expected in ("my set", "0.125000 ± 0.031250", "(kl)", "2.500000", "0.062500", "0.111111", "0.222222",
+                     "20 images", "3 proxies", "logits", "T = 0.5"):  # fmt: skip
+        assert expected in words
+    rows = {line.split()[1]: line for line in shown.splitlines() if "0.1111" in line or "0.2222" in line}
+    assert "0.111111" in rows["0"]
+    assert "0.222222" in rows["3"]
+
+
+def test_the_table_names_the_classes_it_knows() -> None:
+    shown = text(measurement_table(RESULT, "", ("plane", "car", "bird")))
+    assert "plane" in shown
+    assert "bird" not in shown
+    assert [line.split()[1] for line in shown.splitlines() if "0.222222" in line] == ["3"]
+
+
+def test_the_table_of_one_class_leaves_the_separation_out() -> None:
+    one = Measurement(5, 1, "feature", 1.0, 0.5, 0.0, "cross_entropy", None, None, {0: 0.5})
+    assert "NCMI" not in text(measurement_table(one, ""))
+
+
+# --- pictures
+
+
+@pytest.fixture
+def decoded() -> Callable[[Path], Any]:
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+
+    def decode(path: Path) -> Any:
+        with image.open(path) as picture:
+            assert picture.format == "PNG"
+            picture.load()
+            return picture.convert("RGB")
+
+    return decode
+
+
+@pytest.mark.parametrize(("channels", "space"), [(3, SPACE), (1, InputSpace.unit(1))], ids=["colour", "grey"])
+def test_a_picture_grid_is_a_png(
+    tmp_path: Path, decoded: Callable[[Path], Any], channels: int, space: InputSpace
+) -> None:
+    sets = {"without": pictures(6, channels).requires_grad_(), "with": pictures(6, channels, seed=1)}
+    picture_grid(sets, space, tmp_path / "new" / "grid.png", columns=2)
+    assert decoded(tmp_path / "new" / "grid.png").width > 200
+    assert os.listdir(tmp_path / "new") == ["grid.png"]
+
+
+def test_a_picture_grid_shows_intensities_in_their_order(tmp_path: Path, decoded: Callable[[Path], Any]) -> None:
+    red, green = torch.tensor([0.6, 0.0, 0.0]), torch.tensor([0.0, 0.6, 0.0])
+    colours = torch.stack([red, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
+    picture_grid({"": SPACE.from_unit(colours)}, SPACE, tmp_path / "grid.png", columns=2)
+    picture = decoded(tmp_path / "grid.png")
+    pixels = [(x, picture.getpixel((x, picture.height // 2))) for x in range(picture.width)]
+    reds, greens = ([x for x, p in pixels if p == colour] for colour in ((153, 0, 0), (0, 153, 0)))
+    assert len(reds) > 50
+    assert len(greens) > 50
+    assert max(reds) < min(greens)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(5, 3), (4, 4), (2, 5), (1, 4)])
+def test_a_row_that_is_not_full_is_filled_up(
+    tmp_path: Path, decoded: Callable[[Path], Any], count: int, columns: int
+) -> None:
+    picture_grid({"set": pictures(count, 1)}, InputSpace.unit(1), tmp_path / "grid.png", columns=columns)
+    decoded(tmp_path / "grid.png")
+
+
+@pytest.mark.parametrize("last", [0.2, 0.0], ids=["logarithmic", "linear"])
+def test_curves_are_a_png(tmp_path: Path, decoded: Callable[[Path], Any], last: float) -> None:
+    series = {"without": ([0, 5, 10], [1.0, 0.5, 0.4]), "with": ([0, 5, 10], [1.0, 0.3, last])}
+    curves(series, tmp_path / "new" / "cmi.png", title="CMI", x="iteration", y="nats")
+    assert decoded(tmp_path / "new" / "cmi.png").width > 200
+    assert os.listdir(tmp_path / "new") == ["cmi.png"]
+
+
+def test_a_drawing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+
+    def half(self: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figure.Figure, "savefig", half)
+    with pytest.raises(KeyboardInterrupt):
+        curves({"a": ([0], [1.0])}, tmp_path / "cmi.png", title="", x="", y="")
+    assert os.listdir(tmp_path) == []
+
+
+def test_drawing_does_not_touch_pyplot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    program = f"""
+import sys, torch
+from ddplug.lab.report import curves, picture_grid
+from ddplug import InputSpace
+draw = lambda: (curves({{"a": ([0, 1], [1.0, 2.0])}}, r"{tmp_path}/c.png", title="", x="", y=""),
+    picture_grid({{"a": torch.rand(2, 1, 4, 4)}}, InputSpace.unit(1), r"{tmp_path}/g.png", columns=2))
+draw()
+assert "matplotlib.pyplot" not in sys.modules, "pyplot was imported"
+import matplotlib; matplotlib.use("svg")
+from matplotlib import pyplot
+mine = pyplot.figure()
+draw()
+assert matplotlib.get_backend() == "svg" and pyplot.get_fignums() == [1] and pyplot.gcf() is mine
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr

@@ -1,0 +1,372 @@
+"""`ddplug run --script`: the stand-ins' unedited loops, and small scripts written here, without any patch."""
+
+from __future__ import annotations
+
+import gc
+import json
+import runpy
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddplug import HostError, InputError, ProxyPool, Regularizer
+from ddplug.cli.app import app
+from ddplug.hosting.layer import Layer
+from ddplug.hosting.script import Source, execute
+from ddplug.scripts.any_script import Unpatched, run_unpatched
+from ddplug.scripts.frames import Expression, Scope
+from ddplug.scripts.mixed import synthetic_rows
+
+STANDINS = Path(__file__).parents[1] / "standins"
+
+SHAPES: dict[str, tuple[list[str], str, dict[str, Any]]] = {
+    # options, the line that a patch would put in at "# 4: views", and what its layer is made with
+    "perclass": ([], "views = LAYER(views, c)", {}),
+    "unrolled": (["--steps", "args.syn_steps"], "x = LAYER(x, y, step=step)", {"steps": 4}),
+    "gated": (["--labels", "chosen // 4"], "x = LAYER(x, chosen // 4)", {}),
+    "formed": ([], "both = LAYER(both, lab_syn, first=n)", {}),
+}
+THEIRS = {"gated": ["--threshold", "9"]}
+
+
+@pytest.fixture
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the stand-ins, beside which runs are started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return shutil.copytree(STANDINS, tmp_path / "repo", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@pytest.fixture
+def command(repo: Path, pool: ProxyPool, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`ddplug run --script SCRIPT ...`, with the pool of the tests in the place of any folder."""
+    monkeypatch.setattr(ProxyPool, "load", classmethod(lambda *_: pool))
+
+    def run(script: str, *ours: object, theirs: tuple[object, ...] = ()) -> None:
+        given = ["run", "--script", str(repo / script), *map(str, ours), "--", *map(str, theirs)]
+        app(given, standalone_mode=False)
+
+    return run
+
+
+def write(repo: Path, text: str, name: str = "train.py") -> str:
+    (repo / name).write_text(textwrap.dedent(text))
+    return name
+
+
+def images(out: str) -> Tensor:
+    held = torch.load(out)
+    return held[0] if isinstance(held, tuple) else held
+
+
+ON = ("--weight", 0.5, "--calibrate", 1, "--proxies", "pool")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weight_zero_is_the_script_alone(
+    shape: str, repo: Path, command: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = THEIRS.get(shape, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [shape, "--out", "alone.pt", *more])
+        patch.setattr(sys, "path", [str(repo), *sys.path])
+        runpy.run_path(str(repo / f"{shape}.py"), run_name="__main__")
+    for name in ("flipping", "settings"):
+        sys.modules.pop(name, None)
+    files = {path.name for path in repo.iterdir()}
+    command(f"{shape}.py", *SHAPES[shape][0], "--weight", 0, theirs=("--out", "off.pt", *more))
+    assert torch.equal(images("alone.pt"), images("off.pt"))
+    assert {path.name for path in repo.iterdir()} == files
+    assert not list(Path().glob("*.json"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_run_of_a_patch_to_the_bit(
+    shape: str, repo: Path, command: Callable[..., None], pool: ProxyPool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The patch's line goes where the stand-ins have a comment for it."""
+    ours, line, how = SHAPES[shape]
+    more = THEIRS.get(shape, [])
+    regularizer = Regularizer(pool, 0.5, calibrate=1)
+    if "steps" in how:
+        regularizer.weighting.factor = float(how["steps"])  # type: ignore[attr-defined]
+    script = repo / f"{shape}.py"
+    text = script.read_text().replace("# 4: views", line).encode()
+    execute(script, ["--out", "patched.pt", *more], {script: Source(text, {"LAYER": Layer(regularizer, **how)})})
+    command(f"{shape}.py", *ours, *ON, theirs=("--out", "on.pt", *more))
+    assert torch.equal(images("patched.pt"), images("on.pt"))
+    wrote = json.loads(Path(f"cmi_{shape}.json").read_text())
+    assert wrote["rounds"] == regularizer.rounds > 0
+    assert [round_["value"] for round_ in wrote["history"]] == regularizer.history.cmi
+    said = capsys.readouterr().out
+    assert f"CMI acted in {regularizer.rounds} backward passes" in said
+    assert "flipping.py:4 (augment)" in said
+
+
+LOOP = """
+    import torch
+    {top}
+    torch.manual_seed(0)
+    images = torch.randn(12, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    {made}
+    optimizer = torch.optim.SGD([images], lr=0.1)
+    for step in range(2):
+        {views}
+        loss = (views ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.save(images.detach(), "out.pt")
+"""
+LABELS = "labels = torch.arange(3).repeat_interleave(4)"
+PLAIN = {"top": "from flipping import augment", "made": LABELS, "views": "views = augment(images)"}
+
+
+def loop(repo: Path, name: str = "train.py", **parts: str) -> str:
+    filled = {**PLAIN, **parts}
+    text = textwrap.dedent(LOOP)
+    for key, value in filled.items():
+        pad = "    " if key == "views" else ""
+        text = text.replace(f"{{{key}}}", textwrap.indent(textwrap.dedent(value), pad).lstrip())
+    (repo / name).write_text(text)
+    return name
+
+
+DEFINED = """
+    def augment(images):
+        return images.flip(3) * 1.1
+"""
+CALLED = """
+    class DiffAug:
+        def __call__(self, images):
+            return images.flip(3) * 1.1
+    aug = DiffAug()
+"""
+HELD = """
+    def wobble(images, y=None):
+        return images.flip(3) * 1.1
+    class Trainer:
+        @staticmethod
+        def wobble(images):
+            return images.flip(3) * 1.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "options"),
+    [
+        ({}, ()),
+        ({"top": "import flipping as f", "views": "views = f.augment(images)"}, ()),
+        ({"top": DEFINED}, ()),
+        ({"top": CALLED, "views": "views = aug(images)"}, ()),
+        ({"top": CALLED, "views": "views = aug(images)"}, ("--at", "DiffAug")),
+        ({}, ("--at", "flipping:augment")),
+        ({}, ("--at", "augment")),
+        ({}, ("--at", "train.py:9")),
+        ({"top": "from flipping import augment as a", "views": "views = a(images)"}, ("--at", "train.py:9")),
+        ({"top": HELD, "views": "views = wobble(images)"}, ("--at", "train:wobble")),
+        ({"top": HELD, "views": "views = Trainer().wobble(images)"}, ("--at", "Trainer.wobble")),
+        ({"views": "parts = []; parts.append(augment(images)); views = parts[0]"}, ()),
+        ({"top": "def augment(x): return x.detach(), x.flip(3) * 1.1", "views": "_, views = augment(images)"}, ()),
+    ],
+)  # fmt: skip
+def test_however_the_views_are_made(
+    parts: dict[str, str], options: tuple[str, ...], repo: Path, command: Callable[..., None], pool: ProxyPool
+) -> None:
+    """All of these scripts do the same, so all are regularised the same."""
+    if options == ("--at", "train.py:9"):
+        loop(repo, **parts)
+        number = next(n for n, text in enumerate((repo / "train.py").read_text().splitlines(), 1) if "views =" in text)
+        options = ("--at", f"train.py:{number}")
+    command(loop(repo, **parts), *options, *ON)
+    assert torch.equal(images("out.pt"), expected(pool))
+
+
+def expected(pool: ProxyPool) -> Tensor:
+    """What the loop comes to, written down with the layer in it."""
+    torch.manual_seed(0)
+    leaf = torch.randn(12, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([leaf], lr=0.1)
+    layer = Regularizer(pool, 0.5, calibrate=1, announce=lambda _: None)
+    for _ in range(2):
+        loss = (layer(leaf.flip(3) * 1.1, torch.arange(3).repeat_interleave(4)) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return leaf.detach()
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "said"),
+    [
+        ({}, (), "`labels`, a variable in train.py:"),
+        ({"made": "which = torch.arange(3).repeat_interleave(4)"}, ("--labels", "which"), "`which` in train.py:"),
+        ({"made": "n = 4"}, ("--labels", "torch.arange(12) // n"), "`torch.arange(12) // n`"),
+        ({"top": "def augment(images, y):\n    return images.flip(3) * 1.1",
+          "views": "views = augment(images, torch.arange(3).repeat_interleave(4))", "made": ""}, (),
+         "`y`, an argument in the arguments of augment"),
+        ({"made": LABELS + "; y_syn = labels.clone()"}, (), "(held to agree with `y_syn`)"),
+    ],
+)  # fmt: skip
+def test_labels_are_found_and_said(
+    parts: dict[str, str], options: tuple[str, ...], said: str, repo: Path, command: Callable[..., None],
+    pool: ProxyPool, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command(loop(repo, **parts), *options, *ON)
+    assert torch.equal(images("out.pt"), expected(pool))
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "said"),
+    [
+        ({"made": "indices = torch.arange(12)"}, (), r"no labels of the 12 views .* indices \(int64 from 0 to 11\)"),
+        ({"made": LABELS + "; targets = labels.flip(0)"}, (), r"may be labels \(a variable\), targets"),
+        ({"made": LABELS + "; y = labels.clone()", "views": "views = augment(images); y[:] = 0"}, (),
+         "gave the same labels at first, and other ones now"),
+        ({}, ("--labels", "labls"), "no function on the way knows all of its names"),
+        ({}, ("--labels", "labels["), "is no expression"),
+        ({}, ("--labels", "labels / 0"), r"labels must be integers"),
+        ({}, ("--labels", "labels[:3]"), r"shape \(3,\) for 12 images.*These are --labels"),
+        ({}, ("--labels", "1 // 0"), "could not be evaluated in .*ZeroDivisionError"),
+        ({}, ("--labels", "calls:0"), "expected how many classes"),
+        ({}, ("--labels", "calls:5"), "2 calls on synthetic images, which is no multiple of 5"),
+        ({}, ("--at", "agument"), "no function, and no class .* of that name .*There are: augment"),
+        ({}, ("--at", "nowhere:augment"), "no module 'nowhere'"),
+        ({}, ("--at", "train.py:1"), "no assignment, return"),
+        ({}, ("--at", "other.py:1"), "no file 'other.py'"),
+        ({"top": "def wobble(x): return x * 1", "views": "views = wobble(images)"}, (),
+         "usual name of an augmentation"),
+        ({"views": "views = augment(images.detach()); views = images * 1"}, (),
+         "called on 2 batches of images, of which none"),
+        ({"top": DEFINED + "    def diff_augment(x):\n        return x * 1.0",
+          "views": "views = diff_augment(augment(images))"}, (), "both .* are called on synthetic images"),
+        ({"views": "views = images; seen = augment(images)"}, (), "no backward pass ever reached the views"),
+        ({}, ("--steps", "0"), "expected how many calls"),
+        ({}, ("--rows", "3"), "expected FROM:UP-TO"),
+        ({}, ("--rows", "12:"), "name those of the synthetic images"),
+        ({"views": "views = augment(torch.cat([images, images.detach()]).flip(3))"}, (), "cannot be told here"),
+        ({}, ("--views", "clean"), "--views is for hosts with a patch"),
+        ({}, ("--inner", "some"), "unknown inner"),
+        ({}, ("--weight", "paper"), "must be a number"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_refused(
+    parts: dict[str, str], options: tuple[str, ...], said: str, repo: Path, command: Callable[..., None]
+) -> None:
+    with pytest.raises((HostError, InputError), match=f"(?s){said}"):
+        command(loop(repo, **parts), *(("--weight", 0.5, "--calibrate", 1, "--proxies", "pool")), *options)
+
+
+def test_without_proxies_or_script_it_says_so(repo: Path) -> None:
+    given = Unpatched(repo / loop(repo))
+    with pytest.raises(InputError, match="no proxies given"):
+        run_unpatched(given, [], 1.0, "")
+    with pytest.raises(HostError, match="cannot be read"):
+        run_unpatched(Unpatched(repo / "none.py"), [], 1.0, "")
+    with pytest.raises(HostError, match="is no Python"):
+        run_unpatched(Unpatched(repo / write(repo, "def f(")), [], 0.0, "")
+    with pytest.raises(InputError, match="name a host"):
+        app(["run"], standalone_mode=False)
+    with pytest.raises(InputError, match="--at is for --script"):
+        app(["run", "dm", "--at", "f"], standalone_mode=False)
+
+
+def test_a_class_per_call(repo: Path, command: Callable[..., None], pool: ProxyPool) -> None:
+    """By the loop's variable, which is found, and by counting: the same."""
+    outs = []
+    for number, options in enumerate(([], ["--labels", "calls:3"], ["--labels", "c"])):
+        command("perclass.py", *options, *ON, theirs=("--out", f"{number}.pt"))
+        outs.append(images(f"{number}.pt"))
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+def test_rows_said_are_rows_found(repo: Path, command: Callable[..., None]) -> None:
+    for number, options in enumerate(([], ["--rows", "n:"], ["--rows", "5:n + 16"])):
+        command("formed.py", *options, *ON, theirs=("--out", f"{number}.pt"))
+    assert torch.equal(images("0.pt"), images("1.pt"))
+    assert torch.equal(images("0.pt"), images("2.pt"))
+
+
+def test_rows_before_real_ones(repo: Path, command: Callable[..., None], pool: ProxyPool) -> None:
+    real = "torch.ones(5, 3, 4, 4, dtype=torch.float64)"
+    views = f"views = augment(torch.cat([images, {real}]))[:12]"
+    command(loop(repo, views=views), *ON)
+    assert torch.equal(images("out.pt"), expected(pool))
+
+
+def test_which_rows_need_a_gradient() -> None:
+    syn, real = torch.zeros(6, 3, 4, 4, requires_grad=True), torch.zeros(5, 3, 4, 4)
+    assert synthetic_rows(syn) == (0, 6)
+    assert synthetic_rows(syn * 2) == (0, 6)
+    assert synthetic_rows((torch.cat([real, syn * 2], dim=-4) - 0.5) / 0.25) == (5, 11)
+    assert synthetic_rows(torch.cat([real, real, syn, syn])) == (10, 22)
+    assert synthetic_rows(torch.cat([syn, real])) == (0, 6)
+    assert synthetic_rows(torch.cat([syn, torch.zeros(6, 1, 4, 4)], dim=1)) == (0, 6)
+    for mixed in (torch.cat([syn, real, syn]), torch.cat([real, syn]).flip(3)):
+        with pytest.raises(HostError, match="which are which cannot be told"):
+            synthetic_rows(mixed)
+    batch = torch.cat([real, syn])
+    synthetic_rows(batch)
+    batch.sum().backward()
+    assert torch.equal(syn.grad, torch.ones_like(syn))  # type: ignore[arg-type]
+
+
+def test_expressions_are_evaluated_in_the_first_function_that_knows_their_names() -> None:
+    inner = Scope("inner()", {"a": 1}, {"shared": 10})
+    outer = Scope("outer()", {"a": 2, "b": 3}, {"shared": 20})
+    assert Expression("a + shared", "--labels").value([inner, outer])[0] == 11
+    assert Expression("a + b", "--labels").value([inner, outer])[0] == 5
+    assert Expression("[b + i for i in (1, 2)]", "--labels").value([inner, outer])[0] == [4, 5]
+    with pytest.raises(HostError, match="has a, b"):
+        Expression("c", "--labels").value([inner, outer])
+
+
+def test_the_hosts_variables_are_not_kept_alive(repo: Path, command: Callable[..., None]) -> None:
+    """What a function of the host's deletes is gone at once, as without us."""
+    text = """
+        import weakref, torch
+        from flipping import augment
+        def main():
+            images = torch.randn(12, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+            labels = torch.arange(3).repeat_interleave(4)
+            held = torch.zeros(3)
+            gone = weakref.ref(held)
+            views = augment(images)
+            del held
+            assert gone() is None, "kept alive"
+            views.sum().backward()
+        main()
+    """
+    gc.disable()
+    try:
+        command(write(repo, text), *ON)
+    finally:
+        gc.enable()
+
+
+def test_the_random_state_is_the_scripts_own(repo: Path, command: Callable[..., None]) -> None:
+    draws = "; drawn = (torch.rand(1), __import__('random').random(), __import__('numpy').random.rand())"
+    for name, ours in (("off", ("--weight", 0)), ("on", ON)):
+        command(loop(repo, views="views = augment(images)" + draws), *ours)
+        text = (repo / "train.py").read_text() + f"\ntorch.save(torch.tensor([float(x) for x in drawn]), '{name}.pt')"
+        (repo / "train.py").write_text("import random, numpy\nrandom.seed(1); numpy.random.seed(1)\n" + text)
+        command("train.py", *ours)
+    assert torch.equal(torch.load("off.pt"), torch.load("on.pt"))
+
+
+def test_traces_show_the_scripts_own_lines(
+    repo: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = loop(repo, top=DEFINED.replace("return", "assert len(images) == 11, 'odd'\n        return"))
+    with pytest.raises(HostError, match="AssertionError"):
+        command(name, *ON)
+    assert "train.py\", line 4, in augment\n    assert len(images) == 11, 'odd'" in capsys.readouterr().err
