@@ -5,13 +5,8 @@ handle = ddplug.attach(trainer, weight=1, proxies="pool/")    # weight: share of
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from ddplug.attaching.attach import Handle, attach
-from ddplug.attaching.labels import one_class_per_call
-from ddplug.core.loss import CMI
-from ddplug.core.regularizer import Regularizer
-from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import (
     AttachError,
     DataError,
@@ -28,12 +23,34 @@ from ddplug.errors import (
     SpaceError,
     WeightError,
 )
-from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
-from ddplug.terms.cmi import cmi
-from ddplug.terms.separation import class_separation, cmi_per_class, ncmi
 
-# Modules that bring torchvision, kornia or files along: there on first use, so that `import ddplug` stays light.
-_ON_FIRST_USE = {
+if TYPE_CHECKING:
+    from ddplug.attaching.attach import Handle, attach
+    from ddplug.attaching.labels import one_class_per_call
+    from ddplug.core.loss import CMI
+    from ddplug.core.regularizer import Regularizer
+    from ddplug.datasets.spaces import InputSpace
+    from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
+    from ddplug.terms.cmi import cmi
+    from ddplug.terms.separation import class_separation, cmi_per_class, ncmi
+
+# Everything that needs torch is imported on first use, so that command lines and `import ddplug` start at once.
+_CLASSES_AND_FUNCTIONS = {
+    "CMI": "ddplug.core.loss",
+    "Handle": "ddplug.attaching.attach",
+    "InputSpace": "ddplug.datasets.spaces",
+    "PoolInfo": "ddplug.proxies.pool",
+    "Proxy": "ddplug.proxies.pool",
+    "ProxyPool": "ddplug.proxies.pool",
+    "Regularizer": "ddplug.core.regularizer",
+    "attach": "ddplug.attaching.attach",
+    "class_separation": "ddplug.terms.separation",
+    "cmi": "ddplug.terms.cmi",
+    "cmi_per_class": "ddplug.terms.separation",
+    "ncmi": "ddplug.terms.separation",
+    "one_class_per_call": "ddplug.attaching.labels",
+}
+_MODULES = {
     "adapters": "ddplug.adapters",
     "augment": "ddplug.augment",
     "datasets": "ddplug.datasets",
@@ -78,11 +95,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _ON_FIRST_USE:
-        return import_module(_ON_FIRST_USE[name])
-    raise AttributeError(f"module 'ddplug' has no attribute '{name}'")
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name not in _CLASSES_AND_FUNCTIONS:
+        raise AttributeError(f"module 'ddplug' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_CLASSES_AND_FUNCTIONS[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE})
+    return sorted({*globals(), *_CLASSES_AND_FUNCTIONS, *_MODULES})

@@ -32,7 +32,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 INTERRUPTED = 130
@@ -61,11 +60,16 @@ def main() -> None:
 def _version(wanted: bool) -> None:
     """Print our version and torch's, and end."""
     if wanted:
-        import torch
+        from importlib.util import find_spec
+        from runpy import run_path
 
         from ddplug import __version__
 
-        print(f"ddplug {__version__}, torch {torch.__version__}")
+        found = find_spec("torch")  # not imported, which takes a second
+        assert found is not None
+        assert found.origin is not None
+        torch_version = run_path(str(Path(found.origin).with_name("version.py")))["__version__"]
+        print(f"ddplug {__version__}, torch {torch_version}")
         raise typer.Exit
 
 

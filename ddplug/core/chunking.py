@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ddplug.choices import Chunk as Chunk
 from ddplug.errors import InputError
 from ddplug.networks.precision import Observer
-
-Chunk = int | Literal["auto"]
 
 BUDGET = 2 << 30
 """Bytes of kept graphs under "auto"."""

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from ddplug.core.chunking import Chunk, check_chunk
-from ddplug.core.estimator import count
-from ddplug.core.weighting import WeightingName
+from ddplug.choices import Centroids, Choice, Chunk, Precision, Sharing, WeightingName
 from ddplug.errors import InputError, WeightError
-from ddplug.networks.precision import Precision, check_precision
-from ddplug.proxies.representations import Choice, check_representation
-from ddplug.terms import Term, TermSpec
-from ddplug.terms.around import Centroids
-from ddplug.terms.cmi import check_temperature
-from ddplug.utils.processes import HOW, Sharing
+
+if TYPE_CHECKING:  # the table of options is read by command lines, which import torch only when they need it
+    from ddplug.terms import Term, TermSpec
 
 _NOTHING = object()
 
@@ -110,6 +105,13 @@ class Options:
     record: bool = field(default=False, metadata=_is("at weight 0, note CMI all the same", hosts=False))
 
     def __post_init__(self) -> None:
+        from ddplug.core.chunking import check_chunk
+        from ddplug.core.estimator import count
+        from ddplug.networks.precision import check_precision
+        from ddplug.proxies.representations import check_representation
+        from ddplug.terms.cmi import check_temperature
+        from ddplug.utils.processes import HOW
+
         for name in ("every", "draw", "classes", "views_per_image", "passes", "set_size"):
             if (value := getattr(self, name)) is not None or ABOUT[name].default is not None:
                 count(name, value)

@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from ddplug.choices import WeightingName as WeightingName
 from ddplug.errors import WeightError
 
 Schedule = Callable[[int], float]
 """Round number, from 0, to a factor on lambda."""
-
-WeightingName = Literal["relative", "sustained", "absolute"]
 
 BOUND = 10.0
 """How many times the lambda of the first rounds a sustained one may become, as the term may all but vanish."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,9 +23,8 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
+from ddplug.choices import Precision as Precision
 from ddplug.errors import InputError
-
-Precision = Literal["auto", "exact", "bf16"]
 
 COLOURS = 4
 """Channels that an image may have, for a convolution to be taken for the first."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ddplug.choices import Choice as Choice
+from ddplug.choices import Representation as Representation
 from ddplug.errors import InputError
-
-Representation = Literal["feature", "pooled", "logit"]
-Choice = Literal["auto", "feature", "pooled", "logit"]
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""

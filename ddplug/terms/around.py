@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from ddplug.choices import Centroids as Centroids
 from ddplug.errors import InputError
 from ddplug.terms.base import Groups, Term
 from ddplug.terms.cmi import ConditionalMutualInformation, check_temperature, log_centroids, log_probabilities
 from ddplug.terms.real import Real, RealTerm
-
-Centroids = Literal["batch", "running", "real"]
 
 MOMENTUM = 0.001
 """Part of a running mean that a round renews, once the mean is of more rounds than 1 / MOMENTUM."""

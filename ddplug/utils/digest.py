@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Parts = Iterable[bytes | memoryview]
 """What is hashed, one part after another; where one part ends and the next begins makes no difference."""
@@ -61,6 +61,8 @@ def blob_hash(data: bytes) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The values of a tensor of any shape, dtype and device as bytes, without their shape and dtype."""
+    import torch
+
     values: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return values
 

@@ -10,16 +10,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ddplug.choices import Sharing as Sharing
 from ddplug.errors import InputError, ProcessError
-
-Sharing = Literal["one", "sharded", "averaged", "replicated", "separate"]
-"""What each process has: see `ddplug.Regularizer`."""
 
 HOW = (
     "Say what each process has: processes='sharded' (images of its own, of one set), 'averaged' (a part of each batch "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -274,3 +275,27 @@ def test_the_hosts_named_in_help_are_those_with_patches() -> None:
 
     shipped = {file.name.removesuffix(".patch") for file in files("ddplug.patches").iterdir() if ".patch" in file.name}
     assert set(HOSTS.split(", ")) == shipped
+
+
+def test_help_versions_and_completion_import_no_torch() -> None:
+    commands = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+    asked = [["--help"], ["--version"], *([command, "--help"] for command in commands)]
+    program = (
+        "import sys\nfrom ddplug.cli import app\nfor words in " + repr(asked) + ":\n"
+        "    sys.argv = ['ddplug', *words]\n    try:\n        app.main()\n    except SystemExit as ended:\n"
+        "        assert not ended.code, words\n    assert 'torch' not in sys.modules, words\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert f"torch {torch.__version__}" in ended.stdout
+
+
+def test_a_shell_completes_options_without_torch() -> None:
+    program = (
+        "import sys\nfrom ddplug.cli import app\nsys.argv = ['ddplug']\n"
+        "try:\n    app.main()\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    words = {"_DDPLUG_COMPLETE": "complete_bash", "COMP_WORDS": "ddplug compare --see", "COMP_CWORD": "2"}
+    ended = subprocess.run([sys.executable, "-c", program], env={**os.environ, **words}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["--seeds"]

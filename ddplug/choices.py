@@ -1,0 +1,15 @@
+"""The names that options can take. Torch-free, so that command lines can list them without importing torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+WeightingName = Literal["relative", "sustained", "absolute"]
+Representation = Literal["feature", "pooled", "logit"]
+Choice = Literal["auto", "feature", "pooled", "logit"]
+Centroids = Literal["batch", "running", "real"]
+Precision = Literal["auto", "exact", "bf16"]
+Chunk = int | Literal["auto"]
+
+Sharing = Literal["one", "sharded", "averaged", "replicated", "separate"]
+"""Contents of each process of torch.distributed: see `ddplug.Regularizer`."""
