@@ -4,6 +4,6 @@ They are announced as entry points, as anybody's are: see `ddplug.attaching.regi
 """
 
 from ddplug.attaching.registry import GROUP, Adapter, find, names, register
-from ddplug.hosting.adapter import upstream
+from ddplug.hosting.host import upstream
 
 __all__ = ["GROUP", "Adapter", "find", "names", "register", "upstream"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ddplug.adapters import register
 from ddplug.errors import HostError
+from ddplug.hosting.host import Host
 from ddplug.hosting.idc_like import IDCLike
 
 
@@ -14,6 +15,7 @@ class DANCE(IDCLike):
     """Where its data, networks and results are stands in its arguments/reproduce_condense.py, for --reproduce."""
 
     name = "dance"
+    saved = Host.saved  # its sets are in a folder that only its own file names
 
     def preflight(self, arguments: Sequence[str]) -> None:
         """Without that option the host fails when it looks for the folder of its results."""

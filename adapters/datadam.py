@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.hosting.dm_like import ComparableDMLike
+from ddplug.hosting.dm_like import DMLike
 
 
 @register("datadam")
-class DataDAM(ComparableDMLike):
+class DataDAM(DMLike):
     """Option names are DM's. A set is saved when it is evaluated, which is before the step of that iteration."""
 
     name = "datadam"
     named_by_method = False
     beyond = 0
     defaults: Mapping[str, Any] = {
-        **ComparableDMLike.defaults, "data_path": "", "ipc": 50, "Iteration": 20000, "zca": False,
+        **DMLike.defaults, "data_path": "", "ipc": 50, "Iteration": 20000, "zca": False,
     }  # fmt: skip
-    reserved = (*ComparableDMLike.reserved, "eval_mode", "epoch_eval_train")
+    reserved = (*DMLike.reserved, "eval_mode", "epoch_eval_train")
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
         """One network, after one epoch, as none would leave no set; a mode it does not know means at the end only."""

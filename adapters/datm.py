@@ -10,7 +10,7 @@ from ddplug.adapters import register
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import HostError
 from ddplug.hosting.arguments import option
-from ddplug.hosting.mtt_like import SAVES, ComparableMTTLike
+from ddplug.hosting.mtt_like import SAVES, MTTLike
 from ddplug.utils.files import replacing, user_path
 
 DEFAULTS: dict[str, Any] = {
@@ -22,7 +22,7 @@ CONFIG = "config.yaml"
 
 
 @register("datm")
-class DATM(ComparableMTTLike):
+class DATM(MTTLike):
     """The class of an image is its place in the set, as the host's own labels are logits that it learns.
 
     A step is left out where the loss is above the threshold, and the round with it.

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.hosting.dm_like import ComparableDMLike
+from ddplug.hosting.dm_like import DMLike
 
 
 @register("dm")
-class DM(ComparableDMLike):
+class DM(DMLike):
     """The host after which the shape is called; it has no option --method."""
 
     name = "dm"
-    defaults: Mapping[str, Any] = {**ComparableDMLike.defaults, "ipc": 50, "Iteration": 20000}
+    defaults: Mapping[str, Any] = {**DMLike.defaults, "ipc": 50, "Iteration": 20000}

@@ -8,17 +8,17 @@ from typing import Any
 from ddplug.adapters import register
 from ddplug.errors import HostError
 from ddplug.hosting.arguments import option
-from ddplug.hosting.idc_like import ComparableIDCLike
+from ddplug.hosting.idc_like import IDCLike
 
 
 @register("dream")
-class DREAM(ComparableIDCLike):
+class DREAM(IDCLike):
     """Option names are IDC's; sets are numbered, one every 40 outer iterations."""
 
     name = "dream"
     least = 200
     sets = "results/test/data*.pt"
-    defaults: Mapping[str, Any] = {**ComparableIDCLike.defaults, "data_dir": "./data"}
+    defaults: Mapping[str, Any] = {**IDCLike.defaults, "data_dir": "./data"}
 
     def preflight(self, arguments: Sequence[str]) -> None:
         """As IDC's, and does the host know a loss? Its default is none that it knows."""

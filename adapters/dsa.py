@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.hosting.dm_like import ComparableDMLike
+from ddplug.hosting.dm_like import DMLike
 
 
 @register("dsa")
-class DSA(ComparableDMLike):
+class DSA(DMLike):
     """Which of the two methods it is, the host's own option says; DC augments nothing."""
 
     name = "dsa"
-    defaults: Mapping[str, Any] = {**ComparableDMLike.defaults, "ipc": 1, "Iteration": 1000, "method": "DC"}
+    defaults: Mapping[str, Any] = {**DMLike.defaults, "ipc": 1, "Iteration": 1000, "method": "DC"}

@@ -8,12 +8,12 @@ from typing import Any
 
 from ddplug.adapters import register
 from ddplug.hosting.arguments import absolute, option
-from ddplug.hosting.comparable_host import linked
-from ddplug.hosting.idc_like import ComparableIDCLike
+from ddplug.hosting.host import linked
+from ddplug.hosting.idc_like import IDCLike
 
 
 @register("dsdm")
-class DSDM(ComparableIDCLike):
+class DSDM(IDCLike):
     """Option names are IDC's, and --niter counts outer iterations."""
 
     name = "dsdm"
@@ -21,7 +21,7 @@ class DSDM(ComparableIDCLike):
     sets = "results/*/*/data_best.pt"
     reserved = ("seed", "evaluate_iter")
     defaults: Mapping[str, Any] = {
-        **{name: value for name, value in ComparableIDCLike.defaults.items() if name != "inner_loop"},
+        **{name: value for name, value in IDCLike.defaults.items() if name != "inner_loop"},
         "data_dir": "./data", "niter": 10000, "save_pretrain_dir": "./pre_trained_model",
     }  # fmt: skip
 

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from ddplug.adapters import register
-from ddplug.hosting.idc_like import ComparableIDCLike
+from ddplug.hosting.idc_like import IDCLike
 
 
 @register("idc")
-class IDC(ComparableIDCLike):
+class IDC(IDCLike):
     """The host after which the shape is called."""
 
     name = "idc"

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.hosting.dm_like import ComparableDMLike
+from ddplug.hosting.dm_like import DMLike
 
 
 @register("idm")
-class IDM(ComparableDMLike):
+class IDM(DMLike):
     """Option names are DM's."""
 
     name = "idm"
     named_by_method = False
     class_by_class = True
     defaults: Mapping[str, Any] = {
-        **ComparableDMLike.defaults,
+        **DMLike.defaults,
         "ipc": 50,
         "Iteration": 20000,
         "aug": False,
         "zca": False,
     }
-    reserved = (*ComparableDMLike.reserved, "eval_interval")
+    reserved = (*DMLike.reserved, "eval_interval")
 
     def factor(self, arguments: Sequence[str]) -> int:
         """Quarters, or whole images."""

@@ -12,18 +12,18 @@ from types import MappingProxyType
 from typing import Any
 
 from ddplug.adapters import register
-from ddplug.hosting.comparable_host import linked
-from ddplug.hosting.dm_like import ComparableDMLike
+from ddplug.hosting.dm_like import DMLike
+from ddplug.hosting.host import linked
 
 
 @register("iid")
-class IID(ComparableDMLike):
+class IID(DMLike):
     """Option names are DM's."""
 
     name = "iid"
     named_by_method = False
     quiet_env: Mapping[str, str] = MappingProxyType({"WANDB_MODE": "disabled"})
-    defaults: Mapping[str, Any] = {**ComparableDMLike.defaults, "ipc": 50, "Iteration": 20000}
+    defaults: Mapping[str, Any] = {**DMLike.defaults, "ipc": 50, "Iteration": 20000}
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
         """With the networks that the host's pre_model.py has left where we are."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from ddplug.adapters import register
 from ddplug.errors import HostError
-from ddplug.hosting.mtt_like import ComparableMTTLike
+from ddplug.hosting.mtt_like import MTTLike
 
 
 @register("mtt")
-class MTT(ComparableMTTLike):
+class MTT(MTTLike):
     """The host after which the shape is called; labels are hard."""
 
     name = "mtt"

@@ -89,8 +89,8 @@ def _setup(
     setup = Setup(host, real, settings, pool, _pool(heldout, real) if heldout else None, where)
     if host == "own":
         return setup
-    from ddplug.hosting.adapter import comparable
     from ddplug.hosting.checkout import find_repo
+    from ddplug.hosting.host import comparable
     from ddplug.lab.upstream_host import Upstream
 
     spec = comparable(host).spec()

@@ -92,7 +92,7 @@ def run(
         raise InputError(f"{', '.join(given_for_script)} is for --script; {host} has a patch that says it.")
     from ddplug.core.weighting import check_weight
     from ddplug.hosting import checkout as hosts
-    from ddplug.hosting.adapter import upstream
+    from ddplug.hosting.host import upstream
     from ddplug.hosting.options import weight as read_weight
     from ddplug.hosting.script import run as run_host
 
@@ -126,7 +126,7 @@ def patch(
     diff: Annotated[bool, typer.Option("--diff", help="Print the patch; change nothing.")] = False,
 ) -> None:
     """Put our lines into a host's files: all files or none, only if they are the ones the patch was made for."""
-    from ddplug.hosting.adapter import upstream
+    from ddplug.hosting.host import upstream
 
     if check + reverse + diff > 1:
         raise InputError("give one of --check, --reverse and --diff.")

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.datasets.synthetic import SyntheticSet, load_set
-from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.arguments import absolute, check_data
-from ddplug.hosting.comparable_host import ComparableHost
+from ddplug.hosting.host import Host
 
 
-class DMLike(HostAdapter):
+class DMLike(Host):
     """Images are stored normalised."""
 
     defaults: Mapping[str, Any] = {"dataset": "CIFAR10", "data_path": "data"}
     named_by_method = True
     """Whether the option `method` is the host's name in the table of weights; forks keep it without that meaning."""
+    reserved: tuple[str, ...] = ("save_path", "num_exp", "num_eval")
+    beyond = 1
+    """How many steps more than `--Iteration` says the set has that is saved last."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """As the options say."""
@@ -40,14 +42,6 @@ class DMLike(HostAdapter):
         """Is the data set there?"""
         given = self.options(arguments)
         check_data(self.name, given["dataset"], given["data_path"])
-
-
-class ComparableDMLike(DMLike, ComparableHost):
-    """With DatasetCondensation's command line and results; `defaults` also need `ipc` and `Iteration`."""
-
-    reserved: tuple[str, ...] = ("save_path", "num_exp", "num_eval")
-    beyond = 1
-    """How many steps more than `--Iteration` says the set has that is saved last."""
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
         """One experiment, and no evaluations, which take longer than distilling."""

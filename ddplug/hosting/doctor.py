@@ -20,8 +20,8 @@ import torch
 
 from ddplug.attaching import registry
 from ddplug.errors import DDPlugError, HostError
-from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.checkout import HostSpec, find_repo
+from ddplug.hosting.host import Host
 from ddplug.networks.precision import fast_bf16
 from ddplug.proxies.pool_header import HEADER, read_header
 from ddplug.proxies.pretrain import cache_folder
@@ -166,7 +166,7 @@ def host(name: str, hosts: Path | None = None) -> dict[str, Any]:
     found = {"name": name, "title": None, "repo": None, "state": "broken", "problem": None}
     try:
         adapter = registry.make(name)
-        if not isinstance(adapter, HostAdapter):
+        if not isinstance(adapter, Host):
             return {**found, "state": "attach only"}
         spec = adapter.spec()
     except Exception as error:  # other packages' code; theirs is to be named, not to end the report

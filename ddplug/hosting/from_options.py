@@ -6,7 +6,7 @@ from typing import Any
 
 from ddplug.core.options import HOSTS
 from ddplug.core.regularizer import Regularizer
-from ddplug.hosting.adapter import upstream
+from ddplug.hosting.host import upstream
 from ddplug.hosting.layer import Layer, layer_of, started
 from ddplug.hosting.options import options_of
 from ddplug.hosting.proxies import resolve

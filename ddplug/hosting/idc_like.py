@@ -21,11 +21,10 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import HostError
-from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.arguments import TORCHVISION_FILES, absolute, option
-from ddplug.hosting.comparable_host import ComparableHost, linked
-from ddplug.hosting.host_names import stacked
-from ddplug.proxies.idc_checkpoints import PRETRAINED, read
+from ddplug.hosting.host import Host, linked
+from ddplug.hosting.idc_checkpoints import PRETRAINED, read
+from ddplug.hosting.names import stacked
 from ddplug.proxies.pool import ProxyPool
 
 FILES = {
@@ -38,7 +37,7 @@ FILES = {
 """By the host's name for a data set, what has to be in the folder of its option --data_dir."""
 
 
-class IDCLike(HostAdapter):
+class IDCLike(Host):
     """Experts are the networks that the host's pretrain.py left in its folder."""
 
     class_by_class = True
@@ -49,6 +48,10 @@ class IDCLike(HostAdapter):
     short = ("dataset", "ipc", "factor")
     least = 50
     """Outer iterations that the host needs: it logs every n // least of them."""
+    reserved: tuple[str, ...] = ("seed",)
+    sets = "results/test/data.pt"
+    """Where a run by `command` leaves its sets; of several, the one with the highest number in its name counts."""
+    spelt_out = ("imagenet_dir", "decode_type", "test")
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """As the options say; `datatag`, where there is one, tells ImageNet's subsets apart."""
@@ -117,15 +120,6 @@ class IDCLike(HostAdapter):
                 f"iterations (niter * 100 // inner_loop); below {self.least}, {self.name} divides by zero at its first "
                 "log line. Give a larger --niter or a smaller --inner_loop. Nothing was changed."
             )
-
-
-class ComparableIDCLike(IDCLike, ComparableHost):
-    """With IDC's command line and results."""
-
-    reserved: tuple[str, ...] = ("seed",)
-    sets = "results/test/data.pt"
-    """Where a run by `command` leaves its sets; of several, the one with the highest number in its name counts."""
-    spelt_out = ("imagenet_dir", "decode_type", "test")
 
     def comparable(self, arguments: Sequence[str]) -> None:
         """Seeds are ours to say; only sets of which we know how to take an image apart can be judged."""

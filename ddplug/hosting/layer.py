@@ -7,7 +7,7 @@
     images = cmi.clean(images, labels)                   # the same before its augmentation, for --cmi_views clean
     cmi.save()                                           # where the host saves: history and lambda, as JSON
 
-`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.adapter.HostAdapter`) what the host's own
+`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.host.Host`) what the host's own
 names mean; what it passes on by keyword is up to the two of them. Proxies are resolved by `ddplug.hosting.proxies`.
 """
 
@@ -26,9 +26,9 @@ from torch import Tensor
 from ddplug.core.regularizer import Regularizer
 from ddplug.core.weighting import Relative
 from ddplug.errors import HostError, InputError
+from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner, Views
 from ddplug.hosting.proxies import DeferredPool, resolve
-from ddplug.proxies.host import Host
 from ddplug.utils.files import write_json
 
 NAME = "ddplug_cmi"
@@ -157,7 +157,7 @@ class Layer:
 class Attached:
     """What stands under the name of this module in a host to which `ddplug.attach` put a regulariser of its own."""
 
-    def __init__(self, adapter: Host, regularizer: Regularizer, views: Views, inner: Inner) -> None:
+    def __init__(self, adapter: Names, regularizer: Regularizer, views: Views, inner: Inner) -> None:
         self._adapter, self._regularizer, self._views, self._inner = adapter, regularizer, views, inner
         self._layer: Layer | None = None
 
@@ -192,7 +192,7 @@ class Attached:
 
 
 def layer_of(
-    adapter: Host,
+    adapter: Names,
     regularizer: Regularizer,
     args: Any,
     context: Mapping[str, Any],

@@ -23,10 +23,9 @@ from typing import Any
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import Meaning, SyntheticSet, load_set
 from ddplug.errors import HostError
-from ddplug.hosting.adapter import HostAdapter
+from ddplug.hosting import expert_buffers as buffers
 from ddplug.hosting.arguments import absolute, check_data
-from ddplug.hosting.comparable_host import ComparableHost
-from ddplug.proxies import expert_buffers as buffers
+from ddplug.hosting.host import Host
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.digest import short_sha256
 from ddplug.utils.files import user_path
@@ -37,13 +36,17 @@ ONE_BUFFER = ("CIFAR10", "CIFAR100", "Tiny")
 """Data sets whose buffer's folder two options name; ImageNet's depends on two more."""
 
 
-class MTTLike(HostAdapter):
+class MTTLike(Host):
     """Images are stored normalised, or whitened with --zca; the experts are the host's own proxies."""
 
     defaults: Mapping[str, Any] = {
         "dataset": "CIFAR10", "model": "ConvNet", "ipc": 1, "Iteration": 5000, "zca": False, "data_path": "data",
         "buffer_path": "./buffers",
     }  # fmt: skip
+    quiet_env: Mapping[str, str] = MappingProxyType({"WANDB_MODE": "disabled"})
+    reserved: tuple[str, ...] = ("num_eval", "eval_it")
+    images = "images_"
+    """What the names of the files begin with whose images count; a number follows."""
 
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
         """In the folder where the host saves its images."""
@@ -63,15 +66,6 @@ class MTTLike(HostAdapter):
         check_data(self.name, given["dataset"], given["data_path"])
         if given["dataset"] in ONE_BUFFER:
             check_buffer(self.name, Path(given["buffer_path"]), given["dataset"], given["model"], given["zca"])
-
-
-class ComparableMTTLike(MTTLike, ComparableHost):
-    """With MTT's command line and the files that it saves."""
-
-    quiet_env: Mapping[str, str] = MappingProxyType({"WANDB_MODE": "disabled"})
-    reserved: tuple[str, ...] = ("num_eval", "eval_it")
-    images = "images_"
-    """What the names of the files begin with whose images count; a number follows."""
 
     def comparable(self, arguments: Sequence[str]) -> None:
         """Evaluations are ours to say; the last iteration has to be one that the host saves."""
@@ -97,7 +91,7 @@ class ComparableMTTLike(MTTLike, ComparableHost):
         return {"experts": experts_in(Path(self.options(arguments)["buffer_path"]))}
 
 
-def sets_in(folder: Path, meaning: Meaning, images: str = ComparableMTTLike.images) -> dict[int, SyntheticSet]:
+def sets_in(folder: Path, meaning: Meaning, images: str = MTTLike.images) -> dict[int, SyntheticSet]:
     """All sets below `folder` by the number in `images_N.pt`, but for number 0, which nothing has been done to."""
     numbered = re.compile(rf"{re.escape(images)}(\d+)\.pt")
     files = {name[1]: path for path in folder.rglob(f"{images}*.pt") if (name := numbered.fullmatch(path.name))}

@@ -11,23 +11,23 @@ from importlib import import_module
 from typing import Any
 
 from ddplug.errors import PoolError
-from ddplug.proxies.host import Host
+from ddplug.hosting.names import Names
 from ddplug.proxies.pending import DeferredPool, scheme_of
 from ddplug.proxies.pool import ProxyPool
 
 __all__ = ["DeferredPool", "resolve", "scheme_of"]
 
-Reader = Callable[[str, Host, Any, Mapping[str, Any]], ProxyPool]
+Reader = Callable[[str, Names, Any, Mapping[str, Any]], ProxyPool]
 """From what follows the colon, the adapter, the host's options and what the patch passed to `start`, to a pool."""
 
 SCHEMES: dict[str, str | Reader] = {
-    "buffer": "ddplug.proxies.expert_buffers:read_for_host",
-    "idc": "ddplug.proxies.idc_checkpoints:read_for_host",
+    "buffer": "ddplug.hosting.expert_buffers:read_for_host",
+    "idc": "ddplug.hosting.idc_checkpoints:read_for_host",
 }
 """Readers by scheme: a function, or "module:function" to be imported."""
 
 
-def resolve(given: str, adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
+def resolve(given: str, adapter: Names, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     """The pool meant by what the user gave; for an empty string the host's experts, else the cache, else a new pool.
 
     Raises:
@@ -60,7 +60,7 @@ def _reader(scheme: str) -> Reader:
     return known
 
 
-def _trained(adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
+def _trained(adapter: Names, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     data = adapter.real(args, context)
     if data is None:
         raise PoolError(

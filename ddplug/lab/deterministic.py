@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddplug.hosting.adapter import upstream
+from ddplug.hosting.host import upstream
 from ddplug.hosting.script import run
 from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter

@@ -3,7 +3,7 @@
 Each run is in a process of its own (`ddplug.lab.deterministic`), in which the same seed means the same draws.
 A host's run cannot be taken up in its middle: one that was interrupted begins anew, and gives the same. What a host has
 to be asked for its set to be found is its adapter's to say: `command` and `saved`, see
-`ddplug.hosting.comparable_host.ComparableHost`.
+`ddplug.hosting.host.Host`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ddplug.core.options import ABOUT, HOSTS
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import save_set
 from ddplug.errors import HostError, InputError
-from ddplug.hosting.adapter import comparable
 from ddplug.hosting.checkout import HostSpec
+from ddplug.hosting.host import comparable
 from ddplug.lab.deterministic import TIMES
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import DONE, set_name, write_done

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError, InputError
-from ddplug.hosting.host_names import HostNames
 from ddplug.hosting.layer import Layer, layer_of, require_rounds, started
+from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner
 from ddplug.hosting.script import execute
 from ddplug.proxies.pool import ProxyPool
@@ -119,7 +119,7 @@ def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, pro
     _report(given, at, layer, places)
 
 
-class _LayerAtCalls(HostNames):
+class _LayerAtCalls(Names):
     """Puts the views of every call through one layer, which is made at the first of them."""
 
     def __init__(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import ddplug
 from ddplug import CMI, HostError, InputSpace, PoolError, ProxyError, ProxyPool, adapters, hosting, networks
-from ddplug.proxies import idc_checkpoints as idcpools
+from ddplug.hosting import idc_checkpoints as idcpools
 from ddplug.proxies.pool import PoolInfo
 
 from ..conftest import tiny_network

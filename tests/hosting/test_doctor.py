@@ -17,8 +17,8 @@ from ddplug.attaching import registry
 from ddplug.cli.app import app
 from ddplug.cli.doctor import size
 from ddplug.hosting import doctor
-from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.checkout import HostSpec, from_record
+from ddplug.hosting.host import Host
 from ddplug.hosting.patch import blob_hash
 from ddplug.networks.zoo import build, seeded
 
@@ -27,7 +27,7 @@ PATCH = b"--- a/loop.py\n+++ b/loop.py\n@@ -1,0 +2 @@\n+import ddplug\n"
 PATCH += b"--- a/more.py\n+++ b/more.py\n@@ -1,0 +2 @@\n+c = 3\n"
 
 
-class Loop(HostAdapter):
+class Loop(Host):
     """A host of two files of our own."""
 
     name = "loop"

@@ -26,10 +26,10 @@ from ddplug.attaching import registry
 from ddplug.hosting import patch as patching
 from ddplug.hosting import proxies as hostproxies
 from ddplug.hosting import script as running
-from ddplug.hosting.adapter import HostAdapter
 from ddplug.hosting.arguments import check_data, option
 from ddplug.hosting.checkout import HostSpec, from_record
-from ddplug.hosting.host_names import stacked
+from ddplug.hosting.host import Host
+from ddplug.hosting.names import stacked
 
 STANDINS = Path(__file__).parents[1] / "standins"
 SAVE = "cmi.save()"
@@ -77,7 +77,7 @@ def insertions(text: bytes, lines: Mapping[int, str]) -> tuple[patching.Insertio
     return tuple(made)
 
 
-class StandIn(HostAdapter):
+class StandIn(Host):
     """The adapter of all stand-ins."""
 
     name = "standin"

@@ -215,9 +215,9 @@ def test_one_lambda_means_the_same_whichever_steps_are_used(
 ) -> None:
     """Where all inner steps see the same views and the host pulls on each of them alike."""
     import ddplug.hosting as hosting
-    from ddplug.hosting.adapter import HostAdapter
+    from ddplug.hosting.host import Host
 
-    class Host(HostAdapter):
+    class Host(Host):
         name = "host"
 
         def setting(self, args: Any) -> tuple[str, str, int]:

@@ -13,8 +13,8 @@ import torch
 
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DataError, HostError
-from ddplug.hosting import adapter as adapters
-from ddplug.hosting.comparable_host import ComparableHost
+from ddplug.hosting import host as adapters
+from ddplug.hosting.host import Host
 from ddplug.hosting.script import CudaOnCpu
 
 IMAGES, LABELS = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
@@ -22,7 +22,7 @@ IMAGES, LABELS = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
 
 def comparable(name: str) -> Any:
     made = adapters.comparable(name)
-    assert isinstance(made, ComparableHost)
+    assert isinstance(made, Host)
     return made
 
 

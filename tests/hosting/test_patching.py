@@ -379,9 +379,9 @@ def test_an_unknown_host_is_named_with_those_that_are_known() -> None:
 def test_the_command(repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from ddplug.attaching import registry
     from ddplug.cli import hosts as cli_hosts
-    from ddplug.hosting.adapter import HostAdapter
+    from ddplug.hosting.host import Host
 
-    ours = type("Ours", (HostAdapter,), {"name": "ours", "spec": lambda adapter: spec()})
+    ours = type("Ours", (Host,), {"name": "ours", "spec": lambda adapter: spec()})
     monkeypatch.setitem(registry._ADAPTERS, "ours", ours)
     command: Callable[..., None] = cli_hosts.patch
     before = tree(repo)

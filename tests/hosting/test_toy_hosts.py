@@ -25,10 +25,9 @@ from ddplug.attaching import registry
 from ddplug.cli.app import app
 from ddplug.errors import InputError, PatchError
 from ddplug.hosting import proxies as hostproxies
-from ddplug.hosting.adapter import HostAdapter, comparable, upstream
 from ddplug.hosting.checkout import load
-from ddplug.hosting.comparable_host import ComparableHost
-from ddplug.hosting.dm_like import ComparableDMLike
+from ddplug.hosting.dm_like import DMLike
+from ddplug.hosting.host import Host, comparable, upstream
 from ddplug.hosting.layer import Layer
 from ddplug.terms import Real, make
 from ddplug.terms.base import group
@@ -367,14 +366,14 @@ def test_attach_knows_it_too(run: Callable[[str], Runner], pool: ProxyPool, monk
     assert torch.equal(images("run.pt"), images("attached.pt"))
 
 
-def test_a_host_that_only_integrates_says_so_when_a_comparison_is_asked_for(lines: dict[str, int]) -> None:
-    assert upstream("toy-perclass").name == "toy-perclass"
-    with pytest.raises(HostError, match="how to find the sets of toy-perclass: its adapter is no ComparableHost"):
-        comparable("toy-perclass")
+def test_a_host_without_saved_sets_cannot_be_compared() -> None:
+    assert upstream("dance").name == "dance"
+    with pytest.raises(HostError, match="sets of dance, whose adapter has no saved"):
+        comparable("dance")
 
 
 def test_what_an_adapter_does_not_say_is_named() -> None:
-    class Silent(HostAdapter, ComparableHost):
+    class Silent(Host):
         name = "silent"
 
     silent, nowhere = Silent(), Path()
@@ -390,9 +389,9 @@ def test_what_an_adapter_does_not_say_is_named() -> None:
 
 
 def test_a_fork_can_be_compared_by_its_defaults_alone(tmp_path: Path) -> None:
-    class Fork(ComparableDMLike):
+    class Fork(DMLike):
         name = "fork"
-        defaults = {**ComparableDMLike.defaults, "ipc": 5, "Iteration": 10}  # noqa: RUF012
+        defaults = {**DMLike.defaults, "ipc": 5, "Iteration": 10}  # noqa: RUF012
 
     fork = Fork()
     assert fork.expected_setting(("--dataset=SVHN",)) == ("fork", "svhn", 5)

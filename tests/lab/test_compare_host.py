@@ -24,8 +24,8 @@ from ddplug.attaching.registry import _ADAPTERS
 from ddplug.datasets.images import ImageData
 from ddplug.errors import DDPlugError, HostError, InputError
 from ddplug.hosting import checkout as hosts
-from ddplug.hosting.adapter import HostAdapter, comparable
 from ddplug.hosting.checkout import HostSpec
+from ddplug.hosting.host import Host, comparable
 from ddplug.lab import deterministic as repeatable
 from ddplug.lab.compare import compare
 from ddplug.lab.deterministic import clock, seed_everything
@@ -213,8 +213,8 @@ def test_options_that_hosts_do_not_have_are_refused(
     taken = Settings(arguments=("--save_path=here", "--num_eval", "3"))
     with pytest.raises(InputError, match="--save_path, --num_eval is set by `ddplug compare`"):
         Upstream(hosts.load("dm"), tmp_path, tmp_path, taken).check([Arm(0.0)], judge)
-    monkeypatch.setitem(_ADAPTERS, "nobodys", type("Nobodys", (HostAdapter,), {"name": "nobodys"}))
-    with pytest.raises(HostError, match="does not know how to find the sets of nobodys"):
+    monkeypatch.setitem(_ADAPTERS, "nobodys", type("Nobodys", (Host,), {"name": "nobodys"}))
+    with pytest.raises(HostError, match="cannot find the sets of nobodys"):
         comparable("nobodys")
 
 

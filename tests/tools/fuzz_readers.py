@@ -16,7 +16,7 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
-from ddplug.hosting import checkout
+from ddplug.hosting import checkout, expert_buffers, idc_checkpoints
 from ddplug.hosting.patch import blob_hash
 from ddplug.lab import baseline, judge, plot
 from ddplug.lab import folder as comparison_folder
@@ -29,7 +29,6 @@ from ddplug.lab.tune import CONFIRMED, _fresh_seed
 from ddplug.lab.upstream_host import Upstream
 from ddplug.networks.training import fit
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies import expert_buffers, idc_checkpoints
 from ddplug.proxies.pool_header import read_header
 from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter

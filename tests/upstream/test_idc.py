@@ -263,7 +263,7 @@ def test_the_loop_over_a_part_of_the_classes_too(bench: Callable[[str], Any], da
 def test_networks_read_are_the_hosts_own(
     kind: str, depth: int, dataset: str, norm: str, bench: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    from ddplug.proxies.idc_checkpoints import network, weights
+    from ddplug.hosting.idc_checkpoints import network, weights
 
     host = bench("idc")
     script = (

@@ -23,7 +23,7 @@ from ddplug import InputSpace, ProxyPool
 from ddplug.datasets.host_files import apart
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import HostError
-from ddplug.hosting.adapter import comparable
+from ddplug.hosting.host import comparable
 from ddplug.lab.evaluate import evaluate, with_space
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]

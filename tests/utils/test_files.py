@@ -27,6 +27,8 @@ from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import FileError
 from ddplug.hosting import checkout as hosts
+from ddplug.hosting import expert_buffers as buffers
+from ddplug.hosting import idc_checkpoints as idcpools
 from ddplug.hosting.arguments import absolute
 from ddplug.lab.compare import compare
 from ddplug.lab.ddranking import check_export
@@ -37,8 +39,6 @@ from ddplug.lab.plan import Settings, arms
 from ddplug.lab.plot import labelled
 from ddplug.lab.run_store import Finished
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies import expert_buffers as buffers
-from ddplug.proxies import idc_checkpoints as idcpools
 from ddplug.proxies.pool_header import read_header
 from ddplug.proxies.pretrain import default_pool, pretrain
 from ddplug.utils.files import exclusive_lock, mode_of, replacing, user_path, write_json

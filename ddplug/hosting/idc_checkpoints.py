@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import PoolError, ProxyError
+from ddplug.hosting.names import Names
 from ddplug.networks.fitting import build_for
 from ddplug.networks.zoo import Norm, seeded
-from ddplug.proxies.host import Host
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors
@@ -43,7 +43,7 @@ SPACES = {
 """The normalisation in which IDC trains, by its name for the data set."""
 
 
-def read_for_host(path: str, adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
+def read_for_host(path: str, adapter: Names, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     """`--proxies idc:PATH` of any host: PATH is a file, an experiment's folder, or a folder of experiments."""
     folder = user_path(path)
     dataset = next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import PoolError, ProxyError, SpaceError
+from ddplug.hosting.names import Names
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies.host import Host
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors
@@ -161,7 +161,7 @@ def read(
     return ProxyPool(proxies, info)
 
 
-def read_for_host(given: str, adapter: Host, args: Any, context: Mapping[str, Any]) -> ProxyPool:
+def read_for_host(given: str, adapter: Names, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     """The pool of `buffer:GIVEN` for a host; see `read`.
 
     Raises:

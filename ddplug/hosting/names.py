@@ -1,4 +1,4 @@
-"""What a host's own options and variables mean: the part of an adapter that every host needs."""
+"""A host's own names: what its options and variables mean to the regulariser."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.splits import gathered
 from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import HostError
-from ddplug.proxies.host import Host
 from ddplug.proxies.pool import ProxyPool
 
 
-class HostNames(Host):
-    """Translates a host's names into ours. Implement `record`, and override whichever default is not true of the host.
+class Names:
+    """Translates a host's names into ours. Implement `record`, and override each default that is not true of the host.
 
-    In the methods, `args` are the host's options and `context` the keywords that the patch passes to `start`.
+    In the methods, `args` are the host's options, and `context` the keywords that the patch passes to `start`.
     """
 
     name: str
     class_by_class = False
+    """True if each step of the host is on the images of one class."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """(host, data set, images per class), as the paper's table of weights has them: ("dm", "cifar10", 10).

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import ddplug
 from ddplug import HostError, InputSpace, PoolError, ProxyError, SpaceError, adapters
 from ddplug.datasets.zca import ZCASpace
+from ddplug.hosting import expert_buffers as buffers
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies import expert_buffers as buffers
 from ddplug.proxies.pool import PoolInfo
 
 PLAIN = InputSpace.normalized((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
