@@ -38,10 +38,12 @@ def test_siamese_views_are_one_view_and_others_are_not(
     shared = DSA(op, siamese=True, seed=1)(batch)
     assert shared.shape == batch.shape
     assert shared.dtype == dtype
-    assert all(torch.equal(view, shared[0]) for view in shared)
+    # Vector instructions compute most pixels and scalar ones the rest: under 16 roundings of numbers below 16.
+    bound = 16 * 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(shared, shared[:1].expand_as(shared), rtol=0, atol=bound)
     each = DSA(op, siamese=False, seed=1)(batch)
     assert each.shape == batch.shape
-    assert any(not torch.equal(view, each[0]) for view in each[1:])
+    assert any((view - each[0]).abs().max() > bound for view in each[1:])
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
