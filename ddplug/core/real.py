@@ -61,7 +61,8 @@ class RealImages:
         """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
         if not self.objective.needs_real or self.objective.keeps_real:
             return
-        self._passing = RealBatch(images.detach(), labels)
+        # Copies, as hosts overwrite the buffers of a batch with the next one.
+        self._passing = RealBatch(images.detach().clone(), None if labels is None else labels.clone())
 
     def sample_from(self, data: Callable[[], ImageData | None]) -> None:
         """Real data to sample, if there is none yet; it is asked for only if the term needs it."""
@@ -80,7 +81,7 @@ class RealImages:
             images, classes = real
             classes = torch.as_tensor(classes)
             check_labels(classes, len(images))
-            return RealBatch(images.detach(), classes)
+            return RealBatch(images.detach().clone(), classes.clone())
         if passing is None:
             return None
         if passing.labels is not None:

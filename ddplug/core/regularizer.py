@@ -142,7 +142,7 @@ class Regularizer:
         announce: Callable[[str], object] = print,
     ) -> None:
         self.options = Options(**{name: value for name, value in locals().items() if name in ABOUT})
-        self.weight = weight
+        self._weight = weight
         self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
         self.record = record
         # What is off asks for nothing, not even that the folder be there.
@@ -188,6 +188,11 @@ class Regularizer:
     def input_space(self, space: AnySpace | str | None) -> None:
         self._given_space = space
         self._to_pool.space = self.pool.space_of(space)
+
+    @property
+    def weight(self) -> float | str:
+        """The weight it was made with: a share, a lambda or "paper"."""
+        return self._weight
 
     @property
     def objective(self) -> Term:
@@ -377,7 +382,9 @@ class Regularizer:
         if not self._probed:
             self._probe(views, labels)
             self._probed = True
-        return Call(views.detach(), labels.detach(), self.real.given(real, labels))
+        # A copy, as hosts refill one buffer of labels before the backward pass reads them.
+        labels = labels.detach().clone()
+        return Call(views.detach(), labels, self.real.given(real, labels))
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:
         """What is looked at once, at the first call."""

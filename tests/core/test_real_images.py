@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -290,47 +288,50 @@ def test_what_passes_at_weight_0_is_not_kept(pool: ddplug.ProxyPool, real: Batch
 # --- nothing is kept alive
 
 
-def tracked(seed: int, labels: Tensor) -> tuple[Batch, weakref.ref[Any]]:
-    """A batch, and word of whether its memory is still held by any tensor at all."""
-    array = np.random.default_rng(seed).normal(size=(len(labels), 3, 4, 4))
-    return (torch.from_numpy(array), labels), weakref.ref(array)
+def tracked(seed: int, labels: Tensor) -> tuple[Batch, Callable[[], int]]:
+    """A batch, and a count of the tensors that are alive and hold its images: its own and copies of it."""
+    images = torch.randn(len(labels), 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    first = images.flatten()[0].item()
+
+    def alive() -> int:
+        gc.collect()
+        tensors = [held for held in gc.get_objects() if type(held) is Tensor and held.shape == images_shape]
+        return sum(held.flatten()[0].item() == first for held in tensors)
+
+    images_shape = images.shape
+    return (images, labels), alive
 
 
 def test_nothing_is_kept_after_a_round(pool: ddplug.ProxyPool, batch: Batch, real: Batch) -> None:
     regularizer = layer(pool)
-    given, held = tracked(0, real[1])
+    given, alive = tracked(0, real[1])
     leaf = batch[0].clone().requires_grad_()
     views = regularizer(leaf, batch[1], real=given)
     loss = host(views)
     del given
-    gc.collect()
-    assert held() is not None, "until the backward pass it is needed"
+    assert alive() == 1, "a copy is needed until the backward pass"
     loss.backward(retain_graph=True)  # the host's graph is still there, and the call with it
-    gc.collect()
-    assert held() is None
+    assert alive() == 0
     # A graph that is dropped unwalked takes its batch along.
-    given, held = tracked(1, real[1])
+    given, alive = tracked(1, real[1])
     views = regularizer(leaf, batch[1], real=given)
     del given, views
-    gc.collect()
-    assert held() is None
+    assert alive() == 0
 
 
 def test_of_batches_that_pass_only_the_last_is_kept(pool: ddplug.ProxyPool, batch: Batch, real: Batch) -> None:
     trainer = Trainer()
     trainer.augment = lambda images, labels=None: images.view_as(images)  # type: ignore[method-assign]
     with attached(trainer, pool, []):
-        held = []
+        counts = []
         for seed in range(4):
-            evaluated, ref = tracked(seed, real[1])
+            evaluated, alive = tracked(seed, real[1])
             trainer.augment(*evaluated)
-            held.append(ref)
+            counts.append(alive)
             del evaluated
-        gc.collect()
-        assert [ref() is not None for ref in held] == [False, False, False, True]
+        assert [alive() for alive in counts] == [0, 0, 0, 1]
         step(trainer, batch, real)
-        gc.collect()
-        assert held[-1]() is None
+        assert counts[-1]() == 0
 
 
 # --- a sample of the data
