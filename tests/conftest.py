@@ -16,11 +16,20 @@ from torch import nn
 
 import ddplug
 
+# Tests of prose, packaging, notebooks and benchmarks run in CI, or where the folder is named: `pytest tests/project`.
+collect_ignore = [] if os.environ.get("CI") else ["project"]
+
 # Small tensors: a second thread costs more than it brings, above all on a busy machine.
 torch.set_num_threads(1)
 # The same examples every time: a test that fails today fails tomorrow.
 settings.register_profile("ddplug", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("ddplug")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No workers for a single file: they would take longer to start than they save."""
+    return 0 if len(config.args) == 1 and ".py" in config.args[0] else None
 
 
 def global_state() -> tuple[object, ...]:
