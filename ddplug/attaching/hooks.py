@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import types
 import warnings
 import weakref
@@ -124,15 +125,20 @@ class Intercepted:
         functools.update_wrapper(self, target)
         self._target, self._before, self._instead, self._after = target, before, instead, after
         self.active = True
+        self._within = threading.local()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The call, intercepted."""
-        if not self.active:
+        """The call, intercepted; the calls that it makes of itself are not."""
+        if not self.active or getattr(self._within, "call", False):
             return self._target(*args, **kwargs)
-        if self._before is not None:
-            args, kwargs = self._before(args, kwargs)
-        result = self._target(*args, **kwargs) if self._instead is None else self._instead(args, kwargs)
-        return result if self._after is None else self._after(args, kwargs, result)
+        self._within.call = True
+        try:
+            if self._before is not None:
+                args, kwargs = self._before(args, kwargs)
+            result = self._target(*args, **kwargs) if self._instead is None else self._instead(args, kwargs)
+            return result if self._after is None else self._after(args, kwargs, result)
+        finally:
+            self._within.call = False
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _itself, (self._target,)

@@ -6,7 +6,7 @@ A place is a description and an `install(regularizer)` that returns what undoes 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ddplug.attaching.hooks import Arguments, Undo, callables, intercept, resolve, signature_of
 from ddplug.attaching.labels import LabelReader, Labels, argument_of, label_reader, real_label_reader
 from ddplug.core.regularizer import Regularizer
-from ddplug.errors import AttachError
+from ddplug.errors import AttachError, InputError
 
 AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
 LOSSES = ("loss", "loss_fn", "compute_loss", "matching_loss", "distillation_loss", "calc_loss", "get_loss")
@@ -151,32 +151,55 @@ def _regularize_result(
     kwargs: dict[str, Any],
     result: Any,
 ) -> Any:
-    """The layer on the views that an augmentation returned, alone or as the first of several things."""
-    several = isinstance(result, tuple | list) and len(result) > 0
-    views = result[0] if several else result
-    if not isinstance(views, Tensor):
+    """The layer on the views that an augmentation returned, alone or among several things.
+
+    Of several, the first are views, as is every other tensor of their shape that needs a gradient and did not go in.
+    """
+    if isinstance(result, Tensor):
+        if not _wanted(regularizer, result, partial(read_real, args, kwargs)):
+            return result
+        return regularizer(result, read_labels(args, kwargs, result))
+    first = result[0] if isinstance(result, tuple | list) and len(result) > 0 else None
+    if not isinstance(first, Tensor):
         raise AttachError(
             f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a tuple."
         )
-    if not _wanted(regularizer, views, partial(read_real, args, kwargs)):
+    if not regularizer.active or not torch.is_grad_enabled():
         return result
-    views = regularizer(views, read_labels(args, kwargs, views))
-    if not several:
-        return views
-    rest = (views, *result[1:])
+    went_in = {id(given) for given in (*args, *kwargs.values())}
+    parts = {
+        place: part
+        for place, part in enumerate(result)
+        if isinstance(part, Tensor)
+        and part.requires_grad
+        and (place == 0 or (part.shape[1:] == first.shape[1:] and id(part) not in went_in))
+    }
+    if not parts:
+        _wanted(regularizer, first, partial(read_real, args, kwargs))
+        return result
+    rest = list(result)
+    for place, labels in zip(parts, _labels_of_parts(read_labels, args, kwargs, list(parts.values())), strict=True):
+        rest[place] = regularizer(parts[place], labels)
     return type(result)(*rest) if hasattr(result, "_fields") else type(result)(rest)
+
+
+def _labels_of_parts(
+    read_labels: LabelReader, args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[Tensor]
+) -> Sequence[Tensor]:
+    """The labels of each of several batches of views: parts of the labels of all, else the same for each."""
+    if len(parts) > 1:
+        try:
+            together = read_labels(args, kwargs, torch.cat([part.detach() for part in parts]))
+        except InputError:  # views of the same images
+            return [read_labels(args, kwargs, part) for part in parts]
+        return torch.split(together, [len(part) for part in parts])
+    return [read_labels(args, kwargs, parts[0])]
 
 
 def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
     """The clean images: CMI's gradient is added to theirs just before each step."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    leaves = [p for p in held if p.ndim == 4 and p.requires_grad]
-    if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
-        raise AttachError(
-            f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
-            f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
-            "optimizer of the images."
-        )
+    leaves = _images_of(optimizer, [p for p in held if p.requires_grad])
     images = sum(len(leaf) for leaf in leaves)
     if labels is None or isinstance(labels, str):
         raise AttachError(
@@ -190,6 +213,8 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
     def add(regularizer: Regularizer) -> None:
         """Add CMI's gradient to the host's, which is complete."""
         shared = regularizer.processes.pooled
+        # Those that it holds now: hosts replace their images, and add groups.
+        leaves = _images_of(optimizer, [p for group in optimizer.param_groups for p in group["params"]])
         if all(leaf.grad is None for leaf in leaves) and not shared:
             return
         every = torch.cat([leaf.detach() for leaf in leaves])
@@ -234,6 +259,19 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
 
     of = f"images {tuple(leaves[0].shape)}" if len(leaves) == 1 else f"{images} images in {len(leaves)} tensors"
     return f"{type(optimizer).__name__} of {of}", install
+
+
+def _images_of(optimizer: Optimizer, tensors: list[Tensor]) -> list[Tensor]:
+    """Those of `tensors` that are the synthetic images of `optimizer`; `AttachError` if it holds others, too."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    leaves = [p for p in tensors if p.ndim == 4]
+    if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
+        raise AttachError(
+            f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
+            f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
+            "optimizer of the images."
+        )
+    return leaves
 
 
 def _then(closure: Callable[[], Any], add: Callable[[], None]) -> Callable[[], Any]:

@@ -1,0 +1,96 @@
+"""Images and augmentations as hosts have them: called within each other, copied, replaced, in changing optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ddplug
+from attaching.loop import LAM, Batch, Trainer, attach, check
+
+pytestmark = pytest.mark.numerical
+
+
+def cmi_gradient(pool: ddplug.ProxyPool, images: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
+    leaf = images.detach().clone().requires_grad_()
+    (grad,) = torch.autograd.grad(ddplug.CMI(pool)(leaf * scale, labels), leaf)
+    return LAM * grad
+
+
+def test_an_augmentation_that_calls_itself_is_one_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    class Twice(Trainer):
+        def augment(self, images: Tensor, labels: Tensor | None = None, again: bool = True) -> Tensor:
+            return self.augment(images * 3.0, labels, False) if again else images * 0.5
+
+    trainer = Twice(*batch)
+    check(trainer, pool, batch)
+    with attach(trainer, pool) as handle:
+        trainer.gradient()
+        assert handle.history[-1].images == len(batch[1])
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("cut", ["halves", "views"])
+def test_an_augmentation_that_returns_several_batches(
+    pool: ddplug.ProxyPool, batch: Batch, kind: type, cut: str
+) -> None:
+    images, labels = batch
+    half = len(labels) // 2
+
+    class Several(Trainer):
+        def augment(self, images: Tensor, labels: Tensor | None = None) -> Any:  # type: ignore[override]
+            if cut == "views":
+                return kind([images * 1.5, images * 0.5])
+            return kind([images[:half] * 1.5, images[half:] * 1.5])
+
+    trainer = Several(images, labels)
+    with attach(trainer, pool):
+        torch.cat(list(trainer.augment(trainer.images, labels=labels))).sum().backward()
+    assert trainer.images.grad is not None
+    if cut == "halves":
+        expected = 1.5 + cmi_gradient(pool, images, labels, 1.5)
+    else:
+        leaf = images.clone().requires_grad_()
+        of_both = ddplug.CMI(pool)(torch.cat([leaf * 1.5, leaf * 0.5]), labels.repeat(2))
+        expected = 2.0 + LAM * torch.autograd.grad(of_both, leaf)[0]
+    torch.testing.assert_close(trainer.images.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_images_that_are_replaced_in_their_optimizer(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    images, labels = batch
+    optimizer = torch.optim.SGD([images.clone().requires_grad_()], lr=0.1)
+    with attach(optimizer, pool, labels=labels) as handle:
+        other = (images + 0.25).requires_grad_()
+        optimizer.param_groups[0]["params"] = [other]
+        other.sum().backward()
+        optimizer.step()
+    assert len(handle.history) == 1
+    assert other.grad is not None
+    torch.testing.assert_close(other.grad - 1, cmi_gradient(pool, images + 0.25, labels), rtol=1e-9, atol=1e-12)
+
+
+def test_a_group_of_images_that_is_added_later(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    images, labels = batch
+    first, second = (part.clone().requires_grad_() for part in images.chunk(2))
+    optimizer = torch.optim.SGD([first], lr=0.1)
+    # Once labels are those of all, a function of the images can say so.
+    with attach(optimizer, pool, labels=lambda views: labels[: len(views)]) as handle:
+        optimizer.add_param_group({"params": [second]})
+        (first.sum() + second.sum()).backward()
+        optimizer.step()
+    assert handle.history[-1].images == len(labels)
+    got = torch.cat([leaf.grad for leaf in (first, second) if leaf.grad is not None])
+    torch.testing.assert_close(got - 1, cmi_gradient(pool, images, labels), rtol=1e-9, atol=1e-12)
+
+
+def test_a_group_that_the_labels_do_not_fit_is_refused(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    images, labels = batch
+    leaf, more = images.clone().requires_grad_(), images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([leaf], lr=0.1)
+    with pytest.raises(ddplug.DDPlugError, match=f"{2 * len(labels)}"), attach(optimizer, pool, labels=labels):
+        optimizer.add_param_group({"params": [more]})
+        (leaf.sum() + more.sum()).backward()
+        optimizer.step()
