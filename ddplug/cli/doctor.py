@@ -42,11 +42,10 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         f"{system['instructions']}"
     )
     for device in found["devices"]:
-        graphs = "; CUDA graphs: graphs=True" if device["cuda_graphs"] else ""
         memory = f", {size(device['memory'])}" if device["memory"] is not None else ""
         yield (
             f"{device['device']:12} {device['name']}{memory}: fp32 {_speed(device['fp32_speed'])}, bf16 "
-            f'{_speed(device["bf16_speed"])}; precision="auto" is {device["precision_auto"]}{graphs}'
+            f'{_speed(device["bf16_speed"])}; precision="auto" is {device["precision_auto"]}'
         )
     cache = found["cache"]
     named = f" (by {cache['named_by']})" if cache["named_by"] else ""

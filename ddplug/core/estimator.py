@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddplug.core.cuda_graphs import Graphs
 from ddplug.core.real import RealBatch, RealImages
 from ddplug.core.step import PieceByPiece, Reals, cmi_gradient
 from ddplug.datasets.spaces import AnySpace
@@ -54,7 +53,7 @@ class Estimator:
     def __init__(
         self,
         pool: ProxyPool,
-        step: PieceByPiece | Graphs,
+        step: PieceByPiece,
         *,
         draw: int,
         classes: int | None,
@@ -74,13 +73,7 @@ class Estimator:
     @property
     def objective(self) -> Term:
         """The term that is estimated."""
-        return self._plain.objective
-
-    @property
-    def _plain(self) -> PieceByPiece:
-        plain = self.step.step if isinstance(self.step, Graphs) else self.step
-        assert isinstance(plain, PieceByPiece)
-        return plain
+        return self.step.objective
 
     def __call__(
         self, views: Tensor, labels: Tensor, *, all_classes: bool, offered: Sequence[RealBatch | None] = ()
@@ -106,13 +99,8 @@ class Estimator:
             wide = views if views.dtype == torch.float64 else views.float()
             seen = self._further_views(wide) if self.views_per_image > 1 and len(wide) else wide
             compared = self._compared(wide, labels, offered)
-            values = [self._plain.value(proxy, seen, groups, compared) for proxy in self._drawn()]
+            values = [self.step.value(proxy, seen, groups, compared) for proxy in self._drawn()]
         return Estimate(torch.stack(values).mean(), None, images, groups)
-
-    def prepare_graphs(self) -> None:
-        """Capture the CUDA graphs that earlier rounds have asked for; not within a backward pass."""
-        if isinstance(self.step, Graphs):
-            self.step.make_wanted()
 
     def generators(self) -> tuple[Tensor, ...]:
         """The states of our own generators."""

@@ -84,7 +84,6 @@ class Options:
         default="auto",
         metadata=_is("of proxies: bf16 backward where fast (auto), fp32 (exact), bf16 both ways", get_args(Precision)),
     )
-    graphs: bool = field(default=False, metadata=_is("on a GPU, replay the step from a CUDA graph"))
     chunk: Chunk = field(
         default="auto",
         metadata=_is("images that go through a proxy together; 0 for as many as memory allows", zero="auto"),
@@ -138,14 +137,6 @@ class Options:
                 f"classes={self.classes} lets some classes stand for all, but {objective.label} of all is not made up "
                 "of the classes' own; leave classes= out."
             )
-        if self.graphs and objective.remembers:
-            raise InputError(f"graphs=True keeps nothing between rounds, as {objective.label} does; leave it out.")
-        if self.graphs and objective.needs_real:
-            raise InputError(
-                f"graphs=True records no passes of real images, which {objective.label} compares with; leave it out."
-            )
-        if self.graphs and processes in ("sharded", "averaged"):
-            raise InputError("graphs=True records no exchange with other processes; leave it out with processes=.")
         if self.views_per_image == 1 and view is not None:
             raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
 

@@ -20,13 +20,11 @@ from torch import Tensor
 
 from ddplug.core.autograd import Call
 from ddplug.core.chunking import Chunk
-from ddplug.core.cuda_graphs import Graphs
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
 from ddplug.core.options import ABOUT, Options
 from ddplug.core.real import RealImages
 from ddplug.core.rounds import RoundKeeper
-from ddplug.core.slots import check_compile
 from ddplug.core.state import check_kind, check_pool, check_settings
 from ddplug.core.step import PieceByPiece
 from ddplug.core.watch import Watch
@@ -80,8 +78,6 @@ class Regularizer:
             term itself is never reduced.
         chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever
             the number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
-        graphs: replay the step from a CUDA graph, on a GPU, where shapes repeat; falls back by itself. Off unless asked
-            for, until its tests have run on a GPU.
         compile: pass images through torch.compile's version of the proxies. Compiling takes a minute, once.
         schedule: a factor on lambda by round number, e.g. `ddplug.core.weighting.warmup(100)`.
         views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
@@ -126,7 +122,6 @@ class Regularizer:
         classes: int | None = None,
         precision: Precision = "auto",
         chunk: Chunk = "auto",
-        graphs: bool = False,
         compile: bool = False,
         schedule: Schedule | None = None,
         views_per_image: int = 1,
@@ -162,12 +157,12 @@ class Regularizer:
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         self.real = RealImages(objective, seed, announce, self._to_pool.of_views, data)
         """Where a term that compares with real images gets them."""
-        step: PieceByPiece | Graphs = PieceByPiece(
+        step = PieceByPiece(
             self.representation, objective, self._to_pool, precision=precision, chunk=chunk,
-            compile=check_compile(compile), processes=self.processes,
+            compile=compile, processes=self.processes,
         )  # fmt: skip
         self.estimator = Estimator(
-            self.pool, Graphs(step) if graphs and not compile else step, draw=draw, classes=classes,
+            self.pool, step, draw=draw, classes=classes,
             views_per_image=views_per_image, view=view, seed=seed, processes=self.processes,
             real=self.real if objective.needs_real else None,
         )  # fmt: skip

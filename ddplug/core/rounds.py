@@ -84,7 +84,6 @@ class RoundKeeper:
         """`views`, behind a node that will ask for the term's part of their gradient."""
         collected = self._collected
         with self._lock:
-            self.estimator.prepare_graphs()
             if collected is not None:
                 collected.add(call)
                 self.watch.called(collected.lost)
@@ -112,7 +111,6 @@ class RoundKeeper:
                 "and each has the whole set: pass processes='replicated'."
             )
         with self._lock:
-            self.estimator.prepare_graphs()
             self._start_round([call])
             return self._hand_out(call, grad)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddplug.core import chunking as pieces
 from ddplug.core.chunking import Chunk, Plan
-from ddplug.core.slots import CompiledSlot, Slot
+from ddplug.core.compiled import Compiled
 from ddplug.errors import DDPlugWarning, ProxyError
 from ddplug.networks.precision import Precision
 from ddplug.proxies.pool import Proxy
@@ -94,7 +94,7 @@ class PieceByPiece:
         self.precision, self.chunk, self.compile, self.processes = precision, chunk, compile, processes
         self._fits: int | None = None
         """Images that memory suffices for, once it did not for more."""
-        self._slots: dict[object, CompiledSlot] = {}
+        self._compiled_kinds: dict[object, Compiled] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
         self._bound: dict[tuple[str, torch.device], Term] = {}
         """The term bound to a fixed sample of real images, by the proxy's weights and where they are."""
@@ -103,8 +103,7 @@ class PieceByPiece:
         """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
         objective = self._against(proxy, real)
         value, grad, features = self._computed(proxy, views, groups, objective)
-        # Not for a slot: what it does is compared by whoever made it, and a CUDA graph cannot wait for a number.
-        if self.precision == "bf16" and not isinstance(proxy, Slot) and proxy.network not in self._compared:
+        if self.precision == "bf16" and proxy.network not in self._compared:
             self._compared.add(proxy.network)
             self._compare(proxy, views, groups, grad, objective)
         objective.saw(features, groups)
@@ -248,21 +247,21 @@ class PieceByPiece:
         """Features of `images`, (n, d), in the proxy's own dtype."""
         return proxy(self.prepare(images), self.space, self.precision)
 
-    def _compiled(self, proxy: Proxy, views: Tensor) -> CompiledSlot:
-        if proxy.kind not in self._slots:
-            self._slots[proxy.kind] = CompiledSlot(proxy, self.space)
-        slot = self._slots[proxy.kind]
-        slot.take(proxy)
-        slot.check(proxy, self.prepare(views[:2]))
-        return slot
+    def _compiled(self, proxy: Proxy, views: Tensor) -> Compiled:
+        if proxy.kind not in self._compiled_kinds:
+            self._compiled_kinds[proxy.kind] = Compiled(proxy, self.space)
+        found = self._compiled_kinds[proxy.kind]
+        found.take(proxy)
+        found.check(proxy, self.prepare(views[:2]))
+        return found
 
     def forget(self) -> None:
         """Let go of compiled networks."""
-        self._slots.clear()
+        self._compiled_kinds.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles for itself."""
-        return {**self.__dict__, "_slots": {}, "_compared": None}
+        return {**self.__dict__, "_compiled_kinds": {}, "_compared": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _compared=weakref.WeakSet())

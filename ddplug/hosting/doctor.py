@@ -93,7 +93,7 @@ def _processor() -> str:
 
 
 def devices() -> list[dict[str, Any]]:
-    """The CPU and every CUDA device: memory, whether bf16 and CUDA graphs serve there, and how fast it multiplies."""
+    """The CPU and every CUDA device: memory, bf16 support and speed of multiplication."""
     found = [_device(torch.device("cpu"), "CPU", None)]
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
@@ -105,7 +105,7 @@ def _device(device: torch.device, name: str, memory: int | None) -> dict[str, An
     exact, half = _speed(device, torch.float32), _speed(device, torch.bfloat16)
     fast = fast_bf16(device)
     return {
-        "device": str(device), "name": name, "memory": memory, "cuda_graphs": device.type == "cuda", "bf16": fast,
+        "device": str(device), "name": name, "memory": memory, "bf16": fast,
         "precision_auto": "bf16 in the backward pass" if fast else "fp32 throughout",
         "fp32_speed": exact, "bf16_speed": half,
     }  # fmt: skip

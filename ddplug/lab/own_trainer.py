@@ -134,7 +134,7 @@ class Own:
         probe = Regularizer(
             self.pool, 1.0, term=self.settings.term_of(run.arm), weighting="absolute", data=self.data,
             representation=handle.regularizer.representation,
-            input_space=self.pool.derived_space(self.data.space), seed=run.seed, graphs=False,
+            input_space=self.pool.derived_space(self.data.space), seed=run.seed,
             announce=_silent, **options,
         )  # fmt: skip
         before = trainer.state_dict()

@@ -14,10 +14,7 @@ import sys, torch, ddplug
 from torch import nn
 torch.set_num_threads(1)
 pool = ddplug.ProxyPool.from_modules([nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 2))])
-try:
-    layer = ddplug.Regularizer(pool, 1.0, weighting="absolute", compile=True)
-except ddplug.ProxyError as error:
-    sys.exit(f"constructing: {error}")
+layer = ddplug.Regularizer(pool, 1.0, weighting="absolute", compile=True)
 try:
     layer(torch.randn(4, 3, 2, 2).requires_grad_(), torch.tensor([0, 0, 1, 1])).sum().backward()
 except ddplug.ProxyError as error:
@@ -42,16 +39,6 @@ def script(path: Path, text: str) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the compilers of this test are shell scripts")
-def test_without_a_compiler_compiling_is_refused_at_once(tmp_path: Path) -> None:
-    compiler = tmp_path / "none" / "g++"
-    said = compiling_with(compiler, tmp_path / "cache")
-    assert "constructing: compile=True cannot work here (InvalidCxxCompiler: No working C++ compiler found" in said
-    assert str(compiler) in said
-    assert "needs, on a CPU, a C++ compiler that works" in said
-    assert said.rstrip().endswith("leave out compile=True.")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the compilers of this test are shell scripts")
 def test_a_compiler_that_fails_is_quoted_at_first_use(tmp_path: Path) -> None:
     compiler = script(
         tmp_path / "g++",
@@ -61,7 +48,7 @@ def test_a_compiler_that_fails_is_quoted_at_first_use(tmp_path: Path) -> None:
     )
     said = compiling_with(compiler, tmp_path / "cache")
     assert "could not be compiled (" in said
-    assert "Error: main.cpp:1:10: fatal error: omp.h: No such file or directory): torch.compile needs" in said
+    assert "main.cpp:1:10: fatal error: omp.h: No such file or directory" in said
     assert "first use: proxy" in said
-    assert "needs, on a CPU, a C++ compiler that works" in said
+    assert "needs a C++ compiler on a CPU" in said
     assert "leave out compile=True." in said

@@ -68,5 +68,3 @@ def test_asked_for_and_not_there(pool: ddplug.ProxyPool, batch: Batch, monkeypat
         gradient("sharded")
     with pytest.raises(ddplug.InputError, match="unknown processes='many'"):
         gradient("many")
-    with pytest.raises(ddplug.InputError, match="graphs=True"):
-        gradient("sharded", graphs=True)

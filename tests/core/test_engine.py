@@ -1,9 +1,9 @@
-"""The engine: pieces, precision, graphs, compiled networks. However a round is computed, its gradient is the same."""
+"""The engine: pieces, precision, compiled networks. However a round is computed, its gradient is the same."""
 
 from __future__ import annotations
 
 import copy
-import pickle
+import shutil
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 import ddplug
 from ddplug.core import chunking as pieces
-from ddplug.core.cuda_graphs import Graphs
-from ddplug.core.slots import CompiledSlot, Slot, cannot_compile
+from ddplug.core.compiled import Compiled
 from ddplug.core.step import PieceByPiece, cmi_gradient
 from ddplug.networks.precision import layers
 from ddplug.networks.zoo import build, seeded
@@ -29,6 +28,7 @@ from ddplug.terms.cmi import ConditionalMutualInformation
 pytestmark = pytest.mark.numerical
 
 Result = tuple[Tensor, Tensor]
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 TINY = {"num_classes": 3, "channels": 3, "size": (8, 8), "width": 8, "depth": 2}
 
 
@@ -322,79 +322,7 @@ def test_a_precision_that_is_none() -> None:
         ddplug.Regularizer(convnet(), precision="fp8")  # type: ignore[arg-type]
 
 
-# --- graphs and compiled networks
-
-
-class Recorder:
-    """In the place of CUDA: repeats the function into the tensors that the first run gave."""
-
-    def __init__(self) -> None:
-        self.captured = self.replayed = 0
-
-    def __call__(self, function: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
-        self.captured += 1
-        result = function()
-
-        def repeat() -> None:
-            self.replayed += 1
-            for kept, new in zip(result, function(), strict=True):
-                kept.copy_(new)
-
-        return repeat, result
-
-
-class GraphsAnywhere(Graphs):
-    def possible(self, views: Tensor) -> bool:
-        return True
-
-
-def test_replayed_is_as_computed() -> None:
-    """One graph for all proxies of a kind, other views and other groups; results outlive the next replay."""
-    recorder = Recorder()
-    graphed, eager = GraphsAnywhere(step(), recorder), step()
-    proxies = [convnet(seed) for seed in range(3)]
-    results = []
-    for number in range(9):
-        proxy, images, of = proxies[number % 3], views(seed=number), group(torch.randperm(13) % 3, 13, "cpu")
-        results.append((graphed(proxy, images, of), eager(proxy, images, of)))
-        graphed.make_wanted()
-    for got, expected in results:
-        assert torch.equal(got[0], expected[0])
-        assert torch.equal(got[1], expected[1])
-    assert (recorder.captured, recorder.replayed) == (1, 6)
-    graphed(proxies[0], views(7), groups(7))
-    assert (recorder.captured, recorder.replayed) == (1, 6)
-
-
-def test_networks_that_look_alike_and_are_not() -> None:
-    """Changed after building: by a layer, by a buffer that is not saved, or where nobody can see it."""
-    silu, buffered, scaled = convnet(), convnet(), convnet()
-    silu.network.features[2] = nn.SiLU()  # type: ignore[index, operator]
-    buffered.network.register_buffer("mean", torch.ones(1), persistent=False)
-    kinds = {proxy.kind for proxy in (convnet(), silu, buffered)}
-    assert len(kinds) == 3
-    scaled.network.embed = lambda images: 3 * type(scaled.network).embed(scaled.network, images)  # type: ignore[assignment, operator]
-    assert scaled.kind == convnet().kind
-    graphed, eager = GraphsAnywhere(step(), Recorder()), step()
-    for _ in range(4):
-        graphed(convnet(), views(), groups())
-        graphed.make_wanted()
-    with pytest.warns(ddplug.DDPlugWarning, match="gives something else for it than the network does"):
-        graphed(scaled, views(), groups())
-    for _ in range(3):
-        assert torch.equal(graphed(scaled, views(), groups())[1], eager(scaled, views(), groups())[1])
-
-
-def test_graphs_are_few_and_let_go_of() -> None:
-    graphed = GraphsAnywhere(step(), Recorder())
-    proxies = [Proxy(nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.Linear(12, 3))) for _ in range(12)]
-    for _ in range(4):
-        for proxy in proxies:
-            graphed(proxy, views(), groups())
-    graphed.make_wanted()
-    assert len(graphed._made) == 8
-    graphed.forget()
-    assert not graphed._made
+# --- compiled networks
 
 
 def test_a_regulariser_goes_without_the_garbage_collector(pool: ddplug.ProxyPool) -> None:
@@ -411,65 +339,16 @@ def test_a_regulariser_goes_without_the_garbage_collector(pool: ddplug.ProxyPool
         gc.enable()
 
 
-def test_proxies_of_unknown_making_have_graphs_of_their_own() -> None:
+def test_proxies_of_unknown_making_are_of_a_kind_of_their_own() -> None:
     assert convnet(0).kind == convnet(1).kind
     assert convnet(0).kind != convnet(0, width=4).kind
     first, second = (Proxy(nn.Sequential(nn.Flatten(), nn.Linear(192, 3))) for _ in range(2))
     assert first.kind != second.kind
 
 
-def test_what_cannot_be_captured_goes_on_without() -> None:
-    def refuse(function: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    graphed = GraphsAnywhere(step(), refuse)
-    for _ in range(5):
-        got = graphed(convnet(), views(), groups())
-    with pytest.warns(ddplug.DDPlugWarning, match="could not be captured: RuntimeError: operation not permitted"):
-        graphed.make_wanted()
-    for _ in range(5):
-        got = graphed(convnet(), views(), groups())
-        graphed.make_wanted()  # a second warning would be an error
-    assert torch.equal(got[1], step()(convnet(), views(), groups())[1])
-
-
-def test_a_regulariser_captures_between_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Graphs, "possible", lambda self, views: True)
-    pool, of = ddplug.ProxyPool([convnet(seed) for seed in range(3)]), torch.arange(13) % 3
-    gradients = []
-    for graphs in (True, False):
-        regularizer = ddplug.Regularizer(pool, 1.0, weighting="absolute", graphs=graphs)
-        recorder = Recorder()
-        if isinstance(regularizer.estimator.step, Graphs):
-            regularizer.estimator.step.capture = recorder
-        for number in range(6):
-            leaf = views(seed=number).requires_grad_()
-            regularizer(leaf, of).sum().backward()
-            gradients.append(leaf.grad)
-        assert recorder.replayed == (3 if graphs else 0)
-        again = pickle.loads(pickle.dumps(regularizer)) if not graphs else copy.deepcopy(regularizer)
-        again(views().requires_grad_(), of).sum().backward()
-    for got, expected in zip(gradients[:6], gradients[6:], strict=True):
-        assert got is not None
-        assert expected is not None
-        assert torch.equal(got, expected)
-
-
-def test_a_slot_takes_on_weights_and_leaves_their_owner_alone() -> None:
-    first, second = convnet(0), convnet(1)
-    slot = Slot(first)
-    before = {key: value.clone() for key, value in second.weights().items()}
-    assert torch.equal(slot(views()), first(views()))
-    slot.take(second)
-    assert torch.equal(slot(views()), second(views()))
-    assert torch.equal(first(views()), convnet(0)(views()))
-    assert all(torch.equal(before[key], value) for key, value in second.weights().items())
-
-
+@compiler
 def test_compiled_is_as_computed() -> None:
     """In torch's own cache on purpose: code kept there from runs with other ATEN_CPU_CAPABILITY must not be taken."""
-    if (why := cannot_compile("cpu")) is not None:
-        pytest.skip(f"torch.compile is of no use here: {why}")
     pool = ddplug.ProxyPool([Proxy(convnet(seed).network.double(), "classifier", str(seed)) for seed in range(2)])
     gradients = []
     for compile in (True, False):
@@ -497,7 +376,7 @@ def test_a_network_that_hides_its_features_is_not_compiled() -> None:
 
     proxy = Proxy(Scaled(), "head")
     with pytest.raises(ddplug.ProxyError, match="cannot be compiled: without its head 'head'"):
-        CompiledSlot(proxy, "feature").check(proxy, views(2))
+        Compiled(proxy, "feature").check(proxy, views(2))
 
 
 # --- fewer classes, fewer rounds

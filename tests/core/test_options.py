@@ -57,10 +57,10 @@ def test_hosts_have_the_layers_defaults() -> None:
 
 
 def test_hosts_say_none_as_zero() -> None:
-    found = said("--cmi_classes", "0", "--cmi_chunk", "0", "--cmi_graphs", "1")
-    assert (found["classes"], found["chunk"], found["graphs"]) == (None, "auto", True)
+    found = said("--cmi_classes", "0", "--cmi_chunk", "0")
+    assert (found["classes"], found["chunk"]) == (None, "auto")
     found = said("--cmi_classes", "3", "--cmi_chunk", "64")
-    assert (found["classes"], found["chunk"], found["graphs"]) == (3, 64, False)
+    assert (found["classes"], found["chunk"]) == (3, 64)
 
 
 def test_hosts_understand_the_former_name() -> None:

@@ -249,8 +249,6 @@ def test_a_sample_is_seen_once_by_every_proxy(several: ddplug.ProxyPool, ones: B
 
 def test_what_it_cannot_be_made_with(pool: ddplug.ProxyPool, ones: Batch, data: ImageData) -> None:
     for centroids in ("running", "real"):
-        with pytest.raises(ddplug.InputError, match="graphs=True .* CMI around .* centroids"):
-            layer(pool, centroids=centroids, graphs=True)
         with pytest.raises(ddplug.InputError, match="is of CMI, and the term is 'ncmi'"):
             layer(pool, centroids=centroids, term="ncmi")
     with pytest.raises(ddplug.InputError, match="real centroids needs the real data .* Pass data="):

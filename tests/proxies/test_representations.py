@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import InputError, Proxy, ProxyError, ProxyPool
-from ddplug.core.slots import CompiledSlot, Slot, cannot_compile
+from ddplug.core.compiled import Compiled
 from ddplug.core.step import PieceByPiece
 from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
@@ -129,28 +130,23 @@ def test_in_pieces_and_at_once(chunk: Any) -> None:
     assert value.item() == pytest.approx(measure(net, x.detach(), LABELS, representation="pooled").cmi)
 
 
-def test_a_slot_and_a_streamed_proxy_give_the_same(tmp_path: Path) -> None:
+def test_a_streamed_proxy_gives_the_same(tmp_path: Path) -> None:
     pool = ProxyPool.from_modules([network(seed=seed) for seed in range(3)])
     expected = [proxy(images(), "pooled") for proxy in pool]
-    slot = Slot(pool.proxies[0])
-    for proxy, features in zip(pool, expected, strict=True):
-        slot.take(proxy)
-        assert torch.equal(slot(images(), "pooled"), features)
     pool.save(tmp_path / "pool")
     for proxy, features in zip(ProxyPool.load(tmp_path / "pool", budget=1), expected, strict=True):
         assert proxy.streamed
         assert torch.equal(proxy(images(), "pooled"), features)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_network_gives_the_same() -> None:
-    if (why := cannot_compile("cpu")) is not None:
-        pytest.skip(f"torch.compile is of no use here: {why}")
     first, second = (Proxy(network(seed=seed)) for seed in range(2))
-    slot = CompiledSlot(first, "pooled")
+    compiled = Compiled(first, "pooled")
     for proxy, size in ((first, 16), (second, 16)):
-        slot.take(proxy)
-        slot.check(proxy, images(2, size))
-        assert torch.allclose(slot(images(4, size), "pooled"), proxy(images(4, size), "pooled"), atol=1e-5)
+        compiled.take(proxy)
+        compiled.check(proxy, images(2, size))
+        assert torch.allclose(compiled(images(4, size), "pooled"), proxy(images(4, size), "pooled"), atol=1e-5)
 
 
 # --- the former name
