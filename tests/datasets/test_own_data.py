@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from ddplug import DataError, InputSpace, SpaceError, datasets
 from ddplug.datasets.images import ImageData, as_image_data
-from ddplug.hosting.host import stacked
+from ddplug.hosting.names import stacked
 
 UNIT = InputSpace.unit(3)
 IMAGES = torch.rand(24, 3, 4, 5, generator=torch.Generator().manual_seed(0))
