@@ -12,7 +12,7 @@ from ddplug.hosting.idc_like import IDCLike
 
 @register("dance")
 class DANCE(IDCLike):
-    """Where its data, networks and results are stands in its arguments/reproduce_condense.py, for --reproduce."""
+    """Dataset, networks and results are named in its arguments/reproduce_condense.py, for --reproduce."""
 
     name = "dance"
     saved = Host.saved  # its sets are in a folder that only its own file names

@@ -38,7 +38,7 @@ class DATM(MTTLike):
         return Path("logged_files", args.dataset, str(args.ipc), args.model, str(context["run"]), "cmi.json")
 
     def options(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """What the configuration file says, and the host's defaults for the rest; `HostError` if there is none."""
+        """Options of the configuration file, the host's defaults for the rest; `HostError` if the file is missing."""
         config = Path(option(arguments, "cfg", ""))
         if not config.is_file():
             raise HostError(
@@ -71,7 +71,7 @@ class DATM(MTTLike):
         return super().saved(folder, ("--cfg", str(folder / CONFIG)))
 
     def extra_inputs(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """What the configuration says, and the experts."""
+        """The configuration and the experts."""
         return {"configuration": self.options(arguments), **super().extra_inputs(arguments)}
 
 

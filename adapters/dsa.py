@@ -11,7 +11,7 @@ from ddplug.hosting.dm_like import DMLike
 
 @register("dsa")
 class DSA(DMLike):
-    """Which of the two methods it is, the host's own option says; DC augments nothing."""
+    """The host's own option chooses DC or DSA; DC augments nothing."""
 
     name = "dsa"
     defaults: Mapping[str, Any] = {**DMLike.defaults, "ipc": 1, "Iteration": 1000, "method": "DC"}

@@ -199,7 +199,7 @@ class DSA(nn.Module):
         self._generator.set_state(state.cpu())
 
     def extra_repr(self) -> str:
-        """What it draws, in one line."""
+        """Return the operations in one line."""
         names = ("flip", "scale", "rotate", "crop_pad", "cutout", "brightness", "saturation", "contrast")
         ranges = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
         return f"{self.strategy!r}, siamese={self.siamese}, mode={self.mode!r}, {ranges}"

@@ -95,7 +95,7 @@ def _sample(images: Tensor, map_x: Tensor, map_y: Tensor, *, align_corners: bool
 
 
 def _coordinates(images: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """Where columns (1, 1, w) and rows (1, h, 1) lie: -1 and 1 are the borders or, aligned, the border pixels' centres.
+    """Coordinates of columns (1, 1, w) and rows (1, h, 1): -1 and 1 are borders or, aligned, border pixels' centres.
 
     In float32 or better, since half precision cannot tell the pixels of a large image apart.
     """

@@ -1,4 +1,4 @@
-"""What DSA draws for a batch: readable, movable, and good for another batch."""
+"""Parameters that DSA draws for a batch: readable, movable, and valid for another batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEED_SIZE = frozenset({"crop", "cutout"})
 
 @dataclass(frozen=True, eq=False)
 class Params:
-    """What was drawn for one batch: the operations, in the order they are applied, and their numbers.
+    """Parameters of one batch: the operations, in the order they are applied, and their numbers.
 
     Every tensor has one row per image, or a single row that serves a batch of any size if `siamese`. Pairs are
     (vertical, horizontal). Fields of operations that were not drawn are None.

@@ -79,7 +79,7 @@ def _before(
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the versions and end.")
     ] = False,
 ) -> None:
-    """What may stand before a command."""
+    """Options before the command."""
 
 
 for _command in (

@@ -61,7 +61,7 @@ def _setup(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
     **options: Any,
 ) -> Setup:
-    """What the comparisons of a command share; the parameters with defaults are options of `compare` and `tune`."""
+    """Build the setup of a command's comparisons; parameters with defaults are options of `compare` and `tune`."""
     from ddplug import datasets
     from ddplug.cli.options import device_of
     from ddplug.lab.plan import Settings
@@ -230,7 +230,7 @@ def tune(
 
 
 def _given(host: str, options: Mapping[str, Any]) -> list[str]:
-    """What was given besides proxies and the regulariser's options, as words of the command line that repeats it."""
+    """Return the non-default options, without proxies and the regulariser's, as words of a command line."""
     from ddplug.lab.tune import flag
 
     usual = {name: each.default for name, each in signature(_setup).parameters.items()}
@@ -240,7 +240,7 @@ def _given(host: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    """What stands between commas."""
+    """Split at commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -1,4 +1,4 @@
-"""What several commands have in common: options, the data and the device that they mean."""
+"""Options shared by several commands, and the data set and device that they name."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def run_script(
     input_space: str,
     **how: Any,
 ) -> None:
-    """What `ddplug run --script` does, with its options as they were typed."""
+    """Run `ddplug run --script`, with its options as they were typed."""
     from ddplug.core.weighting import check_weight
     from ddplug.hosting.options import Inner
     from ddplug.scripts.any_script import Unpatched, run_unpatched

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ByClass:
-    """Where the images of each class are among labels (n,), int64; on the device of the labels.
+    """Indices of the images of each class among labels (n,), int64; on the device of the labels.
 
     Args:
         labels: class numbers >= 0, in any order.

@@ -1,4 +1,4 @@
-"""What hosts leave on disk besides one file of images and labels: files that belong together, and formed images."""
+"""Files of hosts besides one file of images and labels: files that belong together, and formed images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ARGUMENTS = entries({"factor": whole(1, 4096)}, {"decode_type": text(100)})
 
 
 class Beside(NamedTuple):
-    """What MTT and DATM write next to a file of images."""
+    """Files that MTT and DATM write next to a file of images."""
 
     labels: Tensor
     """int64 (n,), or probabilities, float (n, classes)."""
@@ -37,7 +37,7 @@ class Beside(NamedTuple):
 
 
 def is_images(path: Path) -> bool:
-    """Whether a file has the name of MTT's, DATM's or FTD's images (and not of a picture of whitened ones)."""
+    """Return True if a file has the name of MTT's, DATM's or FTD's images (not of a picture of whitened ones)."""
     name = path.name.removeprefix(_AVERAGED)
     return name.startswith(_IMAGES) and not name.startswith(f"{_IMAGES}zca_")
 
@@ -64,7 +64,7 @@ def beside(path: Path) -> Beside:
 
 
 def are_probabilities(labels: Tensor) -> bool:
-    """Whether the rows of (n, classes) are distributions."""
+    """Return True if the rows of (n, classes) are distributions."""
     if not labels.is_floating_point():
         return False
     sums = labels.detach().double().sum(1)
@@ -72,7 +72,7 @@ def are_probabilities(labels: Tensor) -> bool:
 
 
 def is_formed(path: Path, record: object) -> bool:
-    """Whether this is a set of IDC or a fork: a bare pair in a data.pt, or in a dataN.pt beside the host's options."""
+    """Return True for a set of IDC or a fork: a bare pair in data.pt, or in dataN.pt beside the host's options."""
     named = path.name == "data.pt" or (_FORMED.fullmatch(path.name) is not None and _arguments(path).is_file())
     return named and isinstance(record, list | tuple) and len(record) == 2
 
@@ -95,7 +95,7 @@ def factor(path: Path) -> int:
 
 
 def _arguments(path: Path) -> Path:
-    """Where the host has noted its options: in `args.txt`, or `args.log`, as one fork calls it."""
+    """Return the file of the host's options: `args.txt`, or `args.log` in one fork."""
     other = path.with_name("args.log")
     return other if other.is_file() else path.with_name("args.txt")
 

@@ -41,7 +41,7 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
@@ -226,7 +226,7 @@ def random_real(data: ImageData, ipc: int, generator: torch.Generator) -> tuple[
 
 
 class _Known(NamedTuple):
-    """What is known beforehand of a data set: torchvision's class and folder for it, and the usual constants."""
+    """Facts about a known data set: torchvision's class and folder for it, and the usual constants."""
 
     reader: str
     folder: str

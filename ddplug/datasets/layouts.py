@@ -56,7 +56,7 @@ def torchvision_splits(reader_name: str, folder: Path) -> tuple[Split, Split]:
 
 
 def is_image_folder(where: Path) -> bool:
-    """Whether `where` holds train/ and test/."""
+    """Return True if `where` holds train/ and test/."""
     return (where / "train").is_dir() and (where / "test").is_dir()
 
 

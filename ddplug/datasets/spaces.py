@@ -18,7 +18,7 @@ from ddplug.errors import SpaceError
 
 
 class AnySpace(Protocol):
-    """What every input space can do: `InputSpace` here, and `ddplug.datasets.zca.ZCASpace`."""
+    """Interface of every input space: `InputSpace` here, and `ddplug.datasets.zca.ZCASpace`."""
 
     @property
     def channels(self) -> int:

@@ -70,7 +70,7 @@ def checked(images: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
 
 def drawn_test(labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
-    """Which images are for testing, bool (n,): of each class a tenth, rounded down, but one at least.
+    """Return a mask of test images, bool (n,): a tenth of each class, rounded down, but at least one.
 
     Drawn by a generator of its own, the same ones every time. Raises `DataError` if a class has only one image.
     """

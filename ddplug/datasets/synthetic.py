@@ -168,7 +168,7 @@ def _check_classes(path: Path, labels: Tensor) -> None:
 
 
 def _is_ours(content: Any) -> bool:
-    """Whether a set was written by `save_set`, of any version."""
+    """Return True if a set was written by `save_set`, in any version."""
     return isinstance(content, dict) and {"images", "labels", "space", "dataset"} <= set(content)
 
 

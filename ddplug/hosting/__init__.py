@@ -1,4 +1,4 @@
-"""What the lines that a patch inserts call: `import ddplug.hosting as ddplug_cmi`."""
+"""Functions called by the lines that a patch inserts: `import ddplug.hosting as ddplug_cmi`."""
 
 from ddplug.hosting.from_options import start
 from ddplug.hosting.layer import NAME, Attached, Layer, require_rounds, save_all

@@ -147,7 +147,7 @@ class HostSpec:
         return names
 
     def _why(self, repo: Path, names: list[str]) -> str:
-        """What git knows about why the files differ, for the message; empty if it knows nothing."""
+        """Return git's account of why the files differ, for the message; empty if git knows nothing."""
         commit = _git(repo, "rev-parse", "HEAD")
         if commit is None:
             return ""
@@ -205,7 +205,7 @@ def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
 
 @cache
 def table(patches: str | Path = SHIPPED) -> dict[str, dict[str, Any]]:
-    """What the `hosts.toml` of a package or folder says, by host; `HostError` if there is none, or it is no TOML."""
+    """Read the `hosts.toml` of a package or folder, by host; `HostError` if it is missing or not TOML."""
     file = _folder(patches) / "hosts.toml"
     if not file.is_file():
         raise HostError(f"there is no hosts.toml in '{patches}'; see docs/hosts/own.md for what it says.")
@@ -230,7 +230,7 @@ def _spelt(held: Mapping[str, State]) -> str:
 
 
 def _git(repo: Path, *arguments: str) -> str | None:
-    """What git says in `repo`, or None if there is no git, or no repository whose top is `repo`."""
+    """Return git's output in `repo`, or None without git or without a repository whose top is `repo`."""
     if not (repo / ".git").exists():
         return None
     try:

@@ -49,7 +49,7 @@ class DMLike(Host):
         return [*arguments, *places, "--save_path", str(folder), "--num_exp", "1", "--num_eval", "0"]
 
     def factor(self, arguments: Sequence[str]) -> int:
-        """How many images one holds along its side, for hosts that form several of one."""
+        """Number of images along the side of one, for hosts that form several of one."""
         return 1
 
     def views_per_class(self, arguments: Sequence[str]) -> int:

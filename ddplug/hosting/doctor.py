@@ -1,4 +1,4 @@
-"""What there is here: versions, devices and what is fast on them, the cache, and hosts with the state of their patches.
+"""Examine versions, devices and their speed, the cache, and hosts with the state of their patches.
 
 Nothing is changed, downloaded or executed but a few matrix products; whatever cannot be found out is said, not raised.
 """

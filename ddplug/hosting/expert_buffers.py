@@ -42,7 +42,7 @@ PLAIN = ("ConvNet", "ConvNetIN", "ConvNetAR", "ConvNetAP")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the hosts' name of a network means to `ddplug.networks.build`."""
+    """Arguments of `ddplug.networks.build` for the hosts' name of a network."""
 
     name: str
     options: Mapping[str, Any]

@@ -116,18 +116,18 @@ class Host(Names):
         raise lacking(self.name, "saved", "where a run leaves its sets")
 
     def expected_setting(self, arguments: Sequence[str]) -> tuple[str, str, int]:
-        """What `setting` will say in a run with `arguments`; by default from `defaults`' method, dataset and ipc."""
+        """Return the `setting` of a run with `arguments`; by default from `defaults`' method, dataset and ipc."""
         given = self.options(arguments)
         if not {"dataset", "ipc"} <= set(given):
             raise lacking(self.name, "expected_setting", "what a run will distil")
         return str(given.get("method", self.name)).lower(), str(given["dataset"]).lower(), given["ipc"]
 
     def views_per_class(self, arguments: Sequence[str]) -> int:
-        """How many images of a class the layer sees; by default the images per class."""
+        """Number of images of a class that the layer sees; by default the images per class."""
         return self.expected_setting(arguments)[2]
 
     def extra_inputs(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """What decides a run besides its arguments, the data set and the checkout, as JSON: files they name, say."""
+        """Return further inputs of a run as JSON, besides arguments, data set and checkout: files they name, say."""
         return {}
 
 

@@ -214,7 +214,7 @@ def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
 
 
 def _norm(held: Weights, layer: str) -> Norm:
-    """What kind of normalisation a layer is, by its weights."""
+    """Return the kind of normalisation of a layer, by its weights."""
     if f"{layer}.running_mean" in held:
         return "batch"
     return "instance" if f"{layer}.weight" in held else "none"

@@ -69,7 +69,7 @@ class IDCLike(Host):
         return InputSpace.unit(len(context["space"][0]))
 
     def experts(self, args: Any, context: Mapping[str, Any]) -> ProxyPool | None:
-        """What pretrain.py left in the folder in which the host itself would look."""
+        """Load the networks that pretrain.py left in the folder in which the host itself would look."""
         if not (hasattr(args, "datatag") and hasattr(args, "modeltag")):
             return None
         folders = sorted(Path(PRETRAINED, args.datatag).glob(f"{args.modeltag}_cut*"))

@@ -65,7 +65,7 @@ def _function(module: types.ModuleType, name: str) -> types.FunctionType:
 
 
 def _same(first: types.CodeType, second: types.CodeType) -> bool:
-    """Whether two code objects do the same, line numbers aside."""
+    """Return True if two code objects are equal, line numbers aside."""
     if (first.co_code, first.co_names, first.co_varnames) != (second.co_code, second.co_names, second.co_varnames):
         return False
     if len(first.co_consts) != len(second.co_consts):

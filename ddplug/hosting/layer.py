@@ -1,4 +1,4 @@
-"""What the lines that a patch inserts into a host call: four kinds of line, all of them harmless at weight 0.
+"""Functions called by the lines of a patch: four kinds of line, all of them harmless at weight 0.
 
     import ddplug.hosting as ddplug_cmi                  # this very name: attach puts its own object under it
     ddplug_cmi.add_options(parser)                       # --cmi_weight 0.0 and the like, for an argparse parser
@@ -125,7 +125,7 @@ class Layer:
         return torch.cat([views[:first], chosen]) if first else chosen
 
     def _takes(self, step: int | None) -> bool:
-        """Whether the views of this inner step are regularised."""
+        """Return True if the views of this inner step are regularised."""
         if step is None or self.inner == "all" or self.steps == 1:
             return True
         if step == 0 and self.inner == "one":
@@ -155,17 +155,17 @@ class Layer:
 
 
 class Attached:
-    """What stands under the name of this module in a host to which `ddplug.attach` put a regulariser of its own."""
+    """Replacement of this module in a host to which `ddplug.attach` added a regulariser."""
 
     def __init__(self, adapter: Names, regularizer: Regularizer, views: Views, inner: Inner) -> None:
         self._adapter, self._regularizer, self._views, self._inner = adapter, regularizer, views, inner
         self._layer: Layer | None = None
 
     def add_options(self, parser: argparse.ArgumentParser, **_: object) -> None:
-        """None: everything was said to `attach`."""
+        """Do nothing: the options were passed to `attach`."""
 
     def add_config(self, config: Any, **_: object) -> None:
-        """None: everything was said to `attach`."""
+        """Do nothing: the options were passed to `attach`."""
 
     def start(self, host: str, args: Any, **context: Any) -> Layer:
         """The layer of one synthetic set, around the regulariser that was attached."""

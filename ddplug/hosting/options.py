@@ -60,7 +60,7 @@ def add_config(config: Any, *, inner: bool = False) -> None:
 
 
 def options_of(args: Any) -> dict[str, Any]:
-    """What `args`, a host's options or config, say of ours: those of the regulariser as it takes them."""
+    """Read our options from `args`, a host's options or config; the regulariser's as its parameters."""
     found = {option.name: getattr(args, f"cmi_{option.name}", option.default) for option in (*OPTIONS, INNER)}
     found |= {name: said for name, former in FORMER.items() if (said := getattr(args, f"cmi_{former}", ""))}
     return {name: meant(name, said) if name in ABOUT else said for name, said in found.items()}

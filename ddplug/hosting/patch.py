@@ -86,7 +86,7 @@ class Patch:
         return b"".join(kept + lines[done:])
 
     def by_hand(self, name: str, places: Mapping[int, str] | None = None) -> str:
-        """What to insert into `name` by hand, and where: for a file that is not the one the patch was made for.
+        """Describe how to insert the lines of `name` by hand, for a file that the patch was not made for.
 
         `places` says in words, by line number, where that is.
         """
@@ -178,7 +178,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 def state(patch: Patch, name: str, data: bytes, wanted: str) -> State:
-    """Whether `data` is the original of hash `wanted` ("clean"), that with our lines in ("patched"), or neither."""
+    """Return "clean" for the original of hash `wanted`, "patched" for that with our lines, or neither."""
     if blob_hash(data) == wanted:
         return "clean"
     try:

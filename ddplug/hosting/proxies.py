@@ -1,4 +1,4 @@
-"""Where a host's proxies come from: a pool, something the user already has, the host's experts, or a small pool.
+"""Sources of a host's proxies: a pool, the user's own networks, the host's experts, or a small pool.
 
 `resolve` understands a pool's folder and `SCHEME:PATH`, where a scheme is the name of a reader of foreign files.
 Readers are known by name only and imported when they are asked for; see `SCHEMES`.

@@ -63,7 +63,7 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
 
 @dataclass(frozen=True)
 class Source:
-    """What is run in the place of a file: a text, or a syntax tree, which keeps the file's own line numbers."""
+    """Replacement of a file: a text, or a syntax tree, which keeps the file's own line numbers."""
 
     code: bytes | ast.Module
     names: Mapping[str, object] = field(default_factory=dict)
@@ -120,7 +120,7 @@ def execute(
 
 @contextmanager
 def _surroundings(main: types.ModuleType, argv: list[str], folders: Sequence[Path]) -> Iterator[None]:
-    """What a script started by itself finds, for the time of its run."""
+    """Set up, for the time of its run, the surroundings of a script that is started by itself."""
     saved = (sys.argv, sys.path[:], sys.modules["__main__"], sys.dont_write_bytecode)
     before = dict(sys.modules)
     for name in _shadowing(folders):

@@ -70,12 +70,12 @@ def taken_from(distilled: dict[str, Any]) -> str | None:
 
 
 def _judged(folder: Path) -> bool:
-    """Whether a run is finished: distilled, and its sets judged."""
+    """Return True if a run is finished: distilled, and its sets judged."""
     return (folder / DONE).is_file() and bool(list(_finished(folder)[1].values())[-1])  # sets are judged in order
 
 
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[int, list[float]]]:
-    """What `distilled.json` says, and the accuracies of each set, none where it is not judged.
+    """Read `distilled.json` and the accuracies of each set, empty where it is not judged.
 
     Raises `DataError` if it is damaged.
     """

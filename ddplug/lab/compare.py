@@ -36,7 +36,7 @@ PAUSE = 0.5
 
 
 class Distiller(Protocol):
-    """What makes a run's sets: our own trainer, or an upstream host."""
+    """Maker of a run's sets: our own trainer, or an upstream host."""
 
     @property
     def length(self) -> int:
@@ -44,7 +44,7 @@ class Distiller(Protocol):
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """What else decides a run's outcome, for the comparison's settings."""
+        """Further inputs of a run, for the comparison's settings."""
 
     def check(self, arms: Sequence[Arm], judge: Judge) -> None:
         """Raise for what would otherwise fail in the middle of a comparison, with nothing done yet."""
@@ -239,7 +239,7 @@ class _Work:
 
 
 def _waited_for(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` returns, as soon as no other process is at work on it."""
+    """Return `make()`, as soon as no other process is at work on it."""
     while True:
         try:
             return make()

@@ -36,7 +36,7 @@ COMPARISON, PROXIES = "comparison", "proxies"
 
 @dataclass(frozen=True)
 class Preset:
-    """What the demo compares, and the proxies that it trains."""
+    """Settings of the demo: the arms that it compares and the proxies that it trains."""
 
     settings: Settings
     weight: float = 1.0
@@ -63,7 +63,7 @@ class Preset:
 
     @property
     def names(self) -> dict[str, str]:
-        """What the two arms are called."""
+        """Names of the two arms."""
         label = make(self.settings.term).label
         return {BASELINE.name: f"without {label}", self.arm.name: f"with {label}"}
 
@@ -139,7 +139,7 @@ def run_demo(
 
 
 def table(outcome: Outcome) -> Table:
-    """What came out, whichever way it fell: one row per arm, and the paired difference between them."""
+    """Return the result as a table: one row per arm, and the paired difference between them."""
     from rich.table import Table
 
     preset, result, settings = outcome.preset, outcome.result, outcome.preset.settings

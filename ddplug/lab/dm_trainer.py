@@ -98,7 +98,7 @@ class DistributionMatching:
         return loss.detach()
 
     def peek(self, *, clean: bool = False) -> tuple[Tensor, Tensor]:
-        """What the next iteration would match, and the loss's gradient on it, both (n, c, h, w); nothing is moved.
+        """Return the next iteration's views and the loss's gradient on them, both (n, c, h, w); nothing is moved.
 
         That is the views, or with `clean` the images themselves. It draws as an iteration does: put the trainer back
         with `state_dict` and `load_state_dict` if the run is to go on as if nobody had looked.

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int, str], object]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out: settings, and the test accuracy in [0, 1] of every network that was trained on the set."""
+    """Result of an evaluation: settings, and the test accuracy in [0, 1] of every network trained on the set."""
 
     settings: dict[str, Any]
     accuracies: dict[str, list[float]]
@@ -194,7 +194,7 @@ def _check(synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int
 
 
 def is_whitened(space: AnySpace) -> bool:
-    """Whether images of a space are ZCA-whitened."""
+    """Return True if images of a space are ZCA-whitened."""
     return bool(space.to_json()["kind"] == "zca")
 
 

@@ -1,4 +1,4 @@
-"""What a comparison's folder is made with, in its `settings.json`: the same for all its runs, and not to change."""
+"""Settings of a comparison's folder, in `settings.json`: the same for all runs, and not to change."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from ddplug.utils.files import write_json
 
 @dataclass(frozen=True)
 class Judge:
-    """What a set is judged by. Networks of one seed are the same whichever arm the set is of.
+    """Judge of a set. Networks of one seed are the same for every arm.
 
     `cross_arch` are further architectures, each of its own width, that judge the last set of a run.
     """
@@ -54,7 +54,7 @@ class Judge:
 
     @property
     def recipe(self) -> Recipe:
-        """How networks are trained on a set; every image has its own draw, as is standard in judging."""
+        """Training recipe of the networks; every image has its own draw, as is standard in judging."""
         settings = self.settings
         return Recipe(settings.epochs, settings.judge_lr, augment=DSAPerNetwork(settings.strategy))
 

@@ -67,7 +67,7 @@ STANDARD_VIEWS = DSAViews()
 
 @dataclass(frozen=True)
 class Recipe:
-    """How networks are trained on a set to judge it; the defaults are standard for up to 50 images per class.
+    """Training recipe of the networks that judge a set; defaults are standard for up to 50 images per class.
 
     SGD with momentum 0.9 and weight decay 5e-4; `ddplug.networks.training.fit` says when the rate is divided by ten.
     """

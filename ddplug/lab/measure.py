@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a set looks like to a pool. Information is in nats; the means are over proxies."""
+    """Measurement of a set under a pool. Information is in nats; the means are over proxies."""
 
     images: int
     proxies: int
@@ -163,7 +163,7 @@ def some_real(data: ImageData, space: AnySpace) -> tuple[Tensor, Tensor]:
 def _features(
     pool: ProxyPool, images: Tensor, representation: Representation, input_space: AnySpace | str | None, batch_size: int
 ) -> Iterator[Tensor]:
-    """What every proxy makes of the images, (n, d)."""
+    """Yield every proxy's features of the images, (n, d)."""
     found = pool.space_of(input_space)
     check_representation(representation)
     if batch_size < 1:

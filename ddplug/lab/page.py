@@ -57,7 +57,7 @@ class _Picture:
 
 
 def lacking() -> str | None:
-    """What to install for the page to be written, as a sentence; None if everything is there."""
+    """Return a sentence that names the packages missing for the page; None if all are installed."""
     packages = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
     missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
     if not missing:

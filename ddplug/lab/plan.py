@@ -1,4 +1,4 @@
-"""What is compared: the arms, the runs, and the settings that all of them share."""
+"""Plan of a comparison: the arms, the runs, and the settings that all of them share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Arm:
 
     @property
     def baseline(self) -> bool:
-        """Whether it is the host alone."""
+        """True if the arm is the host alone."""
         return self.weight == 0
 
     @property
@@ -61,7 +61,7 @@ class Run:
         return f"{self.arm.name}-seed{self.seed}"
 
     def described(self) -> dict[str, Any]:
-        """What `compare.json` says of it besides its sets."""
+        """Return the entry of `compare.json`, without the sets."""
         return {
             "name": self.name, "arm": self.arm.name, "weight": self.arm.weight,
             "views": None if self.arm.baseline else self.arm.views, "seed": self.seed,
@@ -106,7 +106,7 @@ def read_weights(text: str) -> list[float | str]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides how a run ends, besides its arm, its seed and the data; alike in all runs of a comparison."""
+    """Settings that all runs of a comparison share, besides arm, seed and data."""
 
     ipc: int = 10
     iterations: int = 300
@@ -155,7 +155,7 @@ class Settings:
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(COMPARED)}.")
 
     def term_of(self, arm: Arm) -> str:
-        """What is added to the loss in an arm."""
+        """Return the term that an arm adds to the loss."""
         return arm.term or self.term
 
     def option(self, name: str) -> Any:
@@ -163,7 +163,7 @@ class Settings:
         return self.regularizer.get(name, ABOUT[name].default)
 
     def judged_at(self, iteration: int, last: int) -> int:
-        """How many networks judge the set of an iteration, where the last set is that of iteration `last`."""
+        """Return the number of networks that judge the set of `iteration`; that of `last` is the last set."""
         return 0 if self.judge_last and iteration != last else self.runs
 
     def check_arms(self, arms: Sequence[Arm], ipc: int, rounds: int | None = None) -> None:
@@ -192,7 +192,7 @@ class Settings:
 
     @property
     def measuring(self) -> dict[str, Any]:
-        """How the term is measured: as the regulariser sees it."""
+        """Options by which the term is measured: the regulariser's."""
         required = make(self.term).representation
         representation = chosen(self.option("representation"), self.option("weighting"), required)
         return {"representation": representation, "temperature": self.option("temperature")}

@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _drawable(content: Any) -> None:
-    """What can be drawn: the result of a comparison, or the rounds of a run."""
+    """Check that content can be drawn: the result of a comparison, or the rounds of a run."""
     if content.get("format") not in (COMPARISON, RUN):
         raise UnfitError("it is neither the result of `ddplug compare` nor of a run")
     (comparison if content["format"] == COMPARISON else RUN_RECORD)(content)
@@ -138,7 +138,7 @@ def _comparisons(results: Mapping[str, dict[str, Any]]) -> Any:
 
 
 def _places(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Where each weight stands along the axis: evenly, rising, "paper" at the end."""
+    """Return the position of each weight on the axis: evenly spaced, rising, "paper" at the end."""
     weights = {weight_name(row): row["weight"] for row in rows}
     rising = sorted(weights, key=lambda name: float("inf") if weights[name] == "paper" else weights[name])
     return {name: float(place) for place, name in enumerate(rising)}

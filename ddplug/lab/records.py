@@ -1,4 +1,4 @@
-"""What the JSON files of a comparison may hold, and one function that reads them."""
+"""Formats of the JSON files of a comparison, and one function that reads them."""
 
 from __future__ import annotations
 
@@ -102,5 +102,5 @@ def comparison(value: Any) -> None:
 def read_json(
     path: Path, advice: str = AGAIN, check: Check = anything, what: str = "a file of a comparison"
 ) -> dict[str, Any]:
-    """What `write_json` wrote, without its checksum; `DataError` for anything else, with what to do about it."""
+    """Read a file of `write_json`, without its checksum; `DataError`, with advice, for anything else."""
     return read_record(path, check, what, f"{advice[:1].upper()}{advice[1:]}.")

@@ -57,7 +57,7 @@ class ReferenceRun:
         return f"{self.reference.name}-seed{self.seed}"
 
     def described(self) -> dict[str, Any]:
-        """What `compare.json` says of it besides its sets."""
+        """Return the entry of `compare.json`, without the sets."""
         return {
             "name": self.name, "arm": self.reference.name, "weight": None, "views": None, "seed": self.seed,
         }  # fmt: skip

@@ -27,7 +27,7 @@ class Finished:
     @classmethod
     @contextmanager
     def open(cls, path: str | Path | None, settings: dict[str, Any]) -> Iterator[Finished]:
-        """What is in the file, if there is one. It is written at once, and locked until the end.
+        """Read the file, if it exists. It is written at once, and locked until the end.
 
         `path` is None to keep nothing; `settings` are everything that decides how a run ends, in JSON's own types.
 

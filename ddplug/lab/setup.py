@@ -1,4 +1,4 @@
-"""What the comparisons of one command share: the host, the data, the pools, and who distils and judges."""
+"""Setup that a command's comparisons share: the host, the data, the pools, the distiller and the judge."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Setup:
     upstream: Callable[[Settings], Distiller] | None = None
 
     def judge(self, cross_arch: Sequence[str] = ()) -> Judge:
-        """What sets are judged by."""
+        """Build the judge of the sets."""
         return Judge(
             self.data.to(self.device), self.settings, self.pool, self.heldout, self.device, tuple(cross_arch)
         )  # fmt: skip

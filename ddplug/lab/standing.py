@@ -1,4 +1,4 @@
-"""How a comparison stands while it runs: a table that grows by a line with every run, on a terminal and in a log."""
+"""Standing of a running comparison: a table that grows by a line per run, on a terminal and in a log."""
 
 from __future__ import annotations
 

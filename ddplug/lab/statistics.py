@@ -1,4 +1,4 @@
-"""What a comparison says: means over seeds, paired differences with their interval, and a table of them."""
+"""Statistics of a comparison: means over seeds, paired differences with their interval, and a table."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def ratio_interval(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[float, float, float] | None:
-    """How many times the baseline's last `key` that of `arm` is, paired by seed: geometric mean, ends of its interval.
+    """Return the ratio of `arm`'s last `key` to the baseline's, paired by seed: geometric mean, interval's ends.
 
     The interval is the 95 % t-interval of the mean logarithm of the ratios. None for fewer than two seeds, and where a
     value is not known, or not above 0.
@@ -99,7 +99,7 @@ def _accuracy(scores: Sequence[float], against: Sequence[float]) -> dict[str, fl
 def _further(
     runs: Sequence[dict[str, Any]], against: Sequence[dict[str, Any]], random: Sequence[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """What only some comparisons know: accuracies by architecture, and what is gained over random real images."""
+    """Optional statistics: accuracies by architecture, and the gain over random real images."""
     further: dict[str, Any] = {}
     lasts = [run["checkpoints"][-1].get("accuracies_by_arch", {}) for run in (*runs, *against)]
     if shared := [name for name in lasts[0] if all(name in last for last in lasts)]:
@@ -116,7 +116,7 @@ def _further(
 
 
 def against(entries: Sequence[dict[str, Any]], arm: str, other: str) -> dict[str, float | None]:
-    """How much more accurate `arm` is than `other`, paired by the seeds that both have: difference, half interval."""
+    """Return `arm`'s accuracy minus `other`'s, paired by their common seeds: difference, half interval."""
     scores = [
         {run["seed"]: score for run, score in zip(runs, _last_accuracies(runs), strict=True)}
         for runs in ([entry for entry in entries if entry["arm"] == name] for name in (arm, other))
@@ -177,7 +177,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def judging(result: Mapping[str, Any]) -> str:
-    """What the judges' training was, and what is standard, as their accuracies cannot be compared."""
+    """Describe the judges' training beside the standard one, as their accuracies cannot be compared."""
     settings = result["settings"]
     return f"{settings['epochs']} epochs at rate {settings['judge_lr']:g} each; standard is {STANDARD_RECIPE}"
 
@@ -219,13 +219,13 @@ def between_terms(
 
 
 def stopped(result: Mapping[str, Any]) -> str | None:
-    """Which arms got no further seeds, as sentences; None if there are none."""
+    """Return sentences that name the arms without further seeds; None if all got them."""
     reasons = result.get("stopped") or {}
     return " ".join(f"{arm} was stopped: {reason}." for arm, reason in reasons.items()) or None
 
 
 def left_out(result: Mapping[str, Any]) -> str | None:
-    """What the folder holds and the report does not, as a sentence; None if that is nothing."""
+    """Return a sentence about what the folder holds beyond the report; None if it holds nothing more."""
     names = result.get("left_out")
     if not names:
         return None
@@ -280,7 +280,7 @@ def results(row: dict[str, Any]) -> list[str]:
 
 
 def costs(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    """What an arm's weight came to, and what it cost, by `COSTS`."""
+    """Return an arm's lambda and costs, by `COSTS`."""
     seconds, memory = cost(result, row["arm"])
     of_cmi = ["", ""] if is_baseline(row) else [_shown(row["lambda"], ".4g"), _shown(row["share"], ".3f")]
     return [*of_cmi, _shown(seconds, ".3g"), "-" if memory is None else f"{memory / 2**20:.0f} MiB"]
@@ -331,7 +331,7 @@ def weight_name(row: dict[str, Any]) -> str:
 
 
 def is_baseline(row: Mapping[str, Any]) -> bool:
-    """Whether a row is of weight 0."""
+    """Return True if a row is of weight 0."""
     return row["views"] is None and row["weight"] is not None
 
 

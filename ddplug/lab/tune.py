@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int, str], object]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was swept, what was chosen, and how that did on fresh seeds.
+    """Result of tuning: the sweep, the choice, and its result on fresh seeds.
 
     `sweep` has a record per weight and options: those of a comparison's summary, with `options`. `choice` is one of
     them, None if none is better than weight 0; `confirmation` is the summary's record of it on other seeds.
@@ -146,7 +146,7 @@ def said(
     given: Sequence[str] = (),
     arguments: Sequence[str] = (),
 ) -> list[str]:
-    """What came out, in lines: the verdict and, for a choice, what to paste into code and on a command line.
+    """Return the result in lines: the verdict and, for a choice, the code and command line to paste.
 
     `fixed` are options of the regulariser that were not swept and are not as they are by default, `given` the words of
     other options, and `arguments` the host's own.

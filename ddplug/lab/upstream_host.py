@@ -164,7 +164,7 @@ class Upstream:
         return given
 
     def _record(self, run: Path) -> dict[str, Any] | None:
-        """What the layer wrote beside the host's results; None if there is nothing, as at weight 0."""
+        """Read the layer's record beside the host's results; None if it is missing, as at weight 0."""
         found = sorted(run.rglob("cmi*.json"))
         return read_json(found[-1], AGAIN, FACTS) if found else None
 

@@ -13,7 +13,7 @@ from ddplug.networks.zoo import build
 
 
 def build_for(weights: Mapping[str, Tensor], architecture: str, **options: Any) -> nn.Module:
-    """What `build` makes, once its weights are known to have the names and shapes of `weights`.
+    """Return `build`'s network, after a check that its names and shapes are those of `weights`.
 
     So no memory is asked for that is not needed, whatever a file says of its network. Raises `ProxyError` as `build`
     does, and where the two do not fit.

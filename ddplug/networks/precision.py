@@ -38,7 +38,7 @@ def check_precision(precision: str) -> Precision:
 
 
 def fast_bf16(device: torch.device | str) -> bool:
-    """Whether `device` multiplies bf16 matrices in hardware: a CPU with AMX or AVX512-BF16, a GPU from Ampere on."""
+    """Return True if `device` multiplies bf16 matrices in hardware: AMX, AVX512-BF16, or a GPU from Ampere on."""
     device = torch.device(device)
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -103,7 +103,7 @@ class _BackwardInBf16(TorchFunctionMode):
 
 
 def _can(inputs: Tensor, weight: Tensor) -> bool:
-    """Whether there is a gradient to be passed back, to the inputs only, in fp32."""
+    """Return True if a gradient is passed back to the inputs only, in fp32."""
     if (hooks := _saving()) is not None and not isinstance(hooks[0], Observer):
         return False  # somebody, say torch.utils.checkpoint, computes the layer again later, where we are not
     frozen = torch.is_grad_enabled() and inputs.requires_grad and not weight.requires_grad

@@ -1,4 +1,4 @@
-"""What is recorded of a network, so that it can be built again, and on what device it is built."""
+"""Record of a network, from which it can be built again, and the device it is built on."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def _check_training(
 
 
 def named(augment: Augment | None) -> str:
-    """What can be said of an augmentation in every process alike: its repr, or its name if that holds an address."""
+    """Return an augmentation's name, alike in every process: its repr, or its type's if that holds an address."""
     said = repr(augment)
     if " at 0x" not in said:
         return said

@@ -1,4 +1,4 @@
-"""What is legal about a pool and the first views that it sees, and almost surely a mistake."""
+"""Checks for a pool that does not match the first views."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _accuracy(pool: ProxyPool) -> str | None:
 
 
 def _recognised(pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace | None) -> str | None:
-    """Whether a proxy that knows the data is right on the views, at least half as often as on its test images."""
+    """Return a warning if a proxy that knows the data is right on less than half as many views as on test images."""
     known = next(_known(pool), None)
     if known is None or not len(views):
         return None

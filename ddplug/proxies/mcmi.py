@@ -87,7 +87,7 @@ def judged(net: nn.Module, data: ImageData) -> dict[str, float]:
 
 
 def settings_of(weight: float | None, epochs: int | None, trained: int, start: str | None) -> Mapping[str, Any]:
-    """What a pool's recipe says of fine-tuning, nothing if there is none; `InputError` for what means nothing.
+    """Return the fine-tuning entries of a pool's recipe, if any; `InputError` for invalid ones.
 
     `trained` are the epochs before it, `start` the digest of the pool whose networks it begins with, if it does.
     """

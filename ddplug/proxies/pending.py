@@ -17,7 +17,7 @@ class DeferredPool(ProxyPool):
 
     @property
     def pending(self) -> bool:
-        """Whether it still is to be filled."""
+        """True if the pool is not filled yet."""
         return not self.proxies
 
     def fill(self, pool: ProxyPool) -> None:

@@ -126,7 +126,7 @@ class ProxyPool:
 
     @property
     def pending(self) -> bool:
-        """Whether its proxies are still to come."""
+        """True if its proxies are still to come."""
         return False
 
     def space_of(self, given: AnySpace | str | None) -> AnySpace | None:

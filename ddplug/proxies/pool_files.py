@@ -116,7 +116,7 @@ def read_pool(
     partial: bool,
     budget: int | None = None,
 ) -> tuple[list[Proxy], PoolInfo]:
-    """What `ProxyPool.load` makes a pool of; without a budget, everything is kept."""
+    """Read the proxies and information of `ProxyPool.load`; without a budget, everything is kept."""
     folder = user_path(folder)
     header = read_header(folder)
     if dataset is not None:
@@ -133,7 +133,7 @@ def read_pool(
 
 
 def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
-    """What `ProxyPool.save` does: everything into a temporary neighbour, then one rename.
+    """Write a pool for `ProxyPool.save`: everything into a temporary neighbour, then one rename.
 
     The folder gets the permissions of the empty one that it replaces, or else those of any new folder here.
     """

@@ -65,7 +65,7 @@ MAKE_ONE = "Make one with `ddplug pretrain`, or from your own networks with Prox
 
 @dataclass
 class Header:
-    """What `pool.json` says."""
+    """Content of `pool.json`."""
 
     info: PoolInfo
     wanted: int
@@ -76,7 +76,7 @@ class Header:
 
     @property
     def complete(self) -> bool:
-        """Whether all networks are there."""
+        """True if all networks are finished."""
         return len(self.networks) == self.wanted
 
 

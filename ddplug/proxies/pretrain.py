@@ -207,7 +207,7 @@ def _take_in(folder: Path, header: Header, rank: int) -> None:
 
 
 def _aside(folder: Path, index: int, header: Header) -> dict[str, Any] | None:
-    """What a header says of a network that was finished and is not in the pool yet; None if it was not."""
+    """Return the header's entry of a finished network that is not in the pool yet; None if it is not finished."""
     try:
         found = read_header(_name(folder, index))
     except PoolError:  # or is of a version that nobody can read any more
@@ -216,17 +216,17 @@ def _aside(folder: Path, index: int, header: Header) -> dict[str, Any] | None:
 
 
 def _name(folder: Path, index: int) -> Path:
-    """Where a finished network is set aside."""
+    """Return the file in which a finished network is set aside."""
     return folder / f".proxy_{index:03d}.done"
 
 
 def pool_info(data: ImageData) -> PoolInfo:
-    """What a pool trained on `data` records of it."""
+    """Return the information that a pool trained on `data` records of it."""
     return PoolInfo(data.name, data.class_names, data.shape, data.space, data.fingerprint())
 
 
 def cache_folder() -> Path:
-    """Where default pools are kept: the folder that the variable DDPLUG_CACHE names, or the user's cache folder."""
+    """Return the folder of default pools: that of the variable DDPLUG_CACHE, or the user's cache folder."""
     from platformdirs import user_cache_path
 
     return user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))

@@ -19,7 +19,7 @@ from ddplug.utils.memory import out_of_memory
 
 @dataclass(frozen=True)
 class PoolInfo:
-    """What all proxies of a pool have in common; a field that is None is not known and not checked."""
+    """Properties that all proxies of a pool share; a field that is None is not known and not checked."""
 
     dataset: str | None = None
     """Name of the data set they were trained on."""
@@ -77,7 +77,7 @@ class Proxy:
 
     @property
     def outputs(self) -> int | None:
-        """How many classes it tells apart, if its head is a linear layer."""
+        """Number of classes it tells apart, if its head is a linear layer."""
         head = _submodule(self.network, self.head or "", self.name)
         return head.out_features if isinstance(head, nn.Linear) else None
 
@@ -136,7 +136,7 @@ class Proxy:
         return features
 
     def _read(self, images: Tensor, representation: Representation) -> Tensor:
-        """What goes into the head, or comes out of it, as rows."""
+        """Return the head's input or output, as rows."""
         seen = self._at_head(images)
         if representation == "logit":
             return seen[-1].flatten(1)
@@ -160,7 +160,7 @@ class Proxy:
         return pool_positions(features, self.maps[key])
 
     def _at_head(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What goes into the head and, at the end, what comes out of it, as it is."""
+        """Return the head's inputs and, at the end, its output, unchanged."""
         seen: list[tuple[Tensor, ...]] = []
         head = _submodule(self.network, self.head or "", self.name)
         # Hooks live only as long as the call, so that nothing of ours is ever left in somebody's network.
@@ -208,7 +208,7 @@ def _submodule(network: nn.Module, name: str, proxy: str) -> nn.Module:
 
 
 def _same(output: object, of_head: Tensor) -> bool:
-    """Whether the network's output is its head's (a tuple's first entry counts, as some networks add features)."""
+    """Return True if the network's output is its head's (the first entry of a tuple counts)."""
     first = output[0] if isinstance(output, tuple | list) and output else output
     return isinstance(first, Tensor) and first.numel() == of_head.numel() and first.data_ptr() == of_head.data_ptr()
 

@@ -1,4 +1,4 @@
-"""What CMI can be made of: a proxy's penultimate features, those averaged over their positions, or its logits."""
+"""Representations for CMI: a proxy's penultimate features, those averaged over positions, or its logits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_representation(representation: str) -> Representation:
 
 
 def chosen(choice: Choice, weighting: str, required: str | None = None) -> Representation:
-    """What "auto" stands for: logits for a share, features for a lambda, as published lambdas are of features.
+    """Resolve "auto": logits for a share, features for a lambda, as published lambdas are of features.
 
     `required` is the one that a term is defined on, if it is on one only; `InputError` for another choice.
     """

@@ -33,7 +33,7 @@ OLD_NAMES = ("int", "float", "bool", "object", "complex")
 
 @dataclass(frozen=True)
 class Unpatched:
-    """What the user says of a script without a patch; see `ddplug run --help`."""
+    """Description of a script without a patch; see `ddplug run --help`."""
 
     script: Path
     at: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Unpatched:
         return with_imports(self.script, self.path)
 
     def places(self, files: Mapping[Path, File]) -> list[Place]:
-        """Where the layer goes: where `at` says, or every function that has the name of an augmentation."""
+        """Return the places for the layer: those of `at`, or every function that has the name of an augmentation."""
         found = [named(at, files, self.script, self.path) for at in self.at] or usual(files)
         if not found:
             raise HostError(
@@ -135,7 +135,7 @@ class _LayerAtCalls(Names):
         return self.name, self.regularizer.pool.info.dataset or "", 0
 
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
-        """Where the user says, or beside whatever the script writes to where it is started."""
+        """Return the file of CMI's history: the user's, or one in the folder that the script is started in."""
         return self._given.record or Path(f"cmi_{self._given.script.stem}.json")
 
     def act(self, call: Call) -> Tensor:

@@ -45,7 +45,7 @@ class Candidate:
 
     @property
     def command(self) -> str:
-        """What to try it with; the script's own arguments go after --."""
+        """Command that tries it; the script's own arguments go after --."""
         words = ["ddplug", "run", "--script", str(self.path), "--at", self.at]
         for option, value in (("--labels", self.labels), ("--rows", self.rows), ("--steps", self.steps)):
             words += [option, value] if value else []
@@ -70,7 +70,7 @@ class Code:
                     self.holding.add(node.name)
 
     def function(self, name: str) -> Function | None:
-        """What is called by `name`, if there is exactly one of it."""
+        """Return the function named `name`, if exactly one has that name."""
         found = self.named.get(name.rpartition(".")[2], [])
         if len({node_name for _, node_name in found}) != 1 or not found:
             return None
@@ -82,7 +82,7 @@ class Code:
 
 
 def _holds_images(node: ast.ClassDef) -> bool:
-    """Whether objects of a class have a tensor that requires a gradient, and are no network."""
+    """Return True if objects of a class have a tensor that requires a gradient, and are no network."""
     if any("Module" in ast.unparse(base) for base in node.bases):
         return False
     made = Flow(node).assigned
@@ -198,7 +198,7 @@ def _followed(code: Code, call: ast.Call, called: str, images: set[str], ended: 
 
 
 def _augments(code: Code, called: str) -> tuple[int, list[str]]:
-    """How sure it is that what is called augments, and why; 0 if nothing says so."""
+    """Return the evidence that a called function augments, and its reasons; 0 without any."""
     last = called.rpartition(".")[2]
     if not last:
         return 0, []
@@ -216,7 +216,7 @@ def _augments(code: Code, called: str) -> tuple[int, list[str]]:
 
 
 def _takes_images(node: ast.Assign, held: dict[str, bool]) -> bool:
-    """Whether a statement takes a part of the images that an optimizer has: `x = images[which]`."""
+    """Return True if a statement takes a part of the optimizer's images: `x = images[which]`."""
     return any(
         isinstance(part, ast.Subscript) and held.get(dotted(part.value)) for part in ast.walk(node.value)
     ) and not any(
@@ -245,7 +245,7 @@ def _made(statement: ast.stmt, flow: Flow) -> list[str]:
 
 
 def _in_an_end(node: ast.AST, flow: Flow) -> bool:
-    """Whether a call stands in what a backward pass starts from, or in what is returned."""
+    """Return True if a call is part of the start of a backward pass, or of a returned value."""
     return any(node is part for end in (*flow.ended, *flow.returned) for part in ast.walk(end))
 
 
@@ -272,7 +272,7 @@ def _candidate(
 
 
 def _named(file: File, called: str) -> str:
-    """How `--at` spells the function that a file calls by the name `called`; empty where it cannot be told."""
+    """Return `--at`'s spelling of the function that a file calls by the name `called`; empty if unknown."""
     if callable_in(file, called):
         return f"{file.module}:{called}"
     for node in ast.walk(file.tree):

@@ -1,4 +1,4 @@
-"""What becomes of synthetic images in a function, as far as its text says: by names, without running anything.
+"""Flow of synthetic images in a function, as far as its text shows: by names, without running anything.
 
 Names stand for all values they ever have, so this errs on the side of too much; candidates are only to be tried.
 """
@@ -60,7 +60,7 @@ def names_in(node: ast.AST) -> Iterator[str]:
 
 
 def mentions(node: ast.AST, names: Iterable[str]) -> set[str]:
-    """Which of `names` the gradient of an expression may go to."""
+    """Return those of `names` that the gradient of an expression may reach."""
     return set(names_in(node)) & set(names)
 
 
@@ -133,7 +133,7 @@ class Flow:
             reached |= new
 
     def to_backward(self, names: Iterable[str]) -> bool:
-        """Whether a backward pass may start from what `names` become."""
+        """Return True if a backward pass may start from values computed from `names`."""
         reached = self.from_names(names)
         return any(mentions(end, reached) for end in self.ended)
 
@@ -196,7 +196,7 @@ def leaves(flow: Flow, held: Iterable[str]) -> list[Leaf]:
 
 
 def requires_grad(value: ast.AST) -> bool:
-    """Whether an expression makes a tensor that requires a gradient."""
+    """Return True if an expression makes a tensor that requires a gradient."""
     for node in ast.walk(value):
         if not isinstance(node, ast.Call):
             continue

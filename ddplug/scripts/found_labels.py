@@ -103,7 +103,7 @@ class LabelReader:
         return labels
 
     def _find(self, where: str, scopes: Sequence[Scope], rows: int) -> list[str]:
-        """What to take as labels at `where`: those that agree, the surest first; `HostError` if it cannot be told."""
+        """Return the expressions of the labels at `where` that agree, the surest first; `HostError` if none is sure."""
         for scope in scopes:
             found = list(candidates(scope, rows, self.classes))
             if not found:
@@ -128,7 +128,7 @@ class LabelReader:
 
 
 def candidates(scope: Scope, rows: int, classes: int | None) -> Iterator[Found]:
-    """What may be the labels of `rows` views among one function's variables: tensors by their names, then loops."""
+    """Yield candidates for the labels of `rows` views in one function's variables: tensors by name, then loops."""
     kind = "a variable" if scope.code is not None else "an argument"
     for text, value in _tensors(scope, rows):
         within = bool((value >= 0).all()) and (classes is None or bool((value < classes).all()))
@@ -170,7 +170,7 @@ def _class_loops(scope: Scope, classes: int | None) -> Iterator[str]:
 
 
 def _length(node: ast.expr, scope: Scope) -> int | None:
-    """How many turns `range(N)` has, if N is a number, a name or an attribute: looked up, nothing is called."""
+    """Return the length of `range(N)`, if N is a number, a name or an attribute: looked up, nothing is called."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"):
         return None
     if len(node.args) != 1 or any(isinstance(part, ast.Call) for part in ast.walk(node.args[0])):

@@ -1,4 +1,4 @@
-"""What a host's functions have in their variables while one of ours runs, and expressions evaluated there."""
+"""Variables of a host's functions while one of ours runs, and expressions evaluated there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scope:
     line: int = 0
 
     def has(self, name: str) -> bool:
-        """Whether `name` means something here."""
+        """Return True if `name` is defined in the scope."""
         return name in self.local or name in self.everywhere or (self.code is not None and hasattr(builtins, name))
 
 

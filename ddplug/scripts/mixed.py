@@ -1,4 +1,4 @@
-"""Which rows of a batch are synthetic, where real and synthetic images are put into one."""
+"""Synthetic rows of a batch that holds real and synthetic images."""
 
 from __future__ import annotations
 

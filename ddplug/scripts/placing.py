@@ -1,4 +1,4 @@
-"""Where the layer can go in a script that has no patch, and putting it there while the script is read.
+"""Places for the layer in a script without a patch, and its insertion while the script is read.
 
 A place is a function, whose results are views, or a line, whose value is. A function is wrapped where it is defined, so
 whoever imports it, under whatever name, gets the wrapped one; a line keeps its number. No file is changed.
@@ -38,7 +38,7 @@ class Place:
 
     @property
     def at(self) -> str:
-        """How `--at` spells it."""
+        """Spelling for `--at`."""
         return f"{self.path.stem}:{self.name}" if self.name else f"{self.path.name}:{self.line}"
 
 
@@ -123,7 +123,7 @@ def _line(name: str, number: int, files: Mapping[Path, File], script: Path, path
 
 
 def has_value(tree: ast.Module, line: int) -> bool:
-    """Whether `--at FILE.py:LINE` may name that line."""
+    """Return True if `--at FILE.py:LINE` may name that line."""
     return _statement(tree, line) is not None
 
 

@@ -26,7 +26,7 @@ class File:
 
     @property
     def module(self) -> str:
-        """What it is called in `--at`."""
+        """Module name for `--at`."""
         return self.path.parent.name if self.path.stem == "__init__" else self.path.stem
 
 
@@ -56,7 +56,7 @@ def _definitions(node: ast.AST, before: str = "") -> Iterator[tuple[str, Definit
 
 
 def folders_of(script: Path, path: Sequence[Path] = ()) -> list[Path]:
-    """Where the modules of `script` may be: beside it, in the folders of `path`, and above it."""
+    """Return the folders of `script`'s modules: its own, those of `path`, and those above it."""
     return list(dict.fromkeys([script.parent, *path, *script.parents[1 : 1 + LEVELS]]))
 
 

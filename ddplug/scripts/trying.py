@@ -31,7 +31,7 @@ from ddplug.utils.files import write_json
 
 @dataclass
 class Seen:
-    """What a place was seen to do with synthetic images."""
+    """Observations of a place with synthetic images."""
 
     at: str
     """The place, as `--at` takes it."""
@@ -145,7 +145,7 @@ def main() -> None:
 def try_places(
     script: Unpatched, at: Sequence[str], arguments: Sequence[str], *, passes: int = 3, seconds: float = 600
 ) -> list[Seen]:
-    """What the places `at` do in the first steps of the script, which runs in a process of its own.
+    """Observe the places `at` in the first steps of the script, which runs in a process of its own.
 
     Args:
         script: the script, and how it is run.

@@ -57,7 +57,7 @@ class Rows:
 
 
 class ViewCalls:
-    """What is put at the places: it counts the calls, and passes on the views of those on synthetic images.
+    """Callable at the places: counts the calls, and passes on the views of those on synthetic images.
 
     Args:
         act: from such a call to what the host gets in the place of its views.

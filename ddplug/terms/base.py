@@ -1,4 +1,4 @@
-"""What a term of the objective is, terms by name, and what every term needs: images grouped by class.
+"""Terms of the objective: their interface, their names, and images grouped by class.
 
 A term is a function of the features of a batch and of the classes of its images. To add one, derive from `Term`,
 define `__call__`, and register it:
@@ -87,7 +87,7 @@ class Term:
         """Told of every round's `features` (n, d) under a proxy, once the term of them and its derivative are known."""
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What a continued run needs of it: tensors by name, by proxy; replaced, never written to."""
+        """State that a continued run needs: tensors by name, by proxy; replaced, never written to."""
         return {}
 
     def set_state(self, state: dict[str, dict[str, Tensor]]) -> None:
@@ -127,7 +127,7 @@ def terms() -> list[str]:
 
 
 def _of_packages() -> EntryPoints:
-    """What installed packages announce as terms, in the group "ddplug.terms"."""
+    """Return the terms of installed packages, from the group "ddplug.terms"."""
     return entry_points(group="ddplug.terms")
 
 
@@ -158,11 +158,11 @@ class Groups:
 
     @property
     def one_image_per_class(self) -> bool:
-        """Whether no class has a second image."""
+        """True if no class has a second image."""
         return len(self.classes) == len(self.index)
 
     def fewer_than(self, images: int) -> bool:
-        """Whether no class has as many images; waits for the device if more than two are asked for."""
+        """Return True if every class has fewer images; waits for the device if more than two are asked for."""
         if images <= 2:
             return images == 2 and self.one_image_per_class
         return bool((self.counts < images).all())

@@ -38,7 +38,7 @@ def ncmi(
 def class_separation(
     features: Tensor, labels: Tensor, *, kind: Separation = "cross_entropy", temperature: float = 1.0
 ) -> Tensor:
-    """How far apart the classes are, in nats: a scalar, in time linear in the number of images.
+    """Separation of the classes in nats: a scalar, in time linear in the number of images.
 
     Args:
         features: (n, d), as for `cmi`.

@@ -74,7 +74,7 @@ def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
 
 
 def not_written(path: Path, error: OSError, size: int | None = None) -> str:
-    """What to say of `error`, by which `path` could not be written, with the space that is needed and left."""
+    """Return a message about `error`, which kept `path` from being written, with the space needed and left."""
     said = f"cannot write '{path}' ({error.strerror}); nothing was changed."
     if error.errno not in _NO_SPACE:
         return f"{said} Choose another place, or see that it can be written to."
@@ -85,7 +85,7 @@ def not_written(path: Path, error: OSError, size: int | None = None) -> str:
 
 
 def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
-    """Whether an error is about the file to be written, and not about one that its writer reads."""
+    """Return True if an error is about the file to be written, not one that its writer reads."""
     named = error.filename2 or error.filename
     return named is None or Path(os.fsdecode(named)) in (path, temporary, *path.parents)
 

@@ -1,4 +1,4 @@
-"""Whether an exception says that memory ran out, for which torch has a class of its own on some devices only."""
+"""Detection of exhausted memory, for which torch has a class of its own on some devices only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLA
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` does."""
+    """Return True if `error` means that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)

@@ -27,7 +27,7 @@ HOW = (
 
 
 def place() -> tuple[int, int]:
-    """Which process this is, from 0, of how many: by torch.distributed, or by what torchrun says; (0, 1) without."""
+    """Return this process's number, from 0, and their count, by torch.distributed or torchrun; (0, 1) without."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
@@ -72,17 +72,17 @@ class Processes:
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         return dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
 
     @property
     def together(self) -> bool:
-        """Whether others take part in each round."""
+        """True if other processes take part in each round."""
         return self.sharing not in ("one", "separate") and self.size > 1
 
     @property
     def pooled(self) -> bool:
-        """Whether images of others are in each round."""
+        """True if images of other processes are in each round."""
         return self.sharing != "replicated" and self.together
 
     @property

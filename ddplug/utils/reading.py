@@ -105,7 +105,7 @@ def reported_as(path: Path, expected: str, advice: str = "", *, error: type[DDPl
 
 
 def _numbers() -> list[Any]:
-    """What NumPy's numbers are read with: DM keeps its accuracies as such, under a name that NumPy 2 has changed."""
+    """Return the functions that read NumPy's numbers: DM keeps accuracies as such, under a name NumPy 2 changed."""
     scalar = np.float64(0).__reduce__()[0]
     names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]

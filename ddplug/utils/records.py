@@ -1,4 +1,4 @@
-"""What a file may hold, said as a table, and one function that holds a record to it.
+"""Formats of files, written as tables, and one function that checks a record against them.
 
     NETWORK = entries({"file": text(255), "bytes": whole(), "head": optional(text())})
     content = read_record(path, NETWORK, "a network's record", "Copy it again.")
@@ -109,7 +109,7 @@ def one_of(*allowed: Any) -> Check:
 
 
 def optional(inner: Check) -> Check:
-    """None, or what `inner` allows."""
+    """Accept None, or values that `inner` accepts."""
 
     def check(value: Any) -> None:
         if value is not None:
@@ -119,7 +119,7 @@ def optional(inner: Check) -> Check:
 
 
 def either(*checks: Check) -> Check:
-    """What any of `checks` allows; the last one says what is wrong."""
+    """Accept values that any of `checks` accepts; the last one raises."""
 
     def check(value: Any) -> None:
         for each in checks[:-1]:
@@ -199,7 +199,7 @@ def tensor(kind: str = "any", shape: Sequence[int | None] | None = None, *, fini
 
 
 def is_expanded(of: Tensor, beyond: int = 0) -> bool:
-    """Whether a tensor has more numbers than are stored, by more than `beyond` bytes, or is not a plain one."""
+    """Return True if a tensor has more numbers than stored, by over `beyond` bytes, or is not a plain one."""
     if of.layout != torch.strided or of.is_quantized:
         return True
     return of.numel() * of.element_size() > of.untyped_storage().nbytes() + beyond

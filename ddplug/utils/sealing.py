@@ -43,7 +43,7 @@ def seal_archive(archive: io.BytesIO) -> None:
 
 
 def check_archive(path: Path) -> bool:
-    """Whether a torch file has a checksum; `BrokenError` if it is another's, or the file's end is missing.
+    """Return True if a torch file has a checksum; `BrokenError` if it is another's or the file's end is missing.
 
     A file in torch's old format, which is no archive, has none and is not judged here.
     """
@@ -85,7 +85,7 @@ def seal_record(content: object) -> object:
 
 
 def unseal_record(content: object) -> tuple[object, bool]:
-    """What was read from a JSON file without its checksum, and whether it had one; `BrokenError` if it is another's."""
+    """Return a JSON file's content without its checksum, and True if it had one; `BrokenError` if it is another's."""
     if not isinstance(content, dict):
         return content, False
     if KEY not in content:
