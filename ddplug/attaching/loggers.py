@@ -21,7 +21,7 @@ COLUMNS = ("number", "value", "lam", "share", "images", "skipped")
 
 
 class Logger(Protocol):
-    """Where rounds are written to."""
+    """Destination of rounds."""
 
     def write(self, rounds: Sequence[Round]) -> None:
         """Write `rounds`, the next ones in order."""

@@ -18,10 +18,10 @@ GROUP = "ddplug.adapters"
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What `ddplug.attach` asks of an adapter."""
+    """Interface of an adapter for `ddplug.attach`."""
 
     def recognises(self, host: object) -> bool:
-        """Whether `host` is the codebase that this adapter is for; must not change it."""
+        """Return True if `host` is the codebase of this adapter; must not change it."""
 
     def install(self, host: object, regularizer: Regularizer) -> Callable[[], None]:
         """Put `regularizer` on the host's synthetic views; returns what takes it away again (idempotent)."""

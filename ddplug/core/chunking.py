@@ -1,4 +1,4 @@
-"""How many images go through a proxy together, and of how many the graph is kept until the gradient is known.
+"""Chunks of images that pass a proxy together, and those whose graph is kept until the gradient is known.
 
 The gradient needs the centroids, and those need the features of every image. So each proxy is passed twice: once for
 the features, piece by piece, then piece by piece for the gradient. Graphs of the last pieces are kept from the first
@@ -28,7 +28,7 @@ LARGEST_ON_CPU = 12 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """What the graph of one image holds on to, in bytes, weights apart."""
+    """Bytes that the graph of one image keeps, without weights."""
 
     total: float
     largest: int
@@ -88,7 +88,7 @@ def plan(images: int, cost: Cost, chunk: Chunk, device: torch.device) -> Plan:
 
 
 def measure(features: Callable[[Tensor], Tensor], views: Tensor) -> Cost:
-    """What `features`, (n, c, h, w) to (n, d), keeps for its backward pass, seen on one image and on two.
+    """Measure, on one image and on two, the memory that `features`, (n, c, h, w) to (n, d), keeps for backward.
 
     The images are made up, in the shape and dtype and on the device of `views`, and differ, so that mixtures show.
     """

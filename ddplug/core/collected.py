@@ -66,11 +66,11 @@ class Collected:
         return len(self._seen) == self.passes and all(other.arrived is not None for other in self._last)
 
     def stepped(self) -> bool:
-        """Whether images were changed since their gradient came: their round has been cut through by a step."""
+        """True if images changed after their gradient came: a step has cut their round."""
         return any(leaf._version != version for leaf, version in self._leaves.values())
 
     def hooked(self) -> bool:
-        """Whether somebody's hooks see the images' gradient, and will see CMI's part by itself."""
+        """True if foreign hooks see the images' gradient, and will see CMI's part separately."""
         return any(leaf._backward_hooks for leaf, _ in self._leaves.values())
 
     def images(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What happened, round by round, kept without holding a device back.
+"""History of rounds, kept without holding a device back.
 
 On a GPU every number read is a wait for the device, so values collect in one small tensor there and are read in blocks.
 """

@@ -1,4 +1,4 @@
-"""What the calls of one round share."""
+"""Data shared by the calls of one round."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def cosine(rounds: int) -> Schedule:
 
 
 def scheduled(schedule: Schedule | None, number: int) -> float:
-    """What `schedule` says for round `number`; `WeightError` if that is not a finite number >= 0."""
+    """Return the value of `schedule` for round `number`; `WeightError` unless it is a finite number >= 0."""
     if schedule is None:
         return 1.0
     factor = schedule(number)
