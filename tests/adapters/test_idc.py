@@ -20,6 +20,8 @@ from ddplug.proxies.pool import PoolInfo
 
 from ..conftest import tiny_network
 
+pytestmark = pytest.mark.numerical
+
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CLASSES, IPC, SIZE = 3, 2, 4
 

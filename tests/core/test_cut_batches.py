@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import ddplug
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor], Tensor]
 HALF_ULP = 2.0**-24

@@ -20,6 +20,8 @@ from torch import Tensor
 
 import ddplug
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 SCRIPT = Path(__file__).parent / "processes.py"
 CHECKS = re.findall(r"^@check\ndef (\w+)", SCRIPT.read_text(), re.MULTILINE)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import ddplug
 from ddplug.terms import Groups, Term
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 
 

@@ -83,6 +83,7 @@ class Augmenting(nn.Module):
         return views * 1.5
 
 
+@pytest.mark.numerical
 def test_replicas_of_a_module(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """As `nn.DataParallel` makes them for every forward pass, each in a thread of its own; together one round."""
     trainer = nn.Module()

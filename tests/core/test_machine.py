@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from torch import Tensor, nn
 
 import ddplug
+
+pytestmark = pytest.mark.numerical
 
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 1, 0, 1, 2, 1, 1])
 SHARE = 0.5

@@ -13,6 +13,8 @@ import ddplug
 from ddplug.core import chunking
 from ddplug.utils.memory import out_of_memory
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 LAM = 0.7
 

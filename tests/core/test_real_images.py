@@ -18,6 +18,8 @@ from ddplug.datasets.spaces import InputSpace
 from ddplug.terms import Real, make
 from ddplug.terms.base import group
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 LAM = 0.7
 COMPARING = ["covariance", "diversity", "mim"]
@@ -74,7 +76,6 @@ def same(found: Tensor, wanted: Tensor) -> None:
 # --- passed along
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("term", [*COMPARING, "cmi+0.3*mim", "-diversity"])
 def test_the_gradient_is_autograds(pool: ddplug.ProxyPool, batch: Batch, real: Batch, term: str) -> None:
     regularizer = layer(pool, term)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import ddplug
 from ddplug.core.weighting import BOUND, Sustained
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 
 

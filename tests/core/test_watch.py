@@ -214,6 +214,7 @@ def test_a_scaler_that_was_spoken_of_or_is_idle(pool: ddplug.ProxyPool, batch: B
     assert idle.is_enabled()
 
 
+@pytest.mark.numerical
 def test_a_trainers_scaler_is_not_taken_without_a_word(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """It may be another model's: one that is idle changes nothing, one that is at work is asked about."""
 
@@ -271,6 +272,7 @@ def test_a_space_for_a_pool_that_does_not_know_its_own_is_refused(pool: ddplug.P
             measure(pool, *batch, input_space=given)
 
 
+@pytest.mark.numerical
 def test_spaces_by_name(network: Callable[..., nn.Module], batch: Batch) -> None:
     """[0, 1] images and normalised ones give different gradients, and the right ones."""
     images, labels = batch[0].sigmoid(), batch[1]
@@ -475,6 +477,7 @@ class NoWayBack(nn.Module):
         return images
 
 
+@pytest.mark.numerical
 def test_cmi_at_weight_zero_on_request(pool: ddplug.ProxyPool, batch: Batch, tmp_path: Any) -> None:
     """The baseline's curve: the host bit for bit as it is, and CMI of every round."""
     images, labels = batch
@@ -499,6 +502,7 @@ def test_cmi_at_weight_zero_on_request(pool: ddplug.ProxyPool, batch: Batch, tmp
     assert ddplug.attach(Loop(batch), 0, proxies=pool, record=True, announce=lambda line: None).regularizer.active
 
 
+@pytest.mark.numerical
 def test_the_share_of_every_round(pool: ddplug.ProxyPool, batch: Batch) -> None:
     images, _ = batch
     regularizer = layer(pool, 5.0)

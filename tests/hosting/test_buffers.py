@@ -19,6 +19,8 @@ from ddplug.hosting import expert_buffers as buffers
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo
 
+pytestmark = pytest.mark.numerical
+
 PLAIN = InputSpace.normalized((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 CONTEXT = {"space": ((0.5,) * 3, (0.2,) * 3), "shape": (3, 8, 8), "count": 4, "classes": ["a", "b", "c", "d"]}
 

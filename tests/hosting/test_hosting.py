@@ -31,6 +31,8 @@ from ddplug.hosting.checkout import HostSpec, from_record
 from ddplug.hosting.host import Host
 from ddplug.hosting.names import stacked
 
+pytestmark = pytest.mark.numerical
+
 STANDINS = Path(__file__).parents[1] / "standins"
 SAVE = "cmi.save()"
 

@@ -33,6 +33,8 @@ from ddplug.terms import Real, make
 from ddplug.terms.base import group
 from ddplug.utils.digest import blob_hash
 
+pytestmark = pytest.mark.numerical
+
 STANDINS = Path(__file__).parents[1] / "standins"
 MOST = 40
 

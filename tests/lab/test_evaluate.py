@@ -44,6 +44,8 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.utils.files import write_json
 from ddplug.utils.sealing import unseal_record
 
+pytestmark = pytest.mark.numerical
+
 pytest.importorskip("sklearn")
 
 TINY: dict[str, Any] = {"epochs": 2, "runs": 2, "batch_size": 8, "options": {"width": 8}}

@@ -23,6 +23,8 @@ from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.lab.measure import Measurement, measure
 from ddplug.lab.report import curves, measurement_table, picture_grid
 
+pytestmark = pytest.mark.numerical
+
 SPACE = InputSpace.normalized((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 

@@ -21,6 +21,8 @@ from ddplug.proxies.mcmi import MaximumCMI, judged, logits_of
 from ddplug.proxies.pretrain import pretrain as train
 from ddplug.terms.cmi import cmi
 
+pytestmark = pytest.mark.numerical
+
 pytest.importorskip("sklearn")
 
 
@@ -57,7 +59,6 @@ def probabilities(logits: torch.Tensor) -> list[float]:
     return [part / sum(parts) for part in parts]
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("weight", [0.15, 0.9])
 def test_the_loss_is_cross_entropy_less_kl_to_the_epochs_centroids(weight: float) -> None:
     """By loops, in float64; the network's own float32 logits of the centroids' images agree to 1e-7."""

@@ -21,6 +21,8 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.terms import make
 from ddplug.terms.base import group
 
+pytestmark = pytest.mark.numerical
+
 LABELS = torch.arange(6) % 3
 
 

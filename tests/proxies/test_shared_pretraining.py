@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.numerical
+
 TRAINING = """
 import os, signal, sys, time
 from dataclasses import replace

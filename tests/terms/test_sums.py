@@ -14,6 +14,8 @@ from ddplug.errors import InputError
 from ddplug.terms import Groups, Real, Sum, Term, make
 from ddplug.terms.base import group, single
 
+pytestmark = pytest.mark.numerical
+
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 1, 0, 1, 2, 1, 1])
 
 
@@ -123,7 +125,6 @@ def test_a_sum_in_a_sum_is_its_terms() -> None:
     assert made.against(real)(features(), groups()).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("written", ["cmi+0.3*proxy_ce", "-cmi", "2*centralisation-0.7*spread+mim-covariance"])
 def test_value_and_gradient_are_the_weighted_sums(written: str) -> None:
     real, leaf = Real(features(5), groups()), features().requires_grad_()

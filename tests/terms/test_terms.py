@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import ddplug
 from ddplug.terms import Groups, Term, base, make, register, terms
 
+pytestmark = pytest.mark.numerical
+
 Batch = tuple[Tensor, Tensor]
 
 
