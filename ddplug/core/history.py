@@ -73,7 +73,7 @@ class History:
         self._pending: list[tuple[int, float, int]] = []
         self._buffer: Tensor | None = None
         self._readers: list[tuple[Reader, int]] = []
-        self._earlier = self._told = 0
+        self._earlier = self._told = self._skipped = 0
 
     def tell(self, reader: Reader) -> Callable[[], None]:
         """Have `reader` told of every round that this process adds; returns what tells it the last ones and ends it.
@@ -142,6 +142,7 @@ class History:
         """Forget all rounds but the first `length`."""
         if length < len(self._rounds):
             self.flush()
+            self._skipped -= sum(round_.skipped for round_ in self._rounds[length:])
             del self._rounds[length:]
             self._told = min(self._told, length)
         else:
@@ -152,6 +153,7 @@ class History:
         if self._buffer is not None and self._pending:
             values = self._buffer[: len(self._pending)].tolist()
             for (number, lam, images), (value, finite, share) in zip(self._pending, values, strict=True):
+                self._skipped += not finite
                 self._rounds.append(
                     Round(number, value, lam, images, not finite, share if 0 <= share < math.inf else None)
                 )
@@ -170,7 +172,8 @@ class History:
     @property
     def skipped(self) -> int:
         """Rounds left out because their gradient was not finite."""
-        return sum(round_.skipped for round_ in self)
+        self.flush()
+        return self._skipped
 
     @property
     def share(self) -> list[float | None]:
@@ -208,3 +211,4 @@ class History:
         self._pending.clear()
         self._earlier = self._told = len(state)  # an earlier run's, which told of them
         self._rounds = [Round(**{FORMER.get(name, name): held for name, held in record.items()}) for record in state]
+        self._skipped = sum(round_.skipped for round_ in self._rounds)
