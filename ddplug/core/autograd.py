@@ -25,7 +25,7 @@ class Call:
     def __init__(self, views: Tensor, labels: Tensor, real: Any = None) -> None:
         self.views = views
         self.labels = labels
-        self.real = real
+        self.real = self.given = real
         """The real images that they are compared with, a `RealBatch`, if the term compares."""
         self.version = views._version
         self.node: weakref.ref[Any] | None = None
@@ -39,6 +39,8 @@ class Call:
         """The host's gradient, in a round of several passes, once it has come."""
         self.round: Round | None = None
         self.grad: Tensor | None = None
+        self.provisional: weakref.ref[Any] | None = None
+        """Its round until the images' step, a `ProvisionalRound`."""
         self.done = False
         self.acted = False
 
@@ -57,6 +59,22 @@ class Call:
         self.done = True
         self.round = self.grad = self.arrived = self.collected = self.real = None
         self.views = self.views.new_empty(0)
+
+    def revive(self) -> None:
+        """Wait for a backward pass again, as if there had been none."""
+        node = None if self.node is None else self.node()
+        if node is None:
+            return
+        try:
+            (self.views,) = node.saved_tensors
+        except RuntimeError as error:
+            raise InputError(
+                "a graph whose first gradient was wiped or only looked at is walked again, and its views are gone. "
+                "Pass retain_graph=True to its first walk, or call the layer anew."
+            ) from error
+        self.views, self.real = self.views.detach(), self.given
+        self.done = self.acted = False
+        self.round = self.provisional = None
 
 
 class Identity(torch.autograd.Function):

@@ -10,21 +10,21 @@ from torch import Tensor
 
 def leaves(tensors: Iterable[Tensor] = (), nodes: Iterable[Any] = ()) -> list[Tensor]:
     """The leaf tensors behind `tensors`, or behind `nodes` of autograd's graph, each once."""
-    found: dict[int, Tensor] = {}
-    waiting = list(nodes)
-    for tensor in tensors:
-        if tensor.grad_fn is not None:
-            waiting.append(tensor.grad_fn)
-        elif tensor.requires_grad:
-            found[id(tensor)] = tensor
-    seen: set[Any] = set()
+    tensors = list(tensors)
+    found = {id(tensor): tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad}
+    behind = accumulators([*nodes, *(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)])
+    return list({**found, **{id(node.variable): node.variable for node in behind}}.values())
+
+
+def accumulators(nodes: Iterable[Any]) -> list[Any]:
+    """The nodes behind `nodes` of autograd's graph that add to a leaf's gradient, each once."""
+    found, seen, waiting = [], set(), list(nodes)
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor):
-            found[id(leaf)] = leaf
+        if isinstance(getattr(node, "variable", None), Tensor):
+            found.append(node)
         waiting += [following for following, _ in node.next_functions if following is not None]
-    return list(found.values())
+    return found

@@ -315,6 +315,7 @@ class Regularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs: what was measured, the generators, the history; and what it belongs to."""
+        self._keeper.provisional.settle()
         return {
             "weighting": self.weighting.state_dict(),
             **self.estimator.state_dict(),
@@ -339,6 +340,7 @@ class Regularizer:
         else:
             check_pool(state.get("pool"), self.pool)
         before = self.state_dict()
+        self._keeper.provisional.clear()
         try:
             self._take(state)
         except Exception as error:  # a damaged state may be anything

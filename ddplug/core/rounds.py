@@ -18,8 +18,9 @@ from ddplug.core.before import Before
 from ddplug.core.collected import Collected
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
+from ddplug.core.provisional import Provisional
 from ddplug.core.round import Round
-from ddplug.core.watch import Watch
+from ddplug.core.watch import LOOKED_AT, Watch
 from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
 from ddplug.errors import InputError
 from ddplug.terms.base import Groups
@@ -62,11 +63,16 @@ class RoundKeeper:
     def _start(self) -> None:
         self._pending: list[weakref.ref[Call]] = []
         self._lock = ThreadLock()
+        self.provisional = Provisional(self._lock)
         self._own = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """With no call under way: a copy has its own."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_pending", "_lock", "_own")}
+        return {
+            key: value
+            for key, value in self.__dict__.items()
+            if key not in ("_pending", "_lock", "provisional", "_own")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -157,6 +163,7 @@ class RoundKeeper:
         """Add nothing from now on, also not to calls whose backward pass is still to come."""
         self.enabled = False
         self._pending.clear()
+        self.provisional.clear()
         if (collected := self._collected) is not None:
             collected.drop()
         self.watch.close()
@@ -189,21 +196,41 @@ class RoundKeeper:
     def _to_add(self, call: Call, grad: Tensor) -> Tensor | None:
         if not self.enabled:
             return None
-        if call.done:
+        if call.done and not self._again(call):
+            return None
+        if call.round is None:
+            self.provisional.settle()
+            live = [found for ref in self._pending if (found := ref()) is not None]
+            reached = [found for found in live if found is call or found.reached()]
+            before = self._start_round(reached)
+            self.provisional.begin(before, reached)
+            self._pending = [weakref.ref(found) for found in live if found not in reached]
+        return self._hand_out(call, grad)
+
+    def _again(self, call: Call) -> bool:
+        """Return True if the graph of `call`, which was walked before, is to be walked as if it had not been."""
+        round_ = None if call.provisional is None else call.provisional()
+        if round_ is None:
+            if call.acted:
+                raise InputError(
+                    "a graph was walked again after the step of the images that its first backward pass was for; CMI "
+                    "counts once per call of the layer. Call the layer anew for each gradient that images follow."
+                )
+            return False
+        if not round_.wiped():
             if call.acted:
                 self.watch.warn(
                     "walked again",
-                    "a graph whose gradient already had CMI's in it was walked a second time; CMI counts once per call "
-                    "of the layer, so this time it was not added. If the first walk was for a log only, or the host "
-                    "steps repeatedly on one graph, call the layer anew for each gradient that images are to follow.",
+                    "a graph was walked a second time while the gradient of the first walk still waits for the step; "
+                    "CMI counts once per call of the layer, so this time it was not added.",
                 )
-            return None
-        if call.round is None:
-            live = [found for ref in self._pending if (found := ref()) is not None]
-            reached = [found for found in live if found is call or found.reached()]
-            self._start_round(reached)
-            self._pending = [weakref.ref(found) for found in live if found not in reached]
-        return self._hand_out(call, grad)
+            return False
+        self.provisional.undo(round_)
+        for ref in round_.calls:
+            if (found := ref()) is not None:
+                found.revive()
+                self._pending.append(weakref.ref(found))
+        return True
 
     @uncompiled
     def _finish(self, collected: Collected) -> None:
@@ -224,8 +251,8 @@ class RoundKeeper:
                     "host's, and at the end the regulariser's. What it computes of each, a norm say, is not of both.",
                 )
             sources, arrived = [call.source for call in calls], [call.arrived for call in calls]
-            before = Before(self)
-            self._start_round(calls)
+            self.provisional.settle()
+            before = self._start_round(calls)
             extras = [self._hand_out(call, grad) for call, grad in zip(calls, arrived, strict=True) if grad is not None]
         found = zip(sources, extras, strict=True)
         rest = [(source, extra) for source, extra in found if source is not None and extra is not None]
@@ -245,6 +272,7 @@ class RoundKeeper:
                 ) from error
             finally:
                 _walking.rest = False
+        self.provisional.add(before, calls, [source for source in sources if source is not None])
 
     def _cut_through(self, passes: int | None) -> None:
         told = f"passes={passes}" if passes is not None else "`with regularizer.round():`"
@@ -255,10 +283,11 @@ class RoundKeeper:
             "between two steps, with the step after them.",
         )
 
-    def _start_round(self, calls: list[Call]) -> None:
-        """Estimate the term on the views of all `calls` together and give each its slice of the gradient."""
+    def _start_round(self, calls: list[Call]) -> Before:
+        """Estimate the term on the views of all `calls` together and give each its slice; returns the state before."""
         with Before(self) as before:
             self._estimate(calls, before)
+        return before
 
     def _estimate(self, calls: list[Call], before: Before) -> None:
         number = self.rounds
@@ -324,7 +353,8 @@ class RoundKeeper:
         expected = whole or self.set_size is not None or self.estimator.classes is not None
         single = int(classes[0]) if len(classes) == 1 and not expected else None
         absolute = isinstance(self.weighting, Absolute) and self.weight != 0
-        self.watch.began([] if whole else calls, single, absolute=absolute)
+        adds_up = not whole and self.watch.rounds < LOOKED_AT and self.provisional.adds_up(calls)
+        self.watch.began(single, absolute=absolute, adds_up=adds_up)
 
     def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
         """This call's share of its round, lambda included; closes the round at its last call."""

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from ddplug.core.autograd import Call
-from ddplug.core.leaves import leaves
 from ddplug.errors import DDPlugWarning
 
 LOST = 40
@@ -42,13 +40,12 @@ class Watch:
         self._warned: set[str] = set()
         self._untouched = self._lost = self._steps = self._cut = 0
         self._single: set[int] | None = set()
-        self._before: list[_Seen] = []
         self._process = os.getpid()
         _WATCHES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has seen nothing of the graphs yet, and nothing is expected of it before it is called."""
-        return {**self.__dict__, "_before": [], "expects_action": False}
+        return {**self.__dict__, "expects_action": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _process=os.getpid())
@@ -97,13 +94,13 @@ class Watch:
                 f"through {self.where}. Does the host call it on its synthetic images?",
             )
 
-    def began(self, calls: Sequence[Call], single_class: int | None, *, absolute: bool) -> None:
+    def began(self, single_class: int | None, *, absolute: bool, adds_up: bool) -> None:
         """A round of one backward pass begins.
 
         Args:
-            calls: those it consists of.
             single_class: the class of all its images, if they are of one.
-            absolute: whether lambda was given, and so is not measured on such rounds.
+            absolute: True if lambda was given, and so is not measured on such rounds.
+            adds_up: True if the gradient of the round before still waits for a step.
         """
         self.rounds += 1
         if self.rounds > LOOKED_AT:
@@ -122,12 +119,7 @@ class Watch:
                     "images its set is, set_size=, and each counts in proportion; or ask for a share "
                     "(weighting='relative'), which is measured on such passes.",
                 )
-        self._accumulates(calls)
-
-    def _accumulates(self, calls: Sequence[Call]) -> None:
-        """Whether the gradient of the round before still waits for a step, so that this one adds to it."""
-        if self._before and all(seen.waits() for seen in self._before):
-            self._cut += 1
+        self._cut += adds_up
         if self._cut >= 2:
             self.warn(
                 "several passes",
@@ -135,8 +127,6 @@ class Watch:
                 "with centroids of its own images, and a lambda given as it is acts once for each. Make them one "
                 "round: `with regularizer.round():` around the passes, or passes=N.",
             )
-        nodes = [node for call in calls if call.node is not None and (node := call.node()) is not None]
-        self._before = [_Seen(leaf) for leaf in leaves(nodes=nodes)]
 
     def scaled(self, grad: Tensor) -> None:
         """Look for a GradScaler at work, of whose factor nothing was said, where `grad` looks as if it had it."""
@@ -168,25 +158,6 @@ class Watch:
                 f"the regulariser at {self.where} never came into action: no backward pass reached images that went "
                 "through it. Check that the host calls it on its synthetic images and that they need a gradient.",
             )
-
-
-class _Seen:
-    """A leaf as it was when a round began."""
-
-    def __init__(self, leaf: Tensor) -> None:
-        self._leaf, self._version = weakref.ref(leaf), leaf._version
-        self._gradient = self._state(leaf)
-
-    def waits(self) -> bool:
-        """Whether a gradient has come since that still waits for a step."""
-        leaf = self._leaf()
-        if leaf is None or leaf._version != self._version or leaf.grad is None:
-            return False
-        return self._state(leaf) != self._gradient and bool(leaf.grad.any())
-
-    @staticmethod
-    def _state(leaf: Tensor) -> tuple[int, int] | None:
-        return None if leaf.grad is None else (id(leaf.grad), leaf.grad._version)
 
 
 _WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()

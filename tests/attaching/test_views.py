@@ -95,7 +95,7 @@ def test_kornias_views_in_the_place_of_the_hosts(
                 loss + LAM * ddplug.CMI(pool)(leaf if views == "clean" else seen, batch[1]), leaf
             )
             torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
-        assert len(handle.history) == 6
+        assert len(handle.history) == 1  # each gradient but the last is wiped without a step
     assert len(set(draws)) > 1
     assert {key: value for key, value in vars(trainer).items() if key in before} == before
     if isinstance(trainer.augment, nn.Module):

@@ -1,0 +1,249 @@
+"""A round belongs to a step of the images: passes that are wiped, raised or for a log leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ddplug
+
+Batch = tuple[Tensor, Tensor]
+STEPS = 6
+Extra = Callable[["Run"], None]
+
+
+class Run:
+    """Six steps of a host on two networks; `before` and `instead` are what happens around its own pass."""
+
+    def __init__(self, network: Callable[..., nn.Module], batch: Batch, **options: Any) -> None:
+        self.images, self.labels = batch[0].clone().requires_grad_(), batch[1]
+        self.host = network(7)
+        self.optimizer = torch.optim.SGD([self.images], lr=0.5, momentum=0.5)
+        self.regularizer = ddplug.Regularizer(
+            [network(seed) for seed in range(3)], 1, calibrate=3, announce=lambda line: None, **options
+        )
+        self.number = 0
+
+    def loss(self) -> Tensor:
+        views = self.regularizer(self.images * 1.5, self.labels)
+        return F.cross_entropy(self.host(views), self.labels)
+
+    def go(self, around: Extra | None = None, steps: int = STEPS) -> Run:
+        for self.number in range(steps):
+            self.optimizer.zero_grad()
+            if around is None:
+                self.loss().backward()
+            else:
+                around(self)
+            self.optimizer.step()
+        return self
+
+
+def same(one: Run, other: Run) -> None:
+    """Equal to the bit: both runs have computed the same things in the same shapes."""
+    assert one.regularizer.lam is not None
+    assert one.regularizer.lam == other.regularizer.lam
+    assert one.regularizer.history.state_dict() == other.regularizer.history.state_dict()
+    assert one.regularizer.rounds == other.regularizer.rounds
+    assert torch.equal(one.images, other.images)
+
+
+def boom(*_: object) -> None:
+    raise MemoryError
+
+
+def leaf_hook(run: Run) -> None:
+    handle = run.images.register_hook(boom)
+    with pytest.raises(MemoryError):
+        run.loss().backward()
+    handle.remove()
+    run.optimizer.zero_grad()
+    run.loss().backward()
+
+
+def same_graph_after_exception(run: Run) -> None:
+    loss = run.loss()
+    handle = run.images.register_hook(boom)
+    with pytest.raises(MemoryError):
+        loss.backward(retain_graph=True)
+    handle.remove()
+    loss.backward()
+
+
+def first_wiped(run: Run, *, to_none: bool) -> None:
+    run.loss().backward()
+    run.optimizer.zero_grad(set_to_none=to_none)
+    run.loss().backward()
+
+
+def wiped_by_hand(run: Run) -> None:
+    run.loss().backward()
+    run.images.grad = torch.zeros_like(run.images)
+    run.loss().backward()
+
+
+def logged_on_the_graph(run: Run) -> None:
+    loss = run.loss()
+    torch.autograd.grad(loss, run.images, retain_graph=True)
+    loss.backward()
+
+
+def another_loss_logged(run: Run) -> None:
+    """The share is of the pass that counts, not of the one for the log."""
+    loss = run.loss()
+    torch.autograd.grad(3 * loss, run.images, retain_graph=True)
+    loss.backward()
+
+
+def walked_on_the_graph(run: Run, *, to_none: bool) -> None:
+    loss = run.loss()
+    loss.backward(retain_graph=True)
+    run.optimizer.zero_grad(set_to_none=to_none)
+    loss.backward()
+
+
+def logged_anew(run: Run) -> None:
+    torch.autograd.grad(run.loss(), run.images)
+    run.loss().backward()
+
+
+def logged_after(run: Run) -> None:
+    run.loss().backward()
+    torch.autograd.grad(run.loss(), run.images)
+
+
+def logged_at_the_views(run: Run) -> None:
+    """The pass for the log ends before it comes to the images."""
+    views = run.images * 1.5
+    loss = F.cross_entropy(run.host(run.regularizer(views, run.labels)), run.labels)
+    torch.autograd.grad(loss, views, retain_graph=True)
+    loss.backward()
+
+
+def raised_twice_then_logged(run: Run) -> None:
+    leaf_hook(run)
+    run.optimizer.zero_grad()
+    same_graph_after_exception(run)
+    run.optimizer.zero_grad()
+    logged_on_the_graph(run)
+
+
+CASES: dict[str, Extra] = {
+    "a hook on the leaf raises": leaf_hook,
+    "the same graph after an exception": same_graph_after_exception,
+    "wiped to None": lambda run: first_wiped(run, to_none=True),
+    "wiped to zeros": lambda run: first_wiped(run, to_none=False),
+    "wiped by hand": wiped_by_hand,
+    "autograd.grad, then backward on the graph": logged_on_the_graph,
+    "autograd.grad of another loss": another_loss_logged,
+    "autograd.grad to the views": logged_at_the_views,
+    "backward, wiped to None, backward on the graph": lambda run: walked_on_the_graph(run, to_none=True),
+    "backward, wiped to zeros, backward on the graph": lambda run: walked_on_the_graph(run, to_none=False),
+    "autograd.grad on a graph of its own": logged_anew,
+    "autograd.grad after the pass": logged_after,
+    "all": raised_twice_then_logged,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 2}, {"weighting": "sustained"}], ids=["", "every", "sustained"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_as_if_it_had_not_happened(
+    network: Callable[..., nn.Module], batch: Batch, case: Extra, options: dict[str, Any]
+) -> None:
+    steps = STEPS * options.get("every", 1)
+    clean = Run(network, batch, **options).go(steps=steps)
+    assert clean.regularizer.rounds == steps
+    same(Run(network, batch, **options).go(case, steps), clean)
+
+
+def test_only_now_and_then(network: Callable[..., nn.Module], batch: Batch) -> None:
+    """Each step has another of the cases, and the draws of the proxies go on as if there had been none."""
+    cases = list(CASES.values())
+    clean = Run(network, batch).go(steps=13)
+    same(Run(network, batch).go(lambda run: cases[run.number](run), 13), clean)
+
+
+def test_networks_trained_between_the_steps_of_the_images(network: Callable[..., nn.Module], batch: Batch) -> None:
+    """HaBa's shape: an optimizer of the host's network steps on passes that go through the layer to the images too."""
+
+    def go(*, through: bool) -> Run:
+        run = Run(network, batch)
+        other = torch.optim.SGD(run.host.parameters(), lr=0.01)
+
+        def step(run: Run) -> None:
+            for _ in range(2):
+                other.zero_grad()
+                views = run.images * 1.5
+                if through:
+                    views = run.regularizer(views, run.labels)
+                F.cross_entropy(run.host(views if through else views.detach()), run.labels).backward()
+                other.step()
+                run.optimizer.zero_grad()
+            other.zero_grad()
+            run.loss().backward()
+
+        return run.go(step)
+
+    same(go(through=True), go(through=False))
+
+
+def test_passes_that_add_up_before_a_step_all_count(network: Callable[..., nn.Module], batch: Batch) -> None:
+    def twice(run: Run) -> None:
+        run.loss().backward()
+        run.loss().backward()
+
+    with pytest.warns(ddplug.DDPlugWarning, match="several"):
+        run = Run(network, batch).go(twice)
+    assert run.regularizer.rounds == len(run.regularizer.history) == 2 * STEPS
+
+
+def test_a_gradient_that_is_changed_before_the_step_counts(network: Callable[..., nn.Module], batch: Batch) -> None:
+    """Normalised, clipped, or computed by autograd.grad and assigned: the step has it."""
+
+    def replaced(run: Run) -> None:
+        run.loss().backward()
+        assert run.images.grad is not None
+        run.images.grad = run.images.grad * 1.0
+
+    def changed(run: Run) -> None:
+        run.loss().backward()
+        torch.nn.utils.clip_grad_norm_([run.images], 1e9)
+
+    def assigned(run: Run) -> None:
+        (run.images.grad,) = torch.autograd.grad(run.loss(), run.images)
+
+    clean = Run(network, batch).go()
+    for case in (replaced, changed, assigned):
+        same(Run(network, batch).go(case), clean)
+
+
+@pytest.mark.parametrize("how", ["data", "in place", "new leaf"])
+def test_steps_that_no_optimizer_takes(network: Callable[..., nn.Module], batch: Batch, how: str) -> None:
+    run = Run(network, batch)
+    del run.optimizer
+    run.images = run.images.detach().clone().requires_grad_()
+    for _ in range(STEPS):
+        (grad,) = torch.autograd.grad(run.loss(), run.images)
+        if how == "data":
+            run.images.data -= 0.1 * grad
+        elif how == "in place":
+            with torch.no_grad():
+                run.images -= 0.1 * grad
+        else:
+            run.images = (run.images - 0.1 * grad).detach().requires_grad_()
+    assert run.regularizer.rounds == len(run.regularizer.history) == STEPS
+    assert run.regularizer.lam is not None
+
+
+def test_a_graph_that_is_walked_again_after_the_step(network: Callable[..., nn.Module], batch: Batch) -> None:
+    run = Run(network, batch)
+    loss = run.loss()
+    loss.backward(retain_graph=True)
+    run.optimizer.step()
+    with pytest.raises(ddplug.InputError, match="anew"):
+        loss.backward()
