@@ -309,7 +309,9 @@ def test_nothing_is_kept_after_a_round(pool: ddplug.ProxyPool, batch: Batch, rea
     loss = host(views)
     del given
     assert alive() == 1, "a copy is needed until the backward pass"
-    loss.backward(retain_graph=True)  # the host's graph is still there, and the call with it
+    loss.backward(retain_graph=True)  # the graph may be walked again, so the call keeps its batch
+    assert alive() == 1
+    del views, loss
     assert alive() == 0
     # A graph that is dropped unwalked takes its batch along.
     given, alive = tracked(1, real[1])
