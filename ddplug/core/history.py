@@ -122,8 +122,8 @@ class History:
 
     def append(
         self, number: int, lam: float, images: int, value: Tensor, finite: Tensor, share: Tensor | None = None
-    ) -> bool:
-        """Note a round; True if the values have been read, so that `skipped` is up to date."""
+    ) -> Sequence[Round]:
+        """Note a round; return the rounds whose values were read from the device by that, mostly none on a GPU."""
         if self._readers:
             self._tell_read()
         if self._buffer is None or self._buffer.device != value.device:
@@ -134,9 +134,11 @@ class History:
         row[1].copy_(finite)
         row[2].copy_(share) if share is not None else row[2].fill_(-1.0)
         self._pending.append((number, lam, images))
-        if len(self._pending) == len(self._buffer):
-            self.flush()
-        return not self._pending
+        if len(self._pending) < len(self._buffer):
+            return ()
+        read = len(self._pending)
+        self.flush()
+        return self._rounds[-read:]
 
     def truncate(self, length: int) -> None:
         """Forget all rounds but the first `length`."""

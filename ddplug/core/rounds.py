@@ -397,7 +397,8 @@ class RoundKeeper:
         self._sum_up(round_)
         if self.weighting.measuring and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
             # Of m of k classes, the estimate's squared norm is k/m times the term's own, in the mean over all draws.
-            told = self.weighting.observe(round_.host, round_.own * round_.drawn, round_.part)
+            own = round_.own * round_.drawn
+            told = self.weighting.observe(round_.host, own, round_.part, pooled=round_.drawn < 1)
             if told is not None:
                 value = self.estimator.objective.describe(round_.value.item())
                 self.announce(
@@ -407,6 +408,14 @@ class RoundKeeper:
         applied = round_.lam * round_.factor
         share = (round_.own / round_.host).sqrt() * applied if isinstance(round_.own, Tensor) else None
         read = self.history.append(round_.number, applied, round_.images, round_.value, round_.finite, share)
+        if any(past.share is not None and past.share > EXCESS * self.weighting.share for past in read):
+            self.watch.warn(
+                "excess",
+                f"the gradient of {self.estimator.objective.label} had more than {EXCESS} times the share of the "
+                f"host's own that weight={self.weight} asks for, in round {round_.number} or shortly before. Since "
+                "lambda was measured, the term's gradient has grown or the host's has fallen; nothing was clipped. "
+                "Calibrate over more rounds (calibrate=), or measure all the time with weighting='sustained'.",
+            )
         if read and self.history.skipped > self.reported:
             self.reported = self.history.skipped
             self.watch.warn(
@@ -415,6 +424,10 @@ class RoundKeeper:
                 "rounds are left out and counted (history.skipped). If they keep coming, look at the images' range and "
                 "input space, at lambda, and at the proxies.",
             )
+
+
+EXCESS = 100
+"""Times the weight that a round's share may have before a warning is issued."""
 
 
 class _Walking(threading.local):

@@ -26,13 +26,16 @@ from ddplug.utils.records import (
 )
 
 _POSITIVE, _SCALAR = number(0), optional(either(flag, text(), number(finite=False)))
+_NORMS = list_of(number(0, finite=False), 2, 2)
+"""Squared norms of the host's gradient and of the term's."""
 _STATE = entries(
     {
         "weighting": entries(
             {"kind": text()},
             {
                 "lam": optional(_POSITIVE), "first": optional(_POSITIVE), "rounds": whole(1),
-                **dict.fromkeys(("share", "complete", "host", "cmi", "factor"), _POSITIVE),
+                **dict.fromkeys(("share", "passed", "factor"), _POSITIVE),
+                "complete": whole(), "sums": _NORMS, "passages": list_of(_NORMS, most=10_000),
             },
         ),
         "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),

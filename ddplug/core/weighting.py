@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
+from statistics import median_low
 from typing import Any, get_args
 
 import torch
@@ -49,8 +50,10 @@ class Absolute:
     def __init__(self, lam: float) -> None:
         self.lam: float | None = check_weight(lam)
         self.so_far = self.lam
+        self.share = math.inf
+        """No share was asked for."""
 
-    def observe(self, host: Tensor, own: Tensor, part: float) -> str | None:
+    def observe(self, host: Tensor, own: Tensor, part: float, pooled: bool = False) -> str | None:
         """Nothing: lambda is given."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,8 +72,10 @@ class Absolute:
 class Relative:
     """Lambda such that CMI's gradient on the views has `share` of the norm of the host's own.
 
-    Both norms are root mean squares over the views of the first `rounds` rounds, then lambda is frozen. Until then a
-    round goes by the complete rounds before it, so that all its calls have one lambda; the first round only measures.
+    Squared norms are summed over a passage of the set, which a host that steps on parts of it makes in several rounds.
+    Lambda is the share times the median, over the first `rounds` passages, of the host's norm over CMI's; then it is
+    frozen. A single outlier, a spike of the host's loss say, does not move a median. Until lambda is frozen, a round
+    uses the complete passages before it, so that all its calls have one lambda; the first passage is only measured.
     """
 
     kind = "relative"
@@ -84,53 +89,79 @@ class Relative:
         self.rounds = rounds
         self.lam: float | None = None
         self.factor = 1.0
-        """On lambda beside the share, where views of part of a host's batch stand for all; its hosting code sets it."""
-        self._complete: float = 0
-        self._norms = torch.zeros(2, dtype=torch.float64)  # squared, summed over the complete rounds: host's, CMI's
+        """A factor on lambda besides the share, where views of part of a host's batch stand for all of it."""
+        self._passed = 0.0
+        """The part of the set that the passage under way has seen."""
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        """The squared norms of that passage: the host's, CMI's."""
+        self._passages: tuple[Tensor, ...] = ()
+        """The sums of the complete passages; replaced, never written to."""
+        self._complete = 0
+        """Complete passages."""
+        self._measured: float | None = None
+        """The lambda of the complete passages, if it was computed."""
 
     @property
     def measuring(self) -> bool:
-        """Whether the rounds to come are to be observed."""
+        """True if the rounds to come are to be observed."""
         return self.lam is None
 
     @property
     def so_far(self) -> float:
-        """Lambda by the complete rounds; 0 before there is one."""
-        return self.lam if self.lam is not None else self._ratio()
+        """Lambda by the complete passages; 0 before there is one."""
+        if self.lam is not None:
+            return self.lam
+        if self._measured is None:
+            self._measured = self._median()
+        return self._measured
 
-    def observe(self, host: Tensor, own: Tensor, part: float) -> str | None:
-        """Note a complete round, if both gradients were finite and not zero; returns what is to be announced, or None.
+    def observe(self, host: Tensor, own: Tensor, part: float, pooled: bool = False) -> str | None:
+        """Note a complete round; return the announcement of a new lambda, or None.
+
+        Gradients that are not finite, and rounds in which one of the two is zero, are left out of the sums. A passage
+        without any other round does not count, so lambda waits.
 
         Args:
             host: squared norm of the host's gradient on all the round's views, a scalar.
             own: the same of CMI's gradient, without lambda.
             part: of the whole set that the round's images are.
+            pooled: True if only the mean over many rounds is right, as for an estimate on drawn classes: their
+                passages are summed before the ratio is taken.
         """
         norms = torch.stack([host, own * part**2])
         counts = (torch.isfinite(norms) & (norms > 0)).all()
-        if self.lam is None and not counts:  # the one place where a device is waited for in every round
+        self._sums = self._sums.to(norms.device) + torch.where(counts, norms, 0.0)
+        self._passed += part
+        if self._passed < 1 - 1e-9:
             return None
-        self._norms = self._norms.to(norms.device) + torch.where(counts, norms, 0.0)
-        self._complete += self._passed(part)
-        return self._settle() if self._complete > self.rounds - 1e-9 else None
-
-    def _passed(self, part: float) -> float:
-        return 1
+        # Before there is a lambda, a device is waited for once per passage; later only when lambda changes.
+        if self.lam is not None or bool(self._sums[1] > 0):
+            if pooled and self._passages:
+                self._passages = (self._passages[0] + self._sums,)
+            else:
+                self._passages = (*self._passages, self._sums)
+            self._complete += 1
+            self._measured = None
+        self._passed, self._sums = 0.0, torch.zeros_like(self._sums)
+        return self._settle() if self._complete >= self.rounds else None
 
     def _settle(self) -> str | None:
-        self.lam = self._ratio()
+        self.lam = self._median()
+        self._passages, self._complete = (), 0
         return f"lambda = {self.lam:.6g} from now on"
 
-    def _ratio(self) -> float:
-        host, own = self._norms.tolist()
-        return self.share * self.factor * math.sqrt(host / own) if own > 0 else 0.0
+    def _median(self) -> float:
+        """The share times the lower median of the passages' ratios; 0 if there is none."""
+        sums = [held.tolist() for held in self._passages]
+        ratios = [math.sqrt(host / own) for host, own in sums if own > 0]
+        return self.share * self.factor * median_low(ratios) if ratios else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The share and what has been measured."""
-        host, own = self._norms.tolist()
         return {
-            "kind": self.kind, "share": self.share, "rounds": self.rounds, "lam": self.lam,
-            "complete": self._complete, "host": host, "cmi": own, "factor": self.factor,
+            "kind": self.kind, "share": self.share, "rounds": self.rounds, "lam": self.lam, "factor": self.factor,
+            "passed": self._passed, "complete": self._complete, "sums": self._sums.tolist(),
+            "passages": [held.tolist() for held in self._passages],
         }  # fmt: skip
 
     def check(self, state: dict[str, Any]) -> None:
@@ -140,18 +171,19 @@ class Relative:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the measurement, or keep the frozen lambda; `WeightError` if it is of another share."""
         self.check(state)
-        self.lam, self._complete = state["lam"], state["complete"]
-        self._norms = torch.tensor([state["host"], state["cmi"]], dtype=torch.float64)
+        self.lam, self._passed, self._complete = state["lam"], state["passed"], state["complete"]
+        self._measured = None
+        self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+        self._passages = tuple(torch.tensor(held, dtype=torch.float64) for held in state["passages"])
         self.factor = state.get("factor", self.factor)
 
 
 class Sustained(Relative):
-    """Lambda measured anew over every `rounds` passages of the whole set, so that the share stays what it was to be.
+    """Lambda measured anew over every `rounds` passages of the whole set, so that the share is kept up.
 
-    Every lambda comes from root mean squares as in `Relative`, over the passages since the last one was set. It is at
-    most `BOUND` times the first: where CMI all but vanishes, what is left of its gradient says nothing. A host that
-    steps on parts of its set passes it once in several rounds. After the first lambda, a device is waited for only when
-    it changes.
+    Every lambda comes from the passages since the last one was set, as in `Relative`. It is at most `BOUND` times the
+    first: where CMI all but vanishes, the rest of its gradient means nothing. After the first lambda, a device is
+    waited for only when lambda changes.
     """
 
     kind = "sustained"
@@ -161,19 +193,16 @@ class Sustained(Relative):
         self.first: float | None = None
         """The first lambda."""
         self._told = False
-        """Whether it was said that lambda has reached its bound."""
+        """True if it was announced that lambda has reached its bound."""
 
     @property
     def measuring(self) -> bool:
         """Always."""
         return True
 
-    def _passed(self, part: float) -> float:
-        return part
-
     def _settle(self) -> str | None:
-        lam = self._ratio()
-        self._complete, self._norms = 0, torch.zeros_like(self._norms)
+        lam = self._median()
+        self._passages, self._complete = (), 0
         if lam == 0:  # there was no gradient to measure
             return None
         if self.first is None:

@@ -96,7 +96,11 @@ def same_history(one: Any, other: Any) -> None:
         assert second.share == (None if first.share is None else pytest.approx(first.share, rel=1e-12))
     measured = other.weighting.state_dict()
     for key, value in one.weighting.state_dict().items():
-        assert measured[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value)
+        if isinstance(value, float | list):
+            kept, expected = (torch.tensor(each, dtype=torch.float64) for each in (measured[key], value))
+            torch.testing.assert_close(kept, expected, rtol=1e-12, atol=0.0)
+        else:
+            assert measured[key] == value
 
 
 @check

@@ -14,8 +14,12 @@ NAN, INF = float("nan"), float("inf")
 ROUND = {"number": 0, "cmi": 0.1, "lam": 1.0, "images": 4, "skipped": False}
 DAMAGED: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a lambda that is NaN": (("weighting", "lam"), NAN, r"weighting\.lam: expected a finite number"),
-    "an endless norm": (("weighting", "host"), INF, r"weighting\.host: expected a finite number"),
-    "a negative norm": (("weighting", "cmi"), -1.0, r"weighting\.cmi: expected a number >= 0"),
+    "a norm that is a word": (("weighting", "sums"), [1.0, "x"], r"weighting\.sums\[1\]: expected a number"),
+    "a negative norm": (
+        ("weighting", "passages"),
+        [[-1.0, 1.0]],
+        r"weighting\.passages\[0\]\[0\]: expected a number >= 0",
+    ),
     "a factor that is a word": (("weighting", "factor"), "2", r"weighting\.factor: expected a number"),
     "no weighting": (("weighting",), [], r"weighting: expected a dictionary"),
     "rounds below zero": (("rounds",), -1, r"rounds: expected a whole number"),
