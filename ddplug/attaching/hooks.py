@@ -100,7 +100,9 @@ def intercept(
         )
     target = getattr(owner, name)
     replaced = target.__dict__.get("forward") if isinstance(target, nn.Module) else target
-    if isinstance(replaced, Intercepted) or (isinstance(target, nn.Module) and target in _HOOKED):
+    held = getattr(target, "__dict__", {}).get(_CALL)
+    taken = isinstance(replaced, Intercepted) or (held is not None and held.owner() is target)
+    if taken or (isinstance(target, nn.Module) and target in _HOOKED):
         raise AttachError(
             f"ddplug is already attached at {type(owner).__name__}.{name}; detach() that handle first, so that CMI is "
             "not counted twice."
@@ -113,35 +115,185 @@ def intercept(
     return _replace(target, "forward", before, instead, after)
 
 
-class Intercepted:
-    """A callable in the place of somebody's own, which it calls; switched off, it does nothing else.
+class Interception:
+    """The change to the calls of one place of one owner; it belongs to no copy of that owner.
 
-    Copies and pickles of the owner get the owner's own callable: what is attached to one trainer is not to its copy.
+    The calls that an intercepted callable makes of itself are not intercepted.
     """
 
-    def __init__(
-        self, target: Callable[..., Any], before: Before | None, instead: Instead | None, after: After | None
-    ) -> None:
-        functools.update_wrapper(self, target)
-        self._target, self._before, self._instead, self._after = target, before, instead, after
+    def __init__(self, owner: object, before: Before | None, instead: Instead | None, after: After | None) -> None:
+        self.owner = _reference(owner)
+        self._before, self._instead, self._after = before, instead, after
         self.active = True
         self._within = threading.local()
+        self._made: Intercepted | None = None
+        self._undo: list[Undo] = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The call, intercepted; the calls that it makes of itself are not."""
+    def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call of `target`, intercepted."""
         if not self.active or getattr(self._within, "call", False):
-            return self._target(*args, **kwargs)
+            return target(*args, **kwargs)
         self._within.call = True
         try:
             if self._before is not None:
                 args, kwargs = self._before(args, kwargs)
-            result = self._target(*args, **kwargs) if self._instead is None else self._instead(args, kwargs)
+            result = target(*args, **kwargs) if self._instead is None else self._instead(args, kwargs)
             return result if self._after is None else self._after(args, kwargs, result)
         finally:
             self._within.call = False
 
+    def around(self, target: Any) -> Any:
+        """The callable to use in the place of `target`; an object of a Python class is itself, its calls changed."""
+        if not callable(target):
+            return target
+        if _is_object(target):
+            if (found := vars(target).get(_CALL)) is None or found.owner() is not target:
+                self._undo.append(_on_class(target, self))
+            return target
+        if self._made is None or self._made._target != target:
+            self._made = Intercepted(target, self)
+        return self._made
+
+    def stop(self) -> None:
+        """Restore what was changed on the way."""
+        self.active, self._made = False, None
+        while self._undo:
+            self._undo.pop()()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _itself, (None,)
+
+
+class Intercepted:
+    """A callable in the place of somebody's own, which it calls, and whose attributes it has; switched off, no more.
+
+    Copies and pickles of the owner get the owner's own callable: what is attached to one trainer is not to its copy.
+    """
+
+    def __init__(self, target: Callable[..., Any], interception: Interception) -> None:
+        vars(self).update({name: getattr(target, name) for name in _NAMES if hasattr(target, name)})
+        vars(self).update({"__wrapped__": target, "_target": target, "_interception": interception})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The call, intercepted."""
+        return self._interception.call(self._target, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_target"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._target, name, value)
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _itself, (self._target,)
+
+
+class Attribute:
+    """A class's attribute `name` while some of its instances are intercepted there; for all others it is as before.
+
+    The instances keep what they hold, so that copies have their own, and a callable put there later is intercepted too.
+    """
+
+    def __init__(self, kind: type, name: str) -> None:
+        self._kind, self._name, self.users = kind, name, 0
+        self.before = kind.__dict__.get(name, _MISSING)
+
+    def _of_class(self) -> Any:
+        if self.before is not _MISSING:
+            return self.before
+        for base in self._kind.__mro__[1:]:
+            if self._name in base.__dict__:
+                return base.__dict__[self._name]
+        return _MISSING
+
+    def __get__(self, instance: Any, kind: type | None = None) -> Any:
+        held = self._of_class()
+        own = {} if instance is None else vars(instance)
+        if self._name in own and not hasattr(type(held), "__set__"):
+            value = own[self._name]
+        elif held is _MISSING:
+            raise AttributeError(f"{self._kind.__name__!r} object has no attribute {self._name!r}")
+        else:
+            value = held.__get__(instance, kind) if hasattr(type(held), "__get__") else held
+        interception = own.get(_AT + self._name) if type(instance) is self._kind else None
+        return value if interception is None or interception.owner() is not instance else interception.around(value)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        held = self._of_class()
+        if hasattr(type(held), "__set__"):
+            held.__set__(instance, value)
+        else:
+            vars(instance)[self._name] = value
+
+    def __delete__(self, instance: Any) -> None:
+        held = self._of_class()
+        if hasattr(type(held), "__delete__"):
+            held.__delete__(instance)
+        elif vars(instance).pop(self._name, _MISSING) is _MISSING:
+            raise AttributeError(self._name)
+
+
+class _OfObject:
+    """The interception of one object's calls."""
+
+    def __init__(self, owner: object, interception: Interception) -> None:
+        self.owner, self.interception = _reference(owner), interception
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _itself, (None,)
+
+
+_AT, _CALL = "__ddplug_at_", "__ddplug_call__"
+_NAMES = ("__name__", "__qualname__", "__module__", "__doc__")
+
+
+def _reference(owner: object) -> Callable[[], Any]:
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        return lambda: owner
+
+
+def _is_object(target: object) -> bool:
+    """Whether calls of `target` are those of a Python class's `__call__`, on an object with attributes of its own."""
+    call = getattr(type(target), "__call__", None)  # noqa: B004, the class's is wanted
+    return isinstance(call, types.FunctionType) and hasattr(target, "__dict__") and not isinstance(target, nn.Module)
+
+
+def _on_class(target: Any, interception: Interception) -> Undo:
+    kind: Any = type(target)
+    wrapper: Any = kind.__dict__.get("__call__")
+    if not hasattr(wrapper, _CALL):
+        before, original = kind.__dict__.get("__call__", _MISSING), kind.__call__
+
+        @functools.wraps(original)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            found = vars(self).get(_CALL)
+            call = original.__get__(self)
+            if found is None or found.owner() is not self:
+                return call(*args, **kwargs)
+            return found.interception.call(call, args, kwargs)
+
+        setattr(wrapper, _CALL, [0, before])
+        kind.__call__ = wrapper
+    count = getattr(wrapper, _CALL)
+    count[0] += 1
+    vars(target)[_CALL] = _OfObject(target, interception)
+
+    def undo() -> None:
+        vars(target).pop(_CALL, None)
+        count[0] -= 1
+        if count[0] == 0 and kind.__dict__.get("__call__") is wrapper:
+            _put_back(kind, "__call__", count[1])
+
+    return undo
+
+
+def _put_back(kind: type, name: str, before: Any) -> None:
+    if before is _MISSING:
+        delattr(kind, name)
+    else:
+        setattr(kind, name, before)
 
 
 class ModuleHook:
@@ -187,8 +339,35 @@ def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo
 
 
 def _replace(owner: object, name: str, before: Before | None, instead: Instead | None, after: After | None) -> Undo:
+    kind, interception = type(owner), Interception(owner, before, instead, after)
+    if isinstance(owner, types.ModuleType | nn.Module) or not hasattr(owner, "__dict__"):  # torch.compile follows these
+        return _replace_on_instance(owner, name, interception)
+    found = kind.__dict__.get(name)
+    attribute = found if isinstance(found, Attribute) else Attribute(kind, name)
+    try:
+        setattr(kind, name, attribute)
+    except (AttributeError, TypeError):  # a class of C, whose attributes cannot be set
+        return _replace_on_instance(owner, name, interception)
+    attribute.users += 1
+    vars(owner)[_AT + name] = interception
+
+    def undo() -> None:
+        if not interception.active:
+            return
+        interception.stop()
+        vars(owner).pop(_AT + name, None)
+        attribute.users -= 1
+        if attribute.users == 0 and kind.__dict__.get(name) is attribute:
+            _put_back(kind, name, attribute.before)
+
+    return undo
+
+
+def _replace_on_instance(owner: object, name: str, interception: Interception) -> Undo:
     target = getattr(owner, name)
-    intercepted = Intercepted(target, before, instead, after)
+    intercepted = interception.around(target)
+    if intercepted is target:
+        return interception.stop
     original = getattr(owner, "__dict__", {}).get(name, _MISSING)
     try:
         setattr(owner, name, intercepted)
@@ -199,9 +378,9 @@ def _replace(owner: object, name: str, before: Before | None, instead: Instead |
         ) from error
 
     def undo() -> None:
-        if not intercepted.active:
+        if not interception.active:
             return
-        intercepted.active = False
+        interception.stop()
         if getattr(owner, name, None) is not intercepted:
             warnings.warn(
                 f"{type(owner).__name__}.{name} was replaced by somebody else after ddplug was attached; it was left "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -137,15 +138,19 @@ def test_the_hosts_own_exception_comes_through(pool: ddplug.ProxyPool, batch: Ba
 
 
 def test_somebody_else_replaced_it_meanwhile(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """In a script, whose names are looked up in a dictionary."""
+    script: Any = types.ModuleType("script")
     trainer = Trainer(*batch)
-    handle = attach(trainer, pool)
+    script.augment = trainer.augment
+    trainer.augment = lambda *given, **named: script.augment(*given, **named)  # type: ignore[method-assign]
+    handle = attach(script, pool)
     trainer.gradient()
-    ours = trainer.augment
+    ours = script.augment
     theirs = lambda images, labels=None: 2 * ours(images, labels)  # noqa: E731
-    trainer.augment = theirs  # type: ignore[method-assign]
+    script.augment = theirs
     with pytest.warns(ddplug.DDPlugWarning, match="replaced by somebody else"):
         handle.detach()
-    assert trainer.augment is theirs
+    assert script.augment is theirs
     rounds = handle.regularizer.rounds
     assert torch.equal(trainer.augment(trainer.images, trainer.labels), trainer.images * 3.0)
     trainer.gradient()

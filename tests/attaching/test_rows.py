@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ddplug
-from attaching.loop import LAM, Batch, Trainer, attach, check
+from attaching.loop import LAM, Batch, Trainer, attach, check, expected_gradient
 
 pytestmark = pytest.mark.numerical
 
@@ -94,3 +96,80 @@ def test_a_group_that_the_labels_do_not_fit_is_refused(pool: ddplug.ProxyPool, b
         optimizer.add_param_group({"params": [more]})
         (leaf.sum() + more.sum()).backward()
         optimizer.step()
+
+
+class Strength:
+    """An augmentation that is an object."""
+
+    def __init__(self, strength: float = 1.5) -> None:
+        self.strength, self.calls = strength, 0
+
+    def set_strength(self, strength: float) -> None:
+        self.strength = strength
+
+    def __len__(self) -> int:
+        return 3
+
+    def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return images * self.strength
+
+
+def test_an_augmentation_that_is_an_object_stays_itself(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer = Trainer(*batch)
+    augment = trainer.augment = Strength(1.0)  # type: ignore[method-assign, assignment]
+    call = Strength.__call__
+    with attach(trainer, pool) as handle:
+        assert trainer.augment is augment
+        assert len(augment) == 3
+        augment.strength = 2.5
+        augment.set_strength(augment.strength - 1)
+        got = trainer.gradient()
+        assert augment.calls == 2
+        Strength()(batch[0].clone().requires_grad_()).sum().backward()  # another of the class
+        assert handle.regularizer.rounds == 1
+    torch.testing.assert_close(got, expected_gradient(pool, batch), rtol=1e-12, atol=0)
+    assert augment.strength == 1.5
+    assert vars(augment).keys() == {"strength", "calls"}
+    assert Strength.__call__ is call
+
+
+@pytest.mark.parametrize("kind", ["method", "function", "partial"])
+def test_a_shallow_copy_of_a_trainer_runs_its_own(pool: ddplug.ProxyPool, batch: Batch, kind: str) -> None:
+    class Scaled(Trainer):
+        scale = 1.5
+
+        def augment(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            return images * self.scale
+
+    trainer = Scaled(*batch)
+    if kind != "method":
+        function = lambda images, labels=None: images * 1.5  # noqa: E731
+        trainer.augment = function if kind == "function" else functools.partial(function)  # type: ignore[method-assign]
+    before = dict(vars(Scaled))
+    with attach(trainer, pool) as handle:
+        twin = copy.copy(trainer)
+        twin.scale = 3.0
+        leaf = batch[0].clone().requires_grad_()
+        for _ in range(2):
+            views = twin.augment(leaf, labels=batch[1])
+            assert torch.equal(views, leaf * (3.0 if kind == "method" else 1.5))
+            views.sum().backward()
+            assert handle.regularizer.rounds == 0
+            handle.regularizer.watch.expect("never acts")
+            handle.detach()
+    assert {key: value for key, value in vars(Scaled).items() if key != "__slotnames__"} == before
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_an_augmentation_that_is_bound_anew_each_epoch(pool: ddplug.ProxyPool, batch: Batch, objects: bool) -> None:
+    trainer = Trainer(*batch)
+    with attach(trainer, pool) as handle:
+        for _ in range(4):
+            with torch.no_grad():
+                trainer.images.copy_(batch[0])
+            new = Strength() if objects else (lambda images, labels=None: images * 1.5)
+            trainer.augment = new  # type: ignore[method-assign, assignment]
+            torch.testing.assert_close(trainer.gradient(), expected_gradient(pool, batch), rtol=1e-12, atol=0)
+    assert len(handle.history) == 4
+    assert trainer.augment is new
