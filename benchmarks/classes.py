@@ -24,12 +24,11 @@ from torch import Tensor
 import ddplug
 from ddplug.networks.zoo import build, seeded
 from ddplug.terms import make
-from ddplug.terms.around import AroundRunning
 from ddplug.terms.base import group
 
 PER_CLASS = 10
 SIDES: dict[str, dict[str, Any]] = {
-    "chunk auto": {}, "chunk 10": {"chunk": 10}, "running centroids": {"chunk": 10, "centroids": "running"},
+    "chunk auto": {}, "chunk 10": {"chunk": 10},
 }  # fmt: skip
 
 
@@ -73,12 +72,9 @@ def line(counts: Sequence[int], values: Sequence[float], at: int) -> float:
 def term(images: int, device: torch.device, repeats: int) -> dict[str, float]:
     """Seconds of the term and its derivative from features of the whole, (images, 512), in float64 as in a round."""
     features = torch.randn(images, 512, dtype=torch.float64, device=device)
-    groups, running = group(torch.arange(images) // PER_CLASS, images, device), AroundRunning()
-    running.saw(features, groups)
+    groups = group(torch.arange(images) // PER_CLASS, images, device)
     sides = {
         "batch": lambda: make("cmi").value_and_grad(features, groups),
-        "running": lambda: running.value_and_grad(features, groups),
-        "running, moved": lambda: running.saw(features, groups),
     }
     return measuring.alternate(sides, repeats, device)
 

@@ -7,7 +7,6 @@ from typing import Literal
 WeightingName = Literal["relative", "sustained", "absolute"]
 Representation = Literal["feature", "pooled", "logit"]
 Choice = Literal["auto", "feature", "pooled", "logit"]
-Centroids = Literal["batch", "running", "real"]
 Precision = Literal["auto", "exact", "bf16"]
 Chunk = int | Literal["auto"]
 

@@ -1,11 +1,11 @@
-"""Images recovered from a trained network, one of each class at a time, with CMI around stored centroids.
+"""Images recovered from a trained network, one of each class at a time, with CMI around real centroids.
 
     python examples/recover_images.py [--weight 1] [--ipc 10] [--iterations 100]
     python examples/recover_images.py --data cifar10 --data-path FOLDER --proxies POOL --held-out POOL --teacher POOL
 
 A loop such as SRe2L's: cross-entropy under the network, plus how far the batch's statistics are from those that its
-batch norms have kept. No batch has two images of a class, so that CMI of a batch is 0; around running centroids, or
-those of real images, it is not. Runs of one seed start from the same noise. Pools that are not given are trained on the
+batch norms have kept. No batch has two images of a class, so that CMI of a batch is 0; around the centroids of real
+images it is not. Runs of one seed start from the same noise. Pools that are not given are trained on the
 data, which is a matter of seconds for the digits (`pip install 'ddplug[demo]'`).
 """
 
@@ -102,12 +102,12 @@ with tempfile.TemporaryDirectory() as folder:
 judged, few = maker("convnet", data, {"width": args.width}), args.test_images
 test = replace(data, test_images=data.test_images[:few], test_labels=data.test_labels[:few])
 for seed in range(args.seeds):
-    for name in ("batch", "real", "running"):
+    for term in ("cmi", "cmi_real"):
         # Every image starts anew, so the share is measured all the time; around the batch's own there is no CMI.
-        weight = 0 if name == "batch" else args.weight
-        regularizer = ddplug.Regularizer(proxies, weight, weighting="sustained", centroids=name, data=data, seed=seed)
+        weight = 0 if term == "cmi" else args.weight
+        regularizer = ddplug.Regularizer(proxies, weight, weighting="sustained", term=term, data=data, seed=seed)
         images, labels = recover(data, teacher, regularizer, seed)
         cmi = measure(held_out, images, labels, representation="logit").cmi
         accuracy = Recipe(epochs=args.epochs).judge(images, labels, test, judged, seed=seed)
-        shown = "without CMI" if name == "batch" else f"CMI around {name} centroids"
+        shown = "without CMI" if term == "cmi" else "CMI around real centroids"
         print(f"seed {seed}, {shown}: held-out CMI {cmi:.3g} nats, accuracy {accuracy:.1%}", flush=True)

@@ -173,7 +173,7 @@ def attach(
         options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
             that `ddplug.Regularizer` takes; each is explained there:
 
-            - what CMI is of: term, representation, temperature, centroids, draw, classes, views_per_image, view,
+            - what CMI is of: term, representation, temperature, draw, classes, views_per_image, view,
               input_space;
             - how strongly: weighting, calibrate, every, schedule, setting, scale, passes, set_size;
             - how it is computed: precision, chunk, graphs, compile;

@@ -32,7 +32,6 @@ class Before:
         # Its tensors are replaced, never written to.
         self._weighting = dict(vars(keeper.weighting))
         self._generators = keeper.estimator.generators()
-        self._kept = keeper.estimator.objective.state()
 
     def __enter__(self) -> Before:
         return self
@@ -48,4 +47,3 @@ class Before:
         keeper.history.truncate(self._history)
         vars(keeper.weighting).update(self._weighting)
         keeper.estimator.set_generators(self._generators)
-        keeper.estimator.objective.set_state(self._kept)

@@ -126,7 +126,6 @@ class Estimator:
         return {
             "generator": self.generator.get_state(),
             "class_generator": self.class_generator.get_state(),
-            **({"objective": _on_cpu(kept)} if (kept := self.objective.state()) else {}),
             **({} if self.real is None else {"real_generator": self.real.generator.get_state()}),
             "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
         }
@@ -135,7 +134,6 @@ class Estimator:
         """Go on with the draws of a `state_dict`."""
         self.generator.set_state(state["generator"].cpu())
         self.class_generator.set_state(state["class_generator"].cpu())
-        self.objective.set_state(state.get("objective", {}))
         if self.real is not None and "real_generator" in state:
             self.real.generator.set_state(state["real_generator"].cpu())
         if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
@@ -212,10 +210,6 @@ class ToPool:
     def of_views(self) -> AnySpace | None:
         """The space that the views are in: the pool's own, if nothing was said."""
         return self.space or self.pool.info.space
-
-
-def _on_cpu(kept: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {key: {name: tensor.cpu() for name, tensor in parts.items()} for key, parts in kept.items()}
 
 
 class _Some(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from ddplug.choices import Centroids, Choice, Chunk, Precision, Sharing, WeightingName
+from ddplug.choices import Choice, Chunk, Precision, Sharing, WeightingName
 from ddplug.errors import InputError, WeightError
 
 if TYPE_CHECKING:  # the table of options is read by command lines, which import torch only when they need it
@@ -73,10 +73,6 @@ class Options:
     temperature: float = field(default=1.0, metadata=_is("T in softmax(f / T)", of_lambda=True))
     calibrate: int = field(default=10, metadata=_is("steps over which a share is turned into a lambda"))
     draw: int = field(default=1, metadata=_is("proxies drawn per step", of_lambda=True))
-    centroids: Centroids = field(
-        default="batch",
-        metadata=_is("that CMI is around: the batch's own, running means, or real images'", get_args(Centroids)),
-    )
     classes: int | None = field(
         default=None, metadata=_is("random classes per step that CMI is estimated on, scaled; 0 for all", zero=None)
     )

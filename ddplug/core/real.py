@@ -109,7 +109,7 @@ class RealImages:
         if self.data is None and fixed:
             raise InputError(
                 f"{self.objective.label} needs the real data that the centroids are of, and there are none. Pass "
-                "data=, a data set or (images, labels); or take centroids='running', which needs none."
+                "data=, a data set or (images, labels)."
             )
         if self.data is None:
             raise InputError(

@@ -38,7 +38,6 @@ from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import Choice, Representation, chosen, formerly_space
 from ddplug.terms import Term, TermSpec, make
-from ddplug.terms.around import Centroids, around
 from ddplug.terms.base import check_labels, check_not_negative
 from ddplug.utils.processes import Processes, Sharing
 from ddplug.utils.uncompiled import uncompiled
@@ -68,9 +67,6 @@ class Regularizer:
         set_size: for hosts that step on a part of their set at a time, class by class say: images of the whole set. A
             round then counts in proportion to its images, so that lambda means what it does on all of them at once.
             None: every round stands for itself.
-        centroids: what CMI is around: the "batch"'s own centroids; "running" means of P by class and proxy, for hosts
-            that never have two images of a class in a batch; or those of "real" images, a sample of `data`, under the
-            same proxy. See `ddplug.terms.around`.
         classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
             is CMI of all of them; None for all. Rounds that calibrate take all.
         precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
@@ -118,7 +114,6 @@ class Regularizer:
         draw: int = 1,
         passes: int = 1,
         set_size: int | None = None,
-        centroids: Centroids = "batch",
         classes: int | None = None,
         precision: Precision = "auto",
         chunk: Chunk = "auto",
@@ -143,7 +138,7 @@ class Regularizer:
         # What is off asks for nothing, not even that the folder be there.
         off = weight == 0 and not record
         self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
-        objective = around(make(term, temperature=temperature), centroids)
+        objective = make(term, temperature=temperature)
         self.representation = chosen(representation, self.weighting.kind, objective.representation)
         self.options.check_with(objective, weight, processes, view)
         self.every, self.passes, self.set_size = every, passes, set_size
@@ -391,5 +386,5 @@ class Regularizer:
         self.pool.check_draw(self.estimator.draw)
         self.pool.check_classes(labels)
         self.pool.probe(views, self.input_space, self.representation)
-        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.options.centroids != "batch"):
+        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.objective.keeps_real):
             self.watch.warn(doubt, doubt)

@@ -43,7 +43,7 @@ _STATE = entries(
     },
     {
         "settings": optional(dict_of(either(list_of(_SCALAR), _SCALAR))), "pool": optional(text()),
-        "real_generator": tensor("integer", (None,)), "objective": dict_of(anything),
+        "real_generator": tensor("integer", (None,)),
     },
 )  # fmt: skip
 """What a state may hold."""

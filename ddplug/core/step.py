@@ -102,17 +102,16 @@ class PieceByPiece:
     def __call__(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> tuple[Tensor, Tensor]:
         """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
         objective = self._against(proxy, real)
-        value, grad, features = self._computed(proxy, views, groups, objective)
+        value, grad = self._computed(proxy, views, groups, objective)
         if self.precision == "bf16" and proxy.network not in self._compared:
             self._compared.add(proxy.network)
             self._compare(proxy, views, groups, grad, objective)
-        objective.saw(features, groups)
         return value, grad
 
     def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, objective: Term) -> None:
         """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
         exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk, processes=self.processes)
-        _, expected, _ = exact._computed(proxy, views, groups, objective)
+        _, expected = exact._computed(proxy, views, groups, objective)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
             warnings.warn(
@@ -124,12 +123,12 @@ class PieceByPiece:
                 stacklevel=2,
             )
 
-    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups, objective: Term) -> tuple[Tensor, Tensor, Tensor]:
-        """The term, its gradient on the views, and all features, in float64."""
+    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups, objective: Term) -> tuple[Tensor, Tensor]:
+        """The term and its gradient on the views."""
         if not len(views):  # of one process; the term is that of the others' images
             every = self.processes.gather(self._of_none(proxy, views))[0].double()
             value, _ = objective.value_and_grad(every, groups)
-            return value.to(views.dtype), torch.zeros_like(views), every
+            return value.to(views.dtype), torch.zeros_like(views)
         plan = self.plan(proxy, views)
         if self.compile:
             proxy = self._compiled(proxy, views)
@@ -145,7 +144,7 @@ class PieceByPiece:
                 graphs.clear()
             return self._backward(proxy, views, derivative[own], now, graphs)
 
-        return value.to(views.dtype), self._fitting(backward, plan)[0], every
+        return value.to(views.dtype), self._fitting(backward, plan)[0]
 
     def _rounding(self, features: Tensor) -> float:
         """The relative error of one rounding of `features`."""
@@ -207,17 +206,15 @@ class PieceByPiece:
             every = self.processes.gather(features)[0].double()
             objective = self._against(proxy, real)
             value = objective(every, groups)
-            objective.saw(every, groups)
         return value.to(views.dtype)
 
     def _against(self, proxy: Proxy, real: Reals | None) -> Term:
         """The term, bound to the features of the real images that it compares with."""
-        own = self.objective.of_proxy(proxy.digest()) if self.objective.remembers else self.objective
         if real is None:
-            return own
+            return self.objective
         images, groups = real
         device = groups.index.device
-        if own.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
+        if self.objective.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
             return bound
         images = images.to(device)
         with torch.no_grad():
@@ -225,10 +222,10 @@ class PieceByPiece:
                 features, _ = self._fitting(partial(self._pieces, proxy, images), self.plan(proxy, images))
             else:
                 features = self._of_none(proxy, images)
-        if own.keeps_real:  # the same in all processes
-            self._bound[proxy.digest(), device] = bound = own.against(Real(features.double(), groups))
+        if self.objective.keeps_real:  # the same in all processes
+            self._bound[proxy.digest(), device] = bound = self.objective.against(Real(features.double(), groups))
             return bound
-        return own.against(Real(self.processes.gather(features)[0].double(), groups))
+        return self.objective.against(Real(self.processes.gather(features)[0].double(), groups))
 
     def _pieces(self, proxy: Proxy, views: Tensor, plan: Plan) -> Tensor:
         """The features of `views`, without a graph."""

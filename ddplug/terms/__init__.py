@@ -4,6 +4,7 @@ from ddplug.terms import (  # noqa: F401, registers them
     centralisation as _centralisation,
 )
 from ddplug.terms import cmi as _cmi  # noqa: F401
+from ddplug.terms import cmi_real as _cmi_real  # noqa: F401
 from ddplug.terms import covariance as _covariance  # noqa: F401
 from ddplug.terms import diversity as _diversity  # noqa: F401
 from ddplug.terms import mim as _mim  # noqa: F401

@@ -54,8 +54,6 @@ class Term:
     """Whether it also needs real images of other classes than those of the round."""
     keeps_real: bool = False
     """Whether these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
-    remembers: bool = False
-    """Whether it keeps something from round to round, for each proxy."""
     representation: str | None = None
     """The one representation that it is defined on; None if any will do."""
 
@@ -78,20 +76,6 @@ class Term:
     def against(self, real: Any) -> Term:
         """The term bound to real images, if it compares with such; see `ddplug.terms.real`."""
         return self
-
-    def of_proxy(self, key: str) -> Term:
-        """The term under the proxy of that key, if it keeps something for each."""
-        return self
-
-    def saw(self, features: Tensor, groups: Groups) -> None:
-        """Told of every round's `features` (n, d) under a proxy, once the term of them and its derivative are known."""
-
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """State that a continued run needs: tensors by name, by proxy; replaced, never written to."""
-        return {}
-
-    def set_state(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Go on from a `state`; `InputError` if it is damaged."""
 
     def describe(self, value: float) -> str:
         """Its value in words, for messages."""

@@ -71,8 +71,6 @@ class Sum(Term):
         kinds = sorted({term.representation for term in terms if term.representation})
         if len(kinds) > 1:
             raise InputError(f"terms of {' and of '.join(kinds)} do not add up: one pass gives one representation.")
-        if keeping := [term.label for term in terms if term.remembers]:
-            raise InputError(f"{keeping[0]} keeps something from round to round, which a sum cannot; use it alone.")
         strictest = max(terms, key=lambda term: term.min_per_class)
         units = list(dict.fromkeys(term.unit for term in terms))
         self.name = _written([(factor, term.name) for factor, term in self.parts])

@@ -428,7 +428,7 @@ def test_weights_by_name(pool: ddplug.ProxyPool) -> None:
         ddplug.Regularizer(pool, "paper", setting=("dm", "cifar10", 1))
     with pytest.raises(ddplug.WeightError, match="none at all for this host"):
         ddplug.Regularizer(pool, "paper", setting=("mtt", "cifar10", 10))
-    for other in ({"centroids": "running"}, {"term": "proxy_ce"}, {"term": "cmi+0.3*ncmi"}):
+    for other in ({"term": "cmi_real"}, {"term": "proxy_ce"}, {"term": "cmi+0.3*ncmi"}):
         with pytest.raises(ddplug.WeightError, match="a lambda for CMI within the batch, and what is added is "):
             ddplug.Regularizer(pool, "paper", setting=("dm", "cifar10", 10), **other)
 

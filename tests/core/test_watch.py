@@ -350,7 +350,6 @@ def test_views_that_a_good_proxy_takes_for_something_else(
     right = rf"'good', which is right on 90.0% of its test images, takes {12 - wrong} of 12 "
     with pytest.warns(ddplug.DDPlugWarning, match=f"{right}.*another order.*input_space=.*noise"):
         step(layer(pool), (images, labels))
-    step(layer(pool, centroids="running"), (images, labels))  # for hosts whose images begin as noise
 
 
 def test_of_proxies_of_which_nothing_is_known_nothing_is_expected(

@@ -49,14 +49,13 @@ def test_example(arguments: list[str], says: str, tmp_path: Path) -> None:
 
 
 def test_images_recovered_one_of_a_class_at_a_time(tmp_path: Path) -> None:
-    """Under a network that the run never saw, CMI of the set is lower around either kind of stored centroids."""
+    """Under a network that the run never saw, CMI of the set is lower around real centroids."""
     few = ["--seeds", "1", "--ipc", "4", "--iterations", "40", "--width", "16", "--proxy-epochs", "8", "--epochs", "5"]
     said = run(["recover_images.py", *few], tmp_path)
     found = re.findall(r"^seed 0, (.+): held-out CMI (\S+) nats, accuracy \S+%$", said, re.MULTILINE)
-    assert [name for name, _ in found] == ["without CMI", "CMI around real centroids", "CMI around running centroids"]
-    without, real, running = (float(cmi) for _, cmi in found)
+    assert [name for name, _ in found] == ["without CMI", "CMI around real centroids"]
+    without, real = (float(cmi) for _, cmi in found)
     assert real < without
-    assert running < without
 
 
 @pytest.mark.parametrize(
