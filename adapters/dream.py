@@ -21,7 +21,7 @@ class DREAM(IDCLike):
     defaults: Mapping[str, Any] = {**IDCLike.defaults, "data_dir": "./data"}
 
     def preflight(self, arguments: Sequence[str]) -> None:
-        """As IDC's, and does the host know a loss? Its default is none that it knows."""
+        """Check as IDC does, and refuse the default loss, which the host does not implement."""
         super().preflight(arguments)
         if option(arguments, "match", "bi_match") == "bi_match":
             raise HostError(

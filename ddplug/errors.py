@@ -5,7 +5,7 @@ Every message says three things: what was given, what was expected, and what to 
 
 
 class DDPlugError(Exception):
-    """Anything that ddplug refuses; catch this to catch them all."""
+    """Base class of all errors of ddplug."""
 
 
 class InputError(DDPlugError, ValueError):
@@ -13,7 +13,7 @@ class InputError(DDPlugError, ValueError):
 
 
 class WeightError(DDPlugError, ValueError):
-    """A weight, schedule or weighting that means nothing."""
+    """An invalid weight, schedule or weighting."""
 
 
 class ProxyError(DDPlugError):
@@ -29,7 +29,7 @@ class SpaceError(DDPlugError):
 
 
 class DataError(DDPlugError):
-    """A data set that is missing, of an unknown layout, or not what it says it is."""
+    """A missing data set, one of an unknown layout, or one inconsistent with its description."""
 
 
 class FileError(DDPlugError, OSError):
@@ -37,7 +37,7 @@ class FileError(DDPlugError, OSError):
 
 
 class AttachError(DDPlugError):
-    """A host in which no place for the regulariser was found, or in which it is already attached."""
+    """A host without a place for the regulariser, or with one already attached."""
 
 
 class HostError(DDPlugError):
@@ -57,4 +57,4 @@ class ProcessError(DDPlugError, RuntimeError):
 
 
 class DDPlugWarning(UserWarning):
-    """Something legal that is almost surely not what the user wants; never silent, never fatal."""
+    """Valid input that is probably a mistake."""

@@ -37,7 +37,7 @@ from ddplug.proxies.representations import formerly_space
 
 
 class Handle:
-    """What `attach` returns: the regulariser at work, and the way to take it out.
+    """Result of `attach`: the regulariser at work, and the way to take it out.
 
     A context manager: leaving it detaches. `history` and `lam` say what happened; `state_dict` lets a run continue.
     """
@@ -50,7 +50,7 @@ class Handle:
 
     @property
     def attached(self) -> bool:
-        """Whether it still is."""
+        """True until `detach`."""
         return self._undo is not None
 
     @property
@@ -223,11 +223,11 @@ def attach(
 
 
 def _nothing_to_undo() -> None:
-    """What undoes nothing."""
+    """Undo nothing."""
 
 
 def _compiling_anew(undo: Undo) -> Undo:
-    """What torch.compile has made of a trainer so far knows of no hooks: have it made again, now and when undone."""
+    """Have torch.compile compile a trainer again, now and when undone: its earlier code knows of no hooks."""
     torch.compiler.reset()
 
     def undo_both() -> None:
@@ -253,7 +253,7 @@ def _counting_steps(trainer: object, watch: Watch, undo: Undo) -> Undo:
 
 
 def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
-    """Whether `optimizer` is that of the images of `owner`; a script's are among the variables of a function of its."""
+    """Return True if `optimizer` steps the images of `owner`; a script's are variables of one of its functions."""
     if owner is optimizer or isinstance(owner, ModuleType):
         return True
     held = vars(owner) if hasattr(owner, "__dict__") else {}
@@ -316,7 +316,7 @@ def _proxies(
 
 
 def _augmentation(augment: object, options: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """What goes in the place of the host's augmentation, if anything does."""
+    """Return the replacement of the host's augmentation, if any."""
     if augment is None:
         return None
     from ddplug.augment.dsa import DSA

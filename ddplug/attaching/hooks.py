@@ -53,7 +53,7 @@ def callables(owner: object) -> list[str]:
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
-    """How `function` is called, without `self`; None for builtins that do not say."""
+    """Return the signature of `function`, without `self`; None for builtins that have none."""
     function = original(function)
     try:
         return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
@@ -62,7 +62,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def original(given: Any) -> Any:
-    """What `torch.compile` or a training library has wrapped: the module, or the torch optimizer, of the user's own."""
+    """Unwrap torch.compile's or a training library's wrapper: return the user's own module or torch optimizer."""
     while True:
         inner = getattr(given, "_orig_mod", None) if isinstance(given, nn.Module) else None
         if inner is None and isinstance(getattr(given, "optimizer", None), Optimizer):
@@ -306,7 +306,7 @@ class ModuleHook:
         self._module, self._hook = weakref.ref(module), hook
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
-        """What torch calls around the module's forward."""
+        """Hook that torch calls around the module's forward."""
         own = module is self._module() or getattr(module, "_is_replica", False)
         return self._hook(*given) if own else None
 

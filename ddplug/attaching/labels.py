@@ -46,7 +46,7 @@ class one_class_per_call:  # noqa: N801, a function to its users
 
 
 def label_reader(trainer: object, name: str, signature: inspect.Signature | None, labels: Labels | None) -> LabelReader:
-    """How to get the labels of the views at each call of `name`; `AttachError` if nothing says so."""
+    """Return the reader of the views' labels at each call of `name`; `AttachError` without a source."""
     if isinstance(labels, str) or labels is None:
         return _named(trainer, name, signature, (labels,) if labels else LABELS)
     if callable(labels):
@@ -87,7 +87,7 @@ def _named(trainer: object, name: str, signature: inspect.Signature | None, want
 def real_label_reader(
     signature: inspect.Signature | None, labels: Labels | None
 ) -> Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]:
-    """How to get the labels of a real batch at a call: from the argument that has them, if one has.
+    """Return the reader of a real batch's labels at a call: from the argument that has them, if one has.
 
     Whatever else tells synthetic images' labels tells nothing of real ones; None leaves them to the views that follow.
     """

@@ -27,11 +27,11 @@ class Logger(Protocol):
         """Write `rounds`, the next ones in order."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Close: no more rounds come."""
 
 
 def log(history: History, *loggers: Logger) -> Callable[[], None]:
-    """Have `loggers` written every round of `history`; returns what writes the last ones and closes them (idempotent).
+    """Write every round of `history` to `loggers`; return an idempotent function that writes the last and closes.
 
     A logger that fails is warned about once, and the run goes on.
     """
@@ -102,7 +102,7 @@ class LoggingLog:
                 self.logger.log(self.level, "%s", text)
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class TensorBoardLog:
@@ -161,7 +161,7 @@ class WandbLog:
             self._run.log({"ddplug/round": each.number, **_scalars(each)})
 
     def close(self) -> None:
-        """Nothing to do: the run is its maker's to finish."""
+        """Leave the run open: its maker finishes it."""
 
 
 def _scalars(round_: Round) -> dict[str, float]:

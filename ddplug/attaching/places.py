@@ -1,4 +1,4 @@
-"""Where a regulariser can go in a trainer that is not ours: how such a place is found, and how it is used.
+"""Places for a regulariser in a foreign trainer: their search and their use.
 
 A place is a description and an `install(regularizer)` that returns what undoes it.
 """
@@ -136,7 +136,7 @@ def _callable_place(
 
 
 def _wanted(regularizer: Regularizer, views: Tensor, labels: Callable[[], Tensor | None]) -> bool:
-    """Whether these views are to be regularised; else they are real ones, whose `labels` are asked for if need be."""
+    """Return True if these views are regularised; else they are real, and `labels` are read if needed."""
     if views.requires_grad and torch.is_grad_enabled() and regularizer.active:
         return True
     regularizer.passed_by(views, labels() if regularizer.objective.needs_real else None)

@@ -45,7 +45,7 @@ class Call:
         self.acted = False
 
     def reached(self) -> bool:
-        """Whether the running backward pass will reach this call.
+        """True if the running backward pass will reach this call.
 
         Calls of an earlier forward pass whose graph is still alive, say because the host skipped its step, will not be.
         """

@@ -1,4 +1,4 @@
-"""What a round changes, as it was before: a round that an exception ends was none."""
+"""Snapshot of everything a round modifies, restored if the round raises."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from ddplug.utils.processes import SEPARATE, Processes
 
 
 class Estimate(NamedTuple):
-    """What a round needs to know."""
+    """Estimate that a round needs."""
 
     value: Tensor
     """The term, a scalar in its own unit."""
@@ -117,7 +117,7 @@ class Estimator:
         return own if self.real is None else {**own, "real images": self.real.generator}
 
     def draws(self) -> dict[str, str]:
-        """What is going to be drawn, as short hashes: processes of one run draw the same."""
+        """Return the coming draws as short hashes: processes of one run draw the same."""
         found = self._generators().items()
         return {f"the {what} drawn": short_sha256([each.get_state().numpy().tobytes()]) for what, each in found}
 

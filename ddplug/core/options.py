@@ -20,7 +20,7 @@ _NOTHING = object()
 
 
 class About(NamedTuple):
-    """What is to be known of an option besides its type."""
+    """Description of an option besides its type."""
 
     default: Any
     help: str
@@ -36,7 +36,7 @@ class About(NamedTuple):
 
     @property
     def unwritten(self) -> Any:
-        """What the option was where a record lacks it."""
+        """Value of the option where a record lacks it."""
         return self.default if self.before is _NOTHING else self.before
 
     @property
@@ -137,7 +137,7 @@ class Options:
             raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
 
     def of_lambda(self) -> dict[str, Any]:
-        """What lambda depends on besides the weight."""
+        """Return the options that lambda depends on besides the weight."""
         return {name: getattr(self, name) for name, about in ABOUT.items() if about.of_lambda}
 
 

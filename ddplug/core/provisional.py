@@ -62,7 +62,7 @@ class _End:
 
 
 class ProvisionalRound:
-    """What it takes to undo one round.
+    """Data that undo one round.
 
     Args:
         before: the state before it.

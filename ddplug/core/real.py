@@ -1,4 +1,4 @@
-"""Where a term that compares with real images gets them: the host's own batch, else a sample of its data."""
+"""Real images for a term that compares with them: the host's own batch, else a sample of its data."""
 
 from __future__ import annotations
 

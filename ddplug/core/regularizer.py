@@ -201,7 +201,7 @@ class Regularizer:
 
     @property
     def generator(self) -> torch.Generator:
-        """What proxies are drawn with."""
+        """Generator that proxies are drawn with."""
         return self.estimator.generator
 
     @property
@@ -216,7 +216,7 @@ class Regularizer:
 
     @property
     def enabled(self) -> bool:
-        """Whether it acts; False after `detach()`. May be switched off for a while, outside of backward passes."""
+        """True if it acts; False after `detach()`. Can be set to False for a while, outside of backward passes."""
         return self._keeper.enabled
 
     @enabled.setter
@@ -225,7 +225,7 @@ class Regularizer:
 
     @property
     def announce(self) -> Callable[[str], object]:
-        """Where the resolved lambda is reported."""
+        """Function that is called with the report of the resolved lambda."""
         return self._keeper.announce
 
     @property
@@ -235,7 +235,7 @@ class Regularizer:
 
     @property
     def active(self) -> bool:
-        """Whether it does anything at all: neither detached nor of weight 0 with nothing to record."""
+        """True if it does anything: not detached, and a weight above 0 or CMI to record."""
         return self.enabled and (self.weight != 0 or self.record)
 
     @uncompiled
@@ -301,7 +301,7 @@ class Regularizer:
         self._keeper.stop()
 
     def settings(self) -> dict[str, Any]:
-        """What lambda depends on besides the weight: a state goes with these and with no others."""
+        """Return the settings that lambda depends on besides the weight: a state is valid with these only."""
         return {
             **self.options.of_lambda(), **self.objective.settings(), "term": self.objective.name,
             "representation": self.representation, "classes": self.estimator.classes,
@@ -379,7 +379,7 @@ class Regularizer:
         return Call(views.detach(), labels, self.real.given(real, labels))
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:
-        """What is looked at once, at the first call."""
+        """Run the checks of the first call."""
         check_pool(self._expected_pool, self.pool)
         if self.input_space is None:  # by name, of a pool that was not there yet
             self._to_pool.space = self.pool.space_of(self._given_space)

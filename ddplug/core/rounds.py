@@ -31,7 +31,7 @@ from ddplug.utils.uncompiled import uncompiled
 
 @dataclass
 class RoundKeeper:
-    """What happens between a call of the layer and the gradient that comes back to it.
+    """Work between a call of the layer and the gradient that comes back to it.
 
     Safe in several threads: whatever changes is changed under one lock, and what a backward pass reaches is asked of
     autograd, which knows its own thread's passes only.
@@ -171,7 +171,7 @@ class RoundKeeper:
 
     @uncompiled
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
-        """What to add to the host's gradient `grad` on this call's views; None for nothing."""
+        """Return the addition to the host's gradient `grad` on this call's views; None for no addition."""
         if call.cut:
             if call.source is None:
                 raise InputError(
@@ -338,14 +338,14 @@ class RoundKeeper:
         self.watch.rounds += 1
 
     def _agreed(self, factor: float, views: Tensor) -> int:
-        """How many views the round has in all processes, which have to agree on everything else."""
+        """Return the number of views of the round in all processes, which have to agree on everything else."""
         if not self.processes.together:
             return len(views)
         round_ = {"the number of rounds": self.rounds, "lambda": self.weighting.so_far, "the schedule": factor}
         return self.processes.agree({**round_, **self.given, **self.estimator.draws()}, len(views))
 
     def _look(self, calls: list[Call], groups: Groups) -> None:
-        """Whether the round looks like a mistake."""
+        """Warn if the round looks like a mistake."""
         objective, classes = self.estimator.objective, groups.classes
         if groups.fewer_than(objective.min_per_class):
             self.watch.warn("too few images per class", objective.too_few)
@@ -431,7 +431,7 @@ EXCESS = 100
 
 
 class _Walking(threading.local):
-    """Whether this thread is walking back what a round has added, which other layers on the way leave alone."""
+    """True while this thread walks back a round's addition, which other layers on the way leave alone."""
 
     rest = False
 

@@ -1,4 +1,4 @@
-"""Whether a saved state goes with a regulariser: a lambda means something else with other options or other proxies."""
+"""Check of a saved state against a regulariser: lambda depends on options and proxies."""
 
 from __future__ import annotations
 

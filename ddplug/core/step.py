@@ -151,7 +151,7 @@ class PieceByPiece:
         return torch.finfo(torch.bfloat16 if self.precision == "bf16" else features.dtype).eps
 
     def _fitting(self, work: Callable[[Plan], Result], plan: Plan) -> tuple[Result, Plan]:
-        """What `work` makes by `plan`, or by one of smaller pieces where memory does not suffice; and that plan."""
+        """Return `work(plan)`, or that of a plan with smaller pieces where memory does not suffice; and the plan."""
         while True:
             try:
                 return work(plan), plan
@@ -237,7 +237,7 @@ class PieceByPiece:
             return self.features(proxy, views.new_zeros(1, *views.shape[1:]))[:0]
 
     def plan(self, proxy: Proxy, views: Tensor) -> Plan:
-        """How `views` are taken apart for `proxy`."""
+        """Return the plan by which `views` are taken apart for `proxy`."""
         if len(views) == 1:
             return Plan(1, 1)
         key = (views.shape[1:], views.dtype, views.device, self.space, self.precision)

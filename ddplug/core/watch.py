@@ -1,4 +1,4 @@
-"""What looks like a mistake around the layer, noticed while it runs and said once: nothing may fail silently."""
+"""Signs of a mistake around the layer, noticed while it runs and reported once: nothing may fail silently."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _stepped(optimizer: Optimizer, *_: object) -> None:
 
 @atexit.register
 def _report() -> None:
-    """What was alive to the end of the program and never acted; a program that failed has said why."""
+    """Report layers that never acted by the end of the program; not after a failure, which has its own error."""
     if getattr(sys, "last_value", None) is not None:
         return
     for watch in list(_WATCHES):

@@ -153,7 +153,7 @@ class ZCASpace:
         return {"kind": "zca", "shape": list(self.shape), "digest": self.digest}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that `from_json` needs beside the record, ready for a safetensors file."""
+        """Return the tensors that `from_json` needs beside the record, ready for a safetensors file."""
         return {"zca.mean": self.mean, "zca.whiten": self.whiten, "zca.unwhiten": self.unwhiten}
 
     @classmethod

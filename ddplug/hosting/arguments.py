@@ -73,7 +73,7 @@ TORCHVISION_FILES = {
     "SVHN": "train_32x32.mat",
     "TinyImageNet": "tinyimagenet.pt",
 }
-"""By the name the hosts give a data set, what has to be in their data folder for it not to be fetched."""
+"""Files that must be in the data folder for a data set not to be fetched, by the hosts' name for it."""
 
 
 def check_data(host: str, dataset: str, folder: str, names: Mapping[str, str] = TORCHVISION_FILES) -> None:

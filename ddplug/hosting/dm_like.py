@@ -29,7 +29,7 @@ class DMLike(Host):
     """How many steps more than `--Iteration` says the set has that is saved last."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
-        """As the options say."""
+        """Return the setting, with the name of the method in the options."""
         name, dataset, ipc = super().setting(args)
         return str(args.method).lower() if self.named_by_method and hasattr(args, "method") else name, dataset, ipc
 

@@ -33,7 +33,7 @@ SIDE = 1024
 
 
 def examine(hosts: Path | None = None) -> dict[str, Any]:
-    """Everything that a bug report should say, as JSON's own types.
+    """Return the content of a bug report, as JSON's own types.
 
     Args:
         hosts: the folder of the upstream checkouts; None for the one named by DDPLUG_HOSTS, and the current one.

@@ -152,7 +152,7 @@ def comparable(name: str) -> Host:
 
 
 def linked(name: str, folder: Path) -> None:
-    """Have networks that the host looks for where it is started, in `name`, found when that is `folder`."""
+    """Make `folder` the place of networks that the host looks for in `name`, where it is started."""
     trained = Path(name).resolve()
     if trained.is_dir():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ FILES = {
     "mnist": TORCHVISION_FILES["MNIST"],
     "fashion": TORCHVISION_FILES["FashionMNIST"],
 }
-"""By the host's name for a data set, what has to be in the folder of its option --data_dir."""
+"""Files that must be in the folder of the option --data_dir, by the host's name of a data set."""
 
 
 class IDCLike(Host):
@@ -54,7 +54,7 @@ class IDCLike(Host):
     spelt_out = ("imagenet_dir", "decode_type", "test")
 
     def setting(self, args: Any) -> tuple[str, str, int]:
-        """As the options say; `datatag`, where there is one, tells ImageNet's subsets apart."""
+        """Return the setting by the options; `datatag`, where it exists, distinguishes ImageNet's subsets."""
         name, dataset, ipc = super().setting(args)
         return name, str(getattr(args, "datatag", dataset)).lower(), ipc
 

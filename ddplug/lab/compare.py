@@ -208,7 +208,7 @@ class _Work:
             return self._judged(run, folder, len(self.done) * self.distil.length, run.name)
 
     def _judged(self, run: Run | ReferenceRun, folder: Path, step: int, note: str) -> dict[str, Any]:
-        """Everything about a finished run, its sets judged."""
+        """Return the complete record of a finished run, with its judged sets."""
         distilled = read_json(folder / DONE, AGAIN, DISTILLED)
         checkpoints, times, last = [], [], distilled["sets"][-1]["iteration"]
         for made in distilled["sets"]:

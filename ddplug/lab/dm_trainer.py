@@ -109,7 +109,7 @@ class DistributionMatching:
         return seen.detach(), gradient
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a continued run needs: the images, their optimizer, both generators, the iteration."""
+        """Return the state for a continued run: the images, their optimizer, both generators, the iteration."""
         return {
             "images": self.images.detach().clone(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),

@@ -26,7 +26,7 @@ REGULARIZERS = ("proxies", "heldout", "regularizer", "term")
 
 
 def made_with(host: str, judge: Judge) -> dict[str, Any]:
-    """Everything that decides a run's outcome and is the same for all, as it is read back from JSON."""
+    """Return the inputs of a run's outcome that are the same for all runs, as read back from JSON."""
     return {
         "host": host, "data": {"name": judge.data.name, "fingerprint": judge.data.fingerprint()},
         "proxies": _digests(judge.pool), "heldout": _digests(judge.heldout), "device": judge.device.type,

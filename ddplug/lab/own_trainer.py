@@ -52,7 +52,7 @@ class Own:
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """Nothing that the settings do not say."""
+        """Return nothing: the settings determine a run."""
         return {}
 
     def check(self, arms: Sequence[Arm], judge: Judge) -> None:
@@ -100,7 +100,7 @@ class Own:
         )
 
     def _options(self, arm: Arm) -> dict[str, Any]:
-        """For the regulariser of a run."""
+        """Return the regulariser's options of a run."""
         setting = ("dm", self.data.name, self.settings.ipc)
         return {
             "term": self.settings.term_of(arm),

@@ -32,7 +32,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """For files and tables, e.g. "weight-0.1-host"."""
+        """Name in files and tables, e.g. "weight-0.1-host"."""
         if self.baseline:
             return "weight-0"
         shown = self.weight if isinstance(self.weight, str) else f"{self.weight:.12g}"
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For files, e.g. "weight-0.1-host-seed0"."""
+        """Name in files, e.g. "weight-0.1-host-seed0"."""
         return f"{self.arm.name}-seed{self.seed}"
 
     def described(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Settings:
     iterations: int = 300
     batch_real: int = 64
     lr: float = 1.0
-    """Of the synthetic images."""
+    """Learning rate of the synthetic images."""
     init: Init = "real"
     """What these start as."""
     strategy: str = "color_crop_cutout_flip_scale_rotate"

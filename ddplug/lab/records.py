@@ -54,7 +54,7 @@ SETTINGS = entries(
 """`settings.json`."""
 
 FACTS = entries({"lambda": optional(_SIZE), "skipped": whole()})
-"""Of a host's `cmi*.json`, what a comparison needs."""
+"""Entries of a host's `cmi*.json` that a comparison needs."""
 
 RUN = entries({"history": list_of(ROUND)}, {"term": _TERM})
 """A `cmi*.json`, of which the rounds are drawn."""

@@ -40,7 +40,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """For files and tables, e.g. "kmeans-resnet18-0"."""
+        """Name in files and tables, e.g. "kmeans-resnet18-0"."""
         return self.kind if self.proxy is None else f"{self.kind}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', self.proxy)}"
 
 
@@ -53,7 +53,7 @@ class ReferenceRun:
 
     @property
     def name(self) -> str:
-        """For files, e.g. "random-seed0"."""
+        """Name in files, e.g. "random-seed0"."""
         return f"{self.reference.name}-seed{self.seed}"
 
     def described(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def centres(features: Tensor, count: int, seed: int) -> Tensor:
 
 
 def nearest(features: Tensor, points: Tensor) -> Tensor:
-    """For each of `points`, (k, d), in turn the row of `features`, (n, d), that is nearest to it; no row twice."""
+    """Return, for each of `points`, (k, d), in turn, the nearest row of `features`, (n, d); no row twice."""
     distances = torch.cdist(features, points)
     chosen: list[int] = []
     for centre in range(len(points)):

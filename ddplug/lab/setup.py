@@ -20,7 +20,7 @@ from ddplug.proxies.pool import ProxyPool
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything but arms, seeds and the folder. `upstream` makes a host's distiller of settings; None for our own."""
+    """All inputs but arms, seeds and the folder. `upstream` makes a host's distiller of settings; None for our own."""
 
     host: str
     data: ImageData

@@ -159,7 +159,7 @@ def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[i
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """For people: for each kind of views a table of results and one of costs, the baseline in each; 80 columns wide."""
+    """Return, for each kind of views, a table of results and one of costs, with the baseline; 80 columns wide."""
     made: list[Table] = []
     label, unit = term_of(result)
     for views, rows in by_views(result).items():

@@ -84,7 +84,7 @@ class Upstream:
             adapter.preflight(arguments)
 
     def __call__(self, run: Run, folder: Path, tell: Callable[[int], object]) -> None:
-        """Have the host distil `run`, unless it has, and keep its sets in `folder`; `tell(1)` when it is done."""
+        """Run the host for `run`, unless it has finished, and keep its sets in `folder`; call `tell(1)` at the end."""
         if (folder / DONE).is_file():
             return
         tell(0)

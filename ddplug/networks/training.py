@@ -50,7 +50,7 @@ class Loss(Protocol):
     """A loss in the place of cross-entropy; its repr says all that decides it."""
 
     def begin_epoch(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
-        """Told before every epoch of the network as it is then, and of all images and labels."""
+        """Hook before every epoch, with the network as it is then, and all images and labels."""
 
     def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor:
         """The loss of a batch, a scalar."""

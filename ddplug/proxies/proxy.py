@@ -82,11 +82,11 @@ class Proxy:
         return head.out_features if isinstance(head, nn.Linear) else None
 
     def weights(self) -> dict[str, Tensor]:
-        """Everything that this proxy has and another of its architecture has differently, by name."""
+        """Return the tensors in which this proxy differs from another of its architecture, by name."""
         return self.network.state_dict()
 
     def ask_ahead(self, together: int) -> None:
-        """Told that the next round will use it and `together` - 1 others."""
+        """Prepare for a round that uses this proxy and `together` - 1 others."""
 
     @property
     def kind(self) -> tuple[object, ...]:

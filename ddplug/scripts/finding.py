@@ -38,7 +38,7 @@ class Candidate:
     score: int
     why: list[str]
     at: str
-    """As `--at` takes it."""
+    """Spelling for `--at`."""
     labels: str = ""
     rows: str = ""
     steps: str = ""
@@ -332,7 +332,7 @@ def _counted(value: ast.expr, counters: Sequence[str]) -> str:
 
 
 def _likeliest(names: list[str]) -> list[str]:
-    """Of several names, those that say that they are synthetic first."""
+    """Sort names: first those that contain a word for synthetic."""
     return sorted(names, key=lambda name: "syn" not in name.lower())
 
 

@@ -25,10 +25,10 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Something that may be the labels."""
+    """A candidate for the labels."""
 
     text: str
-    """As `--labels` takes it."""
+    """Spelling for `--labels`."""
     kind: str
     """What it is: "an argument", "a variable", "a loop's variable"."""
     labels: Tensor

@@ -20,7 +20,7 @@ class Scope:
     """The variables of one function under way: a snapshot, to be dropped before the host goes on."""
 
     where: str
-    """For messages: "main() of train.py:31"."""
+    """Name in messages: "main() of train.py:31"."""
     local: Mapping[str, Any]
     everywhere: Mapping[str, Any]
     """The names of its module."""

@@ -107,7 +107,7 @@ class Observer(ViewCalls):
 
 
 def counting(observer: Observer) -> None:
-    """Have the observer told of every backward pass from now on; never undone, as the process is its own."""
+    """Report every backward pass to the observer from now on; never undone, as the process is its own."""
 
     def told(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

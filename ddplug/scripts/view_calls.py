@@ -84,7 +84,7 @@ class ViewCalls:
         self._is_hosts = is_hosts
 
     def at(self, place: Place) -> Callable[[Any], Any]:
-        """For a function a decorator, for a line a function of its value."""
+        """Return a decorator of a function, or for a line a function of its value."""
         return functools.partial(self._around, place) if place.name else functools.partial(self._value, place)
 
     def _around(self, place: Place, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -60,7 +60,7 @@ class Meter:
 
 
 def _forget_peak() -> bool:
-    """Have Linux count the peak from here; whether it does."""
+    """Make Linux count the peak from here; return True if it does."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
