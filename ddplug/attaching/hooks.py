@@ -255,7 +255,7 @@ def _reference(owner: object) -> Callable[[], Any]:
 
 
 def _is_object(target: object) -> bool:
-    """Return True if calls of `target` are those of a Python class's `__call__`, on an object with attributes of its own."""
+    """Return True if calls of `target` are of a Python class's `__call__`, on an object with attributes of its own."""
     call = getattr(type(target), "__call__", None)  # noqa: B004, the class's is wanted
     return isinstance(call, types.FunctionType) and hasattr(target, "__dict__") and not isinstance(target, nn.Module)
 
