@@ -14,6 +14,7 @@ class Keeper(Protocol):
     """Whoever keeps count of rounds."""
 
     rounds: int
+    passages: float
     history: History
     watch: Watch
     weighting: Weighting
@@ -29,6 +30,7 @@ class Before:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._rounds, self._watched, self._history = keeper.rounds, keeper.watch.rounds, len(keeper.history)
+        self._passages = keeper.passages
         # Its tensors are replaced, never written to.
         self._weighting = dict(vars(keeper.weighting))
         self._generators = keeper.estimator.generators()
@@ -44,6 +46,7 @@ class Before:
         """Make them what they were."""
         keeper = self._keeper
         keeper.rounds, keeper.watch.rounds = self._rounds, self._watched
+        keeper.passages = self._passages
         keeper.history.truncate(self._history)
         vars(keeper.weighting).update(self._weighting)
         keeper.estimator.set_generators(self._generators)

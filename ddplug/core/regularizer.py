@@ -57,9 +57,10 @@ class Regularizer:
             over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
             features for a lambda, as published lambdas are of features.
         temperature: T > 0 in softmax(f / T).
-        calibrate: rounds over which a share is turned into a lambda, which is announced. The first of all only
-            measures.
-        every: act in every k-th round only, k times as strongly.
+        calibrate: passages of the set over which a share is turned into a lambda, which is announced; without
+            `set_size` every round is a passage. Lambda follows from the median over them. During the first one nothing
+            is added.
+        every: act in every k-th passage of the set only, k times as strongly.
         draw: proxies drawn, and averaged over, per round.
         passes: backward passes that make one round, for hosts that accumulate gradients over several before a step.
             The round's gradient is complete when the last of them is. `round()` does the same for passes that are
@@ -315,6 +316,7 @@ class Regularizer:
             "weighting": self.weighting.state_dict(),
             **self.estimator.state_dict(),
             "rounds": self.rounds,
+            "passages": self._keeper.passages,
             "history": self.history.state_dict(),
             "settings": self.settings(),
             "pool": None if self.pool.pending else self.pool.digest(),
@@ -349,6 +351,7 @@ class Regularizer:
         self.estimator.load_state_dict(state)
         self.history.load_state_dict(state["history"])
         self._keeper.rounds = self.watch.rounds = int(state["rounds"])
+        self._keeper.passages = float(state["passages"])
         self._keeper.reported = self.history.skipped
 
     def __repr__(self) -> str:

@@ -53,6 +53,8 @@ class RoundKeeper:
     history: History = field(default_factory=History)
     rounds: int = 0
     """Backward passes that came through so far, or as many rounds of several."""
+    passages: float = 0.0
+    """Passages of the whole set so far, where `set_size` says of how many images it is."""
     enabled: bool = True
     reported: int = 0
     """Rounds left out that were said to be."""
@@ -292,11 +294,19 @@ class RoundKeeper:
     def _estimate(self, calls: list[Call], before: Before) -> None:
         number = self.rounds
         factor = self.every * scheduled(self.schedule, number)
-        if number % self.every or factor == 0:
+        images = sum(len(call.views) for call in calls)
+        if self.set_size is None:
+            skipped = number % self.every
+        else:  # whole passages are skipped, not always the same classes
+            images = self._agreed(factor, images)
+            skipped = int(self.passages + 1e-9) % self.every
+            self.passages += images / self.set_size
+        if skipped or factor == 0:
             self._left_out(calls)
             return
         views, labels = gather(calls)
-        images = self._agreed(factor, views)
+        if self.set_size is None:
+            images = self._agreed(factor, images)
         if not images:  # in any process
             self._left_out(calls)
             return
@@ -337,12 +347,12 @@ class RoundKeeper:
         self.rounds += 1
         self.watch.rounds += 1
 
-    def _agreed(self, factor: float, views: Tensor) -> int:
+    def _agreed(self, factor: float, images: int) -> int:
         """Return the number of views of the round in all processes, which have to agree on everything else."""
         if not self.processes.together:
-            return len(views)
+            return images
         round_ = {"the number of rounds": self.rounds, "lambda": self.weighting.so_far, "the schedule": factor}
-        return self.processes.agree({**round_, **self.given, **self.estimator.draws()}, len(views))
+        return self.processes.agree({**round_, **self.given, **self.estimator.draws()}, images)
 
     def _look(self, calls: list[Call], groups: Groups) -> None:
         """Warn if the round looks like a mistake."""

@@ -39,7 +39,7 @@ _STATE = entries(
             },
         ),
         "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),
-        "view": optional(dict_of(anything)), "rounds": whole(), "history": list_of(ROUND),
+        "view": optional(dict_of(anything)), "rounds": whole(), "passages": _POSITIVE, "history": list_of(ROUND),
     },
     {
         "settings": optional(dict_of(either(list_of(_SCALAR), _SCALAR))), "pool": optional(text()),
@@ -47,7 +47,7 @@ _STATE = entries(
     },
 )  # fmt: skip
 """What a state may hold."""
-PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "history")
+PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "passages", "history")
 """What every state has."""
 
 

@@ -85,3 +85,23 @@ def test_a_share_far_above_the_weight_is_warned_about_once(pool: ddplug.ProxyPoo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(copy.deepcopy(regularizer), *batch)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_every_skips_passages_of_the_set_and_not_classes(network: Any, every: int) -> None:
+    """Six classes in turn: each acts in every second or third passage, and none in all or in none."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(12, 3, 4, 4, generator=generator, dtype=torch.float64)
+    labels = torch.arange(12) % 6
+    pool = ddplug.ProxyPool.from_modules([network(7, classes=6)])
+    regularizer = layer(pool, weighting="absolute", every=every, set_size=12)
+    acted = torch.zeros(6, dtype=torch.int64)
+    for passage in range(6):
+        if passage == 3:  # in the middle of the run, from a saved state
+            state, regularizer = regularizer.state_dict(), layer(pool, weighting="absolute", every=every, set_size=12)
+            regularizer.load_state_dict(state)
+        for label in range(6):
+            rows = labels == label
+            gradient = step(regularizer, images[rows], labels[rows])
+            acted[label] += not torch.equal(gradient, 2 * images[rows])
+    assert acted.tolist() == [6 // every] * 6
