@@ -35,7 +35,7 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--threshold", type=float, default=0.15)
+    parser.add_argument("--threshold", type=float, default=0.18)
     parser.add_argument("--out", default="out.pt")
     # 1: options
     parsed = parser.parse_args()
