@@ -76,17 +76,28 @@ class Estimator:
         return self.step.objective
 
     def __call__(
-        self, views: Tensor, labels: Tensor, *, all_classes: bool, offered: Sequence[RealBatch | None] = ()
+        self,
+        views: Tensor,
+        labels: Tensor,
+        *,
+        all_classes: bool,
+        measured: bool = False,
+        offered: Sequence[RealBatch | None] = (),
     ) -> Estimate:
         """The term of `views` (n, c, h, w) with class numbers `labels` (n,), and its gradient.
 
-        `offered` are the real images that came along, if the term compares with such.
+        Args:
+            views: the images that the gradient is on.
+            labels: their classes.
+            all_classes: True for an estimate on all classes, whatever `classes` is.
+            measured: True if lambda is measured from the gradient; see `cmi_gradient`.
+            offered: the real images that came along with each call.
         """
         some = None if self.classes is None or all_classes else self._some_classes(labels)
         if some is None:
-            return self._of_all(views, labels, offered)
+            return self._of_all(views, labels, offered, measured=measured)
         rows = some.rows.to(views.device)
-        found = self._of_all(views[rows], labels[some.rows], offered)
+        found = self._of_all(views[rows], labels[some.rows], offered, measured=measured)
         assert found.grad is not None
         # Zero for the images of other classes, and right on average.
         scattered = torch.zeros_like(views, dtype=found.grad.dtype).index_copy(0, rows, found.grad * some.factor)
@@ -139,12 +150,15 @@ class Estimator:
         if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
             self.view.load_state_dict(state["view"])
 
-    def _of_all(self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None]) -> Estimate:
+    def _of_all(
+        self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None], *, measured: bool
+    ) -> Estimate:
         groups, images = self._groups(views, labels)
         drawn = self._drawn()
         compared = self._compared(views, labels, offered)
         augment = self._further_views if self.views_per_image > 1 and len(views) else None
-        return Estimate(*cmi_gradient(drawn, views, groups, self.step, augment, compared), images, groups)
+        found = cmi_gradient(drawn, views, groups, self.step, augment, compared, measured=measured)
+        return Estimate(*found, images, groups)
 
     def _groups(self, views: Tensor, labels: Tensor) -> tuple[Groups, int]:
         every, _ = self.processes.gather(labels.repeat(self.views_per_image))

@@ -321,7 +321,11 @@ class RoundKeeper:
         if self.weight == 0:
             found = self.estimator.value(views, labels, offered)
         else:
-            found = self.estimator(views, labels, all_classes=self.weighting.lam is None, offered=offered)
+            # With a lambda that is given or frozen, rounding errors are added as what they are: next to nothing.
+            measured = self.weighting.measuring
+            found = self.estimator(
+                views, labels, all_classes=self.weighting.lam is None, measured=measured, offered=offered
+            )
         self._look(calls, found.groups)
         finite = torch.isfinite(found.value)
         if found.grad is not None:

@@ -28,7 +28,7 @@ FAITHFUL = 0.99
 
 Result = TypeVar("Result")
 Step = Callable[..., tuple[Tensor, Tensor]]
-"""A proxy, views and their groups to the term and its gradient on the views; real images last, if it compares."""
+"""A function with the arguments and the result of `PieceByPiece.__call__`."""
 Reals = tuple[Tensor, Groups]
 """Real images (m, c, h, w) that a term compares with, and their classes; of all processes, where there are several."""
 
@@ -40,12 +40,19 @@ def cmi_gradient(
     step: Step,
     augment: Callable[[Tensor], Tensor] | None = None,
     real: Reals | None = None,
+    *,
+    measured: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The term under each proxy, averaged, and its gradient on `views` (n, c, h, w), in fp32 or better.
 
-    `step` is asked once per proxy; `augment`, if given, turns each view into the several that it is estimated on,
-    `groups` being those of its result (of the results of all processes, where there are several). `real` are the images
-    that a term compares with, if it does.
+    Args:
+        proxies: the networks.
+        views: the images that the gradient is on.
+        groups: the classes of the views, or of their further views; in all processes, where there are several.
+        step: computes the term and its gradient under one proxy; called once for each.
+        augment: turns the views into further views, which the term is then computed on.
+        real: the real images, for a term that compares with them.
+        measured: True if lambda is measured from the gradient, which is then zero where it is rounding errors alone.
     """
     # The host may be in autocast during its backward pass; neither direction of ours is.
     with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
@@ -54,10 +61,9 @@ def cmi_gradient(
         images = wide.detach().requires_grad_()
         augmented = images if augment is None else augment(images)
         seen = augmented.detach()
-        compared = () if real is None else (real,)
-        value, grad = step(proxies[0], seen, groups, *compared)
+        value, grad = step(proxies[0], seen, groups, real, measured=measured)
         for proxy in proxies[1:]:
-            another, part = step(proxy, seen, groups, *compared)
+            another, part = step(proxy, seen, groups, real, measured=measured)
             value, grad = value + another, grad + part
         if len(proxies) > 1:
             value, grad = value / len(proxies), grad / len(proxies)
@@ -99,10 +105,15 @@ class PieceByPiece:
         self._bound: dict[tuple[str, torch.device], Term] = {}
         """The term bound to a fixed sample of real images, by the proxy's weights and where they are."""
 
-    def __call__(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> tuple[Tensor, Tensor]:
-        """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w)."""
+    def __call__(
+        self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The term of `views` (n, c, h, w), a scalar, and its gradient, (n, c, h, w).
+
+        A gradient that lambda is measured from is zero where it is made of rounding errors alone.
+        """
         objective = self._against(proxy, real)
-        value, grad = self._computed(proxy, views, groups, objective)
+        value, grad = self._computed(proxy, views, groups, objective, measured=measured)
         if self.precision == "bf16" and proxy.network not in self._compared:
             self._compared.add(proxy.network)
             self._compare(proxy, views, groups, grad, objective)
@@ -123,7 +134,9 @@ class PieceByPiece:
                 stacklevel=2,
             )
 
-    def _computed(self, proxy: Proxy, views: Tensor, groups: Groups, objective: Term) -> tuple[Tensor, Tensor]:
+    def _computed(
+        self, proxy: Proxy, views: Tensor, groups: Groups, objective: Term, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The term and its gradient on the views."""
         if not len(views):  # of one process; the term is that of the others' images
             every = self.processes.gather(self._of_none(proxy, views))[0].double()
@@ -137,7 +150,8 @@ class PieceByPiece:
         # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
         every = gathered.double()
         value, derivative = objective.value_and_grad(every, groups)
-        derivative = _beyond_rounding(objective, every, groups, derivative, self._rounding(features))
+        if measured:
+            derivative = _beyond_rounding(objective, every, groups, derivative, self._rounding(features))
 
         def backward(now: Plan) -> Tensor:
             if now != plan:
@@ -289,8 +303,7 @@ def _beyond_rounding(objective: Term, features: Tensor, groups: Groups, derivati
 
     Where the images of each class are all but equal, log(P / Q) cancels and the rest is noise, to which a share would
     give any lambda. The derivative is computed a second time, of features off by `ROUNDINGS` roundings in alternating
-    directions. If it moves by more than half of its norm, it says nothing. The table of features is small beside the
-    network, and no number is read from the device.
+    directions. If it moves by more than half of its norm, it is noise. No number is read from the device.
     """
     if not len(features):
         return derivative

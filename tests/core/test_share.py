@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -56,6 +57,19 @@ def test_images_of_a_class_that_are_equal_leave_lambda_waiting(network: Any, bat
         step(usual, images, labels)
     assert usual.lam is not None
     assert regularizer.lam == pytest.approx(usual.lam, rel=1e-6)
+
+
+@pytest.mark.parametrize(("weighting", "expected"), [("relative", 2 + 2 + 1), ("sustained", 6), ("absolute", 3)])
+def test_the_term_is_computed_twice_only_where_lambda_is_measured(
+    pool: ddplug.ProxyPool, batch: Batch, weighting: Any, expected: int
+) -> None:
+    """Two rounds that measure and one with a frozen lambda; "sustained" measures in all three."""
+    regularizer = layer(pool, weighting=weighting, calibrate=2)
+    computed = Mock(wraps=regularizer.objective.value_and_grad)
+    with patch.object(type(regularizer.objective), "value_and_grad", computed):
+        for _ in range(3):
+            step(regularizer, *batch)
+    assert computed.call_count == expected
 
 
 @pytest.mark.parametrize("classes", [5, 20])
