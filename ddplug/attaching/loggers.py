@@ -1,8 +1,8 @@
 """Rounds where people look for them: CSV, `logging`, TensorBoard, Weights & Biases.
 
 A logger is anything with `write(rounds)` and `close()`. It is told of rounds that have been read from the device, in
-blocks, so that it makes nobody wait; with TensorBoard or Weights & Biases a round's number is the step. Under
-torch.distributed, log in one process.
+blocks, so that it makes nobody wait: the host has logged later steps by then. Under torch.distributed, log in one
+process.
 """
 
 from __future__ import annotations
@@ -55,17 +55,22 @@ class CSVLog:
 
     Raises:
         FileError: nothing can be written there.
+        DataError: the file there has other columns, so it is another program's.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = self.path.open("a", newline="", encoding="utf-8")
+            self._file: IO[str] = self.path.open("a+", newline="", encoding="utf-8")
         except OSError as error:
             raise FileError(not_written(self.path, error)) from error
         self._rows = csv.writer(self._file)
-        if self._file.tell() == 0:
+        self._file.seek(0)
+        if (first := self._file.readline().strip()) and first != ",".join(COLUMNS):
+            self._file.close()
+            raise DataError(f"'{self.path}' begins with '{first[:80]}', so it is no log of rounds; give another file.")
+        if not first:
             self._rows.writerow(COLUMNS)
 
     def write(self, rounds: Sequence[Round]) -> None:
@@ -144,21 +149,23 @@ class TensorBoardLog:
 class WandbLog:
     """`ddplug/value`, `ddplug/lambda` and `ddplug/share` to a run of Weights & Biases, over `ddplug/round`.
 
-    Rounds come in blocks, later than your own steps; an axis of their own keeps them out of your steps' way.
+    A row of its own would move the run's step, and wandb drops what the host then logs for an earlier one. Rounds so
+    join the host's next row, which has room for the last of them; a `CSVLog` holds all.
 
     Args:
         run: what `wandb.init()` returned; it stays open.
+        commit: give every round a row of its own, in a run that nothing else logs to.
     """
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, *, commit: bool = False) -> None:
+        self._run, self.commit = run, commit
         run.define_metric("ddplug/round")
         run.define_metric("ddplug/*", step_metric="ddplug/round")
 
     def write(self, rounds: Sequence[Round]) -> None:
         """Log `rounds`."""
-        for each in rounds:
-            self._run.log({"ddplug/round": each.number, **_scalars(each)})
+        for each in rounds if self.commit else rounds[-1:]:
+            self._run.log({"ddplug/round": each.number, **_scalars(each)}, commit=self.commit)
 
     def close(self) -> None:
         """Leave the run open: its maker finishes it."""

@@ -200,24 +200,102 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [value for _, value in found] == pytest.approx([0.0, 0.1, 0.2])
 
 
-def test_weights_and_biases_gets_an_axis_of_its_own() -> None:
-    said: list[Any] = []
+class Run:
+    """A stand-in for a run of wandb 0.31 with its rule for rows, as seen in the files of real runs.
 
-    class Run:
-        def define_metric(self, name: str, step_metric: str | None = None) -> None:
-            said.append((name, step_metric))
+    `log` without a step commits the open row, which moves the counter by one. With a step, it is dropped if the
+    counter is past that step; else it opens that row, or adds to it. `commit=False` adds to the open row.
+    """
 
-        def log(self, values: dict[str, float]) -> None:
-            said.append(values)
+    def __init__(self) -> None:
+        self.step, self.open = 0, dict[str, Any]()
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.metrics: list[tuple[str, str | None]] = []
 
-    history = History()
-    end = log(history, WandbLog(Run()))
-    add(history, 3)
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, values: dict[str, Any], step: int | None = None, commit: bool | None = None) -> None:
+        if step is not None and step < self.step:
+            return
+        if step is not None and step > self.step:
+            self.finish()
+            self.step = step
+        self.open.update(values)
+        if commit or (commit is None and step is None):
+            self.finish()
+            self.step += 1
+
+    def finish(self) -> None:
+        if self.open:
+            self.rows.append((self.step, self.open))
+            self.open = {}
+
+    def column(self, name: str) -> list[Any]:
+        self.finish()
+        return [row[name] for _, row in self.rows if name in row]
+
+
+@pytest.mark.parametrize("block", [1, 4, 64])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_the_host_rows_are_all_kept(block: int, numbered: bool) -> None:
+    """A logger beside a host that logs to the same place leaves the host's rows and steps as they are.
+
+    Kind: two writers to one log. Looked at: `WandbLog` (rows of its own moved the counter, and the host's were
+    dropped), `TensorBoardLog` (steps are per tag; a host's writer stays open), `LoggingLog` (lines of one logger),
+    `CSVLog` (appended its rows to any file, a host's own log too). Each with rounds read one by one, and in blocks.
+    """
+    history, run = History(block), Run()
+    history._buffer = torch.zeros(block, 3, dtype=torch.float64)  # as on a GPU
+    end = log(history, WandbLog(run))
+    for step in range(60):
+        add(history, step)
+        run.log({"loss": step}, **({"step": step} if numbered else {}))
     end()
-    assert said[:2] == [("ddplug/round", None), ("ddplug/*", "ddplug/round")]
-    assert said[2] == {
+    assert run.column("loss") == list(range(60))
+    assert [step for step, row in run.rows if "loss" in row] == list(range(60))
+    assert run.column("ddplug/round")[-1] == 59
+    assert run.metrics == [("ddplug/round", None), ("ddplug/*", "ddplug/round")]
+
+
+def test_every_round_has_a_row_where_nothing_else_logs() -> None:
+    history, run = History(), Run()
+    end = log(history, WandbLog(run, commit=True))
+    add(history, 0, 1, 3)
+    end()
+    assert run.column("ddplug/round") == [0, 1, 3]
+    assert run.rows[2][1] == {
         "ddplug/round": 3, "ddplug/value": pytest.approx(0.3), "ddplug/lambda": 2.0, "ddplug/share": 0.5,
     }  # fmt: skip
+
+
+def test_a_csv_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n0,1.5\n")
+    with pytest.raises(DataError, match="no log of rounds"):
+        CSVLog(path)
+    assert path.read_text() == "step,loss\n0,1.5\n"
+
+
+def test_tensorboard_of_a_host(tmp_path: Path) -> None:
+    """The host's writer, its own points at later steps than ours: both curves are whole."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(tmp_path))  # type: ignore[no-untyped-call]
+    history = History(block=4)
+    history._buffer = torch.zeros(4, 3, dtype=torch.float64)
+    end = log(history, TensorBoardLog(writer))
+    for step in range(10):
+        add(history, step)
+        writer.add_scalar("loss", step, step)
+    end()
+    writer.close()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    for tag in ("loss", "ddplug/value"):
+        assert [event.step for event in read.Scalars(tag)] == list(range(10))
 
 
 @pytest.mark.slow
@@ -229,8 +307,10 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run = wandb.init(mode="offline", project="ddplug-test", dir=str(tmp_path))
     history = History()
     end = log(history, WandbLog(run))
-    add(history, 0, 1, 2)
+    for step in range(5):
+        add(history, 2 * step, 2 * step + 1)
+        run.log({"loss": step}, step=step)
     end()
-    assert run.summary["ddplug/round"] == 2
-    assert run.summary["ddplug/value"] == pytest.approx(0.2)
     run.finish()
+    assert (run.summary["ddplug/round"], run.summary["loss"]) == (9, 4)
+    assert run.summary["ddplug/value"] == pytest.approx(0.9)
