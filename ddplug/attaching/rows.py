@@ -1,0 +1,306 @@
+"""Rows of the synthetic images that a tensor consists of, read from autograd's graph.
+
+`synthetic[indices]`, a slice, a split, `torch.cat` and the like leave nodes in the graph that say which rows they took.
+The same operations are applied to row numbers. Nothing is computed on images, and no node is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEPTH = 200
+"""Longest path through the graph that is followed."""
+REAL = -1
+"""Row number of an image that comes from none of the leaves."""
+
+
+def rows_of(tensor: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
+    """Return the row of the leaves that each row of `tensor` was taken from, or None if the graph does not say.
+
+    Args:
+        tensor: (n, ...), made of rows of the leaves by operations that select, join or rearrange rows.
+        leaves: the synthetic images; rows are counted through all of them. A leaf (n, c, h, w) or (n, d) has n rows, a
+            leaf (k, m, c, h, w) has k * m, and a leaf (c, h, w) has one.
+
+    Returns:
+        Row numbers (n,), int64, on the device of the leaves. They are `REAL` for rows that no leaf leads to.
+    """
+    starts, first = {}, 0
+    for leaf in leaves:
+        shape = leaf.shape[: 1 if leaf.ndim < 3 else leaf.ndim - 3]
+        starts[id(leaf)] = torch.arange(first, first + math.prod(shape), device=leaf.device).view(shape)
+        first += math.prod(shape)
+    found = starts.get(id(tensor))
+    if found is None:
+        if tensor.grad_fn is None:
+            return None
+        found = _Graph(starts).rows(tensor.grad_fn, tensor.output_nr)
+    if found is None:
+        return None
+    if found.ndim == 0:
+        found = found.expand(len(tensor))
+    return found.reshape(-1) if found.numel() == len(tensor) else None
+
+
+class _Graph:
+    """Row numbers of the nodes of one graph.
+
+    The numbers of a node have the shape of the first dimensions of its output: those that count images.
+    """
+
+    def __init__(self, starts: dict[int, Tensor]) -> None:
+        self._starts = starts
+        self._known: dict[tuple[Any, int], Tensor | None] = {}
+        self._depth = 0
+
+    def rows(self, node: Any, output: int) -> Tensor | None:
+        """Row numbers of one output of `node`."""
+        if (node, output) not in self._known:
+            self._depth += 1
+            read = _READERS.get(node.name().rstrip("0123456789"))
+            self._known[node, output] = None if read is None or self._depth > DEPTH else read(self, node, output)
+            self._depth -= 1
+        return self._known[node, output]
+
+    def leaf(self, node: Any, output: int) -> Tensor | None:
+        """Row numbers of a leaf."""
+        return self._starts.get(id(node.variable))
+
+    def before(self, node: Any) -> Tensor | None:
+        """Row numbers of the first input of `node`."""
+        before, output = node.next_functions[0]
+        return None if before is None else self.rows(before, output)
+
+    def reaches(self, node: Any) -> bool:
+        """Return True if a path leads from `node` to one of the leaves."""
+        seen, waiting = set(), [node]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if id(getattr(node, "variable", None)) in self._starts:
+                return True
+            waiting += [following for following, _ in node.next_functions]
+        return False
+
+    def parts(self, node: Any, dim: int, *, stacks: bool) -> list[Tensor] | None:
+        """Row numbers of the inputs of a `cat` or `stack` along `dim`, `REAL` for real images; None if unknown."""
+        total = 0 if stacks else _shape(node, 0)[dim]
+        found: list[Tensor | int | None] = []
+        for before, output in node.next_functions:
+            if before is None:
+                found.append(None)  # it needs no gradient, so its size was not recorded
+                continue
+            rows, shape = self.rows(before, output), _shape(before, output)
+            if rows is None and self.reaches(before):
+                return None
+            part = _wide(rows, shape, dim if stacks else dim + 1) if rows is not None else 1 if stacks else shape[dim]
+            total -= 0 if stacks else part if isinstance(part, int) else part.shape[dim]
+            found.append(part)
+        known = next((part for part in found if isinstance(part, Tensor)), None)
+        unsized = [place for place, part in enumerate(found) if part is None]
+        if known is None or (unsized and not stacks and unsized[-1] - unsized[0] >= len(unsized)):
+            return None  # real images in several places, of which only the sum is known
+        parts = []
+        for place, each in enumerate(found):
+            if isinstance(each, Tensor):
+                parts.append(each)
+                continue
+            size = list(known.shape)
+            if not stacks:
+                size[dim] = each if each is not None else total if place == unsized[0] else 0
+            parts.append(known.new_full(size, REAL))
+        return parts
+
+
+def _shape(node: Any, output: int) -> tuple[int, ...]:
+    """Shape of an output of `node`."""
+    return tuple(node._input_metadata[output].shape)
+
+
+def _signed(number: int) -> int:
+    """`number` as an int64; autograd gives negative ones as unsigned."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _saved(node: Any, name: str) -> list[Tensor | None] | None:
+    """The tensors that `node` saved as `name`, or None if reading them would run a hook, as checkpointing sets."""
+    raw = getattr(node, f"_raw_saved_{name}")
+    for each in raw if isinstance(raw, tuple) else (raw,):
+        if each is not None and each.unpack_hook is not None:
+            return None
+    saved = getattr(node, f"_saved_{name}")
+    return list(saved) if isinstance(saved, tuple) else [saved]
+
+
+def _dim(node: Any, shape: Sequence[int]) -> int:
+    return _signed(node._saved_dim) % max(1, len(shape))
+
+
+def _wide(rows: Tensor, shape: Sequence[int], ndim: int) -> Tensor:
+    """`rows` spread over the first `ndim` dimensions of an output of this shape."""
+    while rows.ndim < ndim:
+        rows = rows.unsqueeze(-1).expand(*rows.shape, shape[rows.ndim])
+    return rows
+
+
+def _same(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    return graph.before(node)
+
+
+def _viewed(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    rows = graph.before(node)
+    if rows is None:
+        return None
+    before, after = _shape(*node.next_functions[0]), _shape(node, output)
+    for ndim in range(rows.ndim, len(before) + 1):
+        rows = _wide(rows, before, ndim)
+        for count in range(len(after) + 1):
+            if math.prod(after[:count]) == rows.numel():
+                return rows.reshape(after[:count])
+    return None
+
+
+def _along(take: Callable[[Any, int, Tensor, int], Tensor | None]) -> Callable[[_Graph, Any, int], Tensor | None]:
+    """Reader of a node that does something along one dimension, which need not count images."""
+
+    def read(graph: _Graph, node: Any, output: int) -> Tensor | None:
+        if (rows := graph.before(node)) is None:
+            return None
+        before, number = node.next_functions[0]
+        dim = _dim(node, _shape(before, number))
+        return take(node, output, rows, dim) if dim < rows.ndim else rows
+
+    return read
+
+
+def _sliced(node: Any, output: int, rows: Tensor, dim: int) -> Tensor:
+    cut = slice(_signed(node._saved_start), _signed(node._saved_end), node._saved_step)
+    return rows[(slice(None),) * dim + (cut,)]
+
+
+def _index_selected(node: Any, output: int, rows: Tensor, dim: int) -> Tensor | None:
+    saved = _saved(node, "index")
+    if saved is None or saved[0] is None:
+        return None
+    return rows.index_select(dim, saved[0].to(rows.device))
+
+
+def _indexed(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    rows, indices = graph.before(node), _saved(node, "indices")
+    if rows is None or indices is None:
+        return None
+    places = [place for place, index in enumerate(indices) if index is not None]
+    if places[0] >= rows.ndim and places == [places[0]]:
+        return rows
+    if places[-1] >= rows.ndim:
+        return None
+    taken: list[Tensor | None] = []
+    for place, index in enumerate(indices):
+        if index is not None and index.dtype in (torch.bool, torch.uint8):
+            if index.ndim > 1 or len(places) > 1:
+                return None
+            # The number of rows is known already, so that a device need not be waited for.
+            index = torch.nonzero_static(index, size=_shape(node, output)[place]).flatten()
+        taken.append(None if index is None else index.to(rows.device))
+    found: Tensor = torch.ops.aten.index(rows, taken)
+    return found
+
+
+def _embedded(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    rows, indices = graph.before(node), _saved(node, "indices")
+    if rows is None or indices is None or indices[0] is None:
+        return None
+    found: Tensor = torch.ops.aten.index(rows, [indices[0].to(rows.device)])
+    return found
+
+
+def _joined(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    """A `cat` or a `stack`."""
+    stacks = node.name().startswith("Stack")
+    dim = _dim(node, _shape(node, output))
+    ndims = [rows.ndim for before, k in node.next_functions if before and (rows := graph.rows(before, k)) is not None]
+    if not ndims:
+        return None
+    if 0 < max(ndims) < dim + (not stacks):  # along the channels, say
+        known = [graph.rows(before, k) for before, k in node.next_functions if before and graph.reaches(before)]
+        return known[0] if all(rows is known[0] for rows in known) else None
+    parts = graph.parts(node, dim, stacks=stacks)
+    if parts is None or len({part.ndim for part in parts}) > 1:
+        return None
+    return torch.stack(parts, dim) if stacks else torch.cat(parts, dim)
+
+
+def _expanded(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    if (rows := graph.before(node)) is None:
+        return None
+    after = _shape(node, output)
+    more = len(after) - len(_shape(*node.next_functions[0]))
+    return rows.expand(after[: more + rows.ndim])
+
+
+def _repeated(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    if (rows := graph.before(node)) is None:
+        return None
+    more = len(node._saved_repeats) - len(_shape(*node.next_functions[0]))
+    return rows.repeat(node._saved_repeats[: more + rows.ndim]) if more + rows.ndim else rows
+
+
+def _permuted(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    if (rows := graph.before(node)) is None:
+        return None
+    dims = [_signed(dim) % len(_shape(node, output)) for dim in node._saved_dims][: rows.ndim]
+    return rows.permute(dims) if all(dim < rows.ndim for dim in dims) else None
+
+
+def _transposed(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    if (rows := graph.before(node)) is None:
+        return None
+    dims = [_signed(dim) % len(_shape(node, output)) for dim in (node._saved_dim0, node._saved_dim1)]
+    if all(dim >= rows.ndim for dim in dims):
+        return rows
+    return rows.transpose(*dims) if all(dim < rows.ndim for dim in dims) else None
+
+
+def _turned(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    """A roll or a flip."""
+    rows = graph.before(node)
+    if rows is None or not node._saved_dims:
+        return None
+    for place, dim in enumerate(_signed(dim) % len(_shape(node, output)) for dim in node._saved_dims):
+        if dim < rows.ndim:
+            rolls = node.name().startswith("Roll")
+            rows = rows.roll(node._saved_shifts[place], dim) if rolls else rows.flip(dim)
+    return rows
+
+
+_READERS: dict[str, Callable[[_Graph, Any, int], Tensor | None]] = {
+    "torch::autograd::AccumulateGrad": _Graph.leaf,
+    **dict.fromkeys(("CloneBackward", "ToCopyBackward", "AliasBackward", "CopyBackwards"), _same),
+    **dict.fromkeys(("ViewBackward", "UnsafeViewBackward", "ReshapeAliasBackward"), _viewed),
+    **dict.fromkeys(("UnsqueezeBackward", "SqueezeBackward"), _viewed),
+    "SliceBackward": _along(_sliced),
+    "SelectBackward": _along(lambda node, output, rows, dim: rows.select(dim, _signed(node._saved_index))),
+    "SplitBackward": _along(lambda node, output, rows, dim: torch.split(rows, node._saved_split_size, dim)[output]),
+    "SplitWithSizesBackward": _along(
+        lambda node, output, rows, dim: torch.split(rows, list(node._saved_split_sizes), dim)[output]
+    ),
+    "UnbindBackward": _along(lambda node, output, rows, dim: rows.unbind(dim)[output]),
+    "IndexSelectBackward": _along(_index_selected),
+    "IndexBackward": _indexed,
+    "EmbeddingBackward": _embedded,
+    "CatBackward": _joined,
+    "StackBackward": _joined,
+    "ExpandBackward": _expanded,
+    "RepeatBackward": _repeated,
+    "PermuteBackward": _permuted,
+    "TransposeBackward": _transposed,
+    "RollBackward": _turned,
+    "FlipBackward": _turned,
+}
