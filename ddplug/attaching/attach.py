@@ -33,7 +33,6 @@ from ddplug.datasets.images import ImageData, as_image_data
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import AttachError
 from ddplug.proxies.pending import DeferredPool
-from ddplug.proxies.representations import formerly_space
 
 
 class Handle:
@@ -131,7 +130,6 @@ def _detached(regularizer: Regularizer, where: str) -> Handle:
     return handle
 
 
-@formerly_space
 def attach(
     trainer: object,
     weight: float | str = 1.0,

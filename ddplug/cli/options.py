@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ddplug.core.options import ABOUT, FORMER
+from ddplug.core.options import ABOUT
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def _typed(name: str) -> tuple[Any, Any]:
     default = about.default if isinstance(about.default, bool | str) else about.spell(about.default)
     choices = f": {', '.join(about.choices)}" if about.choices and "(" not in about.help else ""
     text = f"{about.help[0].upper()}{about.help[1:]}{choices}."
-    names = [f"--{name}", f"--{FORMER[name]}"] if name in FORMER else []
-    return default, Annotated[type(default), typer.Option(*names, help=text)]
+    return default, Annotated[type(default), typer.Option(help=text)]
 
 
 def load_data(name: str, path: Path | None) -> ImageData:

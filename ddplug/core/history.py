@@ -19,22 +19,14 @@ from torch import Tensor
 
 from ddplug.errors import DDPlugWarning
 from ddplug.utils.files import write_json
-from ddplug.utils.records import either, entries, flag, number, optional, whole
-
-FORMER = {"cmi": "value"}
-"""What older versions called a round's parts, by their names then."""
+from ddplug.utils.records import entries, flag, number, optional, whole
 
 _SIZE = number(-1e30, 1e30, finite=False)
-ROUND = either(
-    *(
-        entries(
-            {"number": whole(), name: _SIZE, "lam": number(-1e30, 1e30), "images": whole(), "skipped": flag},
-            {"share": optional(number(0, 1e30))},
-        )
-        for name in ("value", *FORMER)
-    )
+ROUND = entries(
+    {"number": whole(), "value": _SIZE, "lam": number(-1e30, 1e30), "images": whole(), "skipped": flag},
+    {"share": optional(number(0, 1e30))},
 )
-"""What a file may hold of a round, by any version."""
+"""A round in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +201,8 @@ class History:
         return [asdict(round_) for round_ in self]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Replace all rounds by those of a `state_dict`, also of a version that knew no other term than CMI."""
+        """Replace all rounds by those of a `state_dict`."""
         self._pending.clear()
         self._earlier = self._told = len(state)  # an earlier run's, which told of them
-        self._rounds = [Round(**{FORMER.get(name, name): held for name, held in record.items()}) for record in state]
+        self._rounds = [Round(**record) for record in state]
         self._skipped = sum(round_.skipped for round_ in self._rounds)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.proxies.pool import ProxyPool
-from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
+from ddplug.proxies.representations import PLURAL, Representation, check_representation
 from ddplug.terms.base import group
 from ddplug.terms.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
 
@@ -30,7 +30,6 @@ class CMI(nn.Module):
         seed: of that generator.
     """
 
-    @formerly_space
     def __init__(
         self,
         proxies: object,
@@ -52,11 +51,6 @@ class CMI(nn.Module):
         self.input_space = self.pool.space_of(input_space)
         self.generator = torch.Generator().manual_seed(seed)
         self._warned = False
-
-    @property
-    def space(self) -> Representation:
-        """The former name of `representation`."""
-        return self.representation
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """CMI of `images`, (n, c, h, w) floats, with class numbers `labels`, (n,): a scalar.

@@ -6,7 +6,6 @@ record may name, and what a `Regularizer` checks and saves of what it was given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -31,13 +30,6 @@ class About(NamedTuple):
     """Whether hosts have it on their command lines."""
     of_lambda: bool = False
     """Whether a lambda that was measured with one value means something else with another."""
-    before: Any = _NOTHING
-    """The default of older versions, which a record without the option was made with; today's, if nothing is said."""
-
-    @property
-    def unwritten(self) -> Any:
-        """Value of the option where a record lacks it."""
-        return self.default if self.before is _NOTHING else self.before
 
     @property
     def scalar(self) -> type:
@@ -68,7 +60,7 @@ class Options:
     representation: Choice = field(
         default="auto",
         metadata=_is("what CMI is computed on; auto: logits for a share, features for a lambda", get_args(Choice),
-                     of_lambda=True, before="feature"),
+                     of_lambda=True),
     )  # fmt: skip
     temperature: float = field(default=1.0, metadata=_is("T in softmax(f / T)", of_lambda=True))
     calibrate: int = field(default=10, metadata=_is("steps over which a share is turned into a lambda"))
@@ -157,13 +149,3 @@ def meant(name: str, spelling: Any) -> Any:
         return about.zero if spelling == about.zero else int(spelling) or about.zero
     except ValueError as error:
         raise InputError(f"{name} must be {about.zero or 0} or a number, got {spelling!r}.") from error
-
-
-FORMER = {"representation": "space"}
-"""Names that options had before, which are still understood."""
-
-
-def renamed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as written by any version, by their present names."""
-    present = {former: name for name, former in FORMER.items()}
-    return {present.get(name, name): value for name, value in record.items()}

@@ -36,7 +36,7 @@ from ddplug.networks.precision import Precision
 from ddplug.proxies.doubts import doubts
 from ddplug.proxies.pending import DeferredPool
 from ddplug.proxies.pool import ProxyPool
-from ddplug.proxies.representations import Choice, Representation, chosen, formerly_space
+from ddplug.proxies.representations import Choice, chosen
 from ddplug.terms import Term, TermSpec, make
 from ddplug.terms.base import check_labels, check_not_negative
 from ddplug.utils.processes import Processes, Sharing
@@ -100,7 +100,6 @@ class Regularizer:
         ProcessError: in a round, where processes differ, or one does not come to it.
     """
 
-    @formerly_space
     def __init__(
         self,
         proxies: object,
@@ -194,11 +193,6 @@ class Regularizer:
     def temperature(self) -> float:
         """T in softmax(f / T), for terms that have one; else 1."""
         return float(self.objective.settings().get("temperature", 1.0))
-
-    @property
-    def space(self) -> Representation:
-        """The former name of `representation`."""
-        return self.representation
 
     @property
     def generator(self) -> torch.Generator:
@@ -331,7 +325,7 @@ class Regularizer:
         """
         check_kind(state)
         self.weighting.check(state["weighting"])
-        check_settings(state.get("settings"), self.settings(), self.watch)
+        check_settings(state["settings"], self.settings())
         if self.pool.pending:
             self._expected_pool = state.get("pool")
         else:

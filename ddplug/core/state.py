@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddplug.core.history import ROUND
-from ddplug.core.options import renamed
-from ddplug.core.watch import Watch
 from ddplug.errors import InputError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.records import (
@@ -40,14 +38,15 @@ _STATE = entries(
         ),
         "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),
         "view": optional(dict_of(anything)), "rounds": whole(), "passages": _POSITIVE, "history": list_of(ROUND),
+        "settings": dict_of(either(list_of(_SCALAR), _SCALAR)),
     },
     {
-        "settings": optional(dict_of(either(list_of(_SCALAR), _SCALAR))), "pool": optional(text()),
+        "pool": optional(text()),
         "real_generator": tensor("integer", (None,)),
     },
 )  # fmt: skip
 """What a state may hold."""
-PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "passages", "history")
+PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "passages", "history", "settings")
 """What every state has."""
 
 
@@ -59,16 +58,8 @@ def check_kind(state: Mapping[str, Any]) -> None:
     check_record(dict(state), _STATE, "this state of a Regularizer", "So nothing was taken from it.", error=InputError)
 
 
-def check_settings(given: Mapping[str, Any] | None, own: Mapping[str, Any], watch: Watch) -> None:
-    """`InputError` if a state made with the options `given` does not go with `own`; warns where it has none noted."""
-    if given is None:
-        watch.warn(
-            "old state",
-            "this state is of an older ddplug and does not say what options it was made with, so they could not be "
-            "compared with these.",
-        )
-        return
-    given = renamed(given)
+def check_settings(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """`InputError` if a state made with the options `given` does not go with `own`."""
     if differing := [f"{key} {given.get(key)!r} (here {own[key]!r})" for key in own if given.get(key) != own[key]]:
         raise InputError(
             f"this state was made with {', '.join(differing)}; the lambda in it would mean something else here. "

@@ -81,7 +81,7 @@ def factor(path: Path) -> int:
     """The factor of IDC's `data.pt`, from the host's own `args.txt` beside it; `DataError` if that is not there."""
     arguments = _arguments(path)
     try:
-        content = read_record(arguments, _ARGUMENTS, "the host's args.txt", "", ours=False)
+        content = read_record(arguments, _ARGUMENTS, "the host's args.txt", "")
     except DataError as error:
         raise DataError(
             f"'{path}' is IDC's by its name, and does not say how many images are in each of its images: the host's "

@@ -95,7 +95,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     a factor that does not fit the images.
     """
     path = user_path(path)
-    record = load_tensors(path, "synthetic set", "a .pt file with images and labels", _AGAIN, ours=_is_ours)
+    record = load_tensors(path, "synthetic set", "a .pt file with images and labels", _AGAIN)
     images, labels, extra = _unpack(record)
     if isinstance(record, Tensor) and hostfiles.is_images(path):
         learned = hostfiles.beside(path)
@@ -165,11 +165,6 @@ def _check_classes(path: Path, labels: Tensor) -> None:
             f"'{path}' holds labels {labels[:4].tolist()}... of type {labels.dtype}; expected the numbers of classes, "
             f"0 to {MOST_CLASSES - 1}. If they are not the labels of these images, the file is damaged."
         )
-
-
-def _is_ours(content: Any) -> bool:
-    """Return True if a set was written by `save_set`, in any version."""
-    return isinstance(content, dict) and {"images", "labels", "space", "dataset"} <= set(content)
 
 
 _AGAIN = "Copy it again, or distil the set again."

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
-from ddplug.core.options import ABOUT, FORMER, meant
+from ddplug.core.options import ABOUT, meant
 
 Inner = Literal["one", "last", "all"]
 Views = Literal["host", "clean"]
@@ -49,8 +49,9 @@ def add_options(parser: argparse.ArgumentParser, *, inner: bool = False) -> None
     """
     group = parser.add_argument_group("CMI regulariser (ddplug)")
     for option in (*OPTIONS, *((INNER,) if inner else ())):
-        names = [f"--cmi_{name}" for name in (option.name, FORMER.get(option.name)) if name]
-        group.add_argument(*names, type=option.type, default=option.default, choices=option.choices, help=option.help)
+        group.add_argument(
+            f"--cmi_{option.name}", type=option.type, default=option.default, choices=option.choices, help=option.help
+        )
 
 
 def add_config(config: Any, *, inner: bool = False) -> None:
@@ -62,5 +63,4 @@ def add_config(config: Any, *, inner: bool = False) -> None:
 def options_of(args: Any) -> dict[str, Any]:
     """Read our options from `args`, a host's options or config; the regulariser's as its parameters."""
     found = {option.name: getattr(args, f"cmi_{option.name}", option.default) for option in (*OPTIONS, INNER)}
-    found |= {name: said for name, former in FORMER.items() if (said := getattr(args, f"cmi_{former}", ""))}
     return {name: meant(name, said) if name in ABOUT else said for name, said in found.items()}

@@ -9,18 +9,14 @@ from typing import Any
 
 import torch
 
-from ddplug.core.options import ABOUT, COMPARED, renamed
 from ddplug.errors import DataError, InputError
 from ddplug.lab.judge import Judge
-from ddplug.lab.plan import ADDED, Settings
 from ddplug.lab.records import AGAIN, read_json
 from ddplug.lab.records import SETTINGS as SETTINGS_RECORD
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.files import write_json
 
 SETTINGS = "settings.json"
-NOTED = ("ddplug", "torch", "checkout", "configuration", "experts")
-"""What records of older versions lack, and what is therefore not known of them."""
 REGULARIZERS = ("proxies", "heldout", "regularizer", "term")
 """Settings that a baseline does not depend on."""
 
@@ -59,17 +55,15 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
 
 
 def differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
-    """In what the runs of the comparison in `folder` are made otherwise than `wanted`, a phrase each.
+    """Return a phrase for each setting in which the comparison in `folder` differs from `wanted`.
 
-    What older versions did not note is not known, and not taken for a difference. Raises `DataError` where there is no
-    comparison.
+    Raises `DataError` where there is no comparison.
     """
     path = folder / SETTINGS
     if not path.is_file():
         raise DataError(f"'{folder}' is no folder of a comparison: it has no {SETTINGS}.")
     there = read_json(path, AGAIN, SETTINGS_RECORD)
-    known = {key: value for key, value in wanted.items() if key in there or key not in NOTED}
-    found, asked = _flat(there, ignored), _flat(known, ignored)
+    found, asked = _flat(there, ignored), _flat(wanted, ignored)
     return [
         f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"
         for key in dict.fromkeys([*found, *asked])
@@ -83,10 +77,6 @@ def _flat(record: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> d
     for key, value in record.items():
         if key in ignored:
             continue
-        if key == "settings":  # an older version's lack some
-            value = {**{name: getattr(Settings, name) for name in ADDED}, **value}
-        if key == "regularizer":  # as any version wrote it: by its names, and with or without what was the default
-            value = {**{name: ABOUT[name].unwritten for name in COMPARED}, **renamed(value)}
         if isinstance(value, dict):
             flat |= _flat(value, ignored, "" if key in ("settings", "regularizer") else f"{key} ")
         else:

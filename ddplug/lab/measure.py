@@ -14,7 +14,7 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError
 from ddplug.proxies.pool import ProxyPool
-from ddplug.proxies.representations import PLURAL, Representation, check_representation, formerly_space
+from ddplug.proxies.representations import PLURAL, Representation, check_representation
 from ddplug.terms.base import Term, group
 from ddplug.terms.cmi import check_temperature, class_sums
 from ddplug.terms.real import Real
@@ -54,7 +54,6 @@ class Measurement:
         return asdict(self)
 
 
-@formerly_space
 @torch.no_grad()
 def measure(
     proxies: object,

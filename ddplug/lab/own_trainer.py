@@ -164,7 +164,7 @@ class Own:
         if not path.is_file():
             return []
         expected, advice = "the state of a distillation", "Delete it to distil this run from the beginning."
-        state = load_tensors(path, "state", expected, advice, ours=True)
+        state = load_tensors(path, "state", expected, advice)
         with reported_as(path, expected, advice):
             trainer.load_state_dict(state["trainer"])
             handle.load_state_dict(state["regularizer"])

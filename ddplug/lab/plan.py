@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from ddplug.attaching.places import Views
-from ddplug.core.options import ABOUT, COMPARED, renamed
+from ddplug.core.options import ABOUT, COMPARED
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
 from ddplug.lab.dm_trainer import Init, check_init
@@ -42,8 +42,6 @@ class Arm:
 
 OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "init", "checkpoints", "judge_last")
 """Settings that an upstream host has itself, or that mean nothing there."""
-ADDED = ("term", "judge_last", "init")
-"""Settings that records of older versions lack; they were made with today's defaults."""
 
 BASELINE = Arm(0.0)
 
@@ -132,7 +130,7 @@ class Settings:
     term: str = "cmi"
     """What is added to the host's loss, unless an arm says otherwise, and what is measured of all sets."""
     regularizer: Mapping[str, Any] = field(default_factory=dict)
-    """Of `ddplug.core.options.Options`, as far as they are not the defaults, or were not always."""
+    """Of `ddplug.core.options.Options`, as far as they are not the defaults."""
     arguments: tuple[str, ...] | None = None
     """An upstream host's own, which then say what the settings of our trainer would."""
 
@@ -149,8 +147,6 @@ class Settings:
                 f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
             )
         make(self.term)  # complains of what it does not know
-        written = {name: about.default for name, about in ABOUT.items() if about.default != about.unwritten}
-        object.__setattr__(self, "regularizer", {**written, **renamed(self.regularizer)})
         if unknown := sorted(set(self.regularizer) - set(COMPARED)):
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(COMPARED)}.")
 
@@ -203,6 +199,7 @@ class Settings:
         return {} if self.width is None else {"width": self.width}
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary of the settings that mean something."""
+        """A plain dictionary of the settings that have an effect, with all options of the regulariser."""
         unused = ("arguments",) if self.arguments is None else OF_OUR_TRAINER
-        return {name: value for name, value in asdict(self).items() if name not in unused}
+        written = {**asdict(self), "regularizer": {name: self.option(name) for name in COMPARED}}
+        return {name: value for name, value in written.items() if name not in unused}

@@ -274,7 +274,7 @@ def _resume(
     if not path.exists():
         return 0
     expected, advice = "a checkpoint of a training", "Delete it to train from the beginning."
-    state = load_tensors(path, "checkpoint", expected, advice, error=PoolError, ours=True)
+    state = load_tensors(path, "checkpoint", expected, advice, error=PoolError)
     check_record(state, _CHECKPOINT, f"'{path}', {expected},", advice, error=PoolError)
     found, done = state["identity"], int(state["done"])
     if found == identity:

@@ -270,8 +270,6 @@ def _there(folder: Path, wanted: Header) -> Header | None:
             raise PoolError(f"'{folder}' exists and is not a pool of proxies; choose another folder.")
         return None
     found = read_header(folder)
-    if found.recipe:
-        found.recipe.setdefault("precision", "exact")  # all there was when older pools were made
     if found.info != wanted.info or found.recipe != wanted.recipe:
         differing = {
             key: (found.recipe.get(key), wanted.recipe.get(key))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugError, ProxyError
 from ddplug.networks.precision import Precision, layers
-from ddplug.proxies.representations import Flattening, Representation, Shape, formerly_space, pool_positions
+from ddplug.proxies.representations import Flattening, Representation, Shape, pool_positions
 from ddplug.utils.digest import named_bytes, short_sha256
 from ddplug.utils.memory import out_of_memory
 
@@ -106,7 +106,6 @@ class Proxy:
         """Floating dtype of the weights, to which images are cast."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
 
-    @formerly_space
     def __call__(
         self, images: Tensor, representation: Representation = "feature", precision: Precision = "exact"
     ) -> Tensor:

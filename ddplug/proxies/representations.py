@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -22,9 +20,6 @@ PLURAL = {"feature": "features", "pooled": "pooled features", "logit": "logits"}
 
 _TURNING = ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis")
 _POINTWISE = ("relu", "relu_", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "dropout", "clone", "contiguous")
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def check_representation(representation: str) -> Representation:
@@ -50,26 +45,6 @@ def chosen(choice: Choice, weighting: str, required: str | None = None) -> Repre
     if choice != "auto":
         return check_representation(choice)
     return "feature" if weighting == "absolute" else "logit"
-
-
-def formerly_space(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: `representation=` may still be given under its former name, `space=`, with a DeprecationWarning."""
-
-    @functools.wraps(function)
-    def renaming(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "space" in kwargs:
-            if "representation" in kwargs:
-                raise InputError("space= is the former name of representation=; give the latter alone.")
-            given = kwargs.pop("space")
-            warnings.warn(
-                f"space= is now called representation=; write representation={given!r}.",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            kwargs["representation"] = given
-        return function(*args, **kwargs)
-
-    return renaming
 
 
 def pool_positions(features: Tensor, shape: Shape) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from ddplug.errors import DataError, DDPlugError
 from ddplug.utils.files import write_bytes
 from ddplug.utils.records import UnfitError, check_depth, is_expanded, nested
-from ddplug.utils.sealing import BrokenError, check_archive, note_unsealed, seal_archive
+from ddplug.utils.sealing import BrokenError, check_archive, seal_archive
 
 MOST_EXPANDED = 2**26
 """Bytes that a tensor may take beyond those that are stored: one number can stand for any number of them."""
@@ -41,7 +41,6 @@ def load_tensors(
     *,
     error: type[DDPlugError] = DataError,
     mmap: bool = False,
-    ours: bool | Callable[[Any], bool] = False,
 ) -> Any:
     """The content of a torch file that holds tensors, numbers, strings and containers of them, on the CPU.
 
@@ -52,7 +51,6 @@ def load_tensors(
         advice: what to do about a file that cannot be read, as a sentence; by default only what may be wrong is said.
         error: class of the error.
         mmap: leave the tensors on disk until they are used, where the format of the file allows it.
-        ours: whether it is a file that we write, or how its content tells; one without a checksum is then noted.
 
     Raises `error` if the file is not there or cannot be read, if its checksum is not that of its content, or if it
     holds any other Python object.
@@ -60,12 +58,10 @@ def load_tensors(
     if not path.is_file():
         raise error(f"there is no {what} at '{path}'; expected {expected}. {advice}".rstrip())
     with reported_as(path, expected, advice, error=error), torch.serialization.safe_globals(_numbers()):
-        sealed = check_archive(path)
+        check_archive(path)
         content = _load(path, mmap)
         check_depth(content)
         _check_sizes(content)
-    if not sealed and (ours(content) if callable(ours) else ours):
-        note_unsealed(path, f"a {what}")
     return content
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ddplug.errors import DataError, DDPlugError
-from ddplug.utils.sealing import BrokenError, note_unsealed, unseal_record
+from ddplug.utils.sealing import BrokenError, unseal_record
 
 Check = Callable[[Any], None]
 
@@ -222,7 +222,6 @@ def read_record(
     advice: str,
     *,
     error: type[DDPlugError] = DataError,
-    ours: bool = True,
 ) -> dict[str, Any]:
     """The dictionary in a JSON file, without its checksum, if `check` allows it.
 
@@ -232,7 +231,6 @@ def read_record(
         what: what it is, with its article, for the errors.
         advice: what to do about a file that cannot be read, as a sentence.
         error: class of the errors.
-        ours: whether we write such files; one without a checksum is then noted.
 
     Raises `error` if the file is not there, is not JSON, has another checksum or is not allowed.
     """
@@ -241,7 +239,7 @@ def read_record(
             raise UnfitError(f"it has more than {LARGEST:,} bytes")
         content: object = json.loads(path.read_bytes().decode("utf-8"))
         check_depth(content)
-        content, sealed = unseal_record(content)
+        content = unseal_record(content)
         if not isinstance(content, dict):
             raise _unfit("a dictionary", content)
         check(content)
@@ -252,8 +250,6 @@ def read_record(
             f"'{path}' cannot be read as {what} ({problem}): it is damaged or half-written, or of another kind or "
             f"version. {advice}"
         ) from cause
-    if ours and not sealed:
-        note_unsealed(path, what)
     return content
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from typer.main import get_command
 
 import ddplug
 from ddplug.cli.app import app
-from ddplug.core.options import ABOUT, HOSTS, Options, meant, renamed
+from ddplug.core.options import ABOUT, COMPARED, HOSTS, Options, meant
 from ddplug.hosting.options import add_config, add_options, options_of
 from ddplug.lab.folder import SETTINGS, differing
 from ddplug.lab.plan import Settings
-
-RESULTS = sorted(Path(__file__).parents[2].glob("docs/results/*/compare.json"))
+from ddplug.utils.files import write_json
 
 
 def test_the_layers_defaults_are_these() -> None:
@@ -63,12 +61,6 @@ def test_hosts_say_none_as_zero() -> None:
     assert (found["classes"], found["chunk"]) == (3, 64)
 
 
-def test_hosts_understand_the_former_name() -> None:
-    assert said("--cmi_space", "logit")["representation"] == "logit"
-    assert said("--cmi_representation", "pooled")["representation"] == "pooled"
-    assert options_of(argparse.Namespace(cmi_space="logit"))["representation"] == "logit"
-
-
 @pytest.mark.parametrize("command", ["run", "compare"])
 def test_commands_have_the_layers_options(command: str) -> None:
     found = {option.name: option for option in get_command(app).commands[command].params}  # type: ignore[attr-defined]
@@ -77,7 +69,6 @@ def test_commands_have_the_layers_options(command: str) -> None:
     for name in ours:
         assert meant(name, found[name].default) == ABOUT[name].default
         assert found[name].help
-    assert "--space" in found["representation"].opts
 
 
 def test_a_number_that_is_none_is_refused() -> None:
@@ -88,21 +79,10 @@ def test_a_number_that_is_none_is_refused() -> None:
 # --- records
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
-def test_published_comparisons_are_those_of_the_same_options(path: Path, tmp_path: Path) -> None:
-    """Records of the former name, with every option said or only those that are not the default, are recognised."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    given = record["settings"]["regularizer"]
-    (tmp_path / SETTINGS).write_text(json.dumps({"settings": record["settings"]}), encoding="utf-8")
-    for options in (given, {name: value for name, value in renamed(given).items() if value != ABOUT[name].default}):
-        settings = Settings(**{**record["settings"], "regularizer": options})
-        written = {**record["settings"], "regularizer": settings.to_json()["regularizer"]}
-        assert "space" not in written["regularizer"]
-        assert not differing(tmp_path, {"settings": written})
-    other = {**renamed(given), "representation": "pooled"}
-    expected = [f"representation ({renamed(given)['representation']} there, pooled asked for)"]
-    assert differing(tmp_path, {"settings": {**record["settings"], "regularizer": other}}) == expected
-
-
-def test_there_are_published_comparisons() -> None:
-    assert RESULTS
+def test_a_comparison_notes_every_option_and_names_those_that_differ(tmp_path: Path) -> None:
+    made, other = (Settings(regularizer={"draw": draw}).to_json() for draw in (1, 2))
+    assert made == Settings().to_json()
+    assert set(made["regularizer"]) == set(COMPARED)
+    write_json({"settings": made}, tmp_path / SETTINGS)
+    assert not differing(tmp_path, {"settings": made})
+    assert differing(tmp_path, {"settings": other}) == ["draw (1 there, 2 asked for)"]

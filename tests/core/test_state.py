@@ -11,7 +11,7 @@ from torch import Tensor
 import ddplug
 
 NAN, INF = float("nan"), float("inf")
-ROUND = {"number": 0, "cmi": 0.1, "lam": 1.0, "images": 4, "skipped": False}
+ROUND = {"number": 0, "value": 0.1, "lam": 1.0, "images": 4, "skipped": False}
 DAMAGED: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a lambda that is NaN": (("weighting", "lam"), NAN, r"weighting\.lam: expected a finite number"),
     "a norm that is a word": (("weighting", "sums"), [1.0, "x"], r"weighting\.sums\[1\]: expected a number"),

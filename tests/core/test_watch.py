@@ -453,16 +453,6 @@ def test_a_pool_that_comes_with_the_run_is_compared_then(network: Callable[..., 
                 step(second, batch)
 
 
-def test_a_state_of_an_older_version_is_taken_with_a_word(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    first, second = layer(pool), layer(pool)
-    step(first, batch)
-    state = first.state_dict()
-    del state["settings"], state["pool"]
-    with pytest.warns(ddplug.DDPlugWarning, match="of an older ddplug"):
-        second.load_state_dict(state)
-    assert second.rounds == 1
-
-
 # Small things that people reach for
 
 
@@ -646,14 +636,3 @@ def test_spaces_by_name_of_a_pool_that_is_not_there_yet(network: Callable[..., n
     deferred.fill(normalised(network))
     step(regularizer, (batch[0].sigmoid(), batch[1]))
     assert regularizer.input_space == UNIT
-
-
-def test_a_state_that_calls_the_term_cmi_is_read(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    """As versions did that knew no other term."""
-    first, second = layer(pool), layer(pool)
-    step(first, batch)
-    state = first.state_dict()
-    for record in state["history"]:
-        record["cmi"] = record.pop("value")
-    second.load_state_dict(state)
-    assert second.history.cmi == second.history.values == first.history.values

@@ -76,16 +76,3 @@ def test_one_flipped_bit_is_noticed(space: Any, tmp_path: Path) -> None:
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
         with pytest.raises(DataError, match=r"set\.pt' cannot be read as .*Copy it again, or distil the set again\.$"):
             load_set(path)
-
-
-def test_a_set_of_an_older_version_is_read_and_said_to_have_no_checksum(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ddplug.utils.sealing._noted", set())
-    plain = {"images": IMAGES, "labels": LABELS}
-    torch.save(plain, tmp_path / "theirs.pt")
-    load_set(tmp_path / "theirs.pt")
-    assert capsys.readouterr().err == "", "others have no checksums"
-    torch.save({**plain, "space": None, "dataset": "mine"}, tmp_path / "old.pt")
-    assert load_set(tmp_path / "old.pt").dataset == "mine"
-    assert "old.pt' is a synthetic set without a checksum" in capsys.readouterr().err

@@ -336,32 +336,18 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, run: Any, pools: t
 
 
 @pytest.mark.parametrize("key", ["ddplug", "torch"])
-def test_entries_of_another_version_are_refused_but_not_of_an_unknown_one(key: str, tmp_path: Path, run: Any) -> None:
+def test_entries_of_another_version_are_refused(key: str, tmp_path: Path, run: Any) -> None:
     run(tmp_path, (), 1)
     path = tmp_path / "settings.json"
-    noted, _ = unseal_record(json.loads(path.read_text()))
+    noted = unseal_record(json.loads(path.read_text()))
     assert results(tmp_path)[key] == noted[key] != ""
     write_json({**noted, key: "0.0.1"}, path)
     with pytest.raises(InputError, match=rf"other settings: {key} \(0\.0\.1 there, .* asked for\)\."):
         run(tmp_path, (), 1)
-    write_json({name: value for name, value in noted.items() if name != key}, path)
-    run(tmp_path, (), 1)
     del noted["settings"]["epochs"]
     write_json(noted, path)
     with pytest.raises(InputError, match=r"epochs \(None there, 2 asked for\)"):
         run(tmp_path, (), 1)
-
-
-def test_what_an_older_version_did_not_write_was_the_default(tmp_path: Path, run: Any) -> None:
-    run(tmp_path, (), 1)
-    path = tmp_path / "settings.json"
-    noted = json.loads(path.read_text())
-    for name in ("term", "judge_last", "init"):
-        del noted["settings"][name]
-    write_json(noted, path)
-    run(tmp_path, (), 1)
-    with pytest.raises(InputError, match=r"judge_last \(False there, True asked for\)"):
-        run(tmp_path, (), 1, replace(TINY, judge_last=True))
 
 
 HOLDS = """

@@ -108,7 +108,7 @@ def test_it_is_resumed_and_added_to(
     del first["times"], first["left_out"], again["times"]
     assert again == first
     assert len(made) == 3
-    # A comparison as older versions made it has arms without terms, and goes on beside them.
+    # Arms without terms of their own stand beside them.
     run(digits, pool, tmp_path, arms([1.0]))
     assert made[3:] == ["weight-1-host-seed0"]
     sets = [load_set(tmp_path / f"entries/{arm}-1-host-seed0/set-000003.pt").images for arm in ("weight", "cmi")]

@@ -38,7 +38,7 @@ def comparison(folder: Path, points: int = 1, rows: Any = None) -> Path:
 
 
 def history(path: Path) -> Path:
-    rounds = [{"number": n, "cmi": 0.1 / (n + 1), "lam": 2.0, "images": 4, "skipped": n == 2} for n in range(5)]
+    rounds = [{"number": n, "value": 0.1 / (n + 1), "lam": 2.0, "images": 4, "skipped": n == 2} for n in range(5)]
     path.write_text(json.dumps({"format": "ddplug-run", "history": rounds}))
     return path
 
@@ -101,7 +101,7 @@ def test_runs_round_by_round_without_what_was_skipped(tmp_path: Path, drawn: lis
 def saved(path: Path, rounds: int, shares: Any, skipped: tuple[int, ...] = ()) -> Path:
     """What a history writes by itself: the few keys that every run's file has."""
     records = [
-        {"number": 2 * n, "cmi": 0.2 - 0.01 * n, "lam": 3.0 + n, "images": 8, "skipped": n in skipped, "share": share}
+        {"number": 2 * n, "value": 0.2 - 0.01 * n, "lam": 3.0 + n, "images": 8, "skipped": n in skipped, "share": share}
         for n, share in zip(range(rounds), shares, strict=True)
     ]
     content = {"format": "ddplug-run", "version": 1, "rounds": 2 * rounds, "skipped": len(skipped), "history": records}
@@ -140,16 +140,16 @@ def test_no_panel_for_a_share_that_nobody_knows(shares: Any, tmp_path: Path, dra
         ({"history": 3}, r"cannot be read .*history: expected a list, got 3"),
         ({"history": ["round"]}, r"cannot be read .*history\[0\]: expected a dictionary"),
         (
-            {"history": [{"number": 0, "cmi": "low", "lam": 1, "images": 1, "skipped": False}]},
-            r"\.cmi: expected a number",
+            {"history": [{"number": 0, "value": "low", "lam": 1, "images": 1, "skipped": False}]},
+            r"\.value: expected a number",
         ),
         (
-            {"history": [{"number": 0, "cmi": 1, "lam": 1, "images": 1, "skipped": False, "share": {}}]},
+            {"history": [{"number": 0, "value": 1, "lam": 1, "images": 1, "skipped": False, "share": {}}]},
             r"\.share: expected",
         ),
         ({"history": []}, "no round in which the regulariser acted"),
         (
-            {"history": [{"number": 0, "cmi": 1, "lam": 1, "images": 1, "skipped": True}]},
+            {"history": [{"number": 0, "value": 1, "lam": 1, "images": 1, "skipped": True}]},
             "no round in which the regulariser acted",
         ),
     ],

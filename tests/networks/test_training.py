@@ -414,7 +414,7 @@ def test_a_checkpoint_whose_values_cannot_be_is_refused(change, said, few, tmp_p
     file = kept_after_one_epoch(few, tmp_path)
     state = torch.load(file, weights_only=True)
     change(state)
-    torch.save(state, file)  # as older versions wrote it, without a checksum
+    torch.save(state, file)  # without a checksum
     with pytest.raises(PoolError, match=f"{said}.*Delete it to train from the beginning"):
         fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
 

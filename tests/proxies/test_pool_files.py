@@ -51,7 +51,7 @@ def images(count: int = 3) -> Tensor:
 
 def change_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads((folder / "pool.json").read_text())
-    del record["sha256"]  # as older versions wrote it, or someone who edits it on purpose
+    del record["sha256"]  # as someone who edits it does
     change(record)
     (folder / "pool.json").write_text(json.dumps(record))
 
@@ -258,7 +258,7 @@ def test_a_flipped_bit_in_the_matrices_of_a_whitening_is_noticed(tmp_path: Path)
             ProxyPool.load(tmp_path / "pool")
     path.write_bytes(whole)
     change_header(tmp_path / "pool", lambda record: record["dataset"].pop("space_file"))
-    assert ProxyPool.load(tmp_path / "pool").info.space == space, "as older versions wrote it"
+    assert ProxyPool.load(tmp_path / "pool").info.space == space
 
 
 def test_an_unknown_kind_of_input_space_is_named(saved: tuple[ProxyPool, Path]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import InputError, Proxy, ProxyError, ProxyPool
+from ddplug import Proxy, ProxyError, ProxyPool
 from ddplug.core.compiled import Compiled
 from ddplug.core.step import PieceByPiece
 from ddplug.lab.measure import measure
@@ -149,53 +148,3 @@ def test_a_compiled_network_gives_the_same() -> None:
         compiled.take(proxy)
         compiled.check(proxy, images(2, size))
         assert torch.allclose(compiled(images(4, size), "pooled"), proxy(images(4, size), "pooled"), atol=1e-5)
-
-
-# --- the former name
-
-
-def test_space_is_understood_and_said_to_be_old() -> None:
-    net, x = network(), images()
-    optimizer = torch.optim.SGD([x.clone().requires_grad_()], lr=1.0)
-    for call in (
-        lambda **how: ddplug.Regularizer(net, **how).representation,
-        lambda **how: ddplug.CMI(net, **how).representation,
-        lambda **how: measure(net, x, LABELS, **how).representation,
-        lambda **how: ddplug.attach(optimizer, 0, labels=LABELS, **how).regularizer.space,
-    ):
-        with pytest.warns(DeprecationWarning, match=r"write representation='logit'") as told:
-            assert call(space="logit") == "logit"
-        assert [warning.filename for warning in told] == [__file__]
-        with pytest.raises(InputError, match="former name"):
-            call(space="logit", representation="logit")
-    with pytest.warns(DeprecationWarning, match="space= is now"):
-        assert torch.equal(Proxy(net)(x, space="logit"), Proxy(net)(x, "logit"))
-
-
-def test_a_state_that_says_space_is_read() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        state = ddplug.Regularizer(network(), representation="logit").state_dict()
-        state["settings"]["space"] = state["settings"].pop("representation")
-        ddplug.Regularizer(network(), representation="logit").load_state_dict(state)
-        with pytest.raises(InputError, match="made with representation 'logit'"):
-            ddplug.Regularizer(network(), representation="feature").load_state_dict(state)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, "logit"),
-        ({"weighting": "relative"}, "logit"),
-        ({"weighting": "absolute"}, "feature"),
-        ({"weight": "paper", "setting": ("dm", "cifar10", 10)}, "feature"),
-        ({"weighting": "absolute", "representation": "logit"}, "logit"),
-        ({"representation": "feature"}, "feature"),
-    ],
-    ids=str,
-)
-def test_what_nobody_names_is_logits_for_a_share_and_features_for_a_lambda(
-    options: dict[str, Any], expected: str
-) -> None:
-    regularizer = ddplug.Regularizer(ProxyPool.from_modules([network()]), **options)
-    assert regularizer.representation == regularizer.settings()["representation"] == expected

@@ -1,4 +1,4 @@
-"""Ways to damage a file: its bytes, or its values, which are then written as versions without checksums wrote them."""
+"""Ways to damage a file: its bytes, or its values, which are then written without a checksum."""
 
 from __future__ import annotations
 

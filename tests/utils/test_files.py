@@ -340,7 +340,7 @@ def test_results_at_home(home: Path, digits: ImageData, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("option", ["--out=~/p.png", "--out=p.png"])
 def test_plot_at_home(home: Path, option: str) -> None:
     pytest.importorskip("matplotlib")
-    rounds = [{"number": n, "cmi": 0.1, "lam": 2.0, "images": 4, "skipped": False} for n in range(3)]
+    rounds = [{"number": n, "value": 0.1, "lam": 2.0, "images": 4, "skipped": False} for n in range(3)]
     (home / "cmi.json").write_text(json.dumps({"format": "ddplug-run", "history": rounds}))
     call("plot", "~/cmi.json", option)
     assert (home / "p.png").is_file() == ("~" in option)
