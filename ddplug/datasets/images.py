@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddplug.datasets import layouts, splits
+from ddplug.datasets import layouts, splits, torch_sets
 from ddplug.datasets.layouts import Split
 from ddplug.datasets.spaces import NORMALIZATIONS, AnySpace, InputSpace, named_space
 from ddplug.errors import DataError
@@ -137,11 +137,12 @@ def as_image_data(
             images (n, c, h, w), of any floating dtype, and labels (n,), of any integer dtype; a `TensorDataset` of
             these two; a map-style torch data set of (image, label) pairs, which is read once. Or a pair of two such
             splits, for training and for testing. Tensors that are float32 and int64 already are not copied.
-        name: what the data are called, "data" by default: pools trained on them say so.
-        class_names: of classes 0, 1, ...; their numbers by default.
-        space: what the numbers in the images mean; has to be said for splits: `InputSpace.unit(3)` or "unit" for
-            intensities in [0, 1], `InputSpace.normalized(mean, std)` or "normalized:cifar10" for what torchvision's
-            `Normalize` made of these.
+        name: of the data, which pools trained on them record; that of a known torch data set, or "data", by default.
+        class_names: of classes 0, 1, ...; those of the torch data set, or their numbers, by default.
+        space: the meaning of the images' numbers: `InputSpace.unit(3)` or "unit" for intensities in [0, 1],
+            `InputSpace.normalized(mean, std)` or "normalized:cifar10" for what torchvision's `Normalize` made of these,
+            "range" if only their lowest and highest number are known. By default what the data set's own transforms
+            say, or [0, 1] if the images lie there.
         test: the test split, if `data` is the training split. Without any, a tenth of each class, rounded down but at
             least one image, becomes the test split and is trained on no more: the same images every time, drawn by an
             own generator.
@@ -173,7 +174,13 @@ def as_image_data(
             raise DataError("the data are two splits, and test= is a third; give the test split once.")
         train, test = data
     images, labels = splits.checked(*splits.gathered(train), "training")
-    if isinstance(space, str):
+    known, classes = torch_sets.named(train)
+    name, class_names = name or known, class_names or classes
+    if space is None:
+        space = torch_sets.fitting(torch_sets.space_of(train), images)
+    elif space == "range":
+        space = torch_sets.range_space(images)
+    elif isinstance(space, str):
         space = named_space(space, images.shape[1])
     _check_space(space, images.shape[1])
     assert space is not None  # _check_space sees to it
@@ -256,8 +263,9 @@ _KNOWN = {
 def _check_space(space: AnySpace | None, channels: int) -> None:
     if space is None:
         raise DataError(
-            f"tensors do not say what their numbers mean: give space=InputSpace.unit({channels}) for intensities in "
-            "[0, 1], or space=InputSpace.normalized(mean, std) for images normalised by each channel's mean and std."
+            "the normalisation of the images is not known: they leave [0, 1], and no Normalize(mean, std) among their "
+            f"transforms explains that. Give space=InputSpace.normalized(mean, std), of {channels} channels, or "
+            "space='range' if only their range is known."
         )
     if getattr(space, "channels", None) != channels:
         raise DataError(

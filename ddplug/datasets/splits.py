@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
+from ddplug.datasets.torch_sets import items
 from ddplug.errors import DataError
 
 _EXPECTED = (
@@ -27,9 +27,8 @@ def gathered(data: Any) -> tuple[Tensor, Tensor]:
         if isinstance(held, tuple | list) and held and isinstance(held[0], Tensor):
             images, labels = held
             return images, torch.as_tensor(labels)
-        pairs = [(image, label) for image, label in _items(data)]
-        labels = [label.item() if hasattr(label, "item") else label for _, label in pairs]
-        return torch.stack([image for image, _ in pairs]), torch.tensor(labels)
+        pairs = items(data)
+        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"no images and labels could be made of {type(data).__name__} ({str(error).partition(chr(10))[0]}); "
@@ -83,10 +82,3 @@ def drawn_test(labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
         order = torch.randperm(len(members), generator=generator)
         chosen[members[order[: max(1, len(members) // 10)]]] = True
     return chosen.to(labels.device)
-
-
-def _items(data: Any) -> list[Any]:
-    sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    if not sized or isinstance(data, str | Mapping | Tensor | IterableDataset):
-        raise TypeError("it has no numbered pairs")
-    return [data[index] for index in range(len(data))]

@@ -1,0 +1,299 @@
+"""torch data sets as tensors: their normalisation, read from their transforms, and their images without chance.
+
+    sets = found_in(trainer)              # the data sets and loaders that hang on a trainer
+    space_of(sets.train)                  # InputSpace of the `Normalize` in its transforms
+    images, labels = items(sets.train)    # every image once, random transforms left out
+
+A host trains on randomly cropped and flipped images. A proxy needs each of them once; its training augments them. So
+random transforms are left out, and a random crop becomes the central one. The host's data set and random state stay as
+they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ddplug.datasets.spaces import NORMALIZATIONS, InputSpace
+
+WRAPPED = ("dataset", "datasets", "_dataset", "base", "base_dataset", "subset", "ds")
+"""Attributes in which a data set holds the one, or the list of those, that it reads."""
+IMAGE_KEYS, LABEL_KEYS = ("image", "img", "images", "pixel_values"), ("label", "labels", "fine_label", "target")
+TEST = ("test", "val", "valid", "eval", "dev", "holdout")
+"""Parts of the name of an attribute that holds a test split."""
+_RANDOM = ("ColorJitter", "GaussianBlur", "AutoAugment", "RandAugment", "TrivialAugment", "AugMix", "Elastic", "Cutout")
+
+
+class Sets(NamedTuple):
+    """The data that hang on a trainer, and the attribute that holds the training split."""
+
+    where: str
+    train: Any
+    test: Any = None
+
+
+def found_in(trainer: object) -> Sets | None:
+    """Return the training split, and the test split if there is one, that are held by the attributes of `trainer`.
+
+    A split is a torch data set, a loader of one, or images and labels as two tensors. Objects, lists and dictionaries
+    that the trainer holds are looked into once. Of several splits the largest is taken. None if there is none.
+    """
+    held = dict(_held(trainer))
+    splits = {name: value.dataset if isinstance(value, DataLoader) else value for name, value in held.items()}
+    sets = {name: value for name, value in splits.items() if _is_split(value)} or _pairs(held)
+    by_use: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for name, value in sets.items():
+        by_use[any(part in name.lower() for part in TEST)][name] = value
+    train, test = by_use
+    if not train:
+        return None
+    where = max(train, key=lambda name: _length(train[name]))
+    return Sets(where, train[where], next(iter(test.values()), None))
+
+
+def space_of(data: Any) -> InputSpace | None:
+    """Return the input space that the transforms of a data set end in; None if they do not say.
+
+    `Normalize(mean, std)` of torchvision (both versions) and of kornia is a space of that mean and std. Without one,
+    `ToTensor` and its kind end in [0, 1].
+    """
+    space: InputSpace | None = None
+    for step in _steps(data):
+        kind = type(step).__name__
+        if kind == "Normalize":
+            mean, std = _numbers(step, "mean"), _numbers(step, "std")
+            space = InputSpace.normalized(mean, std) if mean and std else None
+        elif kind in ("ToTensor", "ToDtype", "ConvertImageDtype"):
+            space = _UNIT
+    return space
+
+
+_UNIT = InputSpace((0.0,), (1.0,))
+"""Intensities in [0, 1] of any number of channels, until that is known."""
+
+
+def named(data: Any) -> tuple[str | None, tuple[str, ...] | None]:
+    """Return the name and the class names that a torch data set is known by; None where it does not say."""
+    classes: Any = None
+    while isinstance(data, Dataset):
+        classes = getattr(data, "classes", classes)
+        inner = next((getattr(data, name) for name in WRAPPED if hasattr(data, name)), None)
+        inner = inner[0] if isinstance(inner, list | tuple) and inner else inner
+        if not isinstance(inner, Dataset):
+            break
+        data = inner
+    name = type(data).__name__.lower()
+    known = name if name in NORMALIZATIONS else "folder" if name in ("imagefolder", "datasetfolder") else None
+    return known, tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
+
+
+def fitting(space: InputSpace | None, images: Tensor) -> InputSpace | None:
+    """Return `space` with as many channels as `images` (n, c, h, w) have; None if it cannot be what they are in.
+
+    A mean and std of one channel hold for all of them, as `Normalize` has it. Images that leave [0, 1] by more than a
+    hundredth in that space are in another one.
+    """
+    channels = images.shape[1]
+    if space is None:
+        lowest, highest = images.aminmax()
+        return InputSpace.unit(channels) if lowest >= 0 and 0.5 < highest <= 1 else None
+    if space.channels == 1 != channels:
+        space = InputSpace(space.mean * channels, space.std * channels)
+    if space.channels != channels:
+        return None
+    lowest, highest = space.to_unit(images).aminmax()
+    return space if lowest > -0.01 and highest < 1.01 else None
+
+
+def range_space(images: Tensor) -> InputSpace:
+    """Return the space in which `images` (n, c, h, w) reach from 0 to 1: that of numbers nobody can say more of."""
+    lowest, highest = (float(value) for value in images.aminmax())
+    width = (highest - lowest) or 1.0
+    channels = images.shape[1]
+    return InputSpace((-lowest / width,) * channels, (1 / width,) * channels)
+
+
+def items(data: Any) -> list[tuple[Any, Any]]:
+    """Return (image, label) of every item of a map-style data set, random transforms left out.
+
+    Pictures and bytes become intensities in [0, 1]. Raises `TypeError` if there are no numbered pairs.
+    """
+    sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not sized or isinstance(data, str | Mapping | Tensor | IterableDataset):
+        raise TypeError("it has no numbered pairs")
+    plain = without_chance(data)
+    with _random_state_kept():
+        return [_pair(plain[index]) for index in range(len(plain))]
+
+
+def without_chance(data: Any) -> Any:
+    """Return a copy of a data set, down to the transforms but not to the images, whose random transforms are left out.
+
+    A random crop becomes the central one. `data` itself stays as it is.
+    """
+    if isinstance(data, list | tuple):
+        return type(data)(without_chance(part) for part in data)
+    if not isinstance(data, Dataset) and not hasattr(data, "transform"):
+        return data
+    plain = copy.copy(data)
+    for name in WRAPPED:
+        if isinstance(inner := getattr(data, name, None), Dataset | list | tuple):
+            _put(plain, name, without_chance(inner))
+    for name in ("transform", "transforms"):
+        if (transform := vars(data).get(name)) is not None:
+            _put(plain, name, _certain(transform))
+    return plain
+
+
+def _put(holder: Any, name: str, value: Any) -> None:
+    try:
+        setattr(holder, name, value)
+    except AttributeError:  # a property; what it shows stays
+        return
+
+
+def _certain(transform: Any) -> Any:
+    """Return `transform` with its random parts replaced; itself if it has none."""
+    kind = type(transform).__name__
+    parts = _parts(transform)
+    if kind == "StandardTransform":  # torchvision's pair of transforms of the image and of the label
+        pair = copy.copy(transform)
+        pair.transform = _certain(transform.transform) if transform.transform is not None else None
+        return pair
+    if kind.startswith("Random") or any(name in kind for name in _RANDOM):
+        return _central(transform)
+    if parts is None:
+        return transform
+    from torchvision.transforms import Compose
+
+    return Compose([_certain(part) for part in parts])
+
+
+def _central(transform: Any) -> Any:
+    """Return what a random transform is on average: a crop in the middle, else nothing."""
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    size = getattr(transform, "size", None)
+    kind = type(transform).__name__
+    if size is None or "Crop" not in kind:
+        return _unchanged
+    return Compose([Resize(max(size)), CenterCrop(size)]) if "Resized" in kind else CenterCrop(size)
+
+
+def _unchanged(image: Any) -> Any:
+    """Return `image`."""
+    return image
+
+
+def _parts(transform: Any) -> list[Any] | None:
+    """Return the transforms that a composition holds; None if it is not one."""
+    if isinstance(transform, torch.nn.Sequential):
+        return list(transform)
+    parts = getattr(transform, "transforms", None)
+    return list(parts) if isinstance(parts, list | tuple | torch.nn.ModuleList) else None
+
+
+def _steps(data: Any) -> Iterator[Any]:
+    """Yield the transforms that an image of `data` goes through, in order; of several data sets, the first's."""
+    for name in WRAPPED:
+        inner = getattr(data, name, None)
+        inner = inner[0] if isinstance(inner, list | tuple) and inner else inner
+        if isinstance(inner, Dataset):
+            yield from _steps(inner)
+            break
+    if (transform := getattr(data, "transform", None)) is not None:
+        yield from _flat(transform)
+
+
+def _flat(transform: Any) -> Iterator[Any]:
+    parts = _parts(transform)
+    if parts is None:
+        yield transform
+        return
+    for part in parts:
+        yield from _flat(part)
+
+
+def _numbers(step: Any, name: str) -> list[float]:
+    """Return the mean or std of a `Normalize`, of torchvision or of kornia."""
+    value = getattr(step, name, None)
+    value = getattr(step, "flags", {}).get(name) if value is None else value
+    return [] if value is None else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """Return image and label of one item: a tuple that begins with them, or a dictionary that names them."""
+    if isinstance(item, Mapping):
+        keys = [next((key for key in known if key in item), None) for known in (IMAGE_KEYS, LABEL_KEYS)]
+        if None not in keys:
+            item = item[keys[0]], item[keys[1]]
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise TypeError(f"an item of it is {type(item).__name__}, not (image, label)")
+    image, label = item[0], item[1]
+    if not isinstance(image, Tensor):
+        image = torch.from_numpy(np.array(image))  # of Pillow, (h, w) or (h, w, c)
+        image = image[None] if image.ndim == 2 else image if image.shape[0] in (1, 3) else image.movedim(-1, 0)
+    if image.dtype == torch.uint8:
+        image = image.float() / 255
+    return image, label.item() if hasattr(label, "item") else label
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave the random state of torch, NumPy and Python as it was: transforms of the user's own may draw."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _held(trainer: object, depth: int = 1) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of an object by their dotted names, and those of the objects that it holds."""
+    if isinstance(trainer, Mapping):
+        held: Iterable[tuple[Any, Any]] = trainer.items()
+    elif isinstance(trainer, list | tuple):
+        held = enumerate(trainer)
+    else:
+        held = vars(trainer).items() if hasattr(trainer, "__dict__") else ()
+    for name, value in list(held):
+        yield str(name), value
+        if depth and not isinstance(value, Tensor | Dataset | DataLoader | torch.optim.Optimizer | type):
+            yield from ((f"{name}.{inner}", found) for inner, found in _held(value, depth - 1))
+
+
+def _is_split(value: Any) -> bool:
+    return isinstance(value, Dataset) and not isinstance(value, IterableDataset) and _length(value) > 0
+
+
+def _length(value: Any) -> int:
+    try:
+        return len(value[0]) if isinstance(value, tuple) else len(value)
+    except (TypeError, NotImplementedError):
+        return 0
+
+
+def _pairs(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return images (n, c, h, w) and labels (n,) that are held as two tensors, by the images' name.
+
+    Tensors that need a gradient are no real images. Each is paired with the integers that follow it, or come before it.
+    """
+    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor) and not value.requires_grad}
+    labels = {name: value for name, value in tensors.items() if value.ndim == 1 and not value.is_floating_point()}
+    pairs: dict[str, Any] = {}
+    for name, images in tensors.items():
+        if images.ndim == 4 and images.is_floating_point():
+            fitting_labels = [other for other in labels.values() if len(other) == len(images)]
+            if len(fitting_labels) == 1:
+                pairs[name] = images, fitting_labels[0]
+    return pairs
