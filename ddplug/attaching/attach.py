@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ddplug.attaching import registry
+from ddplug.attaching.data import RealData
 from ddplug.attaching.hooks import Undo, original
 from ddplug.attaching.labels import Labels
 from ddplug.attaching.loggers import Logger, log
@@ -29,8 +30,6 @@ from ddplug.core.figures import plot_history
 from ddplug.core.history import History
 from ddplug.core.regularizer import Regularizer
 from ddplug.core.watch import Watch, count_steps
-from ddplug.datasets.images import ImageData, as_image_data
-from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import AttachError
 from ddplug.proxies.pending import DeferredPool
 
@@ -153,7 +152,7 @@ def attach(
         weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
             (but for `augment=`, if it is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
-            real data (`data`, or the trainer's own `ImageData` attribute) and kept in the cache.
+            real data (`data`, or those that hang on the trainer) and kept in the cache.
         at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name.
         on: "output" puts the layer on what the callable returns (an augmentation), "argument" on its image argument (a
             loss). By default decided by the name.
@@ -164,10 +163,12 @@ def attach(
         views: "host" for the views that the host's loss sees, "clean" for the images before its augmentation.
         augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
             there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
-        data: the host's real data, if the trainer does not hold it as an `ImageData`: proxies of other data are
-            refused, its input space is taken for the views', and proxies are trained on it if there are none; a term
-            that compares with real images takes a sample of it where the host's own batch does not pass the place that
-            is attached to. Whatever `ddplug.datasets.as_image_data` takes; tensors need `input_space=` beside them.
+        data: the host's real data: proxies are trained on them if there are none, their normalisation is taken for
+            the views', proxies of other data are refused, and a term that compares with real images takes a sample of
+            them where the host's own batch does not pass the place that is attached to. Whatever
+            `ddplug.datasets.as_image_data` takes. None: an `ImageData`, torch data sets or loaders, or two tensors
+            that are attributes of the trainer, or of what it holds. Where these have a `Normalize(mean, std)` among
+            their transforms, that is the views' normalisation.
         options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
             that `ddplug.Regularizer` takes; each is explained there:
 
@@ -192,13 +193,12 @@ def attach(
             trainer, at=at, on=on, images=images, labels=labels, views=views, augment=_augmentation(augment, options)
         )
     _check_options(options)
-    real = _real(data, options.get("input_space")) if data is not None else _held_data(trainer)
+    real = RealData(None if known else trainer, data, options.get("input_space"))
     regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
-    regularizer.real.sample_from(lambda: real)
-    # Tensors have no name by which to tell whether the pool's data are theirs; their shape is looked at in every call.
-    if real is not None and not regularizer.pool.pending and (data is None or isinstance(data, ImageData | str)):
-        regularizer.pool.check_data(real.name, real.fingerprint())
-    if real is not None and regularizer.input_space is None:
+    regularizer.real.sample_from(real.images)
+    if real.known is not None and not regularizer.pool.pending:
+        regularizer.pool.check_data(real.known.name, real.known.fingerprint())
+    if regularizer.input_space is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
     # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
     where, install = place
@@ -212,7 +212,8 @@ def attach(
         undo = _counting_steps(trainer, regularizer.watch, undo)
     handle = Handle(regularizer, where, undo)
     try:
-        regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}")
+        images = f"; real data {real.where}, {real.space}" if real.where and regularizer.active else ""
+        regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}{images}")
     except BaseException:
         regularizer.watch.expect("never acts")
         handle.detach()
@@ -260,22 +261,11 @@ def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> boo
     return id(optimizer) in known or any(id(parameter) in known for parameter in parameters)
 
 
-def _real(data: object, space: AnySpace | str | None) -> ImageData:
-    """The host's real data, from whatever of it the user has."""
-    return as_image_data(data) if isinstance(data, ImageData | str) else as_image_data(data, space=space)
-
-
 def _check_options(options: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(Regularizer).parameters if name not in ("proxies", "weight", "data")]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise AttachError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}.")
-
-
-def _held_data(trainer: object) -> ImageData | None:
-    """The real data that a trainer has as an attribute, if it has."""
-    held = vars(trainer).values() if hasattr(trainer, "__dict__") else ()
-    return next((value for value in held if isinstance(value, ImageData)), None)
 
 
 def _configure(known: tuple[str, object], views: Views, augment: object, options: dict[str, Any]) -> None:
@@ -291,9 +281,7 @@ def _configure(known: tuple[str, object], views: Views, augment: object, options
         raise AttachError(f"the adapter of {name} does not know about {', '.join(asked)}.")
 
 
-def _proxies(
-    proxies: object, data: ImageData | None, weight: float | str, options: dict[str, Any], known: bool
-) -> object:
+def _proxies(proxies: object, real: RealData, weight: float | str, options: dict[str, Any], known: bool) -> object:
     """The proxies as given, or a small pool of the host's real data; a known host's come with its run."""
     from ddplug.proxies.pending import scheme_of
 
@@ -301,7 +289,9 @@ def _proxies(
         return DeferredPool(proxies)
     if proxies is not None:
         return proxies
-    if (weight == 0 and not options.get("record")) or (known and data is None):
+    off = weight == 0 and not options.get("record")
+    data = None if off else real.images()
+    if off or (known and data is None):
         return DeferredPool()
     if data is None:
         raise AttachError(

@@ -174,8 +174,8 @@ def as_image_data(
             raise DataError("the data are two splits, and test= is a third; give the test split once.")
         train, test = data
     images, labels = splits.checked(*splits.gathered(train), "training")
-    known, classes = torch_sets.named(train)
-    name, class_names = name or known, class_names or classes
+    known_as, classes = torch_sets.named(train)
+    name, class_names = name or known_as or "data", class_names or classes
     if space is None:
         space = torch_sets.fitting(torch_sets.space_of(train), images)
     elif space == "range":
@@ -207,7 +207,7 @@ def as_image_data(
                 f"{tuple(test_images.shape[1:])}; resize them to one."
             )
         test_images, test_labels = test_images.to(images.device), test_labels.to(images.device)
-    return ImageData("data" if name is None else name, names, space, images, labels, test_images, test_labels)
+    return ImageData(name, names, space, images, labels, test_images, test_labels)
 
 
 def random_real(data: ImageData, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

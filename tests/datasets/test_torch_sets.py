@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 
 from ddplug.datasets import as_image_data
 from ddplug.datasets.spaces import InputSpace
-from ddplug.errors import DataError
 from ddplug.datasets.torch_sets import found_in, space_of
+from ddplug.errors import DataError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 SPACE = InputSpace(MEAN, STD)

@@ -1,0 +1,84 @@
+"""Real data that hang on a trainer: proxies are trained on them, and their normalisation is the views'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets.test_torch_sets import MEAN, STD, Pictures
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+import ddplug
+from ddplug.datasets.spaces import InputSpace
+
+pytestmark = pytest.mark.numerical
+
+
+class Matching:
+    """Distribution matching as people write it: one optimizer, one augmentation, a shuffled loader of real images."""
+
+    def __init__(self, transform: Any) -> None:
+        self.loader = DataLoader(Pictures(transform), batch_size=6, shuffle=True)
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(6, 3, 8, 8, generator=generator).requires_grad_()
+        self.labels = torch.arange(6) % 3
+        self.optimizer = torch.optim.SGD([self.images], 0.1)
+
+    def augment(self, images: Tensor) -> Tensor:
+        return images.flip(-1)
+
+    def step(self) -> Tensor:
+        self.optimizer.zero_grad()
+        real, _ = next(iter(self.loader))
+        (self.augment(self.images).mean(0) - self.augment(real).mean(0)).square().sum().backward()
+        self.optimizer.step()
+        return self.images.detach().clone()
+
+
+NORMALIZED = transforms.Compose(
+    [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+)
+
+
+@pytest.mark.filterwarnings("ignore:proxy .* is right on")
+def test_a_loader_is_all_that_proxies_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DDPLUG_CACHE", str(tmp_path))
+    trainer = Matching(NORMALIZED)
+    with ddplug.attach(trainer, weight=0.1) as handle:
+        for _ in range(12):
+            trainer.step()
+    assert handle.regularizer.pool.info.space == InputSpace(MEAN, STD)
+    assert handle.regularizer.pool.info.class_names == ("cat", "dog", "cow")
+    assert handle.regularizer.rounds == 12
+    assert "real data loader, normalised by mean (0.5, 0.4, 0.3), std (0.25, 0.2, 0.1)" in capsys.readouterr().out
+
+
+def test_a_pool_of_another_normalisation_sees_converted_images() -> None:
+    """The views are in the space of Normalize, as the loader on the trainer shows: not in the pool's, [0, 1]."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    given: list[Tensor] = []
+    network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].detach().clone()))
+    unit = ddplug.ProxyPool.from_modules([network], info=ddplug.PoolInfo(space=InputSpace.unit(3)))
+    trainer = Matching(NORMALIZED)
+    views = trainer.images.detach().clone().flip(-1)
+    with ddplug.attach(trainer, 1, proxies=unit, weighting="absolute", representation="logit"):
+        given.clear()
+        trainer.step()
+    expected = InputSpace(MEAN, STD).to_unit(views)
+    assert any(batch.shape == expected.shape and torch.allclose(batch, expected, atol=1e-6) for batch in given)
+
+
+def test_at_weight_zero_no_data_are_read() -> None:
+    class Unreadable(Pictures):
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            raise AssertionError("read")
+
+    trainer = Matching(NORMALIZED)
+    trainer.loader = DataLoader(Unreadable(NORMALIZED))
+    ddplug.attach(trainer, 0).detach()
