@@ -51,6 +51,8 @@ class CMIMetric(Metric):
         super().__init__(**options)
         self.num_classes, self.num_features = num_classes, num_features or num_classes
         self.temperature = check_temperature(temperature)
+        # A MetricCollection shares the sums of metrics whose states are equal after the first batch.
+        self.add_state("shared_by", torch.tensor(self.temperature, dtype=torch.float64), dist_reduce_fx="max")
         table = torch.zeros(self.num_classes, self.num_features, dtype=torch.float64)
         self.add_state("counts", torch.zeros(self.num_classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("p", table.clone(), dist_reduce_fx="sum")

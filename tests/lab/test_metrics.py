@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ddplug import InputError
 from ddplug.terms.separation import Separation
 
 pytest.importorskip("torchmetrics")
+from torchmetrics import MetricCollection
+
 from ddplug.lab.metrics import CMIMetric, NCMIMetric
 
 pytestmark = pytest.mark.numerical
@@ -70,6 +73,32 @@ def test_reset_forgets_and_logits_need_no_number() -> None:
         metric.compute()
     fed(metric, features[:10], labels[:10])
     torch.testing.assert_close(metric.compute(), ddplug.cmi(features[:10], labels[:10]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_in_a_collection(flat: bool) -> None:
+    """Metrics in a MetricCollection are what each is alone, also where their sums agree after the first batch.
+
+    Kind: metrics whose states a collection shares. Looked at: temperatures (shared after a first batch of equal
+    features, and wrong from then on), separations (rightly shared: the same sums), classes and features (shapes
+    differ), a batch without images, a second epoch after `reset`.
+    """
+    features, labels = batches()
+    if flat:
+        features[:5] = 0.0
+    metrics = {
+        "one": CMIMetric(4, 6), "four": CMIMetric(4, 6, temperature=4.0), "kl": NCMIMetric(4, 6, separation="kl"),
+        "centroids": NCMIMetric(4, 6, separation="centroid_kl", temperature=4.0), "more": CMIMetric(5, 6),
+    }  # fmt: skip
+    together = MetricCollection({name: copy.deepcopy(metric) for name, metric in metrics.items()})
+    for _ in range(2):
+        together.reset()
+        fed(together, features, labels, 0, 5, 20)
+        found = together.compute()
+        for name, metric in metrics.items():
+            metric.reset()
+            torch.testing.assert_close(found[name], fed(metric, features, labels, 0, 5, 20).compute())
+    assert len(together.compute_groups) < len(metrics)
 
 
 def test_what_cannot_be_is_refused() -> None:
