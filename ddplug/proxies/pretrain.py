@@ -29,7 +29,7 @@ from ddplug.proxies.model_card import write_card
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import read_pool, write_network
 from ddplug.proxies.pool_header import HEADER, Header, read_header, write_header
-from ddplug.utils.files import exclusive_lock, user_path
+from ddplug.utils.files import HeldError, exclusive_lock, user_path
 from ddplug.utils.processes import own_device, place
 from ddplug.utils.progress import Bars
 
@@ -235,6 +235,8 @@ def cache_folder() -> Path:
 def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.device | str | None = None) -> ProxyPool:
     """A small pool for `data` out of the cache, trained once if it is not there; says where it is.
 
+    Where several processes want it at once, one trains it and the others wait.
+
     The cache is `cache_folder()` unless one is given. The proxies are three ConvNet-3 on a GPU or of tiny pictures, and
     elsewhere two of half width and few epochs, four minutes each on CIFAR-10 and one core. On CIFAR-10 logits of a
     ConvNet-3 gained as much as a ResNet-18's; see docs/results.
@@ -248,7 +250,16 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
     folder = cache / "pools" / f"{data.name}-{data.fingerprint()}-{USUAL}{size}"
     there = (folder / HEADER).is_file() and read_header(folder).complete
     print(f"ddplug: no proxies given; {'taking' if there else 'training'} a small pool of {data.name} in {folder}")
-    return pretrain(data, folder, architecture=USUAL, device=device, **recipe)
+    found = -1
+    while True:
+        try:
+            return pretrain(data, folder, architecture=USUAL, device=device, **recipe)
+        except HeldError:  # as under torchrun, or in an array of jobs
+            done = len(read_header(folder).networks) if (folder / HEADER).is_file() else 0
+            if done > found:
+                print(f"ddplug: another process is training it: {done} of {recipe['count']} networks", flush=True)
+            found = done
+            time.sleep(5 * PAUSE)
 
 
 def _open(folder: Path, wanted: Header) -> Header:

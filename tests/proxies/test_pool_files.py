@@ -9,6 +9,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -635,6 +637,44 @@ def test_the_default_pool_lies_in_the_named_cache_and_is_trained_once(
     monkeypatch.setattr("ddplug.proxies.pretrain.fit", lambda *_, **__: pytest.fail("trained again"))
     assert same(default_pool(few, device="cpu"), pool)
     assert f"taking a small pool of digits in {folder}" in capsys.readouterr().out
+
+
+_DEFAULT = """
+import sys
+from dataclasses import replace
+import torch
+torch.set_num_threads(1)
+from ddplug import datasets
+from ddplug.proxies.pretrain import default_pool
+data = datasets.load("digits")
+few = replace(data, train_images=data.train_images[:200], train_labels=data.train_labels[:200])
+print("digest", default_pool(few, device="cpu").digest())
+"""
+
+
+def test_the_default_pool_is_trained_by_one_of_several_processes(tmp_path: Path) -> None:
+    """Of three processes that want a default pool at once, one trains it, the others wait and say so.
+
+    Kind: work that several processes of one run, or of an array of jobs, begin at once. Looked at: the default pool
+    (all but one died with `HeldError`); pools, comparisons and evaluations in a folder that the user names, which are
+    shared where that was asked for and else refused; patching a checkout, which `ddplug run` does in memory.
+    """
+    pytest.importorskip("sklearn")
+    environment = {**os.environ, "DDPLUG_CACHE": str(tmp_path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", _DEFAULT],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    assert sum("another process is training it: 0 of 3" in output for output in outputs) == 2, outputs
 
 
 def test_the_default_pool_knows_two_data_sets_of_one_name_apart(
