@@ -1,78 +1,95 @@
-"""The command `ddplug doctor`: what a bug report should say."""
+"""The command `ddplug doctor`: the content of a bug report."""
 
 from __future__ import annotations
 
-import json
+import os
+import platform
+import re
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-_STATES = {
-    "clean": "the patch fits", "patched": "patched", "interrupted": "patched in part",
-    "other": "the patch does not fit", "not found": "no checkout found",
-    "attach only": "no patch, for attach only", "broken": "broken",
-}  # fmt: skip
+STATES = {"clean": "the patch fits", "patched": "patched"}
 
 
 def doctor(
     hosts: Annotated[
         Path | None, typer.Option(help="Folder of the hosts' checkouts; else DDPLUG_HOSTS, else here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Say what is here: versions, devices and what is fast on them, the cache, hosts and whether patches fit."""
-    from ddplug.hosting.doctor import examine
+    """Print versions, devices, the cached pools, and which hosts' patches fit their checkouts."""
+    for line in (*_versions(), *_devices(), *_pools(), *_hosts(hosts)):
+        print(line.replace(str(Path.home()), "~"))
+
+
+def _versions() -> Iterator[str]:
+    """Versions of ddplug and of the packages that it needs or can use."""
+    named = [re.split(r"[^\w-]", line)[0] for line in requires("ddplug") or [] if "test" not in line.partition(";")[2]]
+    found, missing = [f"python {platform.python_version()}"], []
+    for name in dict.fromkeys(("ddplug", *named)):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    yield f"versions  {', '.join(found)}"
+    yield f"missing   {', '.join(missing) or '-'}"
+
+
+def _devices() -> Iterator[str]:
+    """The machine, and each device with its memory and the precision that precision="auto" takes."""
+    import torch
+
+    from ddplug.networks.precision import fast_bf16
+
+    yield (
+        f"system    {platform.platform()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, "
+        f"instructions up to {torch.backends.cpu.get_cpu_capability()}"
+    )
+    devices = {torch.device("cpu"): platform.processor() or platform.machine()}
+    for index in range(torch.cuda.device_count()):
+        held = torch.cuda.get_device_properties(index)
+        devices[torch.device("cuda", index)] = f"{held.name}, {held.total_memory / 2**30:.0f} GiB"
+    for device, name in devices.items():
+        yield f'{device!s:9} {name}: precision="auto" is {"bf16" if fast_bf16(device) else "fp32"}'
+
+
+def _pools() -> Iterator[str]:
+    """The pools in the cache, with an error instead of the contents of a damaged one."""
+    from ddplug.errors import DDPlugError
+    from ddplug.proxies.pool_header import read_header
+    from ddplug.proxies.pretrain import cache_folder
+
+    yield f"cache     {cache_folder()}"
+    for folder in sorted(cache_folder().glob("pools/*/")):
+        try:
+            header = read_header(folder)
+            missing = [record["file"] for record in header.networks if not (folder / record["file"]).is_file()]
+            contents = f"{len(header.networks)} of {header.wanted} networks"
+            yield f"pool      {folder.name}: {f'missing {missing}; delete the folder' if missing else contents}"
+        except DDPlugError as error:
+            yield f"pool      {folder.name}: {error}"
+
+
+def _hosts(folder: Path | None) -> Iterator[str]:
+    """The state of each host's checkout, and last the hosts that have none."""
+    from ddplug.attaching.registry import names
+    from ddplug.errors import HostError
+    from ddplug.hosting.checkout import find_repo
+    from ddplug.hosting.host import upstream
     from ddplug.utils.files import user_path
 
-    found = examine(user_path(hosts).resolve() if hosts is not None else None)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
-
-
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    """The report as plain text, which survives being pasted anywhere."""
-    held = {name: said for name, said in found["versions"].items() if said is not None}
-    yield "versions     " + ", ".join(f"{name} {said}" for name, said in held.items())
-    yield "not there    " + (", ".join(name for name in found["versions"] if name not in held) or "-")
-    system = found["system"]
-    yield f"system       {system['platform']}, {system['processor']}, {size(system['memory'])} of memory"
-    yield (
-        f"threads      {system['threads']} of torch's on {system['processors']} processors, instructions up to "
-        f"{system['instructions']}"
-    )
-    for device in found["devices"]:
-        memory = f", {size(device['memory'])}" if device["memory"] is not None else ""
-        yield (
-            f"{device['device']:12} {device['name']}{memory}: fp32 {_speed(device['fp32_speed'])}, bf16 "
-            f'{_speed(device["bf16_speed"])}; precision="auto" is {device["precision_auto"]}'
-        )
-    cache = found["cache"]
-    named = f" (by {cache['named_by']})" if cache["named_by"] else ""
-    yield f"cache        {cache['folder']}{named}: {size(cache['bytes'])}, {size(cache['free'])} free"
-    for pool in cache["pools"]:
-        how_many = f"{pool['networks']} of {pool['wanted']} networks, " if pool["wanted"] is not None else ""
-        yield f"  pool       {pool['name']}: {how_many}{size(pool['bytes'])}"
-    for host in found["hosts"]:
-        where = f" in {host['repo']}" if host["repo"] else ""
-        yield f"host {host['name']:7} {_STATES[host['state']]}{where}"
-    for problem in found["problems"]:
-        yield f"PROBLEM      {problem}"
-    if not found["problems"]:
-        yield "no problem found"
-
-
-def _speed(speed: float | None) -> str:
-    return f"{speed:,.0f} GFLOP/s" if speed is not None else "not possible"
-
-
-def size(count: int | None) -> str:
-    """A number of bytes, for people."""
-    if count is None:
-        return "unknown"
-    number, unit = float(count), "bytes"
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if number < 1024 or unit == "TiB":
-            break
-        number /= 1024
-    return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+    missing = []
+    for name in names():
+        try:
+            spec = upstream(name).spec()
+            repo = find_repo(spec, user_path(folder) / spec.folder if folder is not None else None)
+            held = set(spec.states(repo).values())
+            yield f"host      {name}: {STATES[held.pop()] if len(held) == 1 else 'patched in part'} in {repo}"
+        except HostError:
+            missing.append(name)
+        except Exception as error:  # adapters of other packages may raise anything
+            yield f"host      {name}: {type(error).__name__}: {error}"
+    yield f"no checkout of {', '.join(missing) or '-'}"
