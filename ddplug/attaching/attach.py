@@ -174,7 +174,7 @@ def attach(
 
             - what CMI is of: term, representation, temperature, draw, classes, views_per_image, view,
               input_space;
-            - how strongly: weighting, calibrate, every, schedule, setting, scale, passes, set_size;
+            - how strongly: weighting, calibrate, every, schedule, setting, scale, set_size;
             - how it is computed: precision, chunk, graphs, compile;
             - under torch.distributed: processes, group;
             - and record (CMI at weight 0), seed, announce.

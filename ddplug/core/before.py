@@ -14,7 +14,7 @@ class Keeper(Protocol):
     """Whoever keeps count of rounds."""
 
     rounds: int
-    passages: float
+    seen: int
     history: History
     watch: Watch
     weighting: Weighting
@@ -30,7 +30,7 @@ class Before:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._rounds, self._watched, self._history = keeper.rounds, keeper.watch.rounds, len(keeper.history)
-        self._passages = keeper.passages
+        self._seen = keeper.seen
         # Its tensors are replaced, never written to.
         self._weighting = dict(vars(keeper.weighting))
         self._generators = keeper.estimator.generators()
@@ -46,7 +46,7 @@ class Before:
         """Make them what they were."""
         keeper = self._keeper
         keeper.rounds, keeper.watch.rounds = self._rounds, self._watched
-        keeper.passages = self._passages
+        keeper.seen = self._seen
         keeper.history.truncate(self._history)
         vars(keeper.weighting).update(self._weighting)
         keeper.estimator.set_generators(self._generators)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -17,21 +16,15 @@ class Collected:
     """The calls of a round of several backward passes.
 
     A call whose gradient is still to come is owned by the host's graph; one whose gradient has come, by the round.
-
-    Args:
-        passes: how many backward passes make the round; None if somebody will say when it ends.
     """
 
-    def __init__(self, passes: int | None = None) -> None:
-        self.passes = passes
+    def __init__(self) -> None:
         self.arrived: list[Call] = []
         self.added = 0
         """Calls so far."""
         self.lost = 0
         """Calls whose graph was dropped unwalked, since this was last asked for."""
         self._waiting: list[weakref.ref[Call]] = []
-        self._seen: set[int] = set()
-        self._last: list[Call] = []
         self._leaves: dict[int, tuple[Tensor, int]] = {}
 
     def add(self, call: Call) -> None:
@@ -46,24 +39,14 @@ class Collected:
         """The calls that no gradient has come to yet."""
         return [call for ref in self._waiting if (call := ref()) is not None and not call.done]
 
-    def arrive(self, call: Call, grad: Tensor) -> bool:
-        """Note that the host's gradient has come to `call`. True if it was the last call of the last pass."""
-        running = torch._C._current_graph_task_id()
-        if self.passes is not None and running not in self._seen and len(self._seen) == self.passes:
-            self.drop()  # the last pass was broken off; this one begins another round
+    def arrive(self, call: Call, grad: Tensor) -> None:
+        """Note that the host's gradient has come to `call`."""
         if call.arrived is None:
             for leaf in leaves([call.source] if call.source is not None else [], nodes=[]):
                 self._leaves.setdefault(id(leaf), (leaf, leaf._version))
             self.arrived.append(call)
             self._waiting = [ref for ref in self._waiting if ref() is not call]
         call.arrived = grad if call.arrived is None else call.arrived + grad
-        if self.passes is None:
-            return False
-        if running not in self._seen:
-            self._seen.add(running)
-            if len(self._seen) == self.passes:
-                self._last = [other for other in self.waiting() if other.reached()]
-        return len(self._seen) == self.passes and all(other.arrived is not None for other in self._last)
 
     def stepped(self) -> bool:
         """True if images changed after their gradient came: a step has cut their round."""
@@ -87,12 +70,12 @@ class Collected:
             )
 
     def take(self) -> list[Call]:
-        """The calls that a gradient came to; the next round begins, with those whose gradient is still to come."""
+        """The calls that a gradient came to."""
         taken = [call for call in self.arrived if not call.done]
-        self.arrived, self._seen, self._last, self._leaves = [], set(), [], {}
+        self.arrived, self._leaves = [], {}
         return taken
 
     def drop(self) -> None:
-        """Let go of all calls that a gradient came to, and begin anew."""
+        """Let go of all calls that a gradient came to."""
         for call in self.take():
             call.release()

@@ -81,7 +81,6 @@ class Options:
         metadata=_is("further views of each image, made by kornia; for one image per class", of_lambda=True),
     )
     seed: int = field(default=0, metadata=_is("of the regulariser's own generator"))
-    passes: int = field(default=1, metadata=_is("backward passes that make one round", hosts=False, of_lambda=True))
     set_size: int | None = field(
         default=None, metadata=_is("images of the whole set, of parts", zero=None, hosts=False, of_lambda=True)
     )
@@ -99,7 +98,7 @@ class Options:
         from ddplug.terms.cmi import check_temperature
         from ddplug.utils.processes import HOW
 
-        for name in ("every", "draw", "classes", "views_per_image", "passes", "set_size"):
+        for name in ("every", "draw", "classes", "views_per_image", "set_size"):
             if (value := getattr(self, name)) is not None or ABOUT[name].default is not None:
                 count(name, value)
         if self.representation != "auto":

@@ -5,7 +5,7 @@
 As the derivative of a sum is the sum of derivatives, the images get exactly the gradient of L_host + lambda * CMI,
 while the host's loss, log and thresholds stay as they are. All calls that one backward pass reaches form a *round*:
 at the first of them CMI is estimated on the views of all together, and each call is handed its slice. A host that takes
-its batch in several backward passes says so (`with regularizer.round():`, or `passes=`), and they form one round.
+its batch in several backward passes puts them into `with regularizer.round():`, and they form one round.
 """
 
 from __future__ import annotations
@@ -62,9 +62,6 @@ class Regularizer:
             is added.
         every: act in every k-th passage of the set only, k times as strongly.
         draw: proxies drawn, and averaged over, per round.
-        passes: backward passes that make one round, for hosts that accumulate gradients over several before a step.
-            The round's gradient is complete when the last of them is. `round()` does the same for passes that are
-            not always as many.
         set_size: for hosts that step on a part of their set at a time, class by class say: images of the whole set. A
             round then counts in proportion to its images, so that lambda means what it does on all of them at once.
             None: every round stands for itself.
@@ -112,7 +109,6 @@ class Regularizer:
         calibrate: int = 10,
         every: int = 1,
         draw: int = 1,
-        passes: int = 1,
         set_size: int | None = None,
         classes: int | None = None,
         precision: Precision = "auto",
@@ -141,7 +137,7 @@ class Regularizer:
         objective = make(term, temperature=temperature)
         self.representation = chosen(representation, self.weighting.kind, objective.representation)
         self.options.check_with(objective, weight, processes, view)
-        self.every, self.passes, self.set_size = every, passes, set_size
+        self.every, self.set_size = every, set_size
         self.processes = Processes(processes, group)
         self.pool.check_draw(draw)
         if views_per_image > 1 and view is None:
@@ -163,7 +159,7 @@ class Regularizer:
         )  # fmt: skip
         self.watch = Watch()
         self._keeper = RoundKeeper(
-            self.estimator, self.weighting, self.watch, weight, every=every, passes=passes,
+            self.estimator, self.weighting, self.watch, weight, every=every,
             set_size=set_size, schedule=schedule, scale=scale, announce=announce, processes=self.processes,
         )  # fmt: skip
         self._probed = False
@@ -310,7 +306,7 @@ class Regularizer:
             "weighting": self.weighting.state_dict(),
             **self.estimator.state_dict(),
             "rounds": self.rounds,
-            "passages": self._keeper.passages,
+            "seen": self._keeper.seen,
             "history": self.history.state_dict(),
             "settings": self.settings(),
             "pool": None if self.pool.pending else self.pool.digest(),
@@ -345,7 +341,7 @@ class Regularizer:
         self.estimator.load_state_dict(state)
         self.history.load_state_dict(state["history"])
         self._keeper.rounds = self.watch.rounds = int(state["rounds"])
-        self._keeper.passages = float(state["passages"])
+        self._keeper.seen = int(state["seen"])
         self._keeper.reported = self.history.skipped
 
     def __repr__(self) -> str:

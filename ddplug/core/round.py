@@ -20,6 +20,8 @@ class Round:
     """On lambda: schedule, laziness, and `part`."""
     part: float
     """Of the whole set that the round's images are; 1 if nothing is known of a whole."""
+    ends_passage: bool
+    """True if the round is the last of a passage of the set."""
     drawn: float
     """Of the classes that the term was estimated on; 1 for all."""
     open_calls: int

@@ -42,7 +42,6 @@ class RoundKeeper:
     watch: Watch
     weight: float | str
     every: int
-    passes: int
     set_size: int | None
     schedule: Schedule | None
     scale: Callable[[], float] | None
@@ -53,8 +52,8 @@ class RoundKeeper:
     history: History = field(default_factory=History)
     rounds: int = 0
     """Backward passes that came through so far, or as many rounds of several."""
-    passages: float = 0.0
-    """Passages of the whole set so far, where `set_size` says of how many images it is."""
+    seen: int = 0
+    """Images so far, or rounds where no `set_size` is given: `set_size` images, or one round, are a passage."""
     enabled: bool = True
     reported: int = 0
     """Rounds left out that were said to be."""
@@ -83,10 +82,7 @@ class RoundKeeper:
     @property
     def _collected(self) -> Collected | None:
         """The round of several passes that this thread is in."""
-        if not hasattr(self._own, "collected"):
-            self._own.collected = Collected(self.passes) if self.passes > 1 else None
-        found: Collected | None = self._own.collected
-        return found
+        return getattr(self._own, "collected", None)
 
     def passed(self, views: Tensor, call: Call) -> Tensor:
         """`views`, behind a node that will ask for the term's part of their gradient."""
@@ -111,7 +107,7 @@ class RoundKeeper:
         if self._collected is not None:
             raise InputError(
                 "the gradient is added at the optimizer's step here, so the step is the round, whatever passes it "
-                "took: leave out passes= and round()."
+                "took: leave out round()."
             )
         if self.processes.together and self.processes.sharing == "averaged":
             raise InputError(
@@ -126,9 +122,7 @@ class RoundKeeper:
     def together(self) -> Iterator[None]:
         """All backward passes within are one round, which ends with the block."""
         if self._collected is not None:
-            raise InputError(
-                "this is within a round already: rounds do not nest, and with passes= the layer counts by itself."
-            )
+            raise InputError("this is within a round already: rounds do not nest.")
         collected = self._own.collected = Collected()
         hook = register_optimizer_step_pre_hook(lambda optimizer, *_: collected.check_no_step(optimizer))
         try:
@@ -187,8 +181,8 @@ class RoundKeeper:
             return None  # not the host's pass, but the end of a round of some layer's
         collected: Collected | None = call.collected
         if collected is not None:
-            if self.enabled and collected.arrive(call, grad):
-                self._finish(collected)
+            if self.enabled:
+                collected.arrive(call, grad)
             return None
         if call.cut:
             return None
@@ -244,7 +238,11 @@ class RoundKeeper:
             if stepped:
                 for call in calls:
                     call.release()
-                self._cut_through(collected.passes)
+                self.watch.warn(
+                    "cut through",
+                    "the images were stepped within `with regularizer.round():`, so the round was left out: its "
+                    "gradients were not of the same images. Put the step after the block.",
+                )
                 return
             if hooked:
                 self.watch.warn(
@@ -276,15 +274,6 @@ class RoundKeeper:
                 _walking.rest = False
         self.provisional.add(before, calls, [source for source in sources if source is not None])
 
-    def _cut_through(self, passes: int | None) -> None:
-        told = f"passes={passes}" if passes is not None else "`with regularizer.round():`"
-        self.watch.warn(
-            "cut through",
-            f"the images were stepped in the middle of a round of several backward passes ({told}), so the round was "
-            "left out: its gradients would not have been of the same images. Give as many passes as the host takes "
-            "between two steps, with the step after them.",
-        )
-
     def _start_round(self, calls: list[Call]) -> Before:
         """Estimate the term on the views of all `calls` together and give each its slice; returns the state before."""
         with Before(self) as before:
@@ -294,24 +283,17 @@ class RoundKeeper:
     def _estimate(self, calls: list[Call], before: Before) -> None:
         number = self.rounds
         factor = self.every * scheduled(self.schedule, number)
-        images = sum(len(call.views) for call in calls)
-        if self.set_size is None:
-            skipped = number % self.every
-        else:  # whole passages are skipped, not always the same classes
-            images = self._agreed(factor, images)
-            skipped = int(self.passages + 1e-9) % self.every
-            self.passages += images / self.set_size
-        if skipped or factor == 0:
+        images = self._agreed(factor, sum(len(call.views) for call in calls))
+        counted, whole = (1, 1) if self.set_size is None else (images, self.set_size)
+        passage = self.seen // whole
+        self.seen += counted
+        # Whole passages are skipped: of a set that comes class by class, not always the same classes.
+        if passage % self.every or factor == 0 or not images:
             self._left_out(calls)
             return
         views, labels = gather(calls)
-        if self.set_size is None:
-            images = self._agreed(factor, images)
-        if not images:  # in any process
-            self._left_out(calls)
-            return
         offered = [call.real for call in calls]
-        part = 1.0 if self.set_size is None else images / self.set_size
+        part = counted / whole
         if part > 1:
             self.watch.warn(
                 "set size",
@@ -334,8 +316,9 @@ class RoundKeeper:
             finite = self.processes.total((~finite).double()) == 0
         lam = self.weighting.so_far
         round_ = Round(
-            before, number, lam, factor * part, part, found.drawn, len(calls), found.images, found.value, finite
-        )
+            before, number, lam, factor * part, part, self.seen // whole > passage, found.drawn, len(calls),
+            found.images, found.value, finite,
+        )  # fmt: skip
         slices: Sequence[Tensor] = ()
         if found.grad is not None:
             grad = found.grad if self.processes.factor == 1 else found.grad * self.processes.factor
@@ -411,8 +394,8 @@ class RoundKeeper:
         self._sum_up(round_)
         if self.weighting.measuring and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
             # Of m of k classes, the estimate's squared norm is k/m times the term's own, in the mean over all draws.
-            own = round_.own * round_.drawn
-            told = self.weighting.observe(round_.host, own, round_.part, pooled=round_.drawn < 1)
+            own = round_.own * (round_.drawn * round_.part**2)
+            told = self.weighting.observe(round_.host, own, ends=round_.ends_passage, pooled=round_.drawn < 1)
             if told is not None:
                 value = self.estimator.objective.describe(round_.value.item())
                 self.announce(

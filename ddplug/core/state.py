@@ -32,12 +32,12 @@ _STATE = entries(
             {"kind": text()},
             {
                 "lam": optional(_POSITIVE), "first": optional(_POSITIVE), "rounds": whole(1),
-                **dict.fromkeys(("share", "passed", "factor"), _POSITIVE),
+                **dict.fromkeys(("share", "factor"), _POSITIVE),
                 "complete": whole(), "sums": _NORMS, "passages": list_of(_NORMS, most=10_000),
             },
         ),
         "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),
-        "view": optional(dict_of(anything)), "rounds": whole(), "passages": _POSITIVE, "history": list_of(ROUND),
+        "view": optional(dict_of(anything)), "rounds": whole(), "seen": whole(), "history": list_of(ROUND),
         "settings": dict_of(either(list_of(_SCALAR), _SCALAR)),
     },
     {
@@ -46,7 +46,7 @@ _STATE = entries(
     },
 )  # fmt: skip
 """What a state may hold."""
-PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "passages", "history", "settings")
+PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "seen", "history", "settings")
 """What every state has."""
 
 

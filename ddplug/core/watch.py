@@ -115,7 +115,7 @@ class Watch:
                     f"every backward pass through {self.where} has images of one class only. CMI of each is the mean "
                     "over that class's images, so over all classes a lambda given as it is acts as many times as "
                     "strongly as there are classes. If the passes add up before a step, make them one round "
-                    "(`with regularizer.round():`, or passes=); if the host steps class by class, say of how many "
+                    "(`with regularizer.round():`); if the host steps class by class, say of how many "
                     "images its set is, set_size=, and each counts in proportion; or ask for a share "
                     "(weighting='relative'), which is measured on such passes.",
                 )
@@ -125,7 +125,7 @@ class Watch:
                 "several passes",
                 f"several backward passes through {self.where} add up before a step. Each is a round of its own, "
                 "with centroids of its own images, and a lambda given as it is acts once for each. Make them one "
-                "round: `with regularizer.round():` around the passes, or passes=N.",
+                "round: `with regularizer.round():` around the passes.",
             )
 
     def scaled(self, grad: Tensor) -> None:

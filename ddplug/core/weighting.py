@@ -53,8 +53,8 @@ class Absolute:
         self.share = math.inf
         """No share was asked for."""
 
-    def observe(self, host: Tensor, own: Tensor, part: float, pooled: bool = False) -> str | None:
-        """Nothing: lambda is given."""
+    def observe(self, host: Tensor, own: Tensor, *, ends: bool, pooled: bool = False) -> str | None:
+        """Do nothing: lambda is given."""
 
     def state_dict(self) -> dict[str, Any]:
         """The lambda."""
@@ -90,10 +90,8 @@ class Relative:
         self.lam: float | None = None
         self.factor = 1.0
         """A factor on lambda besides the share, where views of part of a host's batch stand for all of it."""
-        self._passed = 0.0
-        """The part of the set that the passage under way has seen."""
         self._sums = torch.zeros(2, dtype=torch.float64)
-        """The squared norms of that passage: the host's, CMI's."""
+        """The squared norms of the passage under way: the host's, CMI's."""
         self._passages: tuple[Tensor, ...] = ()
         """The sums of the complete passages; replaced, never written to."""
         self._complete = 0
@@ -115,7 +113,7 @@ class Relative:
             self._measured = self._median()
         return self._measured
 
-    def observe(self, host: Tensor, own: Tensor, part: float, pooled: bool = False) -> str | None:
+    def observe(self, host: Tensor, own: Tensor, *, ends: bool, pooled: bool = False) -> str | None:
         """Note a complete round; return the announcement of a new lambda, or None.
 
         Gradients that are not finite, and rounds in which one of the two is zero, are left out of the sums. A passage
@@ -123,16 +121,15 @@ class Relative:
 
         Args:
             host: squared norm of the host's gradient on all the round's views, a scalar.
-            own: the same of CMI's gradient, without lambda.
-            part: of the whole set that the round's images are.
+            own: the same of CMI's gradient, as it would be at lambda 1.
+            ends: True if the round is the last of a passage of the set.
             pooled: True if only the mean over many rounds is right, as for an estimate on drawn classes: their
                 passages are summed before the ratio is taken.
         """
-        norms = torch.stack([host, own * part**2])
+        norms = torch.stack([host, own])
         counts = (torch.isfinite(norms) & (norms > 0)).all()
         self._sums = self._sums.to(norms.device) + torch.where(counts, norms, 0.0)
-        self._passed += part
-        if self._passed < 1 - 1e-9:
+        if not ends:
             return None
         # Before there is a lambda, a device is waited for once per passage; later only when lambda changes.
         if self.lam is not None or bool(self._sums[1] > 0):
@@ -142,7 +139,7 @@ class Relative:
                 self._passages = (*self._passages, self._sums)
             self._complete += 1
             self._measured = None
-        self._passed, self._sums = 0.0, torch.zeros_like(self._sums)
+        self._sums = torch.zeros_like(self._sums)
         return self._settle() if self._complete >= self.rounds else None
 
     def _settle(self) -> str | None:
@@ -160,7 +157,7 @@ class Relative:
         """The share and what has been measured."""
         return {
             "kind": self.kind, "share": self.share, "rounds": self.rounds, "lam": self.lam, "factor": self.factor,
-            "passed": self._passed, "complete": self._complete, "sums": self._sums.tolist(),
+            "complete": self._complete, "sums": self._sums.tolist(),
             "passages": [held.tolist() for held in self._passages],
         }  # fmt: skip
 
@@ -171,7 +168,7 @@ class Relative:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the measurement, or keep the frozen lambda; `WeightError` if it is of another share."""
         self.check(state)
-        self.lam, self._passed, self._complete = state["lam"], state["passed"], state["complete"]
+        self.lam, self._complete = state["lam"], state["complete"]
         self._measured = None
         self._sums = torch.tensor(state["sums"], dtype=torch.float64)
         self._passages = tuple(torch.tensor(held, dtype=torch.float64) for held in state["passages"])

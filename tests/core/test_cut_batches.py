@@ -73,21 +73,10 @@ def in_a_round(images: Tensor, labels: Tensor, regularizer: ddplug.Regularizer, 
     return leaf.grad
 
 
-def by_number(images: Tensor, labels: Tensor, regularizer: ddplug.Regularizer, rows: list[Tensor]) -> Tensor:
-    """The same for a layer that was told how many passes there are."""
-    leaf = images.clone().requires_grad_()
-    for part in rows:
-        (host(regularizer(1.5 * leaf[part], labels[part])) * len(part) / len(images)).backward()
-    assert leaf.grad is not None
-    return leaf.grad
-
-
-WAYS: list[tuple[str, Callable[..., Tensor], Callable[[Tensor], list[Tensor]], bool]] = [
-    ("a call per class", one_backward, class_rows, False),
-    ("a backward pass per class", in_a_round, class_rows, False),
-    ("four micro-batches", in_a_round, micro_rows, False),
-    ("a number of passes, by class", by_number, class_rows, True),
-    ("a number of passes, four micro-batches", by_number, micro_rows, True),
+WAYS: list[tuple[str, Callable[..., Tensor], Callable[[Tensor], list[Tensor]]]] = [
+    ("a call per class", one_backward, class_rows),
+    ("a backward pass per class", in_a_round, class_rows),
+    ("four micro-batches", in_a_round, micro_rows),
 ]
 
 
@@ -98,13 +87,12 @@ def test_lambda_and_gradient_are_those_of_the_whole_batch(
     network: Callable[..., nn.Module], batch: Batch, way: Any, weighting: str, dtype: torch.dtype
 ) -> None:
     """To 1e-6 relative in fp32 and 1e-13 in float64."""
-    _, cut, parts, by_passes = way
+    _, cut, parts = way
     images, labels = batch[0].to(dtype), batch[1]
     pool = ddplug.ProxyPool.from_modules([network(7).to(dtype)])
     rows = parts(labels)
-    told = {"passes": len(rows)} if by_passes else {}
     weight = 40.0 if weighting == "absolute" else 0.5
-    one, several = (layer(pool, weight, weighting=weighting, calibrate=2, **more) for more in ({}, told))
+    one, several = (layer(pool, weight, weighting=weighting, calibrate=2) for _ in range(2))
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
     for shift in range(4):
         expected = whole(images + 0.1 * shift, labels, one)
@@ -179,7 +167,7 @@ def test_the_hosts_own_gradient_is_there_at_once_and_bit_for_bit(pool: ddplug.Pr
 @pytest.mark.parametrize("off", ["weight", "detached"])
 def test_off_is_off_in_a_round(pool: ddplug.ProxyPool, batch: Batch, off: str) -> None:
     images, labels = batch
-    regularizer = layer(pool, 0.0 if off == "weight" else 0.7, passes=2)
+    regularizer = layer(pool, 0.0 if off == "weight" else 0.7)
     if off == "detached":
         regularizer.detach()
     leaf, plain = images.clone().requires_grad_(), images.clone().requires_grad_()
@@ -246,9 +234,8 @@ def test_what_a_round_refuses(pool: ddplug.ProxyPool, batch: Batch) -> None:
         pass
     with pytest.raises(ddplug.InputError, match="create_graph=True came within a round"), regularizer.round():
         host(regularizer(images.clone().requires_grad_(), labels)).backward(create_graph=True)
-    for name in ("passes", "set_size"):
-        with pytest.raises(ddplug.InputError, match=f"{name} must be a whole number >= 1, got 0"):
-            layer(pool, **{name: 0})
+    with pytest.raises(ddplug.InputError, match="set_size must be a whole number >= 1, got 0"):
+        layer(pool, set_size=0)
 
 
 def test_an_empty_round_is_none(pool: ddplug.ProxyPool, batch: Batch) -> None:
@@ -261,13 +248,14 @@ def test_an_empty_round_is_none(pool: ddplug.ProxyPool, batch: Batch) -> None:
 
 
 def test_passes_that_are_skipped_are_left_out(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    """A host that takes no step gives no pass: the two that it does take are the round."""
+    """The two passes that the host takes are the round."""
     images, labels = batch
-    regularizer, leaf = layer(pool, passes=2), images.clone().requires_grad_()
-    host(regularizer(1.5 * leaf[:6], labels[:6])).backward()
-    host(regularizer(9.5 * leaf[6:], labels[6:]))
-    regularizer.skip()
-    host(regularizer(1.5 * leaf[6:], labels[6:])).backward()
+    regularizer, leaf = layer(pool), images.clone().requires_grad_()
+    with regularizer.round():
+        host(regularizer(1.5 * leaf[:6], labels[:6])).backward()
+        host(regularizer(9.5 * leaf[6:], labels[6:]))
+        regularizer.skip()
+        host(regularizer(1.5 * leaf[6:], labels[6:])).backward()
     assert [r.images for r in regularizer.history] == [12]
     assert regularizer.history.cmi == pytest.approx([ddplug.CMI(pool)(1.5 * images, labels).item()], rel=1e-12)
 
@@ -336,18 +324,14 @@ def two_halves(regularizer: ddplug.Regularizer, leaf: Tensor, labels: Tensor) ->
         regularizer(1.5 * leaf[rows], labels[rows]).square().sum().backward()
 
 
-@pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("options", [{"every": 2}, {"schedule": lambda number: float(number % 2 == 0)}])
-def test_rounds_that_do_nothing(pool: ddplug.ProxyPool, batch: Batch, passes: int, options: dict[str, Any]) -> None:
+def test_rounds_that_do_nothing(pool: ddplug.ProxyPool, batch: Batch, options: dict[str, Any]) -> None:
     """Lazy ones and those that a schedule leaves out: the host's gradient is as without."""
-    regularizer, added = layer(pool, passes=passes, **options), []
+    regularizer, added = layer(pool, **options), []
     for _ in range(4):
         leaf, other = batch[0].clone().requires_grad_(), batch[0].clone().requires_grad_()
-        if passes == 2:
+        with regularizer.round():
             two_halves(regularizer, leaf, batch[1])
-        else:
-            with regularizer.round():
-                two_halves(regularizer, leaf, batch[1])
         (1.5 * other).square().sum().backward()
         assert leaf.grad is not None
         assert other.grad is not None
@@ -373,7 +357,6 @@ def test_a_graph_that_is_shared_beside_the_layer(pool: ddplug.ProxyPool, batch: 
     made = other.tanh()
     (layer(pool, 40.0)(1.5 * made, batch[1]).square().sum() + 2 * made.square().sum()).backward()
     assert other.grad is not None
-    torch.testing.assert_close(beside(layer(pool, 40.0, passes=2), batch, retain=True), other.grad, rtol=1e-12, atol=0)
     by_hand = layer(pool, 40.0)
     with by_hand.round():
         got = beside(by_hand, batch, retain=True)
@@ -395,49 +378,16 @@ def test_a_round_that_no_gradient_comes_to_is_said(pool: ddplug.ProxyPool, batch
         again(1.5 * leaf, labels).square().sum().backward(inputs=[leaf])
 
 
-def test_a_pass_that_was_broken_off(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    """The next passes form rounds as if nothing had been."""
-    images, labels = batch
-    regularizer, leaf = layer(pool, passes=2), images.clone().requires_grad_()
-    views = [regularizer(1.5 * leaf[row], labels[row]) for row in torch.arange(12).tensor_split(3)]
-    views[0].sum().backward()
-    views[1].register_hook(lambda grad: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        (views[1].sum() + views[2].sum()).backward()
-    del views
-    for _ in range(2):
-        leaf.grad = None
-        two_halves(regularizer, leaf, labels)
-    assert [r.images for r in regularizer.history] == [12, 12]
-
-
 def test_images_that_are_stepped_within_a_round(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    """More passes were asked for than the host takes: said, and left out, rather than of mixed images."""
+    """Left out with a warning, as it would be of mixed images."""
     images, labels = batch
-    regularizer, leaf = layer(pool, passes=3), images.clone().requires_grad_()
-    optimizer = torch.optim.SGD([leaf], lr=0.1)
-    with pytest.warns(ddplug.DDPlugWarning, match=r"stepped in the middle of a round.*\(passes=3\)"):
-        for _ in range(6):
-            optimizer.zero_grad()
-            two_halves(regularizer, leaf, labels)
-            optimizer.step()
-    assert len(regularizer.history) == 0
-    by_hand = layer(pool)
-    with pytest.warns(ddplug.DDPlugWarning, match="stepped in the middle of a round"), by_hand.round():
+    regularizer, leaf = layer(pool), images.clone().requires_grad_()
+    with pytest.warns(ddplug.DDPlugWarning, match="images were stepped within"), regularizer.round():
         for _ in range(2):
-            two_halves(by_hand, leaf, labels)
+            two_halves(regularizer, leaf, labels)
             with torch.no_grad():
                 leaf -= 0.1 * leaf.grad  # type: ignore[operator]
-
-
-def test_views_that_are_made_ahead(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    """Four calls, then four passes: two rounds of two."""
-    images, labels = batch
-    regularizer, leaf = layer(pool, passes=2), images.clone().requires_grad_()
-    losses = [regularizer(1.5 * leaf[row], labels[row]).sum() for row in torch.arange(12).tensor_split(4)]
-    for loss in losses:
-        loss.backward()
-    assert [r.images for r in regularizer.history] == [6, 6]
+    assert len(regularizer.history) == 0
 
 
 def test_what_is_dropped_or_done_is_not_kept(pool: ddplug.ProxyPool, batch: Batch) -> None:
@@ -449,9 +399,10 @@ def test_what_is_dropped_or_done_is_not_kept(pool: ddplug.ProxyPool, batch: Batc
         kept.append(weakref.ref(views))
         return regularizer(views, labels).sum()
 
-    dropped, done = layer(pool, passes=2), layer(pool)
-    for _ in range(5):
-        call(dropped)
+    dropped, done = layer(pool), layer(pool)
+    with pytest.warns(ddplug.DDPlugWarning, match="no gradient"), dropped.round():
+        for _ in range(5):
+            call(dropped)
     with done.round():
         loss = call(done)
         loss.backward()
@@ -481,10 +432,9 @@ def test_hooks_on_the_images_are_told_of(pool: ddplug.ProxyPool, batch: Batch) -
         two_halves(regularizer, leaf, batch[1])
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_rounds_of_several_threads_are_their_own(pool: ddplug.ProxyPool, batch: Batch, passes: int) -> None:
+def test_rounds_of_several_threads_are_their_own(pool: ddplug.ProxyPool, batch: Batch) -> None:
     images, labels = batch
-    regularizer, wrong = layer(pool, passes=passes), list[object]()
+    regularizer, wrong = layer(pool), list[object]()
     expected = ddplug.CMI(pool)(1.5 * images, labels).item()
     started = threading.Barrier(2)
 
@@ -493,10 +443,7 @@ def test_rounds_of_several_threads_are_their_own(pool: ddplug.ProxyPool, batch: 
             for _ in range(5):
                 started.wait(timeout=20)
                 leaf = images.clone().requires_grad_()
-                if passes == 1:
-                    with regularizer.round():
-                        two_halves(regularizer, leaf, labels)
-                else:
+                with regularizer.round():
                     two_halves(regularizer, leaf, labels)
         except Exception as error:  # shown below
             wrong.append(error)
@@ -531,9 +478,9 @@ def test_recording_cuts_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
 def test_a_step_is_the_round_of_an_optimizer(pool: ddplug.ProxyPool, batch: Batch) -> None:
     leaf = batch[0].clone().requires_grad_()
     optimizer = torch.optim.SGD([leaf], lr=0.1)
-    with ddplug.attach(optimizer, 0.7, proxies=pool, labels=batch[1], passes=2, announce=lambda line: None) as handle:
+    with ddplug.attach(optimizer, 0.7, proxies=pool, labels=batch[1], announce=lambda line: None) as handle:
         leaf.square().sum().backward()
-        with pytest.raises(ddplug.InputError, match="so the step is the round"):
+        with pytest.raises(ddplug.InputError, match="so the step is the round"), handle.round():
             optimizer.step()
         handle.regularizer.watch.expect("never acts")
 

@@ -48,7 +48,7 @@ def test_lambda_is_the_share_of_the_rounds_before(share: float, own: list[float]
     """By definition: the median of the ratios in the last three complete rounds, within the bound."""
     weighting = Sustained(share, rounds=3)
     for number, (h, o) in enumerate(zip(host, own, strict=True), 1):
-        weighting.observe(*norms(h, o), 1.0)
+        weighting.observe(*norms(h, o), ends=True)
         if number % 3 == 0:
             last = slice(number - 3, number)
             expected = share * median(math.sqrt(h / o) for h, o in zip(host[last], own[last], strict=True))
@@ -75,14 +75,14 @@ def test_the_share_stays_where_a_frozen_one_decays(pool: ddplug.ProxyPool, batch
 def test_a_vanishing_term_does_not_blow_lambda_up() -> None:
     told, weighting = [], Sustained(1.0, rounds=1)
     for power in range(30):
-        told.append(weighting.observe(*norms(1.0, 10.0**-power), 1.0))
+        told.append(weighting.observe(*norms(1.0, 10.0**-power), ends=True))
     assert weighting.first == 1.0
     assert weighting.lam == BOUND
     assert [text for text in told if text] == [
         "lambda = 1 for now, measured anew every 1 rounds",
         "lambda = 10, 10 times the first, and grows no further",
     ]
-    weighting.observe(*norms(1.0, 1.0), 1.0)
+    weighting.observe(*norms(1.0, 1.0), ends=True)
     assert weighting.lam == 1.0  # and it comes back
 
 
@@ -90,24 +90,24 @@ def test_a_vanishing_term_does_not_blow_lambda_up() -> None:
 def test_rounds_without_a_finite_gradient_do_not_count(bad: float) -> None:
     weighting = Sustained(1.0, rounds=2)
     for own in (bad, 4.0, 4.0):
-        weighting.observe(*norms(1.0, own), 1.0)
+        weighting.observe(*norms(1.0, own), ends=True)
     assert weighting.lam == 0.5
     for own in (bad, 16.0):  # later ones take their time, and are left out of the sums
-        weighting.observe(*norms(1.0, own), 1.0)
+        weighting.observe(*norms(1.0, own), ends=True)
     assert weighting.lam == 0.25
     for own in (bad, bad):
-        weighting.observe(*norms(1.0, own), 1.0)
+        weighting.observe(*norms(1.0, own), ends=True)
     assert weighting.lam == 0.25  # nothing was measured
 
 
 @pytest.mark.parametrize("parts", [[0.5, 0.5], [0.1] * 10, [0.25, 0.7, 0.05]])
 def test_parts_of_a_set_count_as_the_set(parts: list[float]) -> None:
-    """A round of a part has that part of the host's squared norm, and CMI's with lambda counting in proportion."""
+    """A round of a part of the set has that part of both squared norms."""
     whole, cut = Sustained(1.0, rounds=2), Sustained(1.0, rounds=2)
     for own in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
-        whole.observe(*norms(3.0, own), 1.0)
-        for part in parts:
-            cut.observe(*norms(3.0 * part, own * part / part**2), part)
+        whole.observe(*norms(3.0, own), ends=True)
+        for number, part in enumerate(parts, 1):
+            cut.observe(*norms(3.0 * part, own * part), ends=number == len(parts))
         assert (cut.lam or 0.0) == pytest.approx(whole.lam or 0.0, rel=1e-12)
     assert whole.lam == pytest.approx(math.sqrt(3 / 9))
 

@@ -150,10 +150,12 @@ def test_a_backward_pass_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None
             leaf = images[labels == c].clone().requires_grad_()
             regularizer(leaf, labels[labels == c]).sum().backward()
 
-    with pytest.warns(ddplug.DDPlugWarning, match="images of one class only.*round.*passes=.*set_size="):
+    with pytest.warns(ddplug.DDPlugWarning, match="images of one class only.*round.*set_size="):
         by_class(layer(pool))
     by_class(layer(pool, set_size=12))
-    by_class(layer(pool, passes=3))
+    together = layer(pool)
+    with together.round():
+        by_class(together)
     by_class(layer(pool, weighting="relative"))  # measured on such passes, so right for them
 
 
@@ -171,7 +173,6 @@ def test_backward_passes_that_add_up(pool: ddplug.ProxyPool, batch: Batch) -> No
 
     with pytest.warns(ddplug.DDPlugWarning, match="several backward passes through the layer add up before a step"):
         accumulated(layer(pool), 1)
-    accumulated(layer(pool, passes=3), 2)
 
 
 @pytest.mark.parametrize("how", ["step", "data", "none"])
