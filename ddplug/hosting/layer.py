@@ -15,8 +15,12 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,14 +29,18 @@ from torch import Tensor
 
 from ddplug.core.regularizer import Regularizer
 from ddplug.core.weighting import Relative
-from ddplug.errors import HostError, InputError
+from ddplug.errors import FileError, HostError, InputError
 from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner, Views
 from ddplug.hosting.proxies import DeferredPool, resolve
-from ddplug.utils.files import write_json
+from ddplug.utils.files import reserved, write_json
 
 NAME = "ddplug_cmi"
 """The name under which patches import this module."""
+
+
+_BETWEEN = 30.0
+"""Seconds between two savings during a run, at least."""
 
 
 class Layer:
@@ -71,6 +79,8 @@ class Layer:
             )
         self.regularizer, self.views, self.steps, self.inner = regularizer, views, steps, inner
         self.record, self.facts = record.absolute() if record is not None else None, dict(facts or {})
+        self._saved = False
+        self._due = 0.0
         # One regulariser may serve several synthetic sets in turn, when it was attached; this is where ours begins.
         self._before = (regularizer.rounds, len(regularizer.history)) if regularizer is not None else (0, 0)
         self._chosen = steps - 1
@@ -116,6 +126,9 @@ class Layer:
     def _pass(self, views: Tensor, labels: Tensor | int, step: int | None, first: int, real: Tensor | None) -> Tensor:
         if self.regularizer is None or not self.regularizer.active or not self._takes(step):
             return views
+        if time.monotonic() >= self._due:
+            with suppress(FileError):  # the last one reports it
+                self.save()
         chosen = views[first:] if first else views
         if not isinstance(labels, Tensor):
             labels = torch.full((len(chosen),), labels)
@@ -137,10 +150,17 @@ class Layer:
         """Backward passes that came through so far."""
         return self.regularizer.rounds - self._before[0] if self.regularizer is not None else 0
 
-    def save(self) -> None:
-        """Write lambda and the history beside the host's results, by renaming; nothing if nothing has happened yet."""
+    def save(self) -> Path | None:
+        """Write lambda and the history beside the host's results, and return the file; None if nothing has happened.
+
+        It is written during the run, too, as the machine or a scheduler may end it. The file of another run is left:
+        with one at `record`, ours has "-2" in its name, or the next number.
+        """
         if self.regularizer is None or self.record is None or not self.rounds:
-            return
+            return None
+        began = time.monotonic()
+        if not self._saved:
+            self.record, self._saved = reserved(self.record), True
         reg = self.regularizer
         history = reg.history.state_dict()[self._before[1] :]
         content = {
@@ -152,6 +172,9 @@ class Layer:
             "skipped": sum(round_["skipped"] for round_ in history), "history": history,
         }  # fmt: skip
         write_json(content, self.record)
+        now = time.monotonic()
+        self._due = now + max(_BETWEEN, 20 * (now - began))
+        return self.record
 
 
 class Attached:
@@ -214,20 +237,36 @@ def layer_of(
 
 
 _LAYERS: list[Layer] = []
+_PROCESS = os.getpid()
 
 
 def started(layer: Layer) -> Layer:
-    """Note a layer, to be saved once more when the program ends."""
+    """Note a layer, to be saved once more when the program ends, be it by a signal that nothing else handles."""
     if not _LAYERS:
         atexit.register(save_all)
+        if threading.current_thread() is threading.main_thread():
+            for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+                if signal.getsignal(ending) is signal.SIG_DFL:
+                    signal.signal(ending, _end)
     _LAYERS.append(layer)
     return layer
 
 
-def save_all() -> None:
-    """Save every layer that was started, and forget them."""
-    while _LAYERS:
-        _LAYERS.pop().save()
+def _end(number: int, _: object) -> None:
+    """Save every layer, and end by the signal."""
+    try:
+        save_all()
+    finally:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def save_all() -> list[Path]:
+    """Save every layer that was started, forget them, and return the files; in a forked process do nothing."""
+    saved: list[Path | None] = []
+    while _LAYERS and os.getpid() == _PROCESS:
+        saved.append(_LAYERS.pop().save())
+    return [path for path in saved if path is not None]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from ddplug.errors import DDPlugError, HostError
 from ddplug.hosting.checkout import HostSpec
-from ddplug.hosting.layer import require_rounds
+from ddplug.hosting.layer import require_rounds, save_all
 
 INTERRUPTED = 130
 
@@ -111,7 +111,9 @@ def execute(
         except DDPlugError:
             raise
         except KeyboardInterrupt:
-            print("ddplug: interrupted; what CMI did so far is saved beside the host's results.", file=sys.stderr)
+            saved = " and ".join(map(str, save_all()))
+            where = f"what CMI did so far is in {saved}" if saved else "CMI had not acted yet, so nothing is saved"
+            print(f"ddplug: interrupted; {where}.", file=sys.stderr)
             sys.exit(INTERRUPTED)
         except Exception as error:
             traceback.print_exc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -71,6 +72,25 @@ def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a name that is too long, or a folder that is a file, is no file to delete
             temporary.unlink(missing_ok=True)
+
+
+def reserved(path: Path) -> Path:
+    """Make an empty file at `path`, or, where there is a file, at the first free name of "-2", "-3"; return its path.
+
+    Raises `FileError` if nothing can be written there.
+    """
+    free = path
+    for number in itertools.count(2):
+        try:
+            free.parent.mkdir(parents=True, exist_ok=True)
+            free.open("xb").close()
+        except FileExistsError:
+            free = path.with_stem(f"{path.stem}-{number}")
+        except OSError as error:
+            raise FileError(not_written(free, error)) from error
+        else:
+            break
+    return free
 
 
 def not_written(path: Path, error: OSError, size: int | None = None) -> str:

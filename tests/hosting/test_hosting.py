@@ -11,6 +11,8 @@ import importlib
 import json
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -536,3 +538,76 @@ def test_names_that_numpy_dropped() -> None:
     with running.old_names(("int",)):
         assert np.int is int  # type: ignore[attr-defined]
     assert "int" not in vars(np)
+
+
+_RUN = """
+import json, os, signal, sys, time
+from pathlib import Path
+import torch
+import ddplug, ddplug.hosting as hosting
+from ddplug.hosting.layer import Layer, started
+
+how, steps = sys.argv[1], int(sys.argv[2])
+network = torch.nn.Linear(12, 3).double()
+pool = ddplug.ProxyPool.from_modules([torch.nn.Sequential(torch.nn.Flatten(), network)])
+reg = ddplug.Regularizer(pool, 1.0, representation="logit", announce=lambda text: None)
+cmi = started(Layer(reg, record=Path("cmi.json"), facts={"host": "x", "dataset": "y", "ipc": 2}))
+images = torch.randn(6, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+optimizer = torch.optim.SGD([images], lr=0.1)
+for step in range(steps):
+    optimizer.zero_grad()
+    cmi(images * 1, torch.tensor([0, 0, 1, 1, 2, 2])).square().sum().backward()
+    optimizer.step()
+if how == "fork":
+    if (child := os.fork()) == 0:
+        time.sleep(60)
+    time.sleep(0.5)
+    os.kill(child, signal.SIGTERM)
+    os.waitpid(child, 0)
+    assert json.loads(cmi.record.read_text())["rounds"] == 1
+elif how != "end":
+    os.kill(os.getpid(), getattr(signal, how))
+    time.sleep(60)
+"""
+
+
+def _ended(how: str, steps: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "run.py").write_text(_RUN)
+    return subprocess.run(
+        [sys.executable, "run.py", how, str(steps)], cwd=folder, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGKILL", "fork"])
+def test_no_end_of_a_run_loses_its_history(how: str, tmp_path: Path) -> None:
+    """The history of a patched host's run is kept whatever ends the run, and the process ends by that.
+
+    Kind: ends of a process that skip its exit functions. Looked at: SIGTERM and SIGHUP (lost all), SIGKILL and running
+    out of memory (no process sees these, so the history is written during the run, at most 30 s old), Ctrl-C, a plain
+    end, and a forked worker that is terminated (it must write nothing).
+    """
+    (tmp_path / "cmi.json").write_text("an older record")
+    done = _ended(how, 5, tmp_path)
+    expected = -int(getattr(signal, how)) if how.startswith("SIG") else 0
+    assert done.returncode == expected, done.stderr
+    assert (tmp_path / "cmi.json").read_text() == "an older record"
+    found = json.loads((tmp_path / "cmi-2.json").read_text())
+    assert found["rounds"] == len(found["history"]) == (1 if how == "SIGKILL" else 5)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_interruption_names_the_file_if_there_is_one(
+    steps: int, host: Callable[..., Host], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kind: messages that name a file. Looked at: `ddplug run` of hosts and of scripts, interrupted and ended."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    one = host("perclass")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(torch, "save", interrupt)
+        one.run("--steps", steps, "--out", "on.pt", weight=0.5)
+    said = capsys.readouterr().err
+    assert Path("on.json").exists() == (steps > 0) == (str(Path("on.json").absolute()) in said)
+    assert ("nothing is saved" in said) == (steps == 0)
