@@ -31,7 +31,7 @@ from ddplug.core.history import History
 from ddplug.core.regularizer import Regularizer
 from ddplug.core.watch import Watch, count_steps
 from ddplug.errors import AttachError
-from ddplug.proxies.pending import DeferredPool
+from ddplug.proxies.pool import DeferredPool
 
 
 class Handle:
@@ -283,7 +283,7 @@ def _configure(known: tuple[str, object], views: Views, augment: object, options
 
 def _proxies(proxies: object, real: RealData, weight: float | str, options: dict[str, Any], known: bool) -> object:
     """The proxies as given, or a small pool of the host's real data; a known host's come with its run."""
-    from ddplug.proxies.pending import scheme_of
+    from ddplug.proxies.pool import scheme_of
 
     if known and isinstance(proxies, str) and scheme_of(proxies):
         return DeferredPool(proxies)

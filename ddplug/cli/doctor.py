@@ -59,7 +59,7 @@ def _devices() -> Iterator[str]:
 def _pools() -> Iterator[str]:
     """The pools in the cache, with an error instead of the contents of a damaged one."""
     from ddplug.errors import DDPlugError
-    from ddplug.proxies.pool_header import read_header
+    from ddplug.proxies.pool_files import read_header
     from ddplug.proxies.pretrain import cache_folder
 
     yield f"cache     {cache_folder()}"

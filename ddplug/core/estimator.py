@@ -180,9 +180,7 @@ class Estimator:
         return images, group(every, len(every), views.device)
 
     def _drawn(self) -> list[Any]:
-        drawn = self.pool.draw(self.draw, self.generator)
-        self.pool.look_ahead(self.draw, self.generator)
-        return drawn
+        return self.pool.draw(self.draw, self.generator)
 
     def _some_classes(self, labels: Tensor) -> _Some | None:
         """Images of `self.classes` classes, drawn without replacement; None if that is all of them."""

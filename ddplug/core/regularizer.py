@@ -34,8 +34,7 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError
 from ddplug.networks.precision import Precision
 from ddplug.proxies.doubts import doubts
-from ddplug.proxies.pending import DeferredPool
-from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.pool import DeferredPool, ProxyPool
 from ddplug.proxies.representations import Choice, chosen
 from ddplug.terms import Term, TermSpec, make
 from ddplug.terms.base import check_labels, check_not_negative

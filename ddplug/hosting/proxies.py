@@ -12,8 +12,7 @@ from typing import Any
 
 from ddplug.errors import PoolError
 from ddplug.hosting.names import Names
-from ddplug.proxies.pending import DeferredPool, scheme_of
-from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.pool import DeferredPool, ProxyPool, scheme_of
 
 __all__ = ["DeferredPool", "resolve", "scheme_of"]
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, named_space
 from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
-from ddplug.proxies.data_check import check_data
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.utils.digest import short_sha256
@@ -86,8 +85,8 @@ class ProxyPool:
             dataset: refuse a pool of another data set than this one.
             builders: how to build architectures that are neither ddplug's nor torchvision's, by their recorded name.
             partial: take the complete networks of a pool whose training was interrupted.
-            budget: bytes of weights. A larger pool is streamed from its files ahead of use, and as many of its
-                networks' weights as fit stay on the device; those on their way come on top.
+            budget: bytes of weights. A larger pool stays in its files, which are read when a network is drawn; as many
+                networks' weights as fit stay on the device.
 
         Raises:
             PoolError: no pool there, half-written, damaged, of another data set or architecture not known.
@@ -171,12 +170,6 @@ class ProxyPool:
         order = torch.randperm(len(self), generator=generator)[:count]
         return [self.proxies[i] for i in order.tolist()]
 
-    def look_ahead(self, count: int, generator: torch.Generator) -> None:
-        """Have what `draw` with the same arguments would give next on its way, if it is not here; draws nothing."""
-        if any(proxy.streamed for proxy in self.proxies):
-            for proxy in self.draw(count, generator.clone_state()):
-                proxy.ask_ahead(count)
-
     def check(self, images: Tensor, space: AnySpace | None) -> None:
         """Raise unless these proxies can look at `images` of a host whose input space is `space`; reads no value.
 
@@ -210,7 +203,7 @@ class ProxyPool:
         `fingerprint` is that of the data, to tell editions of one name apart; None compares names only, and so does a
         pool without one. `because` says in the error why it has to be this data set.
         """
-        check_data(self.info, dataset, fingerprint, because=because)
+        self.info.check_data(dataset, fingerprint, because=because)
 
     def check_classes(self, labels: Tensor) -> None:
         """Raise `InputError` for class numbers (n,) that this pool's data set does not have; reads values."""
@@ -233,11 +226,7 @@ class ProxyPool:
         """
         with torch.no_grad():
             image = self.prepare(images.detach()[:1], input_space)
-            seen: set[object] = set()
             for proxy in self.proxies:
-                if proxy.streamed and proxy.kind in seen:
-                    continue  # its weights were looked at when the pool was opened, and are far away
-                seen.add(proxy.kind)
                 before = _random_state(image.device)
                 features = proxy(image, representation)
                 if not torch.equal(before, _random_state(image.device)):
@@ -280,6 +269,37 @@ class ProxyPool:
     def __repr__(self) -> str:
         kinds = sorted({type(proxy.network).__name__ for proxy in self.proxies})
         return f"ProxyPool({len(self)} x {'/'.join(kinds)}, {self.info.dataset or 'unknown data set'})"
+
+
+class DeferredPool(ProxyPool):
+    """A pool that is still to come, with the host's run say; it has no proxies until `fill`.
+
+    `given` is what names it, for its text.
+    """
+
+    def __init__(self, given: object = "") -> None:
+        self.given = given
+        self.proxies: list[Proxy] = []
+        self.info = PoolInfo()
+        self._device = None
+
+    @property
+    def pending(self) -> bool:
+        """True if the pool is not filled yet."""
+        return not self.proxies
+
+    def fill(self, pool: ProxyPool) -> None:
+        """Become `pool`."""
+        self.proxies, self.info, self._device = pool.proxies, pool.info, None
+
+    def __repr__(self) -> str:
+        return f"ProxyPool({self.given or 'to come from the host'})" if self.pending else super().__repr__()
+
+
+def scheme_of(given: str) -> str | None:
+    """The scheme of `SCHEME:PATH`; None for a folder, a Windows drive included."""
+    name, colon, _ = given.partition(":")
+    return name if colon and name.isalnum() and len(name) > 1 else None
 
 
 def _random_state(device: torch.device) -> Tensor:

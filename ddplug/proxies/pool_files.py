@@ -1,6 +1,7 @@
-"""A pool's networks on disk: a safetensors file of each, read and written with the pool as a whole.
+"""A pool on disk: `pool.json`, which describes data and networks, and a safetensors file of each network.
 
-Nothing in a pool is ever executed: an architecture is built by its name, and weights are numbers.
+The header has its own checksum and one of every file beside it. It is written last, so that a pool that was cut off in
+the middle is recognised. Nothing in a pool is ever executed: an architecture is built by its name.
 """
 
 from __future__ import annotations
@@ -10,18 +11,115 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ddplug.errors import DDPlugError, PoolError
-from ddplug.proxies.data_check import check_data
-from ddplug.proxies.model_card import write_card
-from ddplug.proxies.pool_header import MAKE_ONE, Header, read_header, save_tensors, write_header
+from ddplug.datasets.spaces import AnySpace
+from ddplug.datasets.zca import space_from_json
+from ddplug.errors import DDPlugError, PoolError, SpaceError
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.utils.digest import file_sha256
-from ddplug.utils.files import mode_of, user_path
+from ddplug.utils.files import mode_of, user_path, write_bytes, write_json
+from ddplug.utils.records import anything, dict_of, entries, list_of, one_of, optional, read_record, text, whole
+
+HEADER = "pool.json"
+SPACE = "space.safetensors"
+FORMAT = "ddplug-pool"
+VERSION = 1
+MAKE_ONE = "Make one with `ddplug pretrain`, or from your own networks with ProxyPool.from_modules(...)."
+
+_SHA256 = text(64, "[0-9a-f]{64}")
+_NETWORK = {
+    "file": text(255, r"\w[\w.-]*"), "bytes": whole(), "sha256": _SHA256, "name": text(), "head": optional(text()),
+    "architecture": text(200), "options": dict_of(anything), "record": dict_of(anything),
+}  # fmt: skip
+"""What a header says of each network."""
+_DATASET = entries(
+    {
+        "name": optional(text()), "class_names": optional(list_of(text())),
+        "shape": optional(list_of(whole(1, 2**20), 3, 3)), "space": optional(dict_of(anything)),
+        "fingerprint": optional(text()),
+    },
+    {"space_file": _SHA256},
+)  # fmt: skip
+_HEADER = entries(
+    {
+        "format": one_of(FORMAT), "version": one_of(VERSION), "wanted": whole(1, 10**6), "dataset": _DATASET,
+        "recipe": dict_of(anything), "networks": list_of(entries(_NETWORK)),
+    }
+)  # fmt: skip
+
+
+@dataclass
+class Header:
+    """Content of `pool.json`."""
+
+    info: PoolInfo
+    wanted: int
+    """Networks the pool is to have; fewer recorded ones mean that its making was interrupted."""
+    networks: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """How the networks were trained, so that a continued pretraining can tell whether it is the same one."""
+
+    @property
+    def complete(self) -> bool:
+        """True if all networks are finished."""
+        return len(self.networks) >= self.wanted
+
+
+def read_header(folder: Path) -> Header:
+    """Read the header of the pool in `folder`; raises `PoolError` if it is missing or not one of ours."""
+    folder = user_path(folder)
+    path = folder / HEADER
+    if not path.is_file():
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing" if folder.is_dir() else "no folder"
+        raise PoolError(f"there is no pool at '{folder}': it has no {HEADER} (found {held}). {MAKE_ONE}")
+    advice = f"Copy the pool again, or delete the folder and make the pool again. {MAKE_ONE}"
+    record = read_record(path, _HEADER, "a pool's header", advice, error=PoolError)
+    data = record["dataset"]
+    info = PoolInfo(
+        dataset=data["name"],
+        class_names=tuple(data["class_names"]) if data["class_names"] is not None else None,
+        shape=tuple(data["shape"]) if data["shape"] is not None else None,
+        space=_read_space(folder, data) if data["space"] is not None else None,
+        fingerprint=data["fingerprint"],
+    )
+    networks = [{key: network[key] for key in _NETWORK} for network in record["networks"]]
+    return Header(info, record["wanted"], networks, record["recipe"])
+
+
+def write_header(folder: Path, header: Header) -> None:
+    """Write `pool.json`, by renaming."""
+    info = header.info
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "wanted": header.wanted,
+        "dataset": {
+            "name": info.dataset,
+            "class_names": info.class_names,
+            "shape": info.shape,
+            "space": info.space.to_json() if info.space is not None else None,
+            "fingerprint": info.fingerprint,
+        },
+        "recipe": header.recipe,
+        "networks": header.networks,
+    }
+    tensors: Any = getattr(info.space, "tensors", None)
+    if tensors is not None:  # a whitening matrix is nothing for a JSON file
+        if not (folder / SPACE).is_file():
+            _save_tensors(tensors(), folder / SPACE)
+        record["dataset"]["space_file"] = file_sha256(folder / SPACE)
+    try:
+        write_json(record, folder / HEADER)
+    except (TypeError, ValueError) as error:
+        raise PoolError(
+            f"the pool's header cannot be written ({error}): a network's record, spec and options may hold numbers, "
+            "strings, lists and dictionaries only."
+        ) from error
 
 
 def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
@@ -34,7 +132,7 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
             "spec = {'architecture': NAME, 'options': {...}} and load with builders={NAME: function}."
         )
     name = f"proxy_{index:03d}.safetensors"
-    save_tensors(proxy.weights(), folder / name)
+    _save_tensors(proxy.weights(), folder / name)
     return {
         "file": name,
         "bytes": (folder / name).stat().st_size,
@@ -57,7 +155,7 @@ def read_network(
     from ddplug.networks.fitting import build_for
     from ddplug.networks.zoo import seeded
 
-    path = _checked(folder, record)
+    path = _checked(folder / record["file"], record["sha256"])
     architecture, options = record["architecture"], record["options"]
     try:
         weights = load_file(path)
@@ -76,36 +174,22 @@ def read_network(
 def stream_networks(
     folder: Path, records: Sequence[dict[str, Any]], builders: Mapping[str, Callable[..., nn.Module]], budget: int
 ) -> list[Proxy]:
-    """Proxies whose weights stay in their files until they are needed, `budget` bytes of them at a time.
+    """Return proxies whose weights stay in their files until they are needed, `budget` bytes of them at a time.
 
     Every network is built and read once here, and refused as `read_network` would; later only weights are read.
     """
-    from ddplug.proxies.streaming import Stream, StreamedProxy
+    from ddplug.proxies.streaming import StreamedProxy, WeightFiles
 
-    largest = max(record["bytes"] for record in records)
-    files = [folder.resolve() / record["file"] for record in records]  # wherever the host goes from here
-    stream = Stream(files, resident=budget // largest)
+    files = [folder.resolve() / record["file"] for record in records]  # the host may change its folder
+    source = WeightFiles(files, most=budget // max(record["bytes"] for record in records))
     modules: dict[str, nn.Module] = {}
     proxies: list[Proxy] = []
     for number, record in enumerate(records):
         kind = json.dumps([record["architecture"], record["options"]], sort_keys=True)
         # Every network is loaded once, to see that it can be; the module of its kind computes with any weights.
         network = modules.setdefault(kind, read_network(folder, record, builders).network)
-        proxies.append(StreamedProxy(stream, number, network, record["head"], record["name"], record["record"]))
+        proxies.append(StreamedProxy(source, number, network, record["head"], record["name"], record["record"]))
     return proxies
-
-
-def _checked(folder: Path, record: dict[str, Any]) -> Path:
-    """The file of a header's `record`; raises `PoolError` unless it is there and as it was written."""
-    path: Path = folder / record["file"]
-    if "\0" in record["file"] or path.parent != folder or not path.is_file():
-        raise PoolError(f"the pool in '{folder}' lacks '{record['file']}', which its header names. {MAKE_ONE}")
-    if path.stat().st_size != record["bytes"] or file_sha256(path) != record["sha256"]:
-        raise PoolError(
-            f"'{path}' is not the file that the pool's header describes (size or checksum differ): it was damaged or "
-            "half-copied. Copy the pool again, or delete the folder and make it anew."
-        )
-    return path
 
 
 def read_pool(
@@ -120,7 +204,7 @@ def read_pool(
     folder = user_path(folder)
     header = read_header(folder)
     if dataset is not None:
-        check_data(header.info, dataset, pool=f"the pool in '{folder}'", unknown=False)
+        header.info.check_data(dataset, pool=f"the pool in '{folder}'", unknown=False)
     if not header.networks or not (header.complete or partial):
         raise PoolError(
             f"the pool in '{folder}' is unfinished: {len(header.networks)} of {header.wanted} networks. Run the same "
@@ -145,12 +229,38 @@ def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
     temporary.mkdir()  # not by tempfile, whose folders nobody else may enter
     try:
         records = [write_network(temporary, i, proxy) for i, proxy in enumerate(proxies)]
-        header = Header(info, len(proxies), records)
-        write_card(temporary, header)
-        write_header(temporary, header)
+        write_header(temporary, Header(info, len(proxies), records))
         if folder.is_dir():
             temporary.chmod(mode_of(folder))
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save
+
+    # Copies, because safetensors takes no two tensors that share memory, as a layer used twice has.
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    write_bytes(save(copies), path)
+
+
+def _read_space(folder: Path, data: dict[str, Any]) -> AnySpace:
+    from safetensors.torch import load_file
+
+    tensors = load_file(_checked(folder / SPACE, data["space_file"])) if "space_file" in data else None
+    try:
+        return space_from_json(data["space"], tensors)
+    except SpaceError as error:
+        raise PoolError(f"the input space of the pool in '{folder}' cannot be read: {error} {MAKE_ONE}") from error
+
+
+def _checked(path: Path, checksum: str) -> Path:
+    """Return `path`; raises `PoolError` unless it has the checksum in the header."""
+    if not path.is_file() or file_sha256(path) != checksum:
+        raise PoolError(
+            f"'{path}' is missing or is not the file that the pool's header describes (the checksum differs): it was "
+            "damaged or half-copied. Copy the pool again, or delete the folder and make it anew."
+        )
+    return path

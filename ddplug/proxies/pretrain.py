@@ -25,10 +25,8 @@ from ddplug.networks.precision import fast_bf16
 from ddplug.networks.training import accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
-from ddplug.proxies.model_card import write_card
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
-from ddplug.proxies.pool_files import read_pool, write_network
-from ddplug.proxies.pool_header import HEADER, Header, read_header, write_header
+from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
 from ddplug.utils.files import HeldError, exclusive_lock, user_path
 from ddplug.utils.processes import own_device, place
 from ddplug.utils.progress import Bars
@@ -200,8 +198,6 @@ def _take_in(folder: Path, header: Header, rank: int) -> None:
         return
     while not header.complete and (entry := _aside(folder, len(header.networks), header)) is not None:
         header.networks.append(entry)
-        if header.complete:  # before the header, after which nothing is written any more
-            write_card(folder, header)
         write_header(folder, header)
         shutil.rmtree(_name(folder, len(header.networks) - 1))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import AnySpace
-from ddplug.errors import DDPlugError, ProxyError
+from ddplug.errors import DDPlugError, PoolError, ProxyError
 from ddplug.networks.precision import Precision, layers
 from ddplug.proxies.representations import Flattening, Representation, Shape, pool_positions
 from ddplug.utils.digest import named_bytes, short_sha256
@@ -32,6 +32,40 @@ class PoolInfo:
     fingerprint: str | None = None
     """A hash of the data set, which tells two of one name apart."""
 
+    def check_data(
+        self,
+        dataset: str,
+        fingerprint: str | None = None,
+        *,
+        pool: str = "this pool of proxies",
+        because: str = "",
+        unknown: bool = True,
+    ) -> None:
+        """Raise `PoolError` if the pool was trained on other data than `dataset`.
+
+        Args:
+            dataset: name of the data; upper case, hyphens and underscores make no difference, as hosts write CIFAR-10.
+            fingerprint: `ImageData.fingerprint()` of the data, by which two editions of one name differ; None to
+                compare names only.
+            pool: the pool's name in the error.
+            because: the reason why it has to be this data set, as a clause, if that is not obvious.
+            unknown: accept a pool whose data set is not known.
+        """
+        if self.dataset is None and not unknown:
+            trained = f"an unknown data set, not on {dataset}"
+        elif self.dataset is not None and _plain(self.dataset) != _plain(dataset):
+            trained = f"{self.dataset}, not on {dataset}"
+        elif fingerprint is not None and self.fingerprint not in (None, fingerprint):
+            trained = f"another edition of {dataset}"
+        else:
+            return
+        reason = f" ({because})" if because else ""
+        raise PoolError(
+            f"{pool} was trained on {trained}{reason}. A proxy says nothing useful of images it does not know. Train "
+            "some on this data with `ddplug pretrain`; or, if you know better, leave dataset and fingerprint out of "
+            "the pool's info."
+        )
+
 
 @dataclass
 class Proxy:
@@ -49,9 +83,6 @@ class Proxy:
     """What a pass over an image of some kind was seen to cost; see `ddplug.core.chunking`."""
     maps: dict[tuple[int, ...], Shape] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What the head's input is flattened from, (c, h, w), by the shape of an image."""
-
-    streamed: ClassVar[bool] = False
-    """Whether the weights are somewhere else until they are needed."""
 
     def __post_init__(self) -> None:
         self._named_by_user = bool(self.head)
@@ -84,9 +115,6 @@ class Proxy:
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors in which this proxy differs from another of its architecture, by name."""
         return self.network.state_dict()
-
-    def ask_ahead(self, together: int) -> None:
-        """Prepare for a round that uses this proxy and `together` - 1 others."""
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -180,6 +208,10 @@ class Proxy:
 
     def _compute(self, images: Tensor) -> Any:
         return self.network(images)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def _find_head(network: nn.Module, name: str) -> str:

@@ -437,7 +437,7 @@ def test_a_state_goes_with_its_proxies(network: Callable[..., nn.Module], batch:
 
 
 def test_a_pool_that_comes_with_the_run_is_compared_then(network: Callable[..., nn.Module], batch: Batch) -> None:
-    from ddplug.proxies.pending import DeferredPool
+    from ddplug.proxies.pool import DeferredPool
 
     first = layer(ddplug.ProxyPool.from_modules([network(1)]), weighting="relative", calibrate=1)
     step(first, batch)
@@ -626,7 +626,7 @@ def test_a_share_of_no_gradient_is_none(pool: ddplug.ProxyPool, batch: Batch) ->
 
 
 def test_spaces_by_name_of_a_pool_that_is_not_there_yet(network: Callable[..., nn.Module], batch: Batch) -> None:
-    from ddplug.proxies.pending import DeferredPool
+    from ddplug.proxies.pool import DeferredPool
 
     for weight in (0, 1):
         assert ddplug.Regularizer(DeferredPool("x"), weight, input_space="zca").input_space is None

@@ -19,6 +19,7 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import mcmi, pretrain
 from ddplug.proxies.mcmi import MaximumCMI, judged, logits_of
 from ddplug.proxies.pretrain import pretrain as train
+from ddplug.proxies.streaming import StreamedProxy
 from ddplug.terms.cmi import cmi
 
 pytestmark = pytest.mark.numerical
@@ -291,7 +292,7 @@ def test_what_is_refused(few: ImageData, digits: ImageData, tmp_path: Path) -> N
 def test_a_streamed_pool_can_be_begun_with(few: ImageData, tmp_path: Path) -> None:
     plain = train(few, tmp_path / "plain", count=2, **RECIPE)
     streamed = ProxyPool.load(tmp_path / "plain", budget=1)
-    assert streamed.proxies[0].streamed
+    assert isinstance(streamed.proxies[0], StreamedProxy)
     how = {**RECIPE, "mcmi": 0.3, "mcmi_epochs": 1}
     expected = train(few, tmp_path / "memory", start=plain, **how)
     assert train(few, tmp_path / "streamed", start=streamed, **how).digest() == expected.digest()

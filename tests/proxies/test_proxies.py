@@ -478,7 +478,7 @@ def test_of_refuses_a_list_of_something_else(network: Networks) -> None:
         ProxyPool.of([network(0), {"weights": 1}])
     with pytest.raises(PoolError, match="at least one proxy"):
         ProxyPool.of([])
-    with pytest.raises(PoolError, match="no such folder"):
+    with pytest.raises(PoolError, match="found no folder"):
         ProxyPool.of("nowhere/at-all")
 
 

@@ -17,6 +17,7 @@ from ddplug.core.compiled import Compiled
 from ddplug.core.step import PieceByPiece
 from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.streaming import StreamedProxy
 from ddplug.terms import make
 from ddplug.terms.base import group
 
@@ -136,7 +137,7 @@ def test_a_streamed_proxy_gives_the_same(tmp_path: Path) -> None:
     expected = [proxy(images(), "pooled") for proxy in pool]
     pool.save(tmp_path / "pool")
     for proxy, features in zip(ProxyPool.load(tmp_path / "pool", budget=1), expected, strict=True):
-        assert proxy.streamed
+        assert isinstance(proxy, StreamedProxy)
         assert torch.equal(proxy(images(), "pooled"), features)
 
 

@@ -69,6 +69,4 @@ def test_three_processes_train_what_one_does(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     # Nothing is left of what was set aside, and no lock.
-    assert done.stdout.strip() == str(
-        ["README.md", "pool.json", *(f"proxy_{index:03d}.safetensors" for index in range(6))]
-    )
+    assert done.stdout.strip() == str(["pool.json", *(f"proxy_{index:03d}.safetensors" for index in range(6))])

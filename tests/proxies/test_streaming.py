@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ import ddplug
 from ddplug import PoolError, ProxyPool
 from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies.streaming import Stream, StreamedProxy
+from ddplug.proxies.streaming import StreamedProxy
 
 pytestmark = pytest.mark.numerical
 
@@ -34,13 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("pools") / "pool"
     ProxyPool.from_modules(networks).save(where)
     return where
-
-
-def stream_of(pool: ProxyPool) -> Stream:
-    assert all(isinstance(proxy, StreamedProxy) for proxy in pool)
-    found: Any = pool.proxies[0]
-    stream: Stream = found._stream
-    return stream
 
 
 def views(count: int = 9, seed: int = 0) -> Tensor:
@@ -62,55 +54,20 @@ def gradients(pool: ProxyPool, rounds: int = 12, **options: Any) -> list[Tensor]
 def test_streamed_is_resident(folder: Path, options: dict[str, Any]) -> None:
     streamed, resident = ProxyPool.load(folder, budget=1), ProxyPool.load(folder)
     assert not any(isinstance(proxy, StreamedProxy) for proxy in resident)
-    stream_of(streamed)
+    assert all(isinstance(proxy, StreamedProxy) for proxy in streamed)
     for got, expected in zip(gradients(streamed, **options), gradients(resident, **options), strict=True):
         assert torch.equal(got, expected)
 
 
-def test_no_more_than_the_budget_stays(folder: Path) -> None:
+def test_no_more_than_the_budget_stays_and_nothing_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = max(file.stat().st_size for file in folder.glob("*.safetensors"))
-    for budget, resident in ((1, 2), (3 * largest, 3)):
+    for budget, kept in ((1, 1), (3 * largest, 3)):
         pool = ProxyPool.load(folder, budget=budget)
+        monkeypatch.setattr("ddplug.networks.zoo.build", lambda *_, **__: pytest.fail("a network was built"))
         gradients(pool)
-        stream = stream_of(pool)
-        assert len(stream._here) == resident
-        assert len(stream._coming) <= resident
-
-
-def test_what_comes_next_is_read_ahead_and_nothing_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = ProxyPool.load(folder, budget=1)
-    gradients(pool, 1)  # the first round probes every proxy
-    stream, readers, main = stream_of(pool), [], threading.main_thread()
-    make = stream._reader
-
-    def noted(number: int, device: torch.device) -> Any:
-        read = make(number, device)
-
-        def reading() -> Any:
-            readers.append((number, threading.current_thread() is main))
-            return read()
-
-        return reading
-
-    monkeypatch.setattr(stream, "_reader", noted)
-    monkeypatch.setattr("ddplug.networks.build", lambda *_, **__: pytest.fail("a network was built"))
-    generator = torch.Generator().manual_seed(4)
-    for _ in range(8):
-        pool.look_ahead(1, generator)
-        asked, before = list(stream._coming), list(stream._here)
-        (drawn,) = pool.draw(1, generator)
-        assert isinstance(drawn, StreamedProxy)
-        assert drawn._number in {*asked, *before}
-        drawn(views())
-    assert readers
-    assert not any(on_main for _, on_main in readers)
-
-
-def test_looking_ahead_draws_nothing(folder: Path, untouched: None) -> None:
-    pool, generator = ProxyPool.load(folder, budget=1), torch.Generator().manual_seed(0)
-    state = generator.get_state()
-    pool.look_ahead(2, generator)
-    assert torch.equal(generator.get_state(), state)
+        monkeypatch.undo()
+        assert isinstance(pool.proxies[0], StreamedProxy)
+        assert len(pool.proxies[0]._source._kept) == kept
 
 
 def test_the_loss_form_sees_several_networks_in_one_graph(folder: Path) -> None:
@@ -173,18 +130,12 @@ def test_a_layer_used_twice_and_a_host_that_goes_elsewhere(tmp_path: Path, monke
         assert torch.equal(got(views()), expected(views()))
 
 
-def test_more_networks_in_a_round_than_the_budget_holds(folder: Path) -> None:
-    pool, generator = ProxyPool.load(folder, budget=1), torch.Generator().manual_seed(0)
-    pool.look_ahead(4, generator)
-    assert len(stream_of(pool)._coming) == 4
-
-
 def test_a_damaged_file_is_refused_when_the_pool_is_opened(folder: Path, tmp_path: Path) -> None:
     pool = ProxyPool.load(folder)
     pool.save(tmp_path / "pool")
     last = tmp_path / "pool" / f"proxy_{COUNT - 1:03d}.safetensors"
     last.write_bytes(last.read_bytes()[:-1] + b"x")
-    with pytest.raises(PoolError, match="not the file that the pool's header describes"):
+    with pytest.raises(PoolError, match="is not the file that the pool's header describes"):
         ProxyPool.load(tmp_path / "pool", budget=1)
 
 

@@ -29,7 +29,7 @@ from ddplug.lab.tune import CONFIRMED, _fresh_seed
 from ddplug.lab.upstream_host import Upstream
 from ddplug.networks.training import fit
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies.pool_header import read_header
+from ddplug.proxies.pool_files import read_header
 from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
 

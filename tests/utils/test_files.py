@@ -39,7 +39,7 @@ from ddplug.lab.plan import Settings, arms
 from ddplug.lab.plot import labelled
 from ddplug.lab.run_store import Finished
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies.pool_header import read_header
+from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pretrain
 from ddplug.utils.files import exclusive_lock, mode_of, replacing, user_path, write_json
 from ddplug.utils.reading import write_tensors
@@ -70,7 +70,7 @@ def test_a_pool_has_the_permissions_of_any_new_file(umask: int, tmp_path: Path) 
     found = {path.name: mode_of(path) for path in tmp_path.rglob("*")}
     assert found == {
         "pool": 0o777 & ~umask,
-        **dict.fromkeys(("README.md", "pool.json", "proxy_000.safetensors", "space.safetensors"), 0o666 & ~umask),
+        **dict.fromkeys(("pool.json", "proxy_000.safetensors", "space.safetensors"), 0o666 & ~umask),
     }
 
 
@@ -181,7 +181,7 @@ def test_pretraining_goes_on_when_there_is_room_again(
         pretrain(data, folder, **settings, progress=False)  # type: ignore[arg-type]
     (small_disk / "filler").unlink()
     pool = pretrain(data, folder, **settings, progress=False)  # type: ignore[arg-type]
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "pool.json", "proxy_000.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["pool.json", "proxy_000.safetensors"]
     whole = pretrain(data, tmp_path / "whole", **settings, progress=False)  # type: ignore[arg-type]
     assert pool.digest() == whole.digest()
 
