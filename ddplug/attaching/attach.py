@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from ddplug.attaching import registry
 from ddplug.attaching.data import RealData
 from ddplug.attaching.hooks import Undo, original
-from ddplug.attaching.labels import Labels
+from ddplug.attaching.labels import Labels, one_class_per_call
 from ddplug.attaching.loggers import Logger, log
-from ddplug.attaching.places import On, Place, Views, find_place
+from ddplug.attaching.places import ImagesGiven, On, Place, Views, find_place
 from ddplug.core.figures import plot_history
 from ddplug.core.history import History
 from ddplug.core.regularizer import Regularizer
@@ -40,9 +40,12 @@ class Handle:
     A context manager: leaving it detaches. `history` and `lam` say what happened; `state_dict` lets a run continue.
     """
 
-    def __init__(self, regularizer: Regularizer, where: str, undo: Undo) -> None:
+    def __init__(
+        self, regularizer: Regularizer, where: str, undo: Undo, classes: one_class_per_call | None = None
+    ) -> None:
         self.regularizer = regularizer
         self.where = where
+        self._classes = classes
         self._undo: Undo | None = undo
         self._logs: list[Callable[[], None]] = []
 
@@ -97,11 +100,14 @@ class Handle:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs."""
-        return self.regularizer.state_dict()
+        state = self.regularizer.state_dict()
+        return state if self._classes is None else {**state, "one_class_per_call": self._classes.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.regularizer.load_state_dict(state)
+        if self._classes is not None and "one_class_per_call" in state:
+            self._classes.load_state_dict(state["one_class_per_call"])
 
     def __enter__(self) -> Handle:
         return self
@@ -136,7 +142,7 @@ def attach(
     proxies: object = None,
     at: str | None = None,
     on: On | None = None,
-    images: str | None = None,
+    images: ImagesGiven = None,
     labels: Labels | None = None,
     views: Views = "host",
     augment: object = None,
@@ -156,10 +162,12 @@ def attach(
         at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name.
         on: "output" puts the layer on what the callable returns (an augmentation), "argument" on its image argument (a
             loss). By default decided by the name.
-        images: name of the loss's image argument.
-        labels: name of the label argument of the callable, or of an attribute of the trainer; a tensor (n,); a
-            function from the views to their labels, or to the one class of all of them;
-            `ddplug.one_class_per_call(classes)`. Found by itself if it has a usual name.
+        images: the synthetic images, a leaf tensor or a list of leaf tensors, or the dotted name of the attribute that
+            holds them; or the name of the loss's image argument. By default they are found by autograd's graph.
+        labels: a tensor (n,), one label for each row of the synthetic images, or the dotted name of an attribute that
+            holds it; the name of the callable's label argument; a function from the views to their labels, or to the
+            one class of all of them; `ddplug.one_class_per_call(classes)`. By default the integers (n,) that the
+            trainer holds under a usual name, else the label argument of the callable.
         views: "host" for the views that the host's loss sees, "clean" for the images before its augmentation.
         augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
             there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
@@ -210,7 +218,7 @@ def attach(
         undo = _compiling_anew(undo)
     if weight != 0:
         undo = _counting_steps(trainer, regularizer.watch, undo)
-    handle = Handle(regularizer, where, undo)
+    handle = Handle(regularizer, where, undo, labels if isinstance(labels, one_class_per_call) else None)
     try:
         images = f"; real data {real.where}, {real.space}" if real.where and regularizer.active else ""
         regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}{images}")

@@ -5,6 +5,7 @@ A place is a description and an `install(regularizer)` that returns what undoes 
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,10 +15,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ddplug.attaching.held import Held
 from ddplug.attaching.hooks import Arguments, Undo, callables, intercept, resolve, signature_of
-from ddplug.attaching.labels import LabelReader, Labels, argument_of, label_reader, real_label_reader
+from ddplug.attaching.images import Images, leaves_in
+from ddplug.attaching.labels import (
+    Labelled,
+    LabelReader,
+    Labels,
+    argument_of,
+    label_argument,
+    require_labels,
+    spread,
+)
 from ddplug.core.regularizer import Regularizer
-from ddplug.errors import AttachError, InputError
+from ddplug.errors import AttachError, DDPlugError
 
 AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
 LOSSES = ("loss", "loss_fn", "compute_loss", "matching_loss", "distillation_loss", "calc_loss", "get_loss")
@@ -28,6 +39,9 @@ IMAGES = (
 On = Literal["output", "argument"]
 Views = Literal["host", "clean"]
 
+ImagesGiven = str | Tensor | Sequence[Tensor] | None
+"""What `attach(images=...)` takes: the synthetic images, or the name of an argument or attribute."""
+
 Place = tuple[str, Callable[[Regularizer], Undo]]
 
 
@@ -36,7 +50,7 @@ def find_place(
     *,
     at: str | None = None,
     on: On | None = None,
-    images: str | None = None,
+    images: ImagesGiven = None,
     labels: Labels | None = None,
     views: Views = "host",
     augment: Callable[[Tensor], Tensor] | None = None,
@@ -86,114 +100,168 @@ def _callable_place(
     owner: object,
     name: str,
     on: On,
-    images: str | None,
+    images: ImagesGiven,
     labels: Labels | None,
     views: Views,
     augment: Callable[[Tensor], Tensor] | None,
 ) -> Place:
     signature = signature_of(getattr(owner, name))
-    read_labels = label_reader(trainer, name, signature, labels)
-    read_real = real_label_reader(signature, labels)
+    host = Held(trainer)
+    require_labels(signature, labels, host, name)
     where = f"{type(owner).__name__}.{name}"
+    parameter = images if isinstance(images, str) and argument_of(signature, (images,)) else None
+    given = None if images is None or parameter else partial(_named_images, host, images)
+    layer = _AtCalls(LabelReader(Images(host, given), labels, host, where), signature, labels)
     if on == "argument" and (augment is not None or views == "clean"):
         raise AttachError(
             f"{name} is attached to as a loss, which has no augmentation to replace and sees no clean images; attach "
             "to the augmentation (at='augment'), or to the optimizer of the images for clean ones."
         )
     if on == "output" and augment is None and views == "host":
-
-        def after(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-            return _regularize_result(regularizer, read_labels, read_real, args, kwargs, result)
-
-        return where, lambda regularizer: intercept(owner, name, after=partial(after, regularizer))
+        return where, lambda regularizer: intercept(owner, name, after=partial(layer.on_result, regularizer))
 
     # Everything else has to do with the images that go in: as a loss's argument, unaugmented, or to be augmented by us.
-    argument = argument_of(signature, (images,) if images else IMAGES)
-    if argument is None or signature is None:
+    argument = parameter or argument_of(signature, IMAGES)
+    if argument is None or signature is None or (on == "argument" and isinstance(images, str) and not parameter):
         wanted = f"an argument '{images}'" if images else f"an image argument ({', '.join(IMAGES)})"
         raise AttachError(f"'{name}{signature or ''}' has not {wanted}; name it with images='...'.")
 
     def before(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         bound = signature.bind(*args, **kwargs)
-        given = bound.arguments.get(argument)
-        if isinstance(given, Tensor) and _wanted(regularizer, given, partial(read_real, args, kwargs)):
-            bound.arguments[argument] = regularizer(given, read_labels(args, kwargs, given))
+        if isinstance(passed := bound.arguments.get(argument), Tensor):
+            bound.arguments[argument] = layer.on_images(regularizer, passed, args, kwargs)
         return bound.args, bound.kwargs
 
     if augment is None:
         return where, lambda regularizer: intercept(owner, name, before=partial(before, regularizer))
 
     def instead(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        given: Tensor = signature.bind(*args, **kwargs).arguments[argument]
-        if views == "clean" and _wanted(regularizer, given, partial(read_real, args, kwargs)):
-            given = regularizer(given, read_labels(args, kwargs, given))
-        augmented = augment(given)
-        if views == "host" and _wanted(regularizer, augmented, partial(read_real, args, kwargs)):
-            augmented = regularizer(augmented, read_labels(args, kwargs, augmented))
-        return augmented
+        clean: Tensor = signature.bind(*args, **kwargs).arguments[argument]
+        if views == "clean":
+            return augment(layer.on_images(regularizer, clean, args, kwargs))
+        return layer.on_images(regularizer, clean, args, kwargs, augment(clean))
 
     return where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer))
 
 
-def _wanted(regularizer: Regularizer, views: Tensor, labels: Callable[[], Tensor | None]) -> bool:
-    """Return True if these views are regularised; else they are real, and `labels` are read if needed."""
-    if views.requires_grad and torch.is_grad_enabled() and regularizer.active:
-        return True
-    regularizer.passed_by(views, labels() if regularizer.objective.needs_real else None)
-    return False
-
-
-def _regularize_result(
-    regularizer: Regularizer,
-    read_labels: LabelReader,
-    read_real: Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    result: Any,
-) -> Any:
-    """The layer on the views that an augmentation returned, alone or among several things.
-
-    Of several, the first are views, as is every other tensor of their shape that needs a gradient and did not go in.
-    """
-    if isinstance(result, Tensor):
-        if not _wanted(regularizer, result, partial(read_real, args, kwargs)):
-            return result
-        return regularizer(result, read_labels(args, kwargs, result))
-    first = result[0] if isinstance(result, tuple | list) and len(result) > 0 else None
-    if not isinstance(first, Tensor):
+def _named_images(host: Held, images: Any) -> list[Tensor]:
+    """The tensors that `images=` names or is."""
+    found = host.get(images) if isinstance(images, str) else images
+    leaves = leaves_in(found)
+    if not leaves:
         raise AttachError(
-            f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a tuple."
+            f"images={images if isinstance(images, str) else type(images).__name__!r} holds no leaf tensors that need "
+            "a gradient. Pass the synthetic images, a tensor or a list of tensors, or the name of an attribute."
         )
-    if not regularizer.active or not torch.is_grad_enabled():
-        return result
-    went_in = {id(given) for given in (*args, *kwargs.values())}
-    parts = {
-        place: part
-        for place, part in enumerate(result)
-        if isinstance(part, Tensor)
-        and part.requires_grad
-        and (place == 0 or (part.shape[1:] == first.shape[1:] and id(part) not in went_in))
-    }
-    if not parts:
-        _wanted(regularizer, first, partial(read_real, args, kwargs))
-        return result
-    rest = list(result)
-    for place, labels in zip(parts, _labels_of_parts(read_labels, args, kwargs, list(parts.values())), strict=True):
-        rest[place] = regularizer(parts[place], labels)
-    return type(result)(*rest) if hasattr(result, "_fields") else type(result)(rest)
+    return leaves
 
 
-def _labels_of_parts(
-    read_labels: LabelReader, args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[Tensor]
-) -> Sequence[Tensor]:
-    """The labels of each of several batches of views: parts of the labels of all, else the same for each."""
-    if len(parts) > 1:
-        try:
-            together = read_labels(args, kwargs, torch.cat([part.detach() for part in parts]))
-        except InputError:  # views of the same images
-            return [read_labels(args, kwargs, part) for part in parts]
-        return torch.split(together, [len(part) for part in parts])
-    return [read_labels(args, kwargs, parts[0])]
+class _AtCalls:
+    """Puts the synthetic images of a callable's calls through the regulariser."""
+
+    def __init__(self, labels: LabelReader, signature: inspect.Signature | None, given: Labels | None) -> None:
+        self._labels, self._signature = labels, signature
+        self._argument = label_argument(signature, given)
+
+    def on_images(
+        self,
+        regularizer: Regularizer,
+        images: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        views: Tensor | None = None,
+    ) -> Tensor:
+        """Regularise images that are an argument, or their views, row by row; returns them."""
+        views = images if views is None else views
+        labelled = self._labelled(regularizer, None, images, views, self._passed(args, kwargs))
+        return views if labelled is None else through(regularizer, views, labelled)
+
+    def on_result(self, regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Regularise the views that an augmentation returned, alone or among several things.
+
+        Of several, the first are views, as is every other tensor of their shape that needs a gradient and did not go
+        in.
+        """
+        argument, passed = _argument_images(args, kwargs), self._passed(args, kwargs)
+        if isinstance(result, Tensor):
+            labelled = self._labelled(regularizer, argument, result, result, passed)
+            return result if labelled is None else through(regularizer, result, labelled)
+        first = result[0] if isinstance(result, tuple | list) and len(result) > 0 else None
+        if not isinstance(first, Tensor):
+            raise AttachError(
+                f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a "
+                "tuple."
+            )
+        if not regularizer.active or not torch.is_grad_enabled():
+            return result
+        went_in = {id(given) for given in (*args, *kwargs.values())}
+        parts = {
+            place: part
+            for place, part in enumerate(result)
+            if isinstance(part, Tensor)
+            and part.requires_grad
+            and (place == 0 or (part.shape[1:] == first.shape[1:] and id(part) not in went_in))
+        }
+        if not parts:
+            self._labelled(regularizer, argument, first, first, passed)
+            return result
+        rest = list(result)
+        for (place, part), labelled in zip(
+            parts.items(), self._of_parts(regularizer, argument, list(parts.values()), passed), strict=True
+        ):
+            rest[place] = part if labelled is None else through(regularizer, part, labelled)
+        return type(result)(*rest) if hasattr(result, "_fields") else type(result)(rest)
+
+    def _of_parts(
+        self, regularizer: Regularizer, argument: Tensor | None, parts: list[Tensor], passed: Any
+    ) -> Sequence[Labelled | None]:
+        """The labels of each of several batches of views: parts of all, else views of the same images."""
+        if len(parts) > 1:
+            together = torch.cat(parts)
+            try:
+                labelled = self._labelled(regularizer, argument, together, together, passed)
+            except DDPlugError:
+                labelled = None
+            if labelled is not None and labelled.synthetic is None:
+                return [Labelled(each) for each in torch.split(labelled.labels, [len(part) for part in parts])]
+        return [self._labelled(regularizer, argument, part, part, passed) for part in parts]
+
+    def _labelled(
+        self, regularizer: Regularizer, argument: Tensor | None, images: Tensor, views: Tensor, passed: Any
+    ) -> Labelled | None:
+        """The labels of views that are regularised; None for real ones, which are noted."""
+        if views.requires_grad and torch.is_grad_enabled() and regularizer.active:
+            synthetic = argument is None or argument.requires_grad
+            labelled = self._labels.read(argument, images, passed) if synthetic else None
+            if labelled is not None:
+                return labelled
+        real = isinstance(passed, Tensor) and passed.ndim == 1 and regularizer.objective.needs_real
+        regularizer.passed_by(views, passed if real else None)
+        return None
+
+    def _passed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value that the call passes as labels, None without."""
+        if self._argument is None or self._signature is None:
+            return None
+        return self._signature.bind(*args, **kwargs).arguments.get(self._argument)
+
+
+def through(regularizer: Regularizer, views: Tensor, labelled: Labelled) -> Tensor:
+    """`views`, of which the synthetic ones went through the regulariser."""
+    labels, index = labelled
+    if index is None:
+        return regularizer(views, labels)
+    return views.index_copy(0, index, regularizer(views.index_select(0, index), labels))
+
+
+def _argument_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The batch of images among arguments, if there is one: that which needs a gradient, or else any."""
+    batches = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.ndim > 2]
+    batches = [each for each in batches if each.is_floating_point()]
+    needing = [each for each in batches if each.requires_grad]
+    if len(needing) > 1:
+        return None
+    return next(iter(needing or batches), None)
 
 
 def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
@@ -208,7 +276,6 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
         )
     if getattr(optimizer, "__ddplug_attached__", False):
         raise AttachError("ddplug is already attached to this optimizer; detach() that handle first.")
-    read_labels = label_reader(optimizer, "step", None, labels)
 
     def add(regularizer: Regularizer) -> None:
         """Add CMI's gradient to the host's, which is complete."""
@@ -218,7 +285,7 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
         if all(leaf.grad is None for leaf in leaves) and not shared:
             return
         every = torch.cat([leaf.detach() for leaf in leaves])
-        given = read_labels((), {}, every)
+        given = spread(labels(every) if callable(labels) else labels, len(every), "those given as labels=")
         grad = torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
         # Hosts that step one class at a time leave the others' gradient at zero: those images are not in this round.
         rows = grad.flatten(1).ne(0).any(1)

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DEPTH = 200
+DEPTH = 150
 """Longest path through the graph that is followed."""
 REAL = -1
 """Row number of an image that comes from none of the leaves."""
+
+
+@dataclass
+class Rows:
+    """The rows that a tensor consists of."""
+
+    numbers: Tensor | None
+    """Row numbers (n,), `REAL` for rows that no leaf leads to; None if they are unknown."""
+    mixed: bool = False
+    """True if there may be such rows."""
+    assumed: bool = False
+    """True if operations that this module does not know were taken to keep rows in their place."""
+    unknown: str = ""
+    """Name of the operation at which reading ended."""
 
 
 def rows_of(tensor: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
@@ -30,21 +45,35 @@ def rows_of(tensor: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
     Returns:
         Row numbers (n,), int64, on the device of the leaves. They are `REAL` for rows that no leaf leads to.
     """
+    return read_rows(tensor, leaves, assume=False).numbers
+
+
+def read_rows(tensor: Tensor, leaves: Sequence[Tensor], *, assume: bool) -> Rows:
+    """Read the rows of the leaves that `tensor` consists of, as `rows_of` does.
+
+    Args:
+        tensor: (n, ...).
+        leaves: the synthetic images.
+        assume: if an unknown operation with as many rows as its input is taken to keep them in their place.
+    """
     starts, first = {}, 0
     for leaf in leaves:
-        shape = leaf.shape[: 1 if leaf.ndim < 3 else leaf.ndim - 3]
+        shape = lead(leaf)
         starts[id(leaf)] = torch.arange(first, first + math.prod(shape), device=leaf.device).view(shape)
         first += math.prod(shape)
+    graph = _Graph(starts, assume)
     found = starts.get(id(tensor))
-    if found is None:
-        if tensor.grad_fn is None:
-            return None
-        found = _Graph(starts).rows(tensor.grad_fn, tensor.output_nr)
-    if found is None:
-        return None
-    if found.ndim == 0:
-        found = found.expand(len(tensor))
-    return found.reshape(-1) if found.numel() == len(tensor) else None
+    if found is None and tensor.grad_fn is not None:
+        found = graph.rows(tensor.grad_fn, tensor.output_nr)
+    if found is not None:
+        found = found.expand(len(tensor)) if found.ndim == 0 else found
+        found = found.reshape(-1) if found.numel() == len(tensor) else None
+    return Rows(found, graph.mixed, graph.assumed, graph.unknown)
+
+
+def lead(leaf: Tensor) -> tuple[int, ...]:
+    """The dimensions of a leaf that count images."""
+    return tuple(leaf.shape[: 1 if leaf.ndim < 3 else leaf.ndim - 3])
 
 
 class _Graph:
@@ -53,17 +82,22 @@ class _Graph:
     The numbers of a node have the shape of the first dimensions of its output: those that count images.
     """
 
-    def __init__(self, starts: dict[int, Tensor]) -> None:
-        self._starts = starts
+    def __init__(self, starts: dict[int, Tensor], assume: bool) -> None:
+        self._starts, self._assume = starts, assume
         self._known: dict[tuple[Any, int], Tensor | None] = {}
         self._depth = 0
+        self.mixed = self.assumed = False
+        self.unknown = ""
 
     def rows(self, node: Any, output: int) -> Tensor | None:
         """Row numbers of one output of `node`."""
         if (node, output) not in self._known:
             self._depth += 1
-            read = _READERS.get(node.name().rstrip("0123456789"))
-            self._known[node, output] = None if read is None or self._depth > DEPTH else read(self, node, output)
+            read = _READERS.get(node.name().rstrip("0123456789"), _kept if self._assume else None)
+            found = None if read is None or self._depth > DEPTH else read(self, node, output)
+            if found is None and not self.unknown:
+                self.unknown = node.name()
+            self._known[node, output] = found
             self._depth -= 1
         return self._known[node, output]
 
@@ -116,6 +150,7 @@ class _Graph:
             if not stacks:
                 size[dim] = each if each is not None else total if place == unsized[0] else 0
             parts.append(known.new_full(size, REAL))
+            self.mixed = True
         return parts
 
 
@@ -152,6 +187,19 @@ def _wide(rows: Tensor, shape: Sequence[int], ndim: int) -> Tensor:
 
 def _same(graph: _Graph, node: Any, output: int) -> Tensor | None:
     return graph.before(node)
+
+
+def _kept(graph: _Graph, node: Any, output: int) -> Tensor | None:
+    """An operation that is taken to keep the rows of its inputs."""
+    inputs = [(graph.rows(before, k), before) for before, k in node.next_functions if before is not None]
+    known = [rows for rows, _ in inputs if rows is not None]
+    if not known or any(rows is None and graph.reaches(before) for rows, before in inputs):
+        return None
+    rows = known[0]
+    if any(other is not rows for other in known) or _shape(node, output)[: rows.ndim] != tuple(rows.shape):
+        return None
+    graph.assumed = True
+    return rows
 
 
 def _viewed(graph: _Graph, node: Any, output: int) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,14 @@ def test_labels_as_a_list_or_an_array(pool: ddplug.ProxyPool, batch: Batch) -> N
 
 
 def test_labels_missing_at_the_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    trainer = Trainer(*batch)
-    with (
-        pytest.raises(ddplug.AttachError, match="called on synthetic images without 'labels'"),
-        attach(trainer, pool, at="augment"),
-    ):
-        trainer.augment(trainer.images)
+    script: Any = types.ModuleType("script")
+    script.augment = lambda images, labels=None: images * 1.5
+    for options in ({}, {"labels": "labels"}):
+        with (
+            pytest.raises(ddplug.AttachError, match="no labels for the 12 synthetic|without 'labels'"),
+            attach(script, pool, at="augment", **options),
+        ):
+            script.augment(batch[0].clone().requires_grad_())
 
 
 def test_labels_per_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
@@ -69,17 +72,10 @@ def test_labels_per_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
 
 
 def test_labels_that_do_not_fit_say_where_they_are_from(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    class PerClass(Trainer):
-        def augment(self, images: Tensor) -> Tensor:  # type: ignore[override]
-            return images * 1.5
-
-    trainer = PerClass(*batch)
+    trainer = Trainer(*batch)
     with (
-        pytest.raises(
-            ddplug.InputError,
-            match=r"labels of shape \(12,\) for 4 images.*attribute 'labels' of PerClass.*lambda views.*one_class_per",
-        ),
-        attach(trainer, pool),
+        pytest.raises(ddplug.InputError, match=r"labels of shape \(5,\) for 4 images.*tensor given.*lambda views"),
+        attach(trainer, pool, labels=torch.arange(5)),
     ):
         trainer.augment(trainer.images[:4])
     with attach(trainer, pool, labels=lambda views: 2):
