@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from ddplug.cli.options import (
     load_data,
 )
 from ddplug.errors import DDPlugError, InputError
+from ddplug.utils.output import say
 
 app = typer.Typer(
     help="CMI regularisation (arXiv 2412.09945) for dataset-distillation code.",
@@ -45,16 +47,21 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except (DDPlugError, OSError) as error:
-        print(f"ddplug: error: {error}", file=sys.stderr)
+        say(f"ddplug: error: {error}", error=True)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        print("ddplug: interrupted; the same command resumes it.", file=sys.stderr)
+        say("ddplug: interrupted; the same command resumes it.", error=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise
         error.show()  # type: ignore[attr-defined]  # a misspelt option: typer's own error, which can print itself
         sys.exit(error.exit_code)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would end with status 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(wanted: bool) -> None:
@@ -69,7 +76,7 @@ def _version(wanted: bool) -> None:
         assert found is not None
         assert found.origin is not None
         torch_version = run_path(str(Path(found.origin).with_name("version.py")))["__version__"]
-        print(f"ddplug {__version__}, torch {torch_version}")
+        say(f"ddplug {__version__}, torch {torch_version}")
         raise typer.Exit
 
 
@@ -108,8 +115,6 @@ def demo(
     device: DeviceName = "auto",
 ) -> None:
     """Distil real images with and without CMI and compare: a table, the images, CMI over the iterations."""
-    from rich.console import Console
-
     from ddplug.lab import demo as demonstration
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.progress import Bars
@@ -119,15 +124,14 @@ def demo(
     where = device_of(device)
     real = load_data(data, data_path)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
-    console = Console()
-    console.print(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
+    say(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
     with Bars() as progress:
         outcome = demonstration.run_demo(
             real, out, preset, device=where, pool=pool, on_progress=progress, on_line=progress.say
         )
-    console.print(demonstration.table(outcome))
+    say(demonstration.table(outcome))
     for file in outcome.files:
-        console.print(f"wrote {file}", soft_wrap=True)
+        say(f"wrote {file}")
 
 
 @app.command()
@@ -166,7 +170,6 @@ def pretrain(
 
     `torchrun --nproc-per-node N -m ddplug pretrain ...` divides the networks among N processes.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from ddplug.networks.spec import LIBRARIES
@@ -202,7 +205,7 @@ def pretrain(
             before = record["before"]
             cells += [f"{before['test_accuracy']:.2%}", f"{record['cmi']:.4g} nats", f"{before['cmi']:.4g} nats"]
         table.add_row(*cells)
-    Console().print(table)
+    say(table)
 
 
 @app.command()
@@ -231,7 +234,7 @@ def relabel(
     save_set(made, out)
     agree = (made.labels.argmax(1).cpu() == loaded.classes).float().mean()
     entropy = -(made.labels.clamp(min=1e-30).log() * made.labels).sum(1).mean()
-    print(
+    say(
         f"wrote {user_path(out)}: {len(made.labels)} images; the teachers' first choice is the image's own class for "
         f"{agree:.1%}, mean entropy {entropy:.3f} nats"
     )
@@ -298,7 +301,10 @@ def measure(
             representation=representation,
         )  # fmt: skip
         record = {"term": objective.name, "value": told, "unit": objective.unit}
-        print(json.dumps(record) if as_json else f"{title}: {objective.describe(told)}")
+        if as_json:
+            print(json.dumps(record), flush=True)
+        else:
+            say(f"{title}: {objective.describe(told)}")
         return
     result = measure_set(
         pool.to(where), chosen.images.to(where), chosen.classes.to(where), temperature=temperature,
@@ -306,10 +312,8 @@ def measure(
         separation=separation, input_space=input_space if unit else pool.derived_space(input_space),  # type: ignore[arg-type]
     )  # fmt: skip
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json.dumps(result.to_json()), flush=True)
         return
-    from rich.console import Console
-
     from ddplug.lab.report import measurement_table
 
-    Console().print(measurement_table(result, title, pool.info.class_names))
+    say(measurement_table(result, title, pool.info.class_names))

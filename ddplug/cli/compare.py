@@ -14,6 +14,7 @@ from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import takes, takes_those_of
 from ddplug.core.options import ABOUT, COMPARED, HOSTS, meant
 from ddplug.errors import InputError
+from ddplug.utils.output import say
 
 if TYPE_CHECKING:
     from ddplug.datasets.images import ImageData
@@ -141,8 +142,6 @@ def compare(
     The report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
     `torchrun --nproc-per-node N -m ddplug compare ...` divides the runs among N processes, each on a GPU of its own.
     """
-    from rich.console import Console
-
     from ddplug.lab.compare import ENTRIES, RESULT
     from ddplug.lab.page import lacking, write_page
     from ddplug.lab.plan import arms, read_weights
@@ -158,10 +157,9 @@ def compare(
     given = read_references(references)
     setup = _setup(host, arguments, **options)
     judge = setup.judge(_names(cross_arch))
-    console = Console()
     without = lacking()
     if without and first:  # said at once, and again at the end: the runs may take hours
-        console.print(without, soft_wrap=True, markup=False)
+        say(without)
     with Bars(on=first) as progress:
         result = setup.compare(
             chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, references=given,
@@ -170,13 +168,14 @@ def compare(
         )  # fmt: skip
     if not first:
         return
-    for table in tables(result):
-        console.print(table)
-    for line in filter(None, (stopped(result), left_out(result))):
-        console.print(line, soft_wrap=True, markup=False)
     out = user_path(out)
-    console.print(f"wrote {out / RESULT}", soft_wrap=True)
-    console.print(without or f"wrote {write_page(result, out, out / ENTRIES, judge)}", soft_wrap=True, markup=False)
+    page = without or f"wrote {write_page(result, out, out / ENTRIES, judge)}"
+    for table in tables(result):
+        say(table)
+    for line in filter(None, (stopped(result), left_out(result))):
+        say(line)
+    say(f"wrote {out / RESULT}")
+    say(page)
 
 
 @takes([name for name in OF_REGULARIZER if name not in SWEPT])
@@ -203,7 +202,6 @@ def tune(
 
     Interrupt it whenever you like: the same command resumes it. It is made of comparisons in sub-folders.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from ddplug.lab.plan import read_weights
@@ -219,14 +217,13 @@ def tune(
         tuned = run_tune(
             setup, out, chosen, wanted, seeds=seeds, confirm=confirm, first_seed=first_seed, on_progress=progress
         )
-    console = Console()
     table = Table("weight", "options", "accuracy %", "difference", title=f"sweep of {host}, {seeds} seeds")
     for row in table_rows(tuned):
         table.add_row(*row)
-    console.print(table)
+    say(table)
     for line in said(tuned, host, str(options["proxies"]), setup.unusual(), _given(host, options), arguments or ()):
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(f"wrote {user_path(out) / RESULT}", soft_wrap=True)
+        say(line)
+    say(f"wrote {user_path(out) / RESULT}")
 
 
 def _given(host: str, options: Mapping[str, Any]) -> list[str]:

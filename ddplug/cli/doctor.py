@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from ddplug.utils.output import say
+
 STATES = {"clean": "the patch fits", "patched": "patched"}
 
 
@@ -22,7 +24,7 @@ def doctor(
 ) -> None:
     """Print versions, devices, the cached pools, and which hosts' patches fit their checkouts."""
     for line in (*_versions(), *_devices(), *_pools(), *_hosts(hosts)):
-        print(line.replace(str(Path.home()), "~"))
+        say(line.replace(str(Path.home()), "~"))
 
 
 def _versions() -> Iterator[str]:

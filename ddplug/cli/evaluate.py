@@ -9,6 +9,7 @@ import typer
 
 from ddplug.cli.options import Factor
 from ddplug.errors import InputError
+from ddplug.utils.output import say
 
 
 def evaluate(
@@ -40,8 +41,6 @@ def evaluate(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
 ) -> None:
     """Train fresh networks on a set and test them on real images; can be interrupted, and continued."""
-    from rich.console import Console
-
     from ddplug import datasets
     from ddplug.cli.options import device_of
     from ddplug.datasets.synthetic import load_set
@@ -77,18 +76,16 @@ def evaluate(
             chosen, real, architectures=names, **recipe, seed=seed, pool=pool, device=where, keep=keep,
             options={name: value for name, value in options.items() if value is not None}, on_progress=progress,
         )  # fmt: skip
-    console = Console()
-    console.print(evaluation_table(result, str(synthetic)))
     if json_file is not None:
         write_json(result.to_json(), json_file)
-        console.print(
-            f"wrote {json_file}, and {keep}, by which more runs or architectures can be added", soft_wrap=True
-        )
+    say(evaluation_table(result, str(synthetic)))
+    if json_file is not None:
+        say(f"wrote {json_file}, and {keep}, by which more runs or architectures can be added")
     if export is not None:
         for file in export_ddranking(
             chosen, real, export[1], architecture=names[0], **recipe, settings=result.to_json()
         ):  # fmt: skip
-            console.print(f"wrote {file}", soft_wrap=True)
+            say(f"wrote {file}")
     if json_file is None:
         keep.unlink(missing_ok=True)  # it was for going on, and all is done
 
@@ -104,4 +101,4 @@ def plot(
     from ddplug.lab.plot import labelled
     from ddplug.lab.plot import plot as draw
 
-    print(f"wrote {draw(labelled(results), out)}")
+    say(f"wrote {draw(labelled(results), out)}")

@@ -13,6 +13,7 @@ from ddplug.cli.options import takes
 from ddplug.core.options import ABOUT, HOSTS, meant
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
+from ddplug.utils.output import say
 
 HOST = typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm, idc, or an installed package's.")
 Host = Annotated[str, HOST]
@@ -138,13 +139,13 @@ def patch(
         return
     if check:
         for name, how in spec.check(repo).items():
-            print(f"{name}: {'the patch fits' if how == 'clean' else 'patched'}")
+            say(f"{name}: {'the patch fits' if how == 'clean' else 'patched'}")
         return
     changed = spec.reverse(repo) if reverse else spec.apply(repo)
     if len(changed) < len(spec.files):
-        print(f"an earlier patching was interrupted; it is now {'taken out' if reverse else 'complete'}")
+        say(f"an earlier patching was interrupted; it is now {'taken out' if reverse else 'complete'}")
     became = "as upstream has it" if reverse else "patched"
     for name in spec.files:
-        print(f"{name}: {became}{'' if name in changed else ' already'}")
+        say(f"{name}: {became}{'' if name in changed else ' already'}")
     if not reverse:
-        print(f"Now run {spec.script} with --cmi_weight 1. To undo: ddplug patch {host} {path} --reverse")
+        say(f"Now run {spec.script} with --cmi_weight 1. To undo: ddplug patch {host} {path} --reverse")

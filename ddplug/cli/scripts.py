@@ -11,6 +11,7 @@ import typer
 from ddplug.core.options import meant
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
+from ddplug.utils.output import say
 
 
 def run_script(
@@ -79,13 +80,13 @@ def find(
         raise InputError(f"there is no '{there}'; name a script, or the folder of a repository.")
     found = find_places(there, folders)
     for number, each in enumerate(found[:most], 1):
-        print(f"{number}. {each.path.relative_to(there if there.is_dir() else there.parent)}:{each.line}  {each.code}")
-        print(f"   {'; '.join(each.why)}")
-        print(f"   {each.command}")
+        say(f"{number}. {each.path.relative_to(there if there.is_dir() else there.parent)}:{each.line}  {each.code}")
+        say(f"   {'; '.join(each.why)}")
+        say(f"   {each.command}")
     if len(found) > most:
-        print(f"and {len(found) - most} more, with --most {len(found)}")
+        say(f"and {len(found) - most} more, with --most {len(found)}")
     if not found:
-        print(
+        say(
             "Nothing was found that augments what becomes of a tensor in an optimizer. Name the line where the "
             "synthetic images are taken for the loss: ddplug run --script SCRIPT --at FILE.py:LINE."
         )
@@ -98,14 +99,14 @@ def find(
         raise InputError("--try runs one script: ddplug find SCRIPT --try -- ARGUMENTS.")
     script = Unpatched(there, path=folders, redirect_cuda=redirect_cuda, old_numpy=old_numpy)
     places = dict.fromkeys([*(each.at for each in found), *(place.at for place in usual(script.read()))])
-    print(f"trying {len(places)} places", flush=True)
+    say(f"trying {len(places)} places")
     seen = try_places(script, list(places), arguments or [], passes=passes, seconds=seconds)
     for one in seen:
         rows = f", rows {one.rows} of them synthetic" if one.rows else ""
-        print(f"--at {one.at}: called at {one.where} on synthetic images {one.calls} times, views {one.shape}{rows}")
-        print(f"   a gradient came in {one.passes} backward passes")
-        print(f"   may be their labels: {', '.join(one.labels) or 'nothing'}; also of that length: "
+        say(f"--at {one.at}: called at {one.where} on synthetic images {one.calls} times, views {one.shape}{rows}")
+        say(f"   a gradient came in {one.passes} backward passes")
+        say(f"   may be their labels: {', '.join(one.labels) or 'nothing'}; also of that length: "
               f"{', '.join(one.others) or 'nothing'}")  # fmt: skip
     unseen = [at for at in places if at not in {one.at for one in seen}]
     if unseen:
-        print(f"not called on synthetic images: {', '.join(unseen)}")
+        say(f"not called on synthetic images: {', '.join(unseen)}")

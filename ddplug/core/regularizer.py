@@ -38,6 +38,7 @@ from ddplug.proxies.pool import DeferredPool, ProxyPool
 from ddplug.proxies.representations import Choice, chosen
 from ddplug.terms import Term, TermSpec, make
 from ddplug.terms.base import check_labels, check_not_negative
+from ddplug.utils.output import say
 from ddplug.utils.processes import Processes, Sharing
 from ddplug.utils.uncompiled import uncompiled
 
@@ -89,7 +90,7 @@ class Regularizer:
         group: the processes of the run, as torch.distributed's group; None for all.
         record: at weight 0, note CMI of every round all the same, as a baseline; nothing is added to the gradient.
         seed: of our own generator, the only one drawn from.
-        announce: where the resolved lambda is reported; `print` by default.
+        announce: where the resolved lambda is reported; printed by default.
 
     Raises:
         WeightError, InputError, PoolError, SpaceError: arguments that mean nothing, each said in the message.
@@ -124,7 +125,7 @@ class Regularizer:
         group: Any = None,
         record: bool = False,
         seed: int = 0,
-        announce: Callable[[str], object] = print,
+        announce: Callable[[str], object] = say,
     ) -> None:
         self.options = Options(**{name: value for name, value in locals().items() if name in ABOUT})
         self._weight = weight

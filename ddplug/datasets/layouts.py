@@ -6,6 +6,7 @@ Each reader either returns both splits or raises `DataError` with what is wrong 
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ddplug.errors import DataError
+from ddplug.utils.output import Safe
 
 T = TypeVar("T")
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
@@ -192,5 +194,5 @@ def _track(items: Sequence[T], what: str, progress: bool) -> Iterable[T]:
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    console = Console(file=Safe(sys.stderr))  # type: ignore[arg-type]
     return track(items, what, console=console, transient=True, disable=not progress)

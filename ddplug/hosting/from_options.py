@@ -10,6 +10,7 @@ from ddplug.hosting.host import upstream
 from ddplug.hosting.layer import Layer, layer_of, started
 from ddplug.hosting.options import options_of
 from ddplug.hosting.proxies import resolve
+from ddplug.utils.output import say
 
 
 def start(host: str, args: Any, **context: Any) -> Layer:
@@ -30,5 +31,5 @@ def start(host: str, args: Any, **context: Any) -> Layer:
         input_space=pool.derived_space(adapter.space(args, context)), **{name: options[name] for name in HOSTS},
     )  # fmt: skip
     regularizer.real.sample_from(lambda: adapter.real(args, context))
-    print(f"ddplug: {host}, weight {options['weight']}, {pool}", flush=True)
+    say(f"ddplug: {host}, weight {options['weight']}, {pool}")
     return started(layer_of(adapter, regularizer, args, context, options["views"], options["inner"]))

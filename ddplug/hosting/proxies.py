@@ -13,6 +13,7 @@ from typing import Any
 from ddplug.errors import PoolError
 from ddplug.hosting.names import Names
 from ddplug.proxies.pool import DeferredPool, ProxyPool, scheme_of
+from ddplug.utils.output import say
 
 __all__ = ["DeferredPool", "resolve", "scheme_of"]
 
@@ -41,7 +42,7 @@ def resolve(given: str, adapter: Names, args: Any, context: Mapping[str, Any]) -
     else:
         found = adapter.experts(args, context)
         if found is not None:
-            print(f"ddplug: no proxies given; taking {adapter.name}'s own networks")
+            say(f"ddplug: no proxies given; taking {adapter.name}'s own networks")
         pool = found if found is not None else _trained(adapter, args, context)
     pool.check_data(adapter.setting(args)[1])
     return pool

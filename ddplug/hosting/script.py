@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from ddplug.errors import DDPlugError, HostError
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.layer import require_rounds, save_all
+from ddplug.utils.output import say
 
 INTERRUPTED = 130
 
@@ -113,7 +114,7 @@ def execute(
         except KeyboardInterrupt:
             saved = " and ".join(map(str, save_all()))
             where = f"what CMI did so far is in {saved}" if saved else "CMI had not acted yet, so nothing is saved"
-            print(f"ddplug: interrupted; {where}.", file=sys.stderr)
+            say(f"ddplug: interrupted; {where}.", error=True)
             sys.exit(INTERRUPTED)
         except Exception as error:
             traceback.print_exc()

@@ -28,6 +28,7 @@ from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
 from ddplug.utils.files import HeldError, exclusive_lock, user_path
+from ddplug.utils.output import say
 from ddplug.utils.processes import own_device, place
 from ddplug.utils.progress import Bars
 
@@ -245,7 +246,7 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
     size = "".join(f"-{name}{value}" for name, value in recipe.get("options", {}).items())
     folder = cache / "pools" / f"{data.name}-{data.fingerprint()}-{USUAL}{size}"
     there = (folder / HEADER).is_file() and read_header(folder).complete
-    print(f"ddplug: no proxies given; {'taking' if there else 'training'} a small pool of {data.name} in {folder}")
+    say(f"ddplug: no proxies given; {'taking' if there else 'training'} a small pool of {data.name} in {folder}")
     found = -1
     while True:
         try:
@@ -253,7 +254,7 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
         except HeldError:  # as under torchrun, or in an array of jobs
             done = len(read_header(folder).networks) if (folder / HEADER).is_file() else 0
             if done > found:
-                print(f"ddplug: another process is training it: {done} of {recipe['count']} networks", flush=True)
+                say(f"ddplug: another process is training it: {done} of {recipe['count']} networks")
             found = done
             time.sleep(5 * PAUSE)
 

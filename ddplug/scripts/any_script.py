@@ -26,6 +26,7 @@ from ddplug.scripts.frames import Expression
 from ddplug.scripts.placing import Place, named, sources, usual
 from ddplug.scripts.sources import File, with_imports
 from ddplug.scripts.view_calls import Call, Rows, ViewCalls
+from ddplug.utils.output import say
 
 OLD_NAMES = ("int", "float", "bool", "object", "complex")
 """What NumPy once had of Python's own types."""
@@ -113,7 +114,7 @@ def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, pro
     regularizer = Regularizer(pool, weight, **options)
     layer = _LayerAtCalls(given, regularizer, labels, steps)
     at = ViewCalls(layer.act, given.hosts(files), rows=rows, one=not given.at)
-    print(f"ddplug: {given.name}, weight {weight}, {pool}, at {', '.join(map(str, places))}", flush=True)
+    say(f"ddplug: {given.name}, weight {weight}, {pool}, at {', '.join(map(str, places))}")
     with require_rounds(given.name, False):
         given.execute(arguments, files, at, places)
     _report(given, at, layer, places)
@@ -173,17 +174,15 @@ def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Seque
         )
     rounds = layer.layer.rounds if layer.layer is not None else 0
     for (place, where), count in at.synthetic.items():
-        print(
-            f"ddplug: {place}, called at {where} on synthetic images {count} times; labels: {layer.labels.said[where]}"
-        )
+        say(f"ddplug: {place}, called at {where} on synthetic images {count} times; labels: {layer.labels.said[where]}")
     if not rounds:
         raise HostError(
             f"the CMI regulariser never came into action in {given.name}: no backward pass ever reached the views. Its "
             f"results are those of the host alone. Name another place, see `ddplug find {given.script}`."
         )
-    print(f"ddplug: CMI acted in {rounds} backward passes; {untouched} calls on other images were left alone.")
+    say(f"ddplug: CMI acted in {rounds} backward passes; {untouched} calls on other images were left alone.")
     if layer.layer is not None and layer.layer.record is not None:
-        print(f"ddplug: wrote {layer.layer.record}")
+        say(f"ddplug: wrote {layer.layer.record}")
     counted = layer.labels.per_step
     if counted and layer.labels.calls % counted:
         raise HostError(

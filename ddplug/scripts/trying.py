@@ -27,6 +27,7 @@ from ddplug.scripts.found_labels import candidates, unlikely
 from ddplug.scripts.placing import Place
 from ddplug.scripts.view_calls import Call, ViewCalls
 from ddplug.utils.files import write_json
+from ddplug.utils.output import say
 
 
 @dataclass
@@ -179,5 +180,5 @@ if __name__ == "__main__":
     try:
         main()
     except DDPlugError as error:
-        print(f"ddplug: error: {error}", file=sys.stderr)
+        say(f"ddplug: error: {error}", error=True)
         sys.exit(2)

@@ -5,14 +5,18 @@ Work whose results come one by one says each as a line of its own, which stays, 
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Any
+
+from ddplug.utils.output import Safe, say
 
 
 class Bars:
     """Bars by name: `bars(what, done, total, note)`. A context manager; off, it says nothing."""
 
     def __init__(self, *, on: bool = True) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
@@ -20,6 +24,7 @@ class Bars:
         self._live = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining(),
             TextColumn("{task.fields[note]}"),
+            console=Console(file=Safe(sys.stdout)),  # type: ignore[arg-type]
         )  # fmt: skip
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, int] = {}
@@ -57,4 +62,4 @@ class Bars:
         tenth = 10 * done // max(total, 1)
         if not self._lines and tenth != self._said.get(what, 0):
             self._said[what] = tenth
-            print(f"{what}: {done}/{total}{'  ' + note if note else ''}", flush=True)
+            say(f"{what}: {done}/{total}{'  ' + note if note else ''}")
