@@ -1,67 +1,82 @@
-"""The autograd side of the identity layer: calls, the rounds they form, and who keeps what alive.
+"""The autograd side of the layer: its calls, its node in the host's graph, and the leaves behind a graph.
 
-In a round of one backward pass, a call's views are kept by the host's own graph and by nothing else: the layer only has
-weak references to its calls, so a graph that is dropped without a backward pass takes its call along, and nothing
-outlives a round. A round of several passes keeps the views of all of them, and their augmentation's graphs, until its
-end, because no centroid is known before the last pass.
+In a round of one backward pass, the views of a call are kept by the host's graph alone. The layer has weak references
+to its calls, so a graph that is dropped without a backward pass takes its call along.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
-from ddplug.core.round import Round
 from ddplug.errors import InputError, SecondDerivativeError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return `function` so that torch.compile leaves it and all that it calls as they are.
+
+    Counters and weak references would break the graph anyway. This is `torch.compiler.disable`, except that torch's
+    compiler is imported when the function is first called, not when ddplug is imported.
+    """
+    return _disable_dynamo(function)
 
 
 class Call:
-    """One passage of views through the layer, waiting for its backward pass."""
+    """One batch of views that has passed through the layer and waits for its gradient."""
 
     def __init__(self, views: Tensor, labels: Tensor, real: Any = None) -> None:
         self.views = views
         self.labels = labels
-        self.real = self.given = real
-        """The real images that they are compared with, a `RealBatch`, if the term compares."""
+        self.real = real
+        """The real images of the call, a `RealBatch`, for a term that compares with real images."""
         self.version = views._version
         self.node: weakref.ref[Any] | None = None
-        self.collected: Any = None
-        """The round of several passes that it belongs to, a `Collected`."""
-        self.source: Tensor | None = None
-        """There, the views with their graph: the host's gradient is passed on to them by hand."""
+        """The layer's node in the host's graph; None for views that an optimizer holds."""
+        self.block: Any = None
+        """The `RoundBlock` that the call belongs to, in a round of several backward passes."""
         self.cut = False
-        """Whether the host's graph ends at this call, so that its gradient must be passed on."""
-        self.arrived: Tensor | None = None
-        """The host's gradient, in a round of several passes, once it has come."""
-        self.round: Round | None = None
-        self.grad: Tensor | None = None
+        """True if the host's graph ends at this call, so that its gradient must be passed on to `source`."""
+        self.source: Tensor | None = None
+        """The views with their graph, if `cut`."""
+        self.host_grad: Tensor | None = None
+        """The host's gradient on the views, once it has come, in a round of several backward passes."""
+        self.round: Any = None
+        """The `OpenRound` that the call is part of."""
+        self.term_grad: Tensor | None = None
+        """The term's gradient on the views, without lambda."""
         self.provisional: weakref.ref[Any] | None = None
-        """Its round until the images' step, a `ProvisionalRound`."""
+        """The `ProvisionalRound` that the call was part of, until the images' step."""
         self.done = False
-        self.acted = False
+        """True if nothing is added to the call's gradient any more."""
+        self.added = False
+        """True if the term's gradient was added."""
 
     def reached(self) -> bool:
-        """True if the running backward pass will reach this call.
+        """Return True if the running backward pass will reach this call.
 
-        Calls of an earlier forward pass whose graph is still alive, say because the host skipped its step, will not be.
+        It will not reach calls of an earlier forward pass whose step the host has skipped.
         """
         node = self.node() if self.node is not None else None
         return node is not None and bool(torch._C._will_engine_execute_node(node))
 
     def release(self) -> None:
-        """Done: let go of all tensors. A call adds its gradient once, however often the host walks its graph."""
-        if self.arrived is not None:  # else its graph is still to be walked, and the host's gradient to be passed on
+        """Add nothing from now on, and drop all tensors but the real images."""
+        if self.host_grad is not None:  # else the host's gradient must still be passed on to the source
             self.source = None
         self.done = True
-        self.round = self.grad = self.arrived = self.collected = self.real = None
+        self.round = self.term_grad = self.host_grad = self.block = None
         self.views = self.views.new_empty(0)
 
     def revive(self) -> None:
-        """Wait for a backward pass again, as if there had been none."""
+        """Wait for a gradient again, as if none had come."""
         node = None if self.node is None else self.node()
         if node is None:
             return
@@ -72,26 +87,26 @@ class Call:
                 "a graph whose first gradient was wiped or only looked at is walked again, and its views are gone. "
                 "Pass retain_graph=True to its first walk, or call the layer anew."
             ) from error
-        self.views, self.real = self.views.detach(), self.given
-        self.done = self.acted = False
+        self.views = self.views.detach()
+        self.done = self.added = False
         self.round = self.provisional = None
 
 
 class Identity(torch.autograd.Function):
-    """Forward the views as they are; backward, add what `on_backward(call, grad)` returns."""
+    """Forward: the views. Backward: the gradient plus the result of `on_backward(call, gradient)`."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor, call: Call, on_backward: Callable[[Call, Tensor], Tensor | None]) -> Tensor:
-        """The views themselves."""
+        """Return the views."""
         ctx.call, ctx.on_backward = call, on_backward
         ctx.save_for_backward(views)
         call.node = weakref.ref(ctx)
-        # The same storage, without a copy; unlike a view it may be changed in place, as the host's own tensor may.
+        # The same storage without a copy. Unlike a view, a detached tensor may be changed in place by the host.
         return views.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        """The host's gradient and what there is to add."""
+        """Return the host's gradient and the term's part."""
         if ctx.call.cut and torch.is_grad_enabled():
             raise InputError(
                 "a backward pass with create_graph=True came within a round of several backward passes, whose gradient "
@@ -101,22 +116,22 @@ class Identity(torch.autograd.Function):
         if extra is None:
             return grad, None, None
         if torch.is_grad_enabled():
-            # What is added depends on the views; with them as an input, whoever differentiates it again is told.
+            # `extra` depends on the views. As an input of the sum, they lead a second derivative to the error below.
             return AddOnce.apply(grad, extra, *ctx.saved_tensors), None, None
         return grad + extra, None, None
 
 
 class AddOnce(torch.autograd.Function):
-    """grad + extra, for a gradient that may not be differentiated again: extra's own derivative is not there."""
+    """The sum of two gradients; raises if it is differentiated, because the derivative of `extra` is unknown."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, extra: Tensor, views: Tensor) -> Tensor:
-        """The sum."""
+        """Return the sum."""
         return grad + extra
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """An error that names the way out."""
+        """Raise `SecondDerivativeError`."""
         raise SecondDerivativeError(
             "the gradient of the views was differentiated a second time, through ddplug.Regularizer, which has only a "
             "first derivative. Use the loss form there, which has both: "
@@ -125,9 +140,9 @@ class AddOnce(torch.autograd.Function):
 
 
 def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
-    """The views (n, c, h, w) and int64 labels (n,) of all calls of a round, in the order of the calls.
+    """Return the views (n, c, h, w) and int64 labels (n,) of all calls of a round, in the order of the calls.
 
-    Labels stay on their device, unless they come from several.
+    Labels stay on their device, unless they are on several.
     """
     shapes = {tuple(call.views.shape[1:]) for call in calls}
     if len(shapes) > 1:
@@ -143,3 +158,33 @@ def gather(calls: list[Call]) -> tuple[Tensor, Tensor]:
     if len(calls) == 1:
         return calls[0].views, labels[0]
     return torch.cat([call.views.to(calls[0].views.device) for call in calls]), torch.cat(labels)
+
+
+def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the leaf tensors that `tensors` depend on, each once."""
+    tensors = list(tensors)
+    found = {id(tensor): tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad}
+    behind = accumulators(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)
+    return list({**found, **{id(node.variable): node.variable for node in behind}}.values())
+
+
+def accumulators(nodes: Iterable[Any]) -> list[Any]:
+    """Return the nodes behind `nodes` that add to the gradient of a leaf, each once."""
+    found, seen, waiting = [], set(), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(getattr(node, "variable", None), Tensor):
+            found.append(node)
+        waiting += [following for following, _ in node.next_functions if following is not None]
+    return found
+
+
+def executed(node: Any) -> bool:
+    """Return True if the running pass adds to the leaf of the accumulator `node`; torch.autograd.grad does not."""
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:
+        return False

@@ -7,22 +7,81 @@ for a log, leaves no trace: its round is undone. Only the newest rounds can be u
 from __future__ import annotations
 
 import gc
+import os
+import threading
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ddplug.core.autograd import Call
-from ddplug.core.before import Before
-from ddplug.core.leaves import accumulators, leaves
-from ddplug.utils.thread_lock import ThreadLock
+from ddplug.core.autograd import Call, accumulators, executed, leaves
+from ddplug.core.estimator import Estimator
+from ddplug.core.history import History
+from ddplug.core.watch import Watch
+from ddplug.core.weighting import Weighting
 
-LONG = 64
-"""Rounds without a step after which it is looked up if an optimizer holds the images at all."""
+MANY = 64
+"""Rounds without a step after which ddplug looks for an optimizer that holds the images."""
+
+
+class ThreadLock:
+    """A reentrant lock that a forked process replaces, because the thread that held it does not exist there."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():
+            self._lock, self._process = threading.RLock(), os.getpid()
+        self._lock.acquire()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._lock.release()
+
+
+class Counts(Protocol):
+    """The attributes of a `RoundKeeper` that a round modifies."""
+
+    rounds: int
+    seen: int
+    history: History
+    watch: Watch
+    weighting: Weighting
+    estimator: Estimator
+
+
+class Snapshot:
+    """Everything that a round modifies, as it is now; restored if an exception leaves the `with` block.
+
+    The generators of a user's own `view` are not included.
+    """
+
+    def __init__(self, keeper: Counts) -> None:
+        self._keeper = keeper
+        self._rounds, self._seen, self._watched = keeper.rounds, keeper.seen, keeper.watch.rounds
+        self._history = len(keeper.history)
+        # A weighting replaces its tensors and never writes to them.
+        self._weighting = dict(vars(keeper.weighting))
+        self._generators = keeper.estimator.generators()
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self.restore()
+
+    def restore(self) -> None:
+        """Undo everything since the snapshot."""
+        keeper = self._keeper
+        keeper.rounds, keeper.seen, keeper.watch.rounds = self._rounds, self._seen, self._watched
+        keeper.history.truncate(self._history)
+        vars(keeper.weighting).update(self._weighting)
+        keeper.estimator.set_generators(self._generators)
 
 
 class _Leaf:
@@ -32,18 +91,19 @@ class _Leaf:
         self.leaf = weakref.ref(leaf)
         self.version = leaf._version
         self.accumulates = accumulates
+        """True if the leaf's gradient may hold a part of the pass."""
         self.note()
 
     def note(self) -> None:
-        """Take the gradient as it is now."""
+        """Remember the present gradient."""
         grad = None if (leaf := self.leaf()) is None else leaf.grad
         self._grad = (None, 0) if grad is None else (weakref.ref(grad), grad._version)
 
     def holds(self, leaf: Tensor) -> bool:
         """Return True if the gradient may still hold the pass's part. Reads values only if it was changed."""
-        seen, version = self._grad
+        noted, version = self._grad
         grad = leaf.grad
-        same = grad is None if seen is None else grad is not None and seen() is grad and grad._version == version
+        same = grad is None if noted is None else grad is not None and noted() is grad and grad._version == version
         if not same:
             self.accumulates = grad is not None and bool((grad._values() if grad.is_sparse else grad).any())
             self.note()
@@ -51,9 +111,9 @@ class _Leaf:
 
 
 class _End:
-    """The callback that the engine runs at a pass's successful end, and drops if the pass raises."""
+    """The callback that the engine runs at the end of a pass, and drops if the pass raises."""
 
-    def __init__(self, rounds: Provisional, round_: ProvisionalRound) -> None:
+    def __init__(self, rounds: ProvisionalRounds, round_: ProvisionalRound) -> None:
         self._rounds, self._round = rounds, round_
 
     def __call__(self) -> None:
@@ -62,16 +122,18 @@ class _End:
 
 
 class ProvisionalRound:
-    """Data that undo one round.
+    """A round that can still be undone.
 
     Args:
-        before: the state before it.
-        calls: those that it consists of.
+        before: the state before the round.
+        calls: the calls of the round.
         found: the leaves behind them, and True for each that the pass adds to.
         ended: True if the pass is over already.
     """
 
-    def __init__(self, before: Before, calls: list[Call], found: Iterable[tuple[Tensor, bool]], *, ended: bool) -> None:
+    def __init__(
+        self, before: Snapshot, calls: list[Call], found: Iterable[tuple[Tensor, bool]], *, ended: bool
+    ) -> None:
         self.before, self.ended = before, ended
         self.calls = [weakref.ref(call) for call in calls]
         self.marks = [_Leaf(leaf, accumulates=accumulates) for leaf, accumulates in found]
@@ -87,7 +149,7 @@ class ProvisionalRound:
         return not self.ended and (self.end is None or self.end() is None)
 
     def stepped(self) -> bool:
-        """Return True if a leaf was changed in place since, or if no leaf is left to look at."""
+        """Return True if a leaf was changed in place since, or if no leaf is alive any more."""
         alive = [(mark, leaf) for mark in self.marks if (leaf := mark.leaf()) is not None]
         return not alive or any(leaf._version != mark.version for mark, leaf in alive)
 
@@ -97,10 +159,10 @@ class ProvisionalRound:
             return self.raised
         found = [(leaf, mark.holds(leaf)) for mark in self.marks if (leaf := mark.leaf()) is not None]
         all_hold = all(holds for _, holds in found)
-        return not any(holds and (all_hold or _held(leaf)) for leaf, holds in found)
+        return not any(holds and (all_hold or _has_optimizer(leaf)) for leaf, holds in found)
 
 
-class Provisional:
+class ProvisionalRounds:
     """The rounds that are not committed yet, oldest first."""
 
     def __init__(self, lock: ThreadLock) -> None:
@@ -108,16 +170,16 @@ class Provisional:
         self._rounds: list[ProvisionalRound] = []
         _ALL.add(self)
 
-    def begin(self, before: Before, calls: list[Call]) -> None:
+    def begin(self, before: Snapshot, calls: list[Call]) -> None:
         """Add the round that starts in the running backward pass."""
-        found = [(node.variable, _runs(node)) for node in _behind(calls)]
+        found = [(node.variable, executed(node)) for node in _behind(calls)]
         round_ = ProvisionalRound(before, calls, found, ended=False)
         end = _End(self, round_)
         round_.end = weakref.ref(end)
         torch.autograd.Variable._execution_engine.queue_callback(end)
         self._add(round_, calls)
 
-    def add(self, before: Before, calls: list[Call], sources: list[Tensor]) -> None:
+    def add(self, before: Snapshot, calls: list[Call], sources: list[Tensor]) -> None:
         """Add a round of several passes, which is over; `sources` are its views."""
         self._add(ProvisionalRound(before, calls, [(leaf, True) for leaf in leaves(sources)], ended=True), calls)
 
@@ -128,18 +190,18 @@ class Provisional:
             call.provisional = weakref.ref(round_)
 
     def note(self) -> None:
-        """Take the leaves' gradients as they are now, after a pass that added to them."""
+        """Remember the leaves' present gradients, after a pass that added to them."""
         with self._lock:
             for round_ in self._rounds:
                 for mark in round_.marks:
                     mark.note()
 
     def adds_up(self, calls: list[Call]) -> bool:
-        """Return True if the running pass adds to a leaf that the newest round waits for a step of."""
+        """Return True if the running pass adds to a leaf whose newest round has not been stepped."""
         if not self._rounds:
             return False
         waiting = {id(leaf) for leaf in self._rounds[-1].leaves()}
-        return any(id(node.variable) in waiting and _runs(node) for node in _behind(calls))
+        return any(id(node.variable) in waiting and executed(node) for node in _behind(calls))
 
     def settle(self, held: set[int] | None = None) -> None:
         """Undo the newest rounds that left no gradient; commit those whose leaves were stepped.
@@ -167,17 +229,17 @@ class Provisional:
 
     @staticmethod
     def _gone(round_: ProvisionalRound) -> bool:
-        return round_.raised or (round_.wiped() and any(_held(leaf) for leaf in round_.leaves()))
+        return round_.raised or (round_.wiped() and any(_has_optimizer(leaf) for leaf in round_.leaves()))
 
     def _committed(self, round_: ProvisionalRound, held: set[int] | None) -> bool:
         if held is not None and any(id(leaf) in held for leaf in round_.leaves()):
             for leaf in round_.leaves():
-                _HELD[leaf] = _HELD.get(leaf, False) or id(leaf) in held
+                _WITH_OPTIMIZER[leaf] = _WITH_OPTIMIZER.get(leaf, False) or id(leaf) in held
             return True
         if not round_.ended:
             return False
-        # No optimizer holds the images: the pass was the step, for all that can be seen.
-        unheld = (len(self._rounds) > LONG or round_.wiped()) and not any(map(_held, round_.leaves()))
+        # Without an optimizer that holds the images, a step leaves no trace: the pass counts as the step.
+        unheld = (len(self._rounds) > MANY or round_.wiped()) and not any(map(_has_optimizer, round_.leaves()))
         return round_.stepped() or unheld
 
 
@@ -185,26 +247,20 @@ def _behind(calls: list[Call]) -> list[Any]:
     return accumulators(node for call in calls if call.node is not None and (node := call.node()) is not None)
 
 
-def _runs(node: Any) -> bool:
-    """Return True if the running pass adds to the leaf of `node`; torch.autograd.grad does not."""
-    try:
-        return bool(torch._C._will_engine_execute_node(node))
-    except RuntimeError:
-        return False
+_WITH_OPTIMIZER: Any = WeakIdKeyDictionary()
+"""True for each leaf that an optimizer holds, False for each that none holds."""
 
 
-_HELD: Any = WeakIdKeyDictionary()
-
-
-def _held(leaf: Tensor) -> bool:
-    """Return True if an optimizer holds `leaf`; looked up once for each leaf."""
-    if leaf not in _HELD:
+def _has_optimizer(leaf: Tensor) -> bool:
+    """Return True if an optimizer holds `leaf`; searched once for each leaf."""
+    if leaf not in _WITH_OPTIMIZER:
         optimizers = [found for found in gc.get_objects() if issubclass(type(found), Optimizer)]
-        _HELD[leaf] = any(leaf is each for o in optimizers for group in o.param_groups for each in group["params"])
-    return bool(_HELD[leaf])
+        held = any(leaf is each for o in optimizers for group in o.param_groups for each in group["params"])
+        _WITH_OPTIMIZER[leaf] = held
+    return bool(_WITH_OPTIMIZER[leaf])
 
 
-_ALL: weakref.WeakSet[Provisional] = weakref.WeakSet()
+_ALL: weakref.WeakSet[ProvisionalRounds] = weakref.WeakSet()
 _watching = False
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.core.autograd import Call
+from ddplug.core.autograd import Call, uncompiled
 from ddplug.core.chunking import Chunk
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
@@ -40,7 +40,6 @@ from ddplug.terms import Term, TermSpec, make
 from ddplug.terms.base import check_labels, check_not_negative
 from ddplug.utils.output import say
 from ddplug.utils.processes import Processes, Sharing
-from ddplug.utils.uncompiled import uncompiled
 
 
 class Regularizer:
@@ -342,7 +341,7 @@ class Regularizer:
         self.history.load_state_dict(state["history"])
         self._keeper.rounds = self.watch.rounds = int(state["rounds"])
         self._keeper.seen = int(state["seen"])
-        self._keeper.reported = self.history.skipped
+        self._keeper.skips_reported = self.history.skipped
 
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
@@ -353,9 +352,9 @@ class Regularizer:
         """A call on views and labels that CMI can be estimated on."""
         labels = torch.as_tensor(labels)
         self.processes.check()
-        if self.processes.together and not self._keeper.given:
+        if self.processes.together and not self._keeper.common:
             common = {**self.settings(), "weight": self.weight, "weighting": self.weighting.kind}
-            self._keeper.given = {**common, "the proxies": self.pool.digest()}
+            self._keeper.common = {**common, "the proxies": self.pool.digest()}
         if not len(views) and self.processes.pooled:
             self.pool.check(views, self.input_space)
             return Call(views.detach(), labels.detach())

@@ -1,4 +1,4 @@
-"""Rounds: which calls belong together, one estimate of the term for all of them, and the slice of each."""
+"""Rounds: the calls that belong together, one estimate of the term for all of them, and the slice of each."""
 
 from __future__ import annotations
 
@@ -11,30 +11,121 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from ddplug.core.autograd import Call, Identity, gather
-from ddplug.core.before import Before
-from ddplug.core.collected import Collected
+from ddplug.core.autograd import Call, Identity, gather, leaves, uncompiled
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
-from ddplug.core.provisional import Provisional
-from ddplug.core.round import Round
+from ddplug.core.provisional import ProvisionalRounds, Snapshot, ThreadLock
 from ddplug.core.watch import LOOKED_AT, Watch
 from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
 from ddplug.errors import InputError
 from ddplug.terms.base import Groups
 from ddplug.utils.processes import Processes
-from ddplug.utils.thread_lock import ThreadLock
-from ddplug.utils.uncompiled import uncompiled
+
+
+@dataclass
+class OpenRound:
+    """A round from its estimate until the gradient of its last call has come."""
+
+    before: Snapshot
+    """The state before the round."""
+    number: int
+    lam: float
+    factor: float
+    """On lambda: `every`, the schedule, and `part`."""
+    part: float
+    """The round's images as a part of the whole set; 1 without `set_size`."""
+    ends_passage: bool
+    """True if the round is the last of a passage of the set."""
+    drawn: float
+    """The part of the classes that the term was estimated on."""
+    open_calls: int
+    """Calls whose gradient has not come yet."""
+    images: int
+    value: Tensor
+    """The term."""
+    finite: Tensor
+    """True if the term and its gradient are finite, as a tensor on the device."""
+    host: Tensor | float = 0.0
+    """Squared norm of the host's gradient on the views, summed over the calls so far, in float64, unscaled."""
+    own: Tensor | float = 0.0
+    """The same of the term's gradient, without lambda."""
+
+
+class RoundBlock:
+    """The calls within one `with regularizer.round():`.
+
+    The host's graph owns a call until its gradient has come; then the block owns it.
+    """
+
+    def __init__(self) -> None:
+        self.arrived: list[Call] = []
+        """Calls whose gradient has come."""
+        self.entered = 0
+        """Calls so far."""
+        self.lost = 0
+        """Calls that were dropped without a backward pass since this number was last read."""
+        self._waiting: list[weakref.ref[Call]] = []
+        self._leaves: dict[int, tuple[Tensor, int]] = {}
+        """The leaves behind the calls that have arrived, and their versions at that time."""
+
+    def enter(self, call: Call) -> None:
+        """Add a call, which is part of the round if a gradient comes to it."""
+        call.block = self
+        self.entered += 1
+        alive = [ref for ref in self._waiting if ref() is not None]
+        self.lost += len(self._waiting) - len(alive)
+        self._waiting = [*alive, weakref.ref(call)]
+
+    def waiting(self) -> list[Call]:
+        """Return the calls that no gradient has come to yet."""
+        return [call for ref in self._waiting if (call := ref()) is not None and not call.done]
+
+    def arrive(self, call: Call, grad: Tensor) -> None:
+        """Note that the host's gradient has come to `call`."""
+        if call.host_grad is None:
+            for leaf in leaves([call.source] if call.source is not None else []):
+                self._leaves.setdefault(id(leaf), (leaf, leaf._version))
+            self.arrived.append(call)
+            self._waiting = [ref for ref in self._waiting if ref() is not call]
+        call.host_grad = grad if call.host_grad is None else call.host_grad + grad
+
+    def stepped(self) -> bool:
+        """Return True if images were changed after their gradient came."""
+        return any(leaf._version != version for leaf, version in self._leaves.values())
+
+    def hooked(self) -> bool:
+        """Return True if hooks of the host see the images' gradient, and so will see CMI's part separately."""
+        return any(leaf._backward_hooks for leaf, _ in self._leaves.values())
+
+    def check_step(self, optimizer: Optimizer) -> None:
+        """Raise `InputError` if `optimizer` is about to step images whose gradient is incomplete."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if held & self._leaves.keys():
+            raise InputError(
+                "the optimizer of the images was stepped within a round, before CMI's gradient was added, which "
+                "happens when the round ends. Put the step after the `with regularizer.round():` block."
+            )
+
+    def take(self) -> list[Call]:
+        """Return the calls that a gradient came to, and forget them."""
+        taken = [call for call in self.arrived if not call.done]
+        self.arrived, self._leaves = [], {}
+        return taken
+
+    def drop(self) -> None:
+        """Release the calls that a gradient came to."""
+        for call in self.take():
+            call.release()
 
 
 @dataclass
 class RoundKeeper:
-    """Work between a call of the layer and the gradient that comes back to it.
+    """The work between a call of the layer and the gradient that comes back to it.
 
-    Safe in several threads: whatever changes is changed under one lock, and what a backward pass reaches is asked of
-    autograd, which knows its own thread's passes only.
+    Several threads may use one layer: changes are made under one lock, and autograd knows which calls the backward pass
+    of the present thread reaches.
     """
 
     estimator: Estimator
@@ -47,16 +138,16 @@ class RoundKeeper:
     scale: Callable[[], float] | None
     announce: Callable[[str], object]
     processes: Processes
-    given: Mapping[str, Any] = field(default_factory=dict)
-    """What the processes of one run must have in common; known after the first call."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that all processes of a run must share; set at the first call."""
     history: History = field(default_factory=History)
     rounds: int = 0
-    """Backward passes that came through so far, or as many rounds of several."""
+    """Rounds so far, left-out ones included."""
     seen: int = 0
     """Images so far, or rounds where no `set_size` is given: `set_size` images, or one round, are a passage."""
     enabled: bool = True
-    reported: int = 0
-    """Rounds left out that were said to be."""
+    skips_reported: int = 0
+    """The number of skipped rounds at the last warning about them."""
 
     def __post_init__(self) -> None:
         self._start()
@@ -64,36 +155,33 @@ class RoundKeeper:
     def _start(self) -> None:
         self._pending: list[weakref.ref[Call]] = []
         self._lock = ThreadLock()
-        self.provisional = Provisional(self._lock)
-        self._own = threading.local()
+        self.provisional = ProvisionalRounds(self._lock)
+        self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        """With no call under way: a copy has its own."""
-        return {
-            key: value
-            for key, value in self.__dict__.items()
-            if key not in ("_pending", "_lock", "provisional", "_own")
-        }
+        """The state without calls: a copy has its own."""
+        without = ("_pending", "_lock", "provisional", "_local")
+        return {key: value for key, value in self.__dict__.items() if key not in without}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
 
     @property
-    def _collected(self) -> Collected | None:
+    def _block(self) -> RoundBlock | None:
         """The round of several passes that this thread is in."""
-        return getattr(self._own, "collected", None)
+        return getattr(self._local, "block", None)
 
     def passed(self, views: Tensor, call: Call) -> Tensor:
-        """`views`, behind a node that will ask for the term's part of their gradient."""
-        collected = self._collected
+        """Return `views`, behind a node that adds the term's part to their gradient."""
+        block = self._block
         with self._lock:
-            if collected is not None:
-                collected.add(call)
-                self.watch.called(collected.lost)
-                collected.lost = 0
+            if block is not None:
+                block.enter(call)
+                self.watch.called(block.lost)
+                block.lost = 0
                 if self.weight != 0:
-                    # The host's graph ends here, at a leaf of ours, and is continued by hand: more comes later.
+                    # The host's graph is cut here, and its gradient passed on by hand: the term's part comes later.
                     call.cut, call.source, views = True, views, views.detach().requires_grad_()
             else:
                 alive = [ref for ref in self._pending if ref() is not None]
@@ -103,8 +191,8 @@ class RoundKeeper:
         return identity
 
     def at_once(self, call: Call, grad: Tensor) -> Tensor | None:
-        """A round of one call whose gradient is there already; what to add to it, or None for nothing."""
-        if self._collected is not None:
+        """Return the addition to the gradient `grad` of a round of one call; None for no addition."""
+        if self._block is not None:
             raise InputError(
                 "the gradient is added at the optimizer's step here, so the step is the round, whatever passes it "
                 "took: leave out round()."
@@ -120,37 +208,37 @@ class RoundKeeper:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All backward passes within are one round, which ends with the block."""
-        if self._collected is not None:
+        """Make all backward passes within the `with` block one round, which ends with the block."""
+        if self._block is not None:
             raise InputError("this is within a round already: rounds do not nest.")
-        collected = self._own.collected = Collected()
-        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: collected.check_no_step(optimizer))
+        block = self._local.block = RoundBlock()
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: block.check_step(optimizer))
         try:
             yield
         except BaseException:
-            collected.drop()
+            block.drop()
             raise
         finally:
             hook.remove()
-            del self._own.collected
-        waiting = collected.waiting()
-        if collected.added and not collected.arrived and self.enabled:
+            del self._local.block
+        waiting = block.waiting()
+        if block.entered and not block.arrived and self.enabled:
             self.watch.warn(
                 "nothing came",
-                f"a round with {collected.added} batches of views ended, and no gradient had come to them. The "
+                f"a round with {block.entered} batches of views ended, and no gradient had come to them. The "
                 "backward passes belong within the `with regularizer.round():` block, as plain backward() calls: "
                 "torch.autograd.grad and backward(inputs=...) do not reach the images there.",
             )
         for call in waiting:
             call.release()
-        self._finish(collected)
+        self._finish(block)
 
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come."""
         with self._lock:
             waiting = [call for ref in self._pending if (call := ref()) is not None]
-            if (collected := self._collected) is not None:
-                waiting += collected.waiting()
+            if (block := self._block) is not None:
+                waiting += block.waiting()
             for call in waiting:
                 call.release()
             self._pending.clear()
@@ -160,8 +248,8 @@ class RoundKeeper:
         self.enabled = False
         self._pending.clear()
         self.provisional.clear()
-        if (collected := self._collected) is not None:
-            collected.drop()
+        if (block := self._block) is not None:
+            block.drop()
         self.watch.close()
         self.estimator.step.forget()
 
@@ -174,15 +262,15 @@ class RoundKeeper:
                     "a graph was walked again after the round of several backward passes that it belonged to was over. "
                     "Walk it within the round, or call the layer anew."
                 )
-            # Not under the lock: this walks the host's graph, on whatever threads autograd takes for it. The host's own
-            # part reaches the images in its own time; the graph stays for the rest, at the end of the round.
+            # Without the lock, as autograd may walk the host's graph on other threads. The graph is kept for the
+            # term's part, which follows at the end of the round.
             torch.autograd.backward(call.source, grad, retain_graph=True)
         if _walking.rest:
-            return None  # not the host's pass, but the end of a round of some layer's
-        collected: Collected | None = call.collected
-        if collected is not None:
+            return None  # this pass carries the term's part of a round of some layer
+        block: RoundBlock | None = call.block
+        if block is not None:
             if self.enabled:
-                collected.arrive(call, grad)
+                block.arrive(call, grad)
             return None
         if call.cut:
             return None
@@ -204,17 +292,17 @@ class RoundKeeper:
         return self._hand_out(call, grad)
 
     def _again(self, call: Call) -> bool:
-        """Return True if the graph of `call`, which was walked before, is to be walked as if it had not been."""
+        """Return True if the first gradient of `call` was wiped, so that this pass counts in its place."""
         round_ = None if call.provisional is None else call.provisional()
         if round_ is None:
-            if call.acted:
+            if call.added:
                 raise InputError(
                     "a graph was walked again after the step of the images that its first backward pass was for; CMI "
                     "counts once per call of the layer. Call the layer anew for each gradient that images follow."
                 )
             return False
         if not round_.wiped():
-            if call.acted:
+            if call.added:
                 self.watch.warn(
                     "walked again",
                     "a graph was walked a second time while the gradient of the first walk still waits for the step; "
@@ -229,10 +317,10 @@ class RoundKeeper:
         return True
 
     @uncompiled
-    def _finish(self, collected: Collected) -> None:
-        """The end of a round of several backward passes: the term's gradient goes the way that the host's has gone."""
+    def _finish(self, block: RoundBlock) -> None:
+        """End a round of several backward passes: backpropagate the term's gradient from the views to the images."""
         with self._lock:
-            stepped, hooked, calls = collected.stepped(), collected.hooked(), collected.take()
+            stepped, hooked, calls = block.stepped(), block.hooked(), block.take()
             if not calls or not self.enabled:
                 return
             if stepped:
@@ -250,7 +338,7 @@ class RoundKeeper:
                     "a hook on the images' gradient sees it in two parts in a round of several backward passes: the "
                     "host's, and at the end the regulariser's. What it computes of each, a norm say, is not of both.",
                 )
-            sources, arrived = [call.source for call in calls], [call.arrived for call in calls]
+            sources, arrived = [call.source for call in calls], [call.host_grad for call in calls]
             self.provisional.settle()
             before = self._start_round(calls)
             extras = [self._hand_out(call, grad) for call, grad in zip(calls, arrived, strict=True) if grad is not None]
@@ -259,7 +347,7 @@ class RoundKeeper:
         if rest:
             _walking.rest = True
             try:
-                # Kept, as the host's own pass may still be under way in parts of it; it goes with the calls.
+                # The graph is kept, as the host may still use parts of it; it is freed with the calls.
                 torch.autograd.backward([s for s, _ in rest], [extra for _, extra in rest], retain_graph=True)
             except RuntimeError as error:
                 before.restore()
@@ -274,13 +362,13 @@ class RoundKeeper:
                 _walking.rest = False
         self.provisional.add(before, calls, [source for source in sources if source is not None])
 
-    def _start_round(self, calls: list[Call]) -> Before:
-        """Estimate the term on the views of all `calls` together and give each its slice; returns the state before."""
-        with Before(self) as before:
+    def _start_round(self, calls: list[Call]) -> Snapshot:
+        """Estimate the term on the views of all `calls` together and give each its slice; return the state before."""
+        with Snapshot(self) as before:
             self._estimate(calls, before)
         return before
 
-    def _estimate(self, calls: list[Call], before: Before) -> None:
+    def _estimate(self, calls: list[Call], before: Snapshot) -> None:
         number = self.rounds
         factor = self.every * scheduled(self.schedule, number)
         images = self._agreed(factor, sum(len(call.views) for call in calls))
@@ -315,7 +403,7 @@ class RoundKeeper:
         if self.processes.together:
             finite = self.processes.total((~finite).double()) == 0
         lam = self.weighting.so_far
-        round_ = Round(
+        round_ = OpenRound(
             before, number, lam, factor * part, part, self.seen // whole > passage, found.drawn, len(calls),
             found.images, found.value, finite,
         )  # fmt: skip
@@ -324,29 +412,29 @@ class RoundKeeper:
             grad = found.grad if self.processes.factor == 1 else found.grad * self.processes.factor
             slices = torch.split(grad, [len(call.views) for call in calls])
         for position, call in enumerate(calls):
-            call.round, call.grad = round_, slices[position].to(call.views.device) if slices else None
+            call.round, call.term_grad = round_, slices[position].to(call.views.device) if slices else None
         self.rounds += 1
 
     def _left_out(self, calls: list[Call]) -> None:
-        """A round that nothing is estimated in."""
+        """Count a round without an estimate."""
         for call in calls:
             call.release()
         self.rounds += 1
         self.watch.rounds += 1
 
     def _agreed(self, factor: float, images: int) -> int:
-        """Return the number of views of the round in all processes, which have to agree on everything else."""
+        """Return the number of views of the round in all processes; raise `ProcessError` if these differ otherwise."""
         if not self.processes.together:
             return images
         round_ = {"the number of rounds": self.rounds, "lambda": self.weighting.so_far, "the schedule": factor}
-        return self.processes.agree({**round_, **self.given, **self.estimator.draws()}, images)
+        return self.processes.agree({**round_, **self.common, **self.estimator.draws()}, images)
 
     def _look(self, calls: list[Call], groups: Groups) -> None:
         """Warn if the round looks like a mistake."""
         objective, classes = self.estimator.objective, groups.classes
         if groups.fewer_than(objective.min_per_class):
             self.watch.warn("too few images per class", objective.too_few)
-        whole = any(call.collected is not None for call in calls)
+        whole = any(call.block is not None for call in calls)
         expected = whole or self.set_size is not None or self.estimator.classes is not None
         single = int(classes[0]) if len(classes) == 1 and not expected else None
         absolute = isinstance(self.weighting, Absolute) and self.weight != 0
@@ -354,18 +442,18 @@ class RoundKeeper:
         self.watch.began(single, absolute=absolute, adds_up=adds_up)
 
     def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
-        """This call's share of its round, lambda included; closes the round at its last call."""
-        round_, delta = call.round, call.grad
+        """Return the part of `call` in its round, lambda included; closes the round at its last call."""
+        round_, delta = call.round, call.term_grad
         call.release()
         if round_ is None:
             return None
         with round_.before:
             return self._part(round_, call, grad, delta)
 
-    def _part(self, round_: Round, call: Call, grad: Tensor, delta: Tensor | None) -> Tensor | None:
+    def _part(self, round_: OpenRound, call: Call, grad: Tensor, delta: Tensor | None) -> Tensor | None:
         extra = None
         if delta is not None:
-            call.acted = True
+            call.added = True
             scale = 1.0 if self.scale is None else float(self.scale())
             # A call without a node is an optimizer's, whose gradients are not scaled.
             if self.scale is None and round_.number == 0 and call.node is not None and len(grad):
@@ -374,7 +462,7 @@ class RoundKeeper:
             round_.host = round_.host + _squared_norm(grad).to(home) / scale**2
             round_.own = round_.own + _squared_norm(delta).to(home)
             extra = (delta * (round_.lam * round_.factor * scale)).to(grad.dtype)
-            # Looked at last, when nothing more can overflow, and chosen on the device: no GPU need be waited for.
+            # Checked after the last product, which may overflow, and selected on the device, without waiting for it.
             round_.finite = round_.finite & torch.isfinite(extra).all().to(home)
             extra = torch.where(round_.finite.to(extra.device), extra, 0.0)
         round_.open_calls -= 1
@@ -382,24 +470,24 @@ class RoundKeeper:
             self._close(round_)
         return extra
 
-    def _sum_up(self, round_: Round) -> None:
-        """Over the processes of the run."""
+    def _sum_up(self, round_: OpenRound) -> None:
+        """Sum the squared norms over the processes of the run."""
         if self.processes.together and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
             broken = (~round_.finite).to(round_.own)
             host, own, broken = self.processes.total(torch.stack([round_.host, round_.own, broken])).unbind()
             round_.host, round_.own = host * self.processes.norms, own * self.processes.norms
             round_.finite = broken == 0
 
-    def _close(self, round_: Round) -> None:
+    def _close(self, round_: OpenRound) -> None:
         self._sum_up(round_)
         if self.weighting.measuring and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
             # Of m of k classes, the estimate's squared norm is k/m times the term's own, in the mean over all draws.
             own = round_.own * (round_.drawn * round_.part**2)
-            told = self.weighting.observe(round_.host, own, ends=round_.ends_passage, pooled=round_.drawn < 1)
-            if told is not None:
+            news = self.weighting.observe(round_.host, own, ends=round_.ends_passage, pooled=round_.drawn < 1)
+            if news is not None:
                 value = self.estimator.objective.describe(round_.value.item())
                 self.announce(
-                    f"ddplug: {told} (weight {self.weight}, {self.weighting.kind}, after {round_.number + 1} rounds; "
+                    f"ddplug: {news} (weight {self.weight}, {self.weighting.kind}, after {round_.number + 1} rounds; "
                     f"{value})"
                 )
         applied = round_.lam * round_.factor
@@ -413,8 +501,8 @@ class RoundKeeper:
                 "lambda was measured, the term's gradient has grown or the host's has fallen; nothing was clipped. "
                 "Calibrate over more rounds (calibrate=), or measure all the time with weighting='sustained'.",
             )
-        if read and self.history.skipped > self.reported:
-            self.reported = self.history.skipped
+        if read and self.history.skipped > self.skips_reported:
+            self.skips_reported = self.history.skipped
             self.watch.warn(
                 "not finite",
                 f"the gradient of {self.estimator.objective.label} was not finite in round {round_.number}; such "
@@ -428,9 +516,10 @@ EXCESS = 100
 
 
 class _Walking(threading.local):
-    """True while this thread walks back a round's addition, which other layers on the way leave alone."""
+    """State of one thread."""
 
     rest = False
+    """True while the thread backpropagates the term's part of a round, which other layers on the way leave as it is."""
 
 
 _walking = _Walking()
