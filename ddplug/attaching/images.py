@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ddplug.attaching.held import Holder
 from ddplug.attaching.probes import hooked, shows
 from ddplug.attaching.rows import Rows, lead, read_rows
-from ddplug.core.leaves import leaves as leaves_behind
+from ddplug.core.autograd import leaves as leaves_behind
 
 
 @dataclass(frozen=True)
