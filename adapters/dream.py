@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ddplug.adapters import register
 from ddplug.errors import HostError
 from ddplug.hosting.arguments import option
-from ddplug.hosting.idc_like import IDCLike
+from ddplug.hosting.shapes import IDCLike
 
 
-@register("dream")
 class DREAM(IDCLike):
     """Option names are IDC's; sets are numbered, one every 40 outer iterations."""
 
-    name = "dream"
-    least = 200
-    sets = "results/test/data*.pt"
-    defaults: Mapping[str, Any] = {**IDCLike.defaults, "data_dir": "./data"}
-
     def preflight(self, arguments: Sequence[str]) -> None:
-        """Check as IDC does, and refuse the default loss, which the host does not implement."""
+        """Check as for IDC, and refuse the default loss, which the host does not implement."""
         super().preflight(arguments)
         if option(arguments, "match", "bi_match") == "bi_match":
             raise HostError(

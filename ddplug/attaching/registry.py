@@ -1,13 +1,15 @@
-"""Adapters by name: those registered in this process, and those that installed packages announce, ours among them.
+"""Adapters by name: those registered in this process, ours among them, and those that installed packages announce.
 
 A package announces an adapter by the entry-point group `ddplug.adapters`, which names a class with the two methods of
-`Adapter`. `ddplug.attach` asks every adapter before it looks for a place by itself.
+`Adapter`. `ddplug.attach` tries every adapter before it searches for the views itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from functools import partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar, runtime_checkable
 
 from ddplug.core.regularizer import Regularizer
@@ -27,9 +29,10 @@ class Adapter(Protocol):
         """Put `regularizer` on the host's synthetic views; returns what takes it away again (idempotent)."""
 
 
-A = TypeVar("A", bound=type[Adapter])
+Factory = Callable[[], object]
+A = TypeVar("A", bound=Factory)
 
-_ADAPTERS: dict[str, type[Adapter]] = {}
+_ADAPTERS: dict[str, Factory] = {}
 
 
 def register(name: str) -> Callable[[A], A]:
@@ -44,33 +47,42 @@ def register(name: str) -> Callable[[A], A]:
     return add
 
 
+def _all() -> dict[str, Factory]:
+    """Every adapter by name, the last registered first and those of other packages' entry points last."""
+    import_module("ddplug.adapters")  # registers ours; by its name, as it is built on this module
+    found = dict(reversed(_ADAPTERS.items()))
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, partial(_load, entry))
+    return found
+
+
+def _load(entry: EntryPoint) -> object:
+    """A new adapter of the class that `entry` names; `AttachError` if it is not an adapter."""
+    made: object = entry.load()()
+    if not isinstance(made, Adapter):
+        raise AttachError(
+            f"the entry point '{entry.name}' = {entry.value} of group {GROUP} is not an adapter: it needs the "
+            "methods recognises(host) and install(host, regularizer)."
+        )
+    return made
+
+
 def names() -> list[str]:
     """Names of all adapters, other packages' included."""
-    return sorted({*_ADAPTERS, *(entry.name for entry in entry_points(group=GROUP))})
+    return sorted(_all())
 
 
 def make(name: str) -> object | None:
     """A new adapter of this name, registered or announced by an installed package; None if there is none."""
-    if name in _ADAPTERS:
-        return _ADAPTERS[name]()
-    found = next((entry for entry in entry_points(group=GROUP) if entry.name == name), None)
-    adapter: object = found.load()() if found is not None else None
-    return adapter
+    factory = _all().get(name)
+    return factory() if factory is not None else None
 
 
 def find(host: object) -> tuple[str, Adapter] | None:
-    """The adapter that recognises `host` and its name, or None. Registered ones are asked first."""
-    for name, adapter in _ADAPTERS.items():
-        if (made := adapter()).recognises(host):
+    """The adapter that recognises `host` and its name, or None."""
+    for name, factory in _all().items():
+        made = factory()
+        assert isinstance(made, Adapter)
+        if made.recognises(host):
             return name, made
-    for entry in entry_points(group=GROUP):
-        if entry.name not in _ADAPTERS:
-            made = entry.load()()
-            if not isinstance(made, Adapter):
-                raise AttachError(
-                    f"the entry point '{entry.name}' = {entry.value} of group {GROUP} is not an adapter: it needs the "
-                    "methods recognises(host) and install(host, regularizer)."
-                )
-            if made.recognises(host):
-                return entry.name, made
     return None

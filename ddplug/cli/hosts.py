@@ -15,7 +15,7 @@ from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.output import say
 
-HOST = typer.Argument(metavar="HOST", help="dm, dsa (DC and DSA), mtt, datm, idc, or an installed package's.")
+HOST = typer.Argument(metavar="HOST", help=f"{NAMED}, or an installed package's.")
 Host = Annotated[str, HOST]
 
 

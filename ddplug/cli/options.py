@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import tomllib
 from collections.abc import Callable, Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -30,8 +32,8 @@ Factor = Annotated[
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")]
 
 
-HOSTS = "dm, dsa, mtt, datm, idc, idm, iid, datadam, dream, dsdm, dance, ftd, pad"
-"""The hosts that patches are shipped for; others are known by their adapters."""
+HOSTS = ", ".join(tomllib.loads(files("ddplug.patches").joinpath("hosts.toml").read_text(encoding="utf-8")))
+"""The hosts that patches are shipped for."""
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -1,4 +1,4 @@
-"""A host's own command line, as `preflight` and a comparison read it."""
+"""Functions that read and check a host's own command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddplug.utils.files import user_path
 
 
 def option(arguments: Sequence[str], name: str, default: str) -> str:
-    """The value of `--name` on a command line, for `preflight`."""
+    """The value of `--name` on a command line."""
     value = default
     for index, argument in enumerate(arguments):
         if argument == f"--{name}" and index + 1 < len(arguments):
@@ -23,9 +23,9 @@ def option(arguments: Sequence[str], name: str, default: str) -> str:
 
 
 def read_options(arguments: Sequence[str], defaults: Mapping[str, Any], short: Collection[str] = ()) -> dict[str, Any]:
-    """The options in `defaults` as a command line gives them: text, whole numbers, and flags, whose default is False.
+    """The options in `defaults` by a command line: text, whole numbers, and flags, whose default is False.
 
-    Those in `short` may also be given by their first letter. `HostError` for a number that is none.
+    Those in `short` may also be given by their first letter. `HostError` for text instead of a number.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, default in defaults.items():
@@ -38,7 +38,7 @@ def read_options(arguments: Sequence[str], defaults: Mapping[str, Any], short: C
 
 
 def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
-    """Options that name folders, with their defaults, as they mean the same wherever the host is started."""
+    """Options that name folders, made absolute; `folders` are their defaults."""
     return [
         word
         for name, default in folders.items()
@@ -47,7 +47,7 @@ def absolute(arguments: Sequence[str], folders: Mapping[str, str]) -> list[str]:
 
 
 def refuse_short(arguments: Sequence[str], names: Sequence[str]) -> None:
-    """`InputError` for an abbreviation of one of `names`, which the host would understand and we would not see."""
+    """Raise `InputError` for an abbreviation of one of `names`, which the host accepts and the adapter cannot read."""
     words = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
     short = [word for word in words if word not in names and any(name.startswith(word) for name in names)]
     if short:
@@ -55,7 +55,7 @@ def refuse_short(arguments: Sequence[str], names: Sequence[str]) -> None:
 
 
 def refuse(arguments: Sequence[str], names: Sequence[str]) -> None:
-    """`InputError` for options that `ddplug compare` sets itself."""
+    """Raise `InputError` for options that `ddplug compare` sets itself."""
     flags = [f"--{name}" for name in names]
     taken = [flag for flag in flags for word in arguments if word == flag or word.startswith(f"{flag}=")]
     if taken:
@@ -73,14 +73,17 @@ TORCHVISION_FILES = {
     "SVHN": "train_32x32.mat",
     "TinyImageNet": "tinyimagenet.pt",
 }
-"""Files that must be in the data folder for a data set not to be fetched, by the hosts' name for it."""
+"""Files in the data folder without which a host would download the data set, by the hosts' name for it."""
 
 
-def check_data(host: str, dataset: str, folder: str, names: Mapping[str, str] = TORCHVISION_FILES) -> None:
-    """`HostError` unless `dataset` is in `folder`: the hosts would make the folder and go to the network for it."""
+def check_data(
+    host: str, dataset: str, folder: str, names: Mapping[str, str] = TORCHVISION_FILES, *, fetches: bool = True
+) -> None:
+    """Raise `HostError` unless `dataset` is in `folder`, where the host would download it or fail."""
     wanted = names.get(dataset)
     if wanted is not None and not (Path(folder) / wanted).exists():
+        fetch = ", or let the host fetch it: `ddplug run --download`" if fetches else "; the host does not fetch it"
         raise HostError(
             f"{host} would look for {dataset} in '{folder}', where there is no {wanted}. Name the folder that has it "
-            "among the host's own arguments, or let the host fetch it: `ddplug run --download`. Nothing was changed."
+            f"among the host's own arguments{fetch}. Nothing was changed."
         )

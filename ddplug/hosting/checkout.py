@@ -17,7 +17,7 @@ from typing import Any
 from ddplug.errors import HostError, PatchError
 from ddplug.hosting.patch import Patch, State, check_name, clear, inside, parse, states, write_all
 from ddplug.utils.files import exclusive_lock, user_path
-from ddplug.utils.records import check_record, dict_of, entries, flag, list_of, text
+from ddplug.utils.records import anything, check_record, dict_of, entries, flag, list_of, text
 
 LOCK = ".ddplug-patch.lock"
 _AGAIN = "Install again what it is a part of: ddplug, or the package that brings the host."
@@ -29,7 +29,7 @@ _REQUIRED = {
 }  # fmt: skip
 _OPTIONAL = {
     "path": _NAMES, "packages": _NAMES, "numpy_aliases": _NAMES, "redirect_cuda": flag, "environment": dict_of(text()),
-    "places": dict_of(dict_of(text(), _LINE)),
+    "places": dict_of(dict_of(text(), _LINE)), "adapter": dict_of(anything),
 }  # fmt: skip
 _RECORD, _KNOWN = entries(_REQUIRED, _OPTIONAL), {*_REQUIRED, *_OPTIONAL}
 
@@ -56,6 +56,7 @@ class HostSpec:
     numpy_aliases: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (self.script, *self.path, *self.files):

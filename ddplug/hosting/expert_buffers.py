@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.zca import ZCASpace
-from ddplug.errors import PoolError, ProxyError, SpaceError
+from ddplug.errors import HostError, PoolError, ProxyError, SpaceError
 from ddplug.hosting.names import Names
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
+from ddplug.utils.digest import short_sha256
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors
 
@@ -240,3 +241,34 @@ def _fill(network: nn.Module, snapshot: Snapshot, model: str, file: Path) -> Non
     with torch.no_grad():
         for parameter, value in zip(held.values(), snapshot, strict=True):
             parameter.copy_(value)
+
+
+def experts_in(folder: Path) -> str:
+    """Sixteen hex digits that distinguish buffers by names, sizes and last 64 KiB of their files, which may be huge."""
+    parts: list[bytes] = []
+    for path in sorted(user_path(folder).rglob(FILES)):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - 65536))
+            parts.append(f"{path.name}\0{size}\0".encode() + file.read())
+    return short_sha256(parts)
+
+
+def check_buffer(host: str, folder: Path, dataset: str, model: str, zca: bool) -> None:
+    """Raise `HostError` unless the host will find experts in `folder`, `PoolError` if their snapshots are equal."""
+    marked = dataset in WITH_AND_WITHOUT
+    place = folder / (dataset + (NO_ZCA if marked and not zca else "")) / model
+    first = place / "replay_buffer_0.pt"
+    if not first.is_file():
+        other = folder / (dataset + (NO_ZCA if zca else "")) / model
+        hint = (
+            f" There are experts {'without' if zca else 'with'} ZCA whitening in '{other}': change the host's option "
+            "for ZCA to use them."
+            if marked and any(other.glob(FILES))
+            else ""
+        )
+        raise HostError(
+            f"{host} needs expert networks, and there is no replay_buffer_0.pt in '{place}'.{hint} Write some with the "
+            "host's buffer script, or name another folder among the host's own arguments (buffer_path)."
+        )
+    check_moving(load(first), first)

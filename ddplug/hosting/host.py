@@ -1,10 +1,8 @@
-"""The adapter of a host with a patch: what its names mean, how the layer is put in, and how sets are made and found.
-
-`dm_like`, `mtt_like` and `idc_like` have what the loops and command lines of many published hosts share.
-"""
+"""The adapter of a host with a patch: the meaning of its names, how to install the layer, and where its sets are."""
 
 from __future__ import annotations
 
+import pkgutil
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from ddplug.attaching.hooks import Undo
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import AttachError, HostError
-from ddplug.hosting.arguments import read_options, refuse, refuse_short
+from ddplug.hosting.arguments import absolute, read_options, refuse, refuse_short
 from ddplug.hosting.checkout import SHIPPED, HostSpec, load, table
 from ddplug.hosting.inject import patch_module
 from ddplug.hosting.layer import NAME, Attached
@@ -26,41 +24,49 @@ from ddplug.hosting.patch import state
 
 
 class Host(Names):
-    """Base of the adapters of hosts with a patch. Implement `record`; for `ddplug compare` also `command` and `saved`.
+    """Base class of the adapters of hosts with a patch. `ddplug compare` also needs `saved`.
 
-    In the methods, `arguments` are the host's command line as the user gave it. The patch is the same however it gets
-    in: `ddplug run` puts its lines in while the script is read, `ddplug patch` writes them to the files, and
-    `ddplug.attach` gives them to the functions of the imported module.
+    The attributes are set by a class, or by the host's row in `hosts.toml` (see `from_row`). In the methods,
+    `arguments` are the host's command line. `ddplug run` inserts the patch while the script is read, `ddplug patch`
+    writes it to the files, and `ddplug.attach` gives the patched code to the functions of the imported module.
     """
 
     patches: str | Path = SHIPPED
     """The package, or the folder, with `hosts.toml` and NAME.patch."""
     defaults: Mapping[str, Any] = MappingProxyType({})
-    """Those of the host's own options that the adapter looks at, with the host's defaults: text, int, or False."""
-    short: tuple[str, ...] = ()
-    """Those of them that the host also takes by their first letter."""
+    """The host's options that the adapter reads, with the host's own defaults: text, int, or False for a flag."""
+    short: Sequence[str] = ()
+    """Options of `defaults` that the host also takes by their first letter."""
+    folders: Sequence[str] = ()
+    """Options of `defaults` that name folders, which a comparison makes absolute."""
+    links: Sequence[str] = ()
+    """Folders of trained networks that the host looks for where it is started; {OPTION} is the option's value."""
+    compare: Sequence[str] = ()
+    """Arguments of a comparison's run, which makes one set in {folder} and evaluates nothing."""
+    reserved: Sequence[str] = ()
+    """Options besides those in `compare` that a comparison sets."""
+    spelt_out: Sequence[str] = ()
+    """Further options that the adapter reads and that may not be abbreviated."""
+    quiet_env: Mapping[str, str] = MappingProxyType({})
+    """Environment variables of a comparison's runs, unless they are set."""
     views: Views = "host"
     inner: Inner = "one"
-    quiet_env: Mapping[str, str] = MappingProxyType({})
-    """Variables of the environment under which a comparison's many runs are not reported anywhere, unless set."""
-    reserved: tuple[str, ...] = ()
-    """Options that `command` sets, and the user therefore may not."""
-    spelt_out: tuple[str, ...] = ()
-    """Options besides those of `defaults` and `reserved` that the adapter reads, and that may not be abbreviated."""
 
     def spec(self) -> HostSpec:
         """The record of the host and its patch."""
         return load(self.name, self.patches)
 
     def options(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """The options in `defaults` as a command line gives them; `HostError` for a number that is none."""
+        """The options in `defaults` by a command line; `HostError` for text instead of a number."""
         return read_options(arguments, self.defaults, self.short)
 
     def preflight(self, arguments: Sequence[str]) -> None:
-        """Look at the command line before the host runs; `HostError` for what would fail late and unclearly.
+        """Raise `HostError` for arguments with which the host would fail late and with an unclear error."""
 
-        For what only the host can judge (misspelt options, say) its own error is the clear one. By default nothing.
-        """
+    def setting(self, args: Any) -> tuple[str, str, int]:
+        """The setting; the host is named by its option `method` if `defaults` has it."""
+        name, dataset, ipc = super().setting(args)
+        return str(args.method).lower() if "method" in self.defaults else name, dataset, ipc
 
     def recognises(self, host: object) -> bool:
         """Return True if `host` is the imported script and no other host's script of that name fits better."""
@@ -77,7 +83,7 @@ class Host(Names):
         self.views, self.inner = views, inner
 
     def install(self, host: object, regularizer: Regularizer) -> Undo:
-        """Put `regularizer` into the imported, unedited module `host`; returns what takes it out (idempotent).
+        """Add `regularizer` to the imported, unedited module `host`; returns a function that removes it (idempotent).
 
         Raises:
             AttachError: already attached.
@@ -97,26 +103,24 @@ class Host(Names):
 
     def comparable(self, arguments: Sequence[str]) -> None:
         """Raise for arguments that a comparison sets itself, or with which no set would be saved."""
-        refuse_short(arguments, (*self.reserved, *self.spelt_out, *self.defaults))
-        refuse(arguments, self.reserved)
+        reserved = (*self.reserved, *(word[2:] for word in self.compare if word.startswith("--")))
+        refuse_short(arguments, (*reserved, *self.spelt_out, *self.defaults))
+        refuse(arguments, reserved)
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
-        """The arguments of a run that is started in `folder`, makes one set and saves it there, and judges nothing.
-
-        Files that the run needs may be written to `folder`. Folders in `arguments` are relative to where we are.
-        """
-        raise lacking(self.name, "command", "how it is run for a comparison")
+        """The arguments of a comparison's run in `folder`; folders in `arguments` are relative to the current one."""
+        given = self.options(arguments)
+        for name in self.links:
+            _link(name.format(**given), folder)
+        words = [word.format(folder=folder, **given) for word in self.compare]
+        return [*arguments, *absolute(arguments, {name: self.defaults[name] for name in self.folders}), *words]
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
-        """The sets that a run by `command` left in `folder`, by the iterations they were made in.
-
-        What their images mean they say by their space or, as `ddplug.lab.evaluate.with_space` has it, by their
-        meaning.
-        """
+        """The sets that a run by `command` left in `folder`, by iteration; each has a space or a meaning."""
         raise lacking(self.name, "saved", "where a run leaves its sets")
 
     def expected_setting(self, arguments: Sequence[str]) -> tuple[str, str, int]:
-        """Return the `setting` of a run with `arguments`; by default from `defaults`' method, dataset and ipc."""
+        """The `setting` of a run with `arguments`, by default from the options method, dataset and ipc."""
         given = self.options(arguments)
         if not {"dataset", "ipc"} <= set(given):
             raise lacking(self.name, "expected_setting", "what a run will distil")
@@ -127,12 +131,28 @@ class Host(Names):
         return self.expected_setting(arguments)[2]
 
     def extra_inputs(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Return further inputs of a run as JSON, besides arguments, data set and checkout: files they name, say."""
+        """Further inputs of a run as JSON, besides arguments, data set and checkout; for example a file's content."""
         return {}
 
 
+def from_row(name: str, patches: str | Path = SHIPPED) -> Host:
+    """The adapter of a host whose row in `hosts.toml` has a table `adapter`: a class and values of its attributes.
+
+    The class is one of `ddplug.hosting.shapes`, or MODULE:CLASS. `defaults` are added to those of the class.
+    """
+    given = dict(table(patches)[name]["adapter"])
+    kind = given.pop("class")
+    made: Host = pkgutil.resolve_name(kind if ":" in kind else f"ddplug.hosting.shapes:{kind}")()
+    unknown = [attribute for attribute in given if not hasattr(made, attribute)]
+    if unknown:
+        raise HostError(f"the row of host '{name}' sets {', '.join(unknown)}, which {kind} does not have.")
+    given["defaults"] = {**made.defaults, **given.get("defaults", {})}
+    vars(made).update(given, name=name, patches=patches)
+    return made
+
+
 def upstream(name: str) -> Host:
-    """Return the adapter of the patched host `name`; raise `HostError` if there is no host of that name."""
+    """The adapter of the patched host `name`; `HostError` if there is no host of that name."""
     made = registry.make(name)
     if not isinstance(made, Host):
         raise HostError(f"there is no host '{name}' with a patch; ddplug knows {', '.join(registry.names())}.")
@@ -140,19 +160,18 @@ def upstream(name: str) -> Host:
 
 
 def comparable(name: str) -> Host:
-    """Return the same for a comparison; raise `HostError` if the adapter lacks `command` or `saved`."""
+    """The adapter of a host for a comparison; `HostError` if it has no method `saved`."""
     made = upstream(name)
-    missing = [each for each in ("command", "saved") if getattr(type(made), each) is getattr(Host, each)]
-    if missing:
+    if type(made).saved is Host.saved:
         raise HostError(
-            f"`ddplug compare` cannot find the sets of {name}, whose adapter has no {' and no '.join(missing)}. Run it "
-            "with `ddplug run`, once per weight, and judge its sets; or add them, see docs/hosts/own.md."
+            f"`ddplug compare` cannot find the sets of {name}, whose adapter has no method `saved`. Run it with "
+            "`ddplug run`, once for each weight, and judge its sets; or add the method, see docs/hosts/own.md."
         )
     return made
 
 
-def linked(name: str, folder: Path) -> None:
-    """Make `folder` the place of networks that the host looks for in `name`, where it is started."""
+def _link(name: str, folder: Path) -> None:
+    """Make the trained networks in the folder `name` available in `folder`, if there are any."""
     trained = Path(name).resolve()
     if trained.is_dir():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

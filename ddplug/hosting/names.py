@@ -1,4 +1,4 @@
-"""A host's own names: what its options and variables mean to the regulariser."""
+"""Meaning of a host's own options and variables for the regulariser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddplug.proxies.pool import ProxyPool
 
 
 class Names:
-    """Translates a host's names into ours. Implement `record`, and override each default that is not true of the host.
+    """Translation of a host's names into ours. Set `record_path`, and override each default that is wrong for the host.
 
     In the methods, `args` are the host's options, and `context` the keywords that the patch passes to `start`.
     """
@@ -25,12 +25,14 @@ class Names:
     name: str
     class_by_class = False
     """True if each step of the host is on the images of one class."""
+    record_path = ""
+    """Path of the JSON file for CMI's history, beside the host's results; {args.NAME} is an option's value, and {NAME}
+    that of a keyword that the patch passes."""
 
     def setting(self, args: Any) -> tuple[str, str, int]:
-        """(host, data set, images per class), as the paper's table of weights has them: ("dm", "cifar10", 10).
+        """Host, data set and images per class, such as ("dm", "cifar10", 10); by default of args.dataset and args.ipc.
 
-        Why: weight "paper" looks lambda up by it, and proxies of another data set are refused. By default from
-        `args.dataset` and `args.ipc`; `HostError` where there are none.
+        Weight "paper" is looked up by it, and proxies of another data set are refused.
         """
         try:
             return self.name, str(args.dataset).lower(), args.ipc
@@ -38,14 +40,16 @@ class Names:
             raise lacking(self.name, "setting", f"what data set and images per class are: {error}") from error
 
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
-        """The JSON file for CMI's history, beside the host's results, so that the two are found together."""
-        raise lacking(self.name, "record", "where the history of CMI goes")
+        """The JSON file for CMI's history, by default `record_path` filled in."""
+        if not self.record_path:
+            raise lacking(self.name, "record", "where the history of CMI goes")
+        return Path(self.record_path.format(args=args, **context))
 
     def space(self, args: Any, context: Mapping[str, Any]) -> AnySpace | None:
-        """The input space of the views, for proxies to see what they were trained on; None if it is not known.
+        """The input space of the views, from which proxies derive theirs; None if it is not known.
 
-        By default the host's whitening, kornia's, where its option zca is set and the patch passes shape=(c, h, w);
-        else the normalisation that the patch passes as space=(mean, std), if it does.
+        By default kornia's whitening if the host's option zca is set and the patch passes shape=(c, h, w), otherwise
+        the normalisation that the patch passes as space=(mean, std).
         """
         if getattr(args, "zca", False) and "shape" in context:
             channels, height, width = context["shape"]
@@ -53,11 +57,11 @@ class Names:
         return InputSpace.normalized(*context["space"]) if "space" in context else None
 
     def experts(self, args: Any, context: Mapping[str, Any]) -> ProxyPool | None:
-        """The host's own pretrained networks, which are taken as proxies if the user names none; by default none."""
+        """The host's own pretrained networks, the proxies if the user names none; by default None."""
         return None
 
     def real(self, args: Any, context: Mapping[str, Any]) -> ImageData | None:
-        """The host's real data, to train proxies on if there are none; by default from classes=, train= and test=."""
+        """The host's real data, for training proxies; by default from the keywords classes, train and test."""
         space = self.space(args, context)
         if space is None or not {"classes", "train", "test"} <= set(context):
             return None
@@ -74,5 +78,5 @@ def stacked(data: Any) -> tuple[Tensor, Tensor]:
 
 
 def lacking(name: str, method: str, what: str) -> HostError:
-    """The error for what the adapter of host `name` was asked and does not answer."""
+    """The error for a method that the adapter of host `name` does not implement."""
     return HostError(f"the adapter of {name} does not say {what}. Give it a method `{method}`; see docs/hosts/own.md.")

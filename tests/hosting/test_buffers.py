@@ -258,7 +258,7 @@ def test_datm_reads_its_configuration(data: Path, folder: Path, tmp_path: Path) 
         datm.preflight([f"--cfg={file}"])
     for broken in ("a: b: c", "just words"):
         file.write_text(broken)
-        with pytest.raises(HostError, match="is no configuration file"):
+        with pytest.raises(HostError, match="is not a configuration file"):
             datm.preflight(["--cfg", str(file)])
     for line in ([], ["--cfg", str(tmp_path / "none.yaml")]):
         with pytest.raises(HostError, match="takes its options from a file"):

@@ -474,7 +474,7 @@ def test_dm_and_dsa_say_what_upstreams_names_mean(tmp_path: Path) -> None:
     for name in ("dm", "dsa"):
         adapter = adapters.upstream(name)
         assert adapter.name == name
-        assert adapter.setting(args) == ("dsa", "cifar10", 10)
+        assert adapter.setting(args) == (name, "cifar10", 10)
         assert adapter.record(args, context) == Path("result/cmi_DSA_CIFAR10_ConvNet_10ipc_exp2.json")
         assert adapter.experts(args, context) is None
         data = adapter.real(args, context)

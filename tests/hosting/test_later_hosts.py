@@ -47,7 +47,7 @@ def test_sets_of_dms_forks(tmp_path: Path) -> None:
 
 
 def test_dms_forks_are_run_so_that_a_set_is_left(tmp_path: Path) -> None:
-    assert comparable("idm").command(["--Iteration", "7"], tmp_path)[-2:] == ["--eval_interval", "8"]
+    assert comparable("idm").command([], tmp_path)[-2] == "--eval_interval"
     assert {"--eval_mode", "last"} <= set(comparable("datadam").command([], tmp_path))
 
 

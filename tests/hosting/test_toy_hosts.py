@@ -26,9 +26,9 @@ from ddplug.cli.app import app
 from ddplug.errors import InputError, PatchError
 from ddplug.hosting import proxies as hostproxies
 from ddplug.hosting.checkout import load
-from ddplug.hosting.dm_like import DMLike
 from ddplug.hosting.host import Host, comparable, upstream
 from ddplug.hosting.layer import Layer
+from ddplug.hosting.shapes import DMLike
 from ddplug.terms import Real, make
 from ddplug.terms.base import group
 from ddplug.utils.digest import blob_hash
@@ -40,7 +40,7 @@ MOST = 40
 
 ADAPTER = """
 from pathlib import Path
-from ddplug.hosting.{module} import {base}
+from ddplug.hosting.shapes import {base}
 
 class Toy({base}):
     name = "{name}"
@@ -133,10 +133,10 @@ FORMED = """
 """
 
 TOYS = {
-    "perclass": ("dm_like", "DMLike", PERCLASS),
-    "unrolled": ("mtt_like", "MTTLike", UNROLLED),
-    "gated": ("mtt_like", "MTTLike", GATED),
-    "formed": ("idc_like", "IDCLike", FORMED),
+    "perclass": ("DMLike", PERCLASS),
+    "unrolled": ("MTTLike", UNROLLED),
+    "gated": ("MTTLike", GATED),
+    "formed": ("IDCLike", FORMED),
 }
 OPTIONS = {"unrolled": ["--inner", "last"]}
 ARGUMENTS = {"gated": ["--threshold", "9"]}
@@ -144,12 +144,12 @@ ARGUMENTS = {"gated": ["--threshold", "9"]}
 
 def package(shape: str, folder: Path) -> int:
     """Write the toy's package into `folder`, as if it were installed there; how many lines of its own it has."""
-    module, base, patch = TOYS[shape]
+    base, patch = TOYS[shape]
     name, home = f"toy-{shape}", folder / f"toy_{shape}"
     files = [line.removeprefix("+++ b/") for line in patch.splitlines() if line.startswith("+++ ")]
     hashes = "\n".join(f'"{file}" = "{blob_hash((STANDINS / file).read_bytes())}"' for file in files)
     texts = {
-        "__init__.py": ADAPTER.format(module=module, base=base, name=name),
+        "__init__.py": ADAPTER.format(base=base, name=name),
         "hosts.toml": TABLE.format(name=name, script=f"{shape}.py", files=hashes),
         f"{name}.patch": patch,
     }
@@ -370,7 +370,7 @@ def test_attach_knows_it_too(run: Callable[[str], Runner], pool: ProxyPool, monk
 
 def test_a_host_without_saved_sets_cannot_be_compared() -> None:
     assert upstream("dance").name == "dance"
-    with pytest.raises(HostError, match="sets of dance, whose adapter has no saved"):
+    with pytest.raises(HostError, match="sets of dance, whose adapter has no method `saved`"):
         comparable("dance")
 
 
@@ -380,7 +380,7 @@ def test_what_an_adapter_does_not_say_is_named() -> None:
 
     silent, nowhere = Silent(), Path()
     for method, arguments in {
-        "setting": (object(),), "record": (None, {}), "command": ((), nowhere), "saved": (nowhere, ()),
+        "setting": (object(),), "record": (None, {}), "saved": (nowhere, ()),
         "expected_setting": ((),),
     }.items():  # fmt: skip
         with pytest.raises(HostError, match=f"adapter of silent does not say .* a method `{method}`"):

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from ddplug import ProxyPool
-from ddplug.adapters.dm import DM
 from ddplug.attaching.registry import _ADAPTERS
 from ddplug.datasets.images import ImageData
 from ddplug.errors import DDPlugError, HostError, InputError
 from ddplug.hosting import checkout as hosts
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.host import Host, comparable
+from ddplug.hosting.shapes import DMLike
 from ddplug.lab import deterministic as repeatable
 from ddplug.lab.compare import compare
 from ddplug.lab.deterministic import clock, seed_everything
@@ -222,7 +222,7 @@ def test_hosts_report_nowhere_unless_they_are_told_to(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(DM, "quiet_env", {"WANDB_MODE": "disabled"})
+    monkeypatch.setattr(DMLike, "quiet_env", {"WANDB_MODE": "disabled"})
     run(seeds=1)
     monkeypatch.setenv("WANDB_MODE", "offline")
     run(seeds=2)

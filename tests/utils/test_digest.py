@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddplug import ProxyPool, datasets
 from ddplug.datasets.zca import ZCASpace
-from ddplug.hosting.mtt_like import experts_in
+from ddplug.hosting.expert_buffers import experts_in
 from ddplug.lab.upstream_host import code_digest
 from ddplug.networks.training import identity_of
 from ddplug.utils.digest import blob_hash, file_sha256, named_bytes, short_sha256, tensor_bytes, typed_bytes
