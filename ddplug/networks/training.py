@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -41,6 +42,11 @@ _CHECKPOINT = entries(
         "optimizer": entries({"state": anything, "param_groups": list_of(dict_of(anything))}),
     }
 )  # fmt: skip
+
+FIRST_STEPS, MOST_STEPS = 100, 3000
+"""Steps of the first cycle of `fit_until_steady`, and of all of them together."""
+LEAST_RISE = 0.01
+"""Rise of the mean probability of the true class for which another cycle is worth its time."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["step", "cosine"]
@@ -141,7 +147,61 @@ def fit(
     return net.eval()
 
 
-@torch.no_grad()
+def cycles(images: int, batch_size: int) -> list[int]:
+    """Return the epochs of each cycle of `fit_until_steady` on so many images: e, 2 e, 4 e, ..."""
+    steps = math.ceil(images / batch_size)
+    lengths = [math.ceil(FIRST_STEPS / steps)]
+    while (sum(lengths) + 2 * lengths[-1]) * steps <= MOST_STEPS:
+        lengths.append(2 * lengths[-1])
+    return lengths
+
+
+def fit_until_steady(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    test: tuple[Tensor, Tensor],
+    *,
+    batch_size: int,
+    checkpoint: Path,
+    on_epoch: Callable[[int, float], object],
+    **how: Any,
+) -> int:
+    """Train `net` in cycles, each twice as long as the one before, until one brings little; returns the epochs.
+
+    Each cycle goes from the learning rate to zero (warm restarts, arXiv 1608.03983). Counted in steps, so that a small
+    data set is passed more often than a large one. A cycle brings little if the mean probability of the true class on
+    the `test` images and labels rises by less than `LEAST_RISE`. Arguments are those of `fit`, as are the errors; what
+    is interrupted is continued by the same call.
+    """
+    done, reached = 0, 0.0
+    files = []
+    for number, epochs in enumerate(cycles(len(images), batch_size)):
+        files.append(checkpoint.with_suffix(f".cycle{number}"))
+        fit(
+            net, images, labels, epochs=epochs, batch_size=batch_size, schedule="cosine", checkpoint=files[-1],
+            keep_checkpoint=True, on_epoch=partial(_counted_on, on_epoch, done), **how,
+        )  # fmt: skip
+        done += epochs
+        before, reached = reached, certainty(net, *test)
+        if reached - before < LEAST_RISE:
+            break
+    for file in files:
+        file.unlink(missing_ok=True)
+    return done
+
+
+def _counted_on(on_epoch: Callable[[int, float], object], before: int, epoch: int, loss: float) -> None:
+    """Report an epoch, counted from `before`."""
+    on_epoch(before + epoch, loss)
+
+
+def certainty(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Mean probability of the true class of `images` (n, c, h, w) with `labels` (n,); a number in [0, 1]."""
+    probabilities = _over_batches(net, images, labels, lambda logits, true: logits.softmax(1).gather(1, true[:, None]))
+    return probabilities / len(images)
+
+
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
     """Share of `images` (n, c, h, w) whose largest logit is at their label, int64 (n,); a number in [0, 1].
 
@@ -153,17 +213,25 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 5
             f"accuracy needs images and one hard label for each, got {len(images)} images and labels of shape "
             f"{tuple(labels.shape)}"
         )
+    return _over_batches(net, images, labels, lambda logits, true: logits.argmax(1) == true, batch_size) / len(images)
+
+
+@torch.no_grad()
+def _over_batches(
+    net: nn.Module, images: Tensor, labels: Tensor, measure: Callable[[Tensor, Tensor], Tensor], batch_size: int = 512
+) -> float:
+    """Return the sum of `measure(logits, labels)` over all images, in eval mode; every submodule keeps its mode."""
     device = _device(net)
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        right = torch.zeros((), dtype=torch.int64, device=device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for batch, targets in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-            right += (net(batch.to(device)).argmax(dim=1) == targets.to(device)).sum()
+            total += measure(net(batch.to(device)), targets.to(device)).sum()
     finally:
         for module, training in modes:
             module.training = training
-    return int(right) / len(images)
+    return float(total)
 
 
 def shift_and_flip(pad: int, flip: bool) -> Augment:

@@ -22,7 +22,7 @@ import torch
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError, PoolError
 from ddplug.networks.precision import fast_bf16
-from ddplug.networks.training import accuracy, fit, shift_and_flip
+from ddplug.networks.training import accuracy, cycles, fit, fit_until_steady, shift_and_flip
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
@@ -39,11 +39,8 @@ PAUSE = 0.2
 # Pictures of which a mirror image is a picture of the same class.
 MIRRORED = ("cifar10", "cifar100")
 
-# Recipes of default pools. The small one is what the figures in docs/results were made with.
 USUAL = "convnet"
 """The architecture of proxies unless one is named."""
-_LARGE: Mapping[str, Any] = {"count": 3, "epochs": 20}
-_SMALL: Mapping[str, Any] = {"count": 2, "epochs": 5, "options": {"width": 64}}
 
 
 def pretrain(
@@ -52,7 +49,7 @@ def pretrain(
     *,
     architecture: str | None = None,
     count: int = 8,
-    epochs: int = 40,
+    epochs: int | Literal["auto"] = 40,
     lr: float = 0.05,
     batch_size: int = 128,
     seed: int = 0,
@@ -77,7 +74,8 @@ def pretrain(
             than it was made with adds networks.
         architecture: a name that `ddplug.networks.build` knows; a ConvNet-3 unless named.
         count: networks in the pool.
-        epochs, lr, batch_size, seed: of the training.
+        epochs, lr, batch_size, seed: of the training. With epochs="auto" it ends when the mean probability of the true
+            class on the test images stops rising; see `ddplug.networks.training.fit_until_steady`.
         flip: mirror images at random; None decides by the data set.
         precision: "bf16" trains with bf16 layers, which some devices are much faster at; weights are fp32 in any case.
         options: for the architecture, e.g. {"norm": "batch", "width": 64}.
@@ -96,7 +94,7 @@ def pretrain(
         InputError: another process is training this pool.
         ProxyError: an architecture that does not exist or does not fit the images.
     """
-    if count < 1 or epochs < 1:
+    if count < 1 or (epochs != "auto" and epochs < 1):
         raise InputError(f"a pool needs at least 1 network and 1 epoch, got count={count}, epochs={epochs}.")
     folder, architecture = user_path(folder), architecture or USUAL
     flip = data.name in MIRRORED if flip is None else flip
@@ -105,7 +103,9 @@ def pretrain(
     recipe = {
         "architecture": architecture, "options": resolved, "epochs": epochs, "lr": lr, "batch_size": batch_size,
         "seed": seed, "flip": flip, "precision": precision,
-        **settings_of(mcmi, mcmi_epochs, epochs, start.digest() if start is not None else None),
+        **settings_of(
+            mcmi, mcmi_epochs, _longest(data, epochs, batch_size), start.digest() if start is not None else None
+        ),
     }  # fmt: skip
     if start is not None:
         start.check_data(data.name, data.fingerprint())
@@ -141,7 +141,7 @@ def _train(
     augment = shift_and_flip(max(1, data.shape[1] // 8), recipe["flip"])
     images, labels = data.train_images.to(device), data.train_labels.to(device)
     tuning = recipe.get("mcmi")
-    trained = 0 if start is not None else epochs
+    trained = 0 if start is not None else _longest(data, epochs, recipe["batch_size"])
     each = trained + (tuning["epochs"] if tuning else 0)
     what, total = f"proxies, {header.wanted} x {architecture} on {data.name}, epochs", header.wanted * each
     with Bars(on=progress) as bars:
@@ -154,8 +154,8 @@ def _train(
             if index < len(header.networks) or _aside(folder, index, header) is not None:
                 continue
             how: dict[str, Any] = {
-                "batch_size": recipe["batch_size"], "schedule": "cosine", "augment": augment,
-                "precision": recipe["precision"], "seed": seed + index,
+                "batch_size": recipe["batch_size"], "augment": augment, "precision": recipe["precision"],
+                "seed": seed + index,
             }  # fmt: skip
             checkpoint = folder / f".proxy_{index:03d}.checkpoint"
             if start is not None:
@@ -166,18 +166,22 @@ def _train(
             else:
                 with seeded(seed + index):
                     network = build(architecture, **resolved).to(device)
-                fit(
-                    network, images, labels, epochs=epochs, lr=recipe["lr"], checkpoint=checkpoint,
-                    keep_checkpoint=bool(tuning), on_epoch=partial(epoch_done, index * each), **how,
-                )  # fmt: skip
-                name, record = f"{architecture}-{index}", {"seed": seed + index, "epochs": epochs}
+                how |= {"checkpoint": checkpoint, "lr": recipe["lr"], "on_epoch": partial(epoch_done, index * each)}
+                if epochs == "auto":
+                    test = data.test_images, data.test_labels
+                    passed = fit_until_steady(network, images, labels, test, **how)
+                else:
+                    passed = epochs
+                    fit(network, images, labels, epochs=epochs, schedule="cosine", keep_checkpoint=bool(tuning), **how)
+                name, record = f"{architecture}-{index}", {"seed": seed + index, "epochs": passed}
             if tuning:
                 record["before"] = judged(network, data)
-                fit(
-                    network, images, labels, epochs=tuning["epochs"], lr=recipe["lr"] * RATE,
-                    loss_of=MaximumCMI(tuning["weight"]), checkpoint=folder / f".proxy_{index:03d}.tuning",
-                    on_epoch=partial(epoch_done, index * each + trained), **how,
-                )  # fmt: skip
+                how |= {
+                    "checkpoint": folder / f".proxy_{index:03d}.tuning", "lr": recipe["lr"] * RATE,
+                    "on_epoch": partial(epoch_done, index * each + trained),
+                }  # fmt: skip
+                loss = MaximumCMI(tuning["weight"])
+                fit(network, images, labels, epochs=tuning["epochs"], schedule="cosine", loss_of=loss, **how)
                 checkpoint.unlink(missing_ok=True)
                 record |= {"mcmi": tuning["weight"], "mcmi_epochs": tuning["epochs"], **judged(network, data)}
             else:
@@ -190,6 +194,11 @@ def _train(
         while len(header.networks) < header.wanted:  # the others are not done
             time.sleep(PAUSE)
             _take_in(folder, header, rank)
+
+
+def _longest(data: ImageData, epochs: int | Literal["auto"], batch_size: int) -> int:
+    """Return the epochs that a training takes at most."""
+    return sum(cycles(len(data.train_images), batch_size)) if epochs == "auto" else epochs
 
 
 def _take_in(folder: Path, header: Header, rank: int) -> None:
@@ -234,15 +243,16 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
 
     Where several processes want it at once, one trains it and the others wait.
 
-    The cache is `cache_folder()` unless one is given. The proxies are three ConvNet-3 on a GPU or of tiny pictures, and
-    elsewhere two of half width and few epochs, four minutes each on CIFAR-10 and one core. On CIFAR-10 logits of a
-    ConvNet-3 gained as much as a ResNet-18's; see docs/results.
+    The cache is `cache_folder()` unless one is given. The proxies are three ConvNet-3 on a GPU, and elsewhere
+    two of half width, five minutes each on CIFAR-10 and one core. They are trained until the mean probability
+    of the true class stops rising. On CIFAR-10 logits of a ConvNet-3 gained as much as a ResNet-18's; see docs/results.
     """
     cache = cache_folder() if cache is None else cache
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = dict(_LARGE)
-    if min(data.shape[1:]) > 8 and torch.device(device).type != "cuda":
-        recipe = {**_SMALL, "precision": "bf16" if fast_bf16(device) else "exact"}
+    recipe: dict[str, Any] = {"count": 3}
+    if torch.device(device).type != "cuda":
+        precision = "bf16" if fast_bf16(device) else "exact"
+        recipe = {"count": 2, "options": {"width": 64}, "precision": precision}
     size = "".join(f"-{name}{value}" for name, value in recipe.get("options", {}).items())
     folder = cache / "pools" / f"{data.name}-{data.fingerprint()}-{USUAL}{size}"
     there = (folder / HEADER).is_file() and read_header(folder).complete
@@ -250,7 +260,7 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
     found = -1
     while True:
         try:
-            return pretrain(data, folder, architecture=USUAL, device=device, **recipe)
+            return pretrain(data, folder, architecture=USUAL, epochs="auto", device=device, **recipe)
         except HeldError:  # as under torchrun, or in an array of jobs
             done = len(read_header(folder).networks) if (folder / HEADER).is_file() else 0
             if done > found:

@@ -49,6 +49,7 @@ def test_a_loader_is_all_that_proxies_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DDPLUG_CACHE", str(tmp_path))
+    monkeypatch.setattr("ddplug.networks.training.MOST_STEPS", 100)
     trainer = Matching(NORMALIZED)
     with ddplug.attach(trainer, weight=0.1) as handle:
         for _ in range(12):

@@ -2,14 +2,24 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.errors import InputError, PoolError, ProxyError
-from ddplug.networks.training import _load_optimizer, accuracy, fit, shift_and_flip
+from ddplug.networks.training import (
+    MOST_STEPS,
+    _load_optimizer,
+    accuracy,
+    certainty,
+    cycles,
+    fit,
+    fit_until_steady,
+    shift_and_flip,
+)  # fmt: skip
 from ddplug.networks.zoo import build, seeded
 from ddplug.utils.reading import write_tensors
 
@@ -530,3 +540,66 @@ def test_training_on_a_cuda_device_leaves_its_random_state_alone(digits, few):
     assert torch.equal(before[1], torch.cuda.get_rng_state())
     on_cpu = view(images, torch.Generator().manual_seed(0))
     assert torch.equal(view(images.cuda(), torch.Generator().manual_seed(0)).cpu(), on_cpu)
+
+
+def _problem(count: int) -> tuple[Tensor, Tensor]:
+    """Images of two classes that differ in their mean, and their labels."""
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.arange(count) % 2
+    return torch.randn(count, 1, 4, 4, generator=generator) + 0.4 * labels[:, None, None, None], labels
+
+
+def test_cycles_are_counted_in_steps() -> None:
+    """A small data set is passed more often; the first cycle is run whatever it takes."""
+    assert cycles(50_000, 128) == [1, 2, 4]
+    assert cycles(500, 128) == [25, 50, 100, 200]
+    assert cycles(10_000_000, 128) == [1]
+    for images in (1, 7, 1000, 60_000):
+        assert sum(cycles(images, 128)) * -(-images // 128) <= MOST_STEPS
+
+
+@pytest.mark.numerical
+def test_training_stops_when_certainty_no_longer_rises(tmp_path: Path) -> None:
+    """A linear network learns this problem at once, so that the second cycle brings nothing, and no third is run.
+
+    The result is that of the two cycles as `fit` runs them; an interrupted training ends with the same weights.
+    """
+    images, labels = _problem(400)
+    how: dict[str, Any] = {"batch_size": 40, "lr": 0.1, "seed": 1}
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+
+    def run(net: nn.Module, name: str, on_epoch: Any) -> int:
+        test = images, labels
+        return fit_until_steady(net, images, labels, test, checkpoint=tmp_path / name, on_epoch=on_epoch, **how)
+
+    epochs: list[int] = []
+    trained = network()
+    done = run(trained, "a", lambda epoch, _: epochs.append(epoch))
+    first, second, *_ = cycles(400, 40)
+    assert done == first + second
+    assert epochs == list(range(1, done + 1))
+    assert not list(tmp_path.iterdir())
+    expected = network()
+    for length in (first, second):
+        fit(expected, images, labels, epochs=length, schedule="cosine", **how)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), expected.parameters(), strict=True))
+
+    def stop(epoch: int, loss: float) -> None:
+        if epoch == first + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network(), "b", stop)
+    again = network()
+    run(again, "b", lambda *_: None)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trained.parameters(), strict=True))
+
+
+def test_certainty_is_the_mean_probability_of_the_true_class() -> None:
+    images, labels = _problem(10)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    expected = [float(p[label]) for p, label in zip(network(images).detach().softmax(1), labels, strict=True)]
+    assert abs(certainty(network, images, labels) - sum(expected) / 10) < 1e-6

@@ -139,7 +139,7 @@ def readers(
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("DDPLUG_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("ddplug.proxies.pretrain._LARGE", {"count": 1, "epochs": 1, "options": {"width": 4}})
+    monkeypatch.setattr("ddplug.networks.training.MOST_STEPS", 1)
     modules, environment = set(sys.modules), torch.random.get_rng_state()
     data = load("digits")
     images, labels = random_real(data, 3, torch.Generator().manual_seed(0))
