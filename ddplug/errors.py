@@ -3,6 +3,13 @@
 Every message says three things: what was given, what was expected, and what to do about it.
 """
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class DDPlugError(Exception):
     """Base class of all errors of ddplug."""
@@ -58,3 +65,22 @@ class ProcessError(DDPlugError, RuntimeError):
 
 class DDPlugWarning(UserWarning):
     """Valid input that is probably a mistake."""
+
+
+RAISED: list[str] = []
+"""Messages of errors that were raised into a host's code, which may have caught them and gone on."""
+
+
+def noted(function: Callable[P, T]) -> Callable[P, T]:
+    """Note in `RAISED` the errors of ours that `function`, called by a host, raises."""
+
+    @functools.wraps(function)
+    def noting(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except DDPlugError as error:
+            if str(error) not in RAISED:
+                RAISED.append(str(error))
+            raise
+
+    return noting

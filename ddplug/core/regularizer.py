@@ -31,7 +31,7 @@ from ddplug.core.watch import Watch
 from ddplug.core.weighting import Schedule, WeightingName, make_weighting
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
-from ddplug.errors import InputError
+from ddplug.errors import InputError, noted
 from ddplug.networks.precision import Precision
 from ddplug.proxies.doubts import doubts
 from ddplug.proxies.pool import DeferredPool, ProxyPool
@@ -229,6 +229,7 @@ class Regularizer:
         return self.enabled and (self.weight != 0 or self.record)
 
     @uncompiled
+    @noted
     def __call__(self, views: Tensor, labels: Tensor, *, real: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """`views`, unchanged; their gradient will gain that of CMI.
 

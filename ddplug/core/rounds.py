@@ -19,7 +19,7 @@ from ddplug.core.history import History
 from ddplug.core.provisional import ProvisionalRounds, Snapshot, ThreadLock
 from ddplug.core.watch import LOOKED_AT, Watch
 from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
-from ddplug.errors import InputError
+from ddplug.errors import InputError, noted
 from ddplug.terms.base import Groups
 from ddplug.utils.processes import Processes
 
@@ -254,6 +254,7 @@ class RoundKeeper:
         self.estimator.step.forget()
 
     @uncompiled
+    @noted
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
         """Return the addition to the host's gradient `grad` on this call's views; None for no addition."""
         if call.cut:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from ddplug.errors import DDPlugWarning
+from ddplug.errors import RAISED, DDPlugWarning
 
 LOST = 40
 """Graphs dropped without a backward pass, before the first round, after which that is said."""
@@ -156,7 +156,8 @@ class Watch:
             self.warn(
                 "never acts",
                 f"the regulariser at {self.where} never came into action: no backward pass reached images that went "
-                "through it. Check that the host calls it on its synthetic images and that they need a gradient.",
+                "through it. Check that the host calls it on its synthetic images and that they need a gradient."
+                + (f" The host caught an error: {RAISED[0]}" if RAISED else ""),
             )
 
 

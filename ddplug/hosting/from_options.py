@@ -6,6 +6,7 @@ from typing import Any
 
 from ddplug.core.options import HOSTS
 from ddplug.core.regularizer import Regularizer
+from ddplug.errors import noted
 from ddplug.hosting.host import upstream
 from ddplug.hosting.layer import Layer, layer_of, started
 from ddplug.hosting.options import options_of
@@ -13,6 +14,7 @@ from ddplug.hosting.proxies import resolve
 from ddplug.utils.output import say
 
 
+@noted
 def start(host: str, args: Any, **context: Any) -> Layer:
     """The layer of one synthetic set, made from the host's options; off, and nothing else, at `--cmi_weight 0`.
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ddplug.core.regularizer import Regularizer
 from ddplug.core.weighting import Relative
-from ddplug.errors import FileError, HostError, InputError
+from ddplug.errors import RAISED, FileError, HostError, InputError, noted
 from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner, Views
 from ddplug.hosting.proxies import DeferredPool, resolve
@@ -190,6 +190,7 @@ class Attached:
     def add_config(self, config: Any, **_: object) -> None:
         """Do nothing: the options were passed to `attach`."""
 
+    @noted
     def start(self, host: str, args: Any, **context: Any) -> Layer:
         """The layer of one synthetic set, around the regulariser that was attached."""
         reg = self._regularizer
@@ -278,14 +279,20 @@ def require_rounds(what: str, expected: bool) -> Iterator[list[Layer]]:
         expected: whether it is an error; False at weight 0.
 
     Raises:
-        HostError: no layer was started, or no backward pass came through any of them.
+        HostError: no layer was started, no backward pass came through any of them, or the host hid an error of ours.
     """
     save_all()
+    RAISED.clear()
     try:
         yield _LAYERS
         layers = list(_LAYERS)
     finally:
         save_all()
+    if RAISED:
+        raise HostError(
+            f"{what} caught an error of ddplug's and went on without CMI, so its results are not what was asked for: "
+            f"{RAISED[0]}"
+        )
     if expected and not any(layer.rounds for layer in layers):
         how = (
             f"its layer was put in {len(layers)} times, but no backward pass ever reached images that went through it"

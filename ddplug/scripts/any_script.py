@@ -174,7 +174,8 @@ def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Seque
         )
     rounds = layer.layer.rounds if layer.layer is not None else 0
     for (place, where), count in at.synthetic.items():
-        say(f"ddplug: {place}, called at {where} on synthetic images {count} times; labels: {layer.labels.said[where]}")
+        read = layer.labels.said.get(where, "not read")
+        say(f"ddplug: {place}, called at {where} on synthetic images {count} times; labels: {read}")
     if not rounds:
         raise HostError(
             f"the CMI regulariser never came into action in {given.name}: no backward pass ever reached the views. Its "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.errors import HostError, InputError
+from ddplug.errors import HostError, InputError, noted
 from ddplug.scripts.frames import Expression, Scope, arguments_of, calling, place_of, scope_of
 from ddplug.scripts.mixed import synthetic_rows
 from ddplug.scripts.placing import Place
@@ -89,6 +89,7 @@ class ViewCalls:
 
     def _around(self, place: Place, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
+        @noted
         def viewed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
@@ -106,6 +107,7 @@ class ViewCalls:
 
         return viewed
 
+    @noted
     def _value(self, place: Place, value: Any) -> Any:
         images = _images([value])
         if images is None or not _synthetic(images):

@@ -31,6 +31,7 @@ from ddplug.hosting import script as running
 from ddplug.hosting.arguments import check_data, option
 from ddplug.hosting.checkout import HostSpec, from_record
 from ddplug.hosting.host import Host
+from ddplug.hosting.layer import Layer
 from ddplug.hosting.names import stacked
 
 pytestmark = pytest.mark.numerical
@@ -538,6 +539,28 @@ def test_names_that_numpy_dropped() -> None:
     with running.old_names(("int",)):
         assert np.int is int  # type: ignore[attr-defined]
     assert "int" not in vars(np)
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_patched_host_that_catches_exceptions_hides_none_of_ours(
+    start: bool, host: Callable[..., Host], monkeypatch: pytest.MonkeyPatch, pool: ProxyPool
+) -> None:
+    one = host("perclass")
+    script = one.repo / "perclass.py"
+    text = script.read_bytes()
+    main = b"    main()"
+    caught = b"    try:\r\n        main()\r\n    except Exception:\r\n        pass"
+    patched = {name: source.replace(main, caught) for name, source in one.spec.patched(one.repo).items()}
+    assert patched[script.name] != one.spec.patched(one.repo)[script.name]
+    monkeypatch.setattr(HostSpec, "patched", lambda *_: patched)
+    adapter = registry._ADAPTERS["standin"]
+    if start:
+        monkeypatch.setattr(adapter, "found", None)
+    else:
+        monkeypatch.setattr(Layer, "_pass", lambda self, views, *_: self.regularizer(views, torch.zeros(1)))
+    with pytest.raises(HostError, match="caught an error of ddplug's"):
+        one.run("--out", "on.pt", weight=0.5)
+    assert script.read_bytes() == text
 
 
 _RUN = """

@@ -189,6 +189,46 @@ def test_however_the_views_are_made(
     assert torch.equal(images("out.pt"), expected(pool))
 
 
+GUARDED = """
+    try:
+        {0}
+    except Exception:
+        views = images.flip(3) * 1.1
+"""
+BROKEN = """
+    def augment(images):
+        return (images.flip(3) * 1.1).repeat(1, 1, {0}, 1)
+    def show(views):
+        try:
+            views.mul_(2).sum().backward()
+        except Exception:
+            pass
+        return views.detach().requires_grad_()
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "options"),
+    [
+        ({"views": GUARDED.format("views = augment(images)")}, ("--labels", "labels[:5]")),
+        ({"views": GUARDED.format("views = augment(images)")}, ("--labels", "nothing")),
+        ({"top": BROKEN.format("0"), "views": GUARDED.format("views = augment(images)")}, ()),
+        ({"top": BROKEN.format("1"), "views": "views = show(augment(images))"}, ()),
+    ],
+)
+def test_a_host_that_catches_exceptions_hides_none_of_ours(
+    parts: dict[str, str], options: tuple[str, ...], repo: Path, command: Callable[..., None]
+) -> None:
+    """An error of ours that the host has caught ends the command, and is quoted.
+
+    Kind: errors raised into code that is not ours. Looked at: labels that cannot be read (the report then raised a
+    `KeyError`), views that the layer refuses, errors of the backward pass, a patched host's `start` and layer (below),
+    and `ddplug.attach`, whose warning that it never acted quotes the error.
+    """
+    with pytest.raises(HostError, match="caught an error of ddplug's"):
+        command(loop(repo, **parts), *options, *ON)
+
+
 def expected(pool: ProxyPool) -> Tensor:
     """What the loop comes to, written down with the layer in it."""
     torch.manual_seed(0)
@@ -343,7 +383,7 @@ def test_the_hosts_variables_are_not_kept_alive(repo: Path, command: Callable[..
             views = augment(images)
             del held
             assert gone() is None, "kept alive"
-            views.sum().backward()
+            views.mul_(2).sum().backward()
         main()
     """
     gc.disable()
