@@ -28,7 +28,7 @@ from ddplug.terms.base import group
 
 PER_CLASS = 10
 SIDES: dict[str, dict[str, Any]] = {
-    "chunk auto": {}, "chunk 10": {"chunk": 10},
+    "chunk auto": {}, "chunk 10": {"compute": ddplug.Compute(chunk=10)},
 }  # fmt: skip
 
 

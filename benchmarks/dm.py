@@ -36,8 +36,13 @@ def main(given: Sequence[str] | None = None) -> None:
     device = measuring.start(options)
     data, pool = noise(5000), measuring.random_pool(architecture=options.architecture).to(device)
     sides: dict[str, Callable[[], object]] = {}
-    settings = {"without": {}, "exact": {"precision": "exact"}, "auto": {}, "bf16": {"precision": "bf16"}}
-    settings["auto, every=2"] = {"every": 2}  # two steps below, of which one acts
+    settings = {
+        "without": {},
+        "exact": {"compute": ddplug.Compute(precision="exact")},
+        "auto": {},
+        "bf16": {"compute": ddplug.Compute(precision="bf16")},
+    }
+    settings["auto, every=2"] = {"compute": ddplug.Compute(every=2)}  # two steps below, of which one acts
     for name, setting in settings.items():
         trainer = DistributionMatching(data, options.ipc, batch_real=options.batch_real, device=device)
         if name != "without":

@@ -55,7 +55,8 @@ def side(name: str, images: int, device: torch.device) -> int:
             recipe.step(few)  # what only the first step takes is not the question
             return peak(device, lambda: recipe.step(views))
         regularizer = ddplug.Regularizer(
-            pool, 1.0, weighting="absolute", precision=name.removeprefix("ddplug "), announce=lambda _: None  # type: ignore[arg-type]
+            pool, 1.0, weighting="absolute", announce=lambda _: None,
+            compute=ddplug.Compute(precision=name.removeprefix("ddplug ")),  # type: ignore[arg-type]
         )  # fmt: skip
 
         def ours(leaf: torch.Tensor, labels: torch.Tensor) -> None:

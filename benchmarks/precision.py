@@ -20,14 +20,14 @@ from ddplug.core.step import PieceByPiece
 from ddplug.networks.precision import Precision
 from ddplug.proxies.pool import Proxy, ProxyPool
 from ddplug.terms.base import group
-from ddplug.terms.cmi import ConditionalMutualInformation
+from ddplug.terms.cmi import CMI
 
 REDUCED: tuple[Precision, ...] = ("auto", "bf16")
 
 
 def gradient(proxy: Proxy, images: Tensor, labels: Tensor, precision: Precision) -> Tensor:
     """CMI's gradient on the images, flattened, float64."""
-    step = PieceByPiece("feature", ConditionalMutualInformation(), lambda views: views, precision=precision)
+    step = PieceByPiece("feature", CMI(), lambda views: views, precision=precision)
     return step(proxy, images, group(labels, len(images), images.device))[1].double().flatten()
 
 

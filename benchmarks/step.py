@@ -38,7 +38,10 @@ def main(given: Sequence[str] | None = None) -> None:
         sides: dict[str, Callable[[], object]] = {"recipe": lambda: recipe.step(images)}
         for precision, compiled in product(PRECISIONS, (False, True) if options.compile else (False,)):
             regularizer = ddplug.Regularizer(
-                pool, 1.0, weighting="absolute", precision=precision, classes=options.classes, compile=compiled
+                pool,
+                1.0,
+                weighting="absolute",
+                compute=ddplug.Compute(precision=precision, classes=options.classes, compile=compiled),
             )
 
             def ours(regularizer: ddplug.Regularizer = regularizer) -> None:

@@ -28,27 +28,36 @@ if TYPE_CHECKING:
     from ddplug.attaching.attach import Handle, attach
     from ddplug.attaching.labels import one_class_per_call
     from ddplug.core.loss import CMI
+    from ddplug.core.options import Absolute, Compute, Relative, Sustained, Views, paper
     from ddplug.core.regularizer import Regularizer
     from ddplug.datasets.spaces import InputSpace
     from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
     from ddplug.terms.cmi import cmi
     from ddplug.terms.separation import class_separation, cmi_per_class, ncmi
+    from ddplug.utils.processes import Processes
 
 # Everything that needs torch is imported on first use, so that command lines and `import ddplug` start at once.
 _CLASSES_AND_FUNCTIONS = {
+    "Absolute": "ddplug.core.options",
     "CMI": "ddplug.core.loss",
+    "Compute": "ddplug.core.options",
     "Handle": "ddplug.attaching.attach",
     "InputSpace": "ddplug.datasets.spaces",
     "PoolInfo": "ddplug.proxies.pool",
+    "Processes": "ddplug.utils.processes",
     "Proxy": "ddplug.proxies.pool",
     "ProxyPool": "ddplug.proxies.pool",
     "Regularizer": "ddplug.core.regularizer",
+    "Relative": "ddplug.core.options",
+    "Sustained": "ddplug.core.options",
+    "Views": "ddplug.core.options",
     "attach": "ddplug.attaching.attach",
     "class_separation": "ddplug.terms.separation",
     "cmi": "ddplug.terms.cmi",
     "cmi_per_class": "ddplug.terms.separation",
     "ncmi": "ddplug.terms.separation",
     "one_class_per_call": "ddplug.attaching.labels",
+    "paper": "ddplug.core.options",
 }
 _MODULES = {
     "adapters": "ddplug.adapters",
@@ -56,7 +65,7 @@ _MODULES = {
     "datasets": "ddplug.datasets",
     "distill": "ddplug.lab.dm_trainer",
     "networks": "ddplug.networks",
-    "objectives": "ddplug.terms",
+    "terms": "ddplug.terms",
     "training": "ddplug.networks.training",
     "weighting": "ddplug.core.weighting",
     "zca": "ddplug.datasets.zca",
@@ -66,7 +75,9 @@ __version__ = "0.2.0"
 
 __all__ = [
     "CMI",
+    "Absolute",
     "AttachError",
+    "Compute",
     "DDPlugError",
     "DDPlugWarning",
     "DataError",
@@ -79,12 +90,16 @@ __all__ = [
     "PoolError",
     "PoolInfo",
     "ProcessError",
+    "Processes",
     "Proxy",
     "ProxyError",
     "ProxyPool",
     "Regularizer",
+    "Relative",
     "SecondDerivativeError",
     "SpaceError",
+    "Sustained",
+    "Views",
     "WeightError",
     "attach",
     "class_separation",
@@ -92,6 +107,7 @@ __all__ = [
     "cmi_per_class",
     "ncmi",
     "one_class_per_call",
+    "paper",
 ]
 
 

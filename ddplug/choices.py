@@ -11,4 +11,7 @@ Precision = Literal["auto", "exact", "bf16"]
 Chunk = int | Literal["auto"]
 
 Sharing = Literal["one", "sharded", "averaged", "replicated", "separate"]
-"""Contents of each process of torch.distributed: see `ddplug.Regularizer`."""
+"""Contents of each process of torch.distributed: see `ddplug.Processes`."""
+
+Inner = Literal["one", "last", "all"]
+"""Of the views of an unrolled loop's inner steps, those that CMI is estimated on."""

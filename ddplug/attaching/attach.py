@@ -7,14 +7,13 @@ argument), and an optimizer that holds the synthetic images (CMI's gradient is a
 from __future__ import annotations
 
 import copy
-import inspect
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -25,13 +24,19 @@ from ddplug.attaching.data import RealData
 from ddplug.attaching.hooks import Undo, original
 from ddplug.attaching.labels import Labels, one_class_per_call
 from ddplug.attaching.loggers import Logger, log
-from ddplug.attaching.places import ImagesGiven, On, Place, Views, find_place
+from ddplug.attaching.places import ImagesGiven, On, Place, find_place
+from ddplug.choices import Inner
 from ddplug.core.figures import plot_history
 from ddplug.core.history import History
-from ddplug.core.regularizer import Regularizer
+from ddplug.core.regularizer import Options, Regularizer
 from ddplug.core.watch import Watch, count_steps
 from ddplug.errors import AttachError
 from ddplug.proxies.pool import DeferredPool
+
+if TYPE_CHECKING:
+    from ddplug.augment.dsa import DSA
+
+Augment = Literal["host", "none", "kornia"]
 
 
 class Handle:
@@ -137,17 +142,17 @@ def _detached(regularizer: Regularizer, where: str) -> Handle:
 
 def attach(
     trainer: object,
-    weight: float | str = 1.0,
+    weight: float = 1.0,
     *,
     proxies: object = None,
     at: str | None = None,
     on: On | None = None,
     images: ImagesGiven = None,
     labels: Labels | None = None,
-    views: Views = "host",
-    augment: object = None,
+    augment: Augment | DSA = "host",
     data: object = None,
-    **options: Any,
+    inner: Inner = "one",
+    **options: Unpack[Options],
 ) -> Handle:
     """Regularise the synthetic images of `trainer` by CMI, from now until `detach()`.
 
@@ -156,7 +161,7 @@ def attach(
             an imported script that has such functions; the torch optimizer that holds the synthetic images, alone or as
             Accelerate or Lightning wrap it; or a host that an adapter knows.
         weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
-            (but for `augment=`, if it is given).
+            (but for an augmentation that is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
             real data (`data`, or those that hang on the trainer) and kept in the cache.
         at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name.
@@ -168,24 +173,18 @@ def attach(
             holds it; the name of the callable's label argument; a function from the views to their labels, or to the
             one class of all of them; `ddplug.one_class_per_call(classes)`. By default the integers (n,) that the
             trainer holds under a usual name, else the label argument of the callable.
-        views: "host" for the views that the host's loss sees, "clean" for the images before its augmentation.
-        augment: "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one
-            there: the real batch, the synthetic batch and the regulariser then share one draw per iteration.
+        augment: "host" regularises the views that the trainer's augmentation makes, "none" the images before it.
+            "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one there:
+            the real batch, the synthetic batch and the regulariser then share one draw per iteration.
         data: the host's real data: proxies are trained on them if there are none, their normalisation is taken for
             the views', proxies of other data are refused, and a term that compares with real images takes a sample of
             them where the host's own batch does not pass the place that is attached to. Whatever
             `ddplug.datasets.as_image_data` takes. None: an `ImageData`, torch data sets or loaders, or two tensors
             that are attributes of the trainer, or of what it holds. Where these have a `Normalize(mean, std)` among
             their transforms, that is the views' normalisation.
-        options: `inner` for a host with an unrolled loop ("one" of its inner steps' views, "last" or "all"), and all
-            that `ddplug.Regularizer` takes; each is explained there:
-
-            - what CMI is of: term, representation, temperature, draw, classes, views_per_image, view,
-              input_space;
-            - how strongly: weighting, calibrate, every, schedule, setting, scale, set_size;
-            - how it is computed: precision, chunk, graphs, compile;
-            - under torch.distributed: processes, group;
-            - and record (CMI at weight 0), seed, announce.
+        inner: for a host with an unrolled loop: the views of "one" of its inner steps, the "last" or "all".
+        options: of `ddplug.Regularizer`: weighting, term, representation, views, compute, processes, input_space,
+            scale, record, seed, announce.
 
     Raises:
         AttachError: no place found, or several, or already attached; it lists what was looked for.
@@ -193,16 +192,18 @@ def attach(
     """
     compiled, trainer = trainer, original(trainer)
     known = registry.find(trainer) if at is None else None
+    replacement = _replacement(augment, options.get("seed", 0))
     if known:
-        _configure(known, views, augment, options)
+        _configure(known, augment, inner)
         place: Place = f"host {known[0]}", partial(known[1].install, trainer)
     else:
         place = find_place(
-            trainer, at=at, on=on, images=images, labels=labels, views=views, augment=_augmentation(augment, options)
-        )
-    _check_options(options)
+            trainer, at=at, on=on, images=images, labels=labels, views="clean" if augment == "none" else "host",
+            augment=replacement,
+        )  # fmt: skip
     real = RealData(None if known else trainer, data, options.get("input_space"))
-    regularizer = Regularizer(_proxies(proxies, real, weight, options, bool(known)), weight, **options)
+    pool = _proxies(proxies, real, weight, options.get("record", False), bool(known))
+    regularizer = Regularizer(pool, weight, **options)
     regularizer.real.sample_from(real.images)
     if real.known is not None and not regularizer.pool.pending:
         regularizer.pool.check_data(real.known.name, real.known.fingerprint())
@@ -210,7 +211,7 @@ def attach(
         regularizer.input_space = regularizer.pool.derived_space(real.space)
     # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
     where, install = place
-    idle = not regularizer.active and augment is None and not known
+    idle = not regularizer.active and replacement is None and not known
     regularizer.watch.where = where
     regularizer.watch.expects_action = weight != 0
     undo = _nothing_to_undo if idle else install(regularizer)
@@ -269,27 +270,22 @@ def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> boo
     return id(optimizer) in known or any(id(parameter) in known for parameter in parameters)
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    known = [name for name in inspect.signature(Regularizer).parameters if name not in ("proxies", "weight", "data")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise AttachError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}.")
-
-
-def _configure(known: tuple[str, object], views: Views, augment: object, options: dict[str, Any]) -> None:
-    """Tell a host's adapter what is its business; `AttachError` for what it cannot do."""
+def _configure(known: tuple[str, object], augment: Augment | DSA, inner: Inner) -> None:
+    """Pass a host's adapter its options; `AttachError` for one that it does not have."""
     name, adapter = known
-    asked = {"views": views, **({"inner": options.pop("inner")} if "inner" in options else {})}
-    if augment is not None:
-        raise AttachError(f"host {name} augments real and synthetic images itself; augment= is for loops without.")
+    if augment not in ("host", "none"):
+        raise AttachError(
+            f"host {name} augments real and synthetic images itself; augment='kornia' or a DSA is for loops without."
+        )
+    asked = {"views": "clean" if augment == "none" else "host", "inner": inner}
     configure = getattr(adapter, "configure", None)
     if configure is not None:
         configure(**asked)
-    elif asked != {"views": "host"}:
-        raise AttachError(f"the adapter of {name} does not know about {', '.join(asked)}.")
+    elif asked != {"views": "host", "inner": "one"}:
+        raise AttachError(f"the adapter of {name} has no options; leave out augment= and inner=.")
 
 
-def _proxies(proxies: object, real: RealData, weight: float | str, options: dict[str, Any], known: bool) -> object:
+def _proxies(proxies: object, real: RealData, weight: float, record: bool, known: bool) -> object:
     """The proxies as given, or a small pool of the host's real data; a known host's come with its run."""
     from ddplug.proxies.pool import scheme_of
 
@@ -297,7 +293,7 @@ def _proxies(proxies: object, real: RealData, weight: float | str, options: dict
         return DeferredPool(proxies)
     if proxies is not None:
         return proxies
-    off = weight == 0 and not options.get("record")
+    off = weight == 0 and not record
     data = None if off else real.images()
     if off or (known and data is None):
         return DeferredPool()
@@ -311,15 +307,17 @@ def _proxies(proxies: object, real: RealData, weight: float | str, options: dict
     return default_pool(data)
 
 
-def _augmentation(augment: object, options: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+def _replacement(augment: object, seed: int) -> Callable[[Tensor], Tensor] | None:
     """Return the replacement of the host's augmentation, if any."""
-    if augment is None:
+    if augment in ("host", "none"):
         return None
     from ddplug.augment.dsa import DSA
     from ddplug.augment.shared import SharedDraw
 
     if augment == "kornia":
-        augment = DSA(seed=options.get("seed", 0))
+        augment = DSA(seed=seed)
     if not isinstance(augment, DSA):
-        raise AttachError(f"unknown augment {augment!r}, expected 'kornia' or a ddplug.augment.DSA.")
+        raise AttachError(
+            f"unknown augment {augment!r}, expected {', '.join(map(repr, get_args(Augment)))} or a ddplug.augment.DSA."
+        )
     return SharedDraw(augment)

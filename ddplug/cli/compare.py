@@ -12,7 +12,7 @@ import typer
 
 from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import takes, takes_those_of
-from ddplug.core.options import ABOUT, COMPARED, HOSTS, meant
+from ddplug.core.flags import COMPARED, FLAGS, HOSTS, read
 from ddplug.errors import InputError
 from ddplug.utils.output import say
 
@@ -70,7 +70,7 @@ def _setup(
     from ddplug.proxies.pretrain import MIRRORED
     from ddplug.utils.processes import own_device
 
-    regularizer = {name: meant(name, value) for name, value in options.items()}
+    regularizer = {name: read(name, value) for name, value in options.items()}
     where = own_device(device_of(device))
     if proxies is None:
         raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
@@ -188,11 +188,11 @@ def tune(
     ),
     weights: Annotated[str, typer.Option(help="Weights to try, by commas.")] = "0.3,1,3",
     representation: Annotated[
-        str, typer.Option(help=f"Those to try, by commas: {', '.join(ABOUT['representation'].choices or ())}.")
-    ] = str(ABOUT["representation"].default),
+        str, typer.Option(help=f"Those to try, by commas: {', '.join(FLAGS['representation'].choices or ())}.")
+    ] = str(FLAGS["representation"].default),
     weighting: Annotated[
-        str, typer.Option(help=f"Those to try, by commas: {', '.join(ABOUT['weighting'].choices or ())}.")
-    ] = str(ABOUT["weighting"].default),
+        str, typer.Option(help=f"Those to try, by commas: {', '.join(FLAGS['weighting'].choices or ())}.")
+    ] = str(FLAGS["weighting"].default),
     seeds: Annotated[int, typer.Option(help="Paired repetitions of the sweep.")] = 2,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     confirm: Annotated[int, typer.Option(help="Fresh seeds that the choice is confirmed on; at least 2.")] = 3,

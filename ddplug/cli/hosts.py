@@ -10,7 +10,7 @@ import typer
 
 from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import takes
-from ddplug.core.options import ABOUT, HOSTS, meant
+from ddplug.core.flags import FLAGS, HOSTS, read
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.output import say
@@ -109,7 +109,7 @@ def run(
     except ValueError as error:
         raise InputError(f"weight must be a number >= 0 or 'paper', got {weight!r}.") from error
     share = share if isinstance(share, str) else check_weight(share)
-    spelt = {name: ABOUT[name].spell(meant(name, value)) for name, value in options.items()}
+    spelt = {name: FLAGS[name].written(read(name, value)) for name, value in options.items()}
     ours = {"weight": share, "proxies": proxies, "views": views, **spelt}
     if inner is not None:
         ours["inner"] = inner

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ddplug.core.options import ABOUT
+from ddplug.core.flags import FLAGS
 from ddplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def takes(names: Iterable[str]) -> Callable[[Command], Command]:
-    """Decorator of a command with `**options`: it has these options of `ddplug.core.options.Options`, by their names.
+    """Decorator of a command with `**options`: it has these options of `ddplug.core.flags.FLAGS`, by their names.
 
-    What comes in is as it was typed; `ddplug.core.options.meant` tells what that stands for.
+    What comes in is as it was typed; `ddplug.core.flags.read` gives the value it stands for.
     """
 
     def add(command: Command) -> Command:
@@ -81,8 +81,8 @@ def takes_those_of(other: Callable[..., object]) -> Callable[[Command], Command]
 
 def _typed(name: str) -> tuple[Any, Any]:
     """Default and annotation of an option as a command's parameter."""
-    about = ABOUT[name]
-    default = about.default if isinstance(about.default, bool | str) else about.spell(about.default)
+    about = FLAGS[name]
+    default = about.default if isinstance(about.default, bool | str) else about.written(about.default)
     choices = f": {', '.join(about.choices)}" if about.choices and "(" not in about.help else ""
     text = f"{about.help[0].upper()}{about.help[1:]}{choices}."
     return default, Annotated[type(default), typer.Option(help=text)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from ddplug.core.options import meant
+from ddplug.core.flags import read
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.output import say
@@ -46,7 +46,7 @@ def run_script(
         path=tuple(user_path(folder).resolve() for folder in path),
         record=user_path(record).absolute() if record is not None else None, **how,
     )  # fmt: skip
-    said = {name: meant(name, value) for name, value in options.items()}
+    said = {name: read(name, value) for name, value in options.items()}
     where = str(user_path(proxies).resolve()) if proxies else ""
     run_unpatched(given, arguments, share, where, input_space=input_space or None, **said)
 

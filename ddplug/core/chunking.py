@@ -55,13 +55,6 @@ class Plan:
         return self if images is None or self.whole or self.piece <= images else Plan(images, 1)
 
 
-def check_chunk(chunk: Chunk) -> Chunk:
-    """`chunk` if it is "auto" or a whole number >= 1, else `InputError`."""
-    if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise InputError(f"chunk must be 'auto' or a number of images >= 1, got {chunk!r}.")
-    return chunk
-
-
 def plan(images: int, cost: Cost, chunk: Chunk, device: torch.device) -> Plan:
     """The plan for `images` images; a number for `chunk` is the size of a piece, of which one graph is alive at a time.
 

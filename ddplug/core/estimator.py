@@ -203,7 +203,7 @@ class Estimator:
         if len(views) != expected or views.requires_grad < images.requires_grad:
             raise InputError(
                 f"the further views of {len(images)} images are {len(views)}, expected {expected} that depend "
-                "differentiably on the images; look at view=."
+                "differentiably on the images; look at make= of ddplug.Views."
             )
         return views
 
@@ -231,10 +231,3 @@ class _Some(NamedTuple):
     factor: float
     drawn: float
     """Part of the classes that they are."""
-
-
-def count(name: str, value: int) -> int:
-    """`value` if it is a whole number >= 1, else `InputError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a whole number >= 1, got {value!r}.")
-    return value

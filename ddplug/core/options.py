@@ -1,150 +1,197 @@
-"""The regulariser's options, each said once: its default, what it means, and how a command line spells it.
-
-From here come the options on hosts' command lines, those of `ddplug run` and `ddplug compare`, what a comparison's
-record may name, and what a `Regularizer` checks and saves of what it was given.
-"""
+"""The options of `ddplug.Regularizer` that belong together: immutable, and checked where they are made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, get_args
 
-from ddplug.choices import Choice, Chunk, Precision, Sharing, WeightingName
-from ddplug.errors import InputError, WeightError
+from ddplug.choices import Chunk, Precision, WeightingName
+from ddplug.errors import InputError
 
-if TYPE_CHECKING:  # the table of options is read by command lines, which import torch only when they need it
-    from ddplug.terms import Term, TermSpec
+if TYPE_CHECKING:  # command lines read this module, and import torch only when they need it
+    from torch import Tensor
 
-_NOTHING = object()
-
-
-class About(NamedTuple):
-    """Description of an option besides its type."""
-
-    default: Any
-    help: str
-    choices: tuple[str, ...] | None = None
-    zero: Any = _NOTHING
-    """What 0 on a command line stands for, where that is not 0."""
-    hosts: bool = True
-    """Whether hosts have it on their command lines."""
-    of_lambda: bool = False
-    """Whether a lambda that was measured with one value means something else with another."""
-
-    @property
-    def scalar(self) -> type:
-        """Of a command line's spelling: configs of hosts know neither None nor several types for one option."""
-        return int if isinstance(self.default, bool) or self.zero is not _NOTHING else type(self.default)
-
-    def spell(self, value: Any) -> Any:
-        """The scalar or string for `value`."""
-        if self.zero is not _NOTHING and value == self.zero:
-            return 0
-        return int(value) if isinstance(value, bool) else value
+Schedule = Callable[[int], float]
+"""Round number, from 0, to a factor on lambda."""
 
 
-def _is(help: str, choices: tuple[str, ...] | None = None, **more: Any) -> dict[str, Any]:
-    return {"help": help, "choices": choices, **more}
+@dataclass(frozen=True, kw_only=True)
+class Absolute:
+    """The weight is lambda itself.
+
+    Args:
+        set_size: views of the whole set, for hosts that step on a part of it at a time, class by class say: a round
+            then counts in proportion to its views. None: every round stands for the whole set.
+        schedule: a factor on lambda by round number, from 0; e.g. `ddplug.weighting.warmup(100)`.
+        unit: lambda at weight 1; see `paper`.
+
+    Raises:
+        InputError: `set_size` is no whole number >= 1, `schedule` cannot be called, `unit` is not finite and >= 0.
+    """
+
+    set_size: int | None = None
+    schedule: Schedule | None = None
+    unit: float = 1.0
+    kind: ClassVar[WeightingName] = "absolute"
+
+    def __post_init__(self) -> None:
+        _check_weighting(self)
+        if not 0 <= self.unit < float("inf"):
+            raise InputError(f"unit must be a finite number >= 0, got {self.unit!r}.")
 
 
 @dataclass(frozen=True)
-class Options:
-    """Those options of `ddplug.Regularizer`, which explains them, that can be written on a line or into a file.
+class Relative:
+    """The weight is a share of the norm of the host's own gradient on the views. Lambda is measured, then frozen.
 
-    Raises `InputError` for a value that means nothing; the weighting is for who knows the weight to check.
+    Lambda is the weight times the median of the host's norm over CMI's. The first passage of the set is measured only,
+    nothing is added in it.
+
+    Args:
+        rounds: passages of the set that lambda is measured over. Without `set_size` every round is a passage.
+        set_size, schedule: as of `Absolute`.
+
+    Raises:
+        InputError: `rounds` or `set_size` is no whole number >= 1, or `schedule` cannot be called.
     """
 
-    term: TermSpec = field(default="cmi", metadata=_is("what is added to the loss: a term's name, or a sum of several"))
-    weighting: WeightingName = field(default="relative", metadata=_is("what the weight is", get_args(WeightingName)))
-    every: int = field(default=1, metadata=_is("act in every k-th step only, k times as strongly", of_lambda=True))
-    representation: Choice = field(
-        default="auto",
-        metadata=_is("what CMI is computed on; auto: logits for a share, features for a lambda", get_args(Choice),
-                     of_lambda=True),
-    )  # fmt: skip
-    temperature: float = field(default=1.0, metadata=_is("T in softmax(f / T)", of_lambda=True))
-    calibrate: int = field(default=10, metadata=_is("steps over which a share is turned into a lambda"))
-    draw: int = field(default=1, metadata=_is("proxies drawn per step", of_lambda=True))
-    classes: int | None = field(
-        default=None, metadata=_is("random classes per step that CMI is estimated on, scaled; 0 for all", zero=None)
-    )
-    precision: Precision = field(
-        default="auto",
-        metadata=_is("of proxies: bf16 backward where fast (auto), fp32 (exact), bf16 both ways", get_args(Precision)),
-    )
-    chunk: Chunk = field(
-        default="auto",
-        metadata=_is("images that go through a proxy together; 0 for as many as memory allows", zero="auto"),
-    )
-    views_per_image: int = field(
-        default=1,
-        metadata=_is("further views of each image, made by kornia; for one image per class", of_lambda=True),
-    )
-    seed: int = field(default=0, metadata=_is("of the regulariser's own generator"))
-    set_size: int | None = field(
-        default=None, metadata=_is("images of the whole set, of parts", zero=None, hosts=False, of_lambda=True)
-    )
-    processes: Sharing = field(
-        default="one", metadata=_is("what each process of torch.distributed has", get_args(Sharing), hosts=False)
-    )
-    compile: bool = field(default=False, metadata=_is("put the proxies through torch.compile", hosts=False))
-    record: bool = field(default=False, metadata=_is("at weight 0, note CMI all the same", hosts=False))
+    rounds: int = 10
+    set_size: int | None = None
+    schedule: Schedule | None = None
+    kind: ClassVar[WeightingName] = "relative"
 
     def __post_init__(self) -> None:
-        from ddplug.core.chunking import check_chunk
-        from ddplug.core.estimator import count
-        from ddplug.networks.precision import check_precision
-        from ddplug.proxies.representations import check_representation
-        from ddplug.terms.cmi import check_temperature
-        from ddplug.utils.processes import HOW
-
-        for name in ("every", "draw", "classes", "views_per_image", "set_size"):
-            if (value := getattr(self, name)) is not None or ABOUT[name].default is not None:
-                count(name, value)
-        if self.representation != "auto":
-            check_representation(self.representation)
-        check_temperature(self.temperature)
-        check_precision(self.precision)
-        if self.processes not in get_args(Sharing):
-            raise InputError(f"unknown processes={self.processes!r}. {HOW} 'one' is refused where there are more.")
-        check_chunk(self.chunk)
-
-    def check_with(self, objective: Term, weight: float | str, processes: Sharing, view: object) -> None:
-        """Raise for options that mean nothing together with the term, the weight, the processes or the `view` given.
-
-        `WeightError` for the paper's weight with another term, `InputError` for all else.
-        """
-        if weight == "paper" and objective.name != "cmi":
-            raise WeightError(
-                f"weight='paper' is a lambda for CMI within the batch, and what is added is {objective.label}; give "
-                "the weight as a number."
-            )
-        if self.classes is not None and not objective.additive_over_classes:
-            raise InputError(
-                f"classes={self.classes} lets some classes stand for all, but {objective.label} of all is not made up "
-                "of the classes' own; leave classes= out."
-            )
-        if self.views_per_image == 1 and view is not None:
-            raise InputError("view= makes further views, of which views_per_image=1 asks for none; ask for 2 or more.")
-
-    def of_lambda(self) -> dict[str, Any]:
-        """Return the options that lambda depends on besides the weight."""
-        return {name: getattr(self, name) for name, about in ABOUT.items() if about.of_lambda}
+        check_count("rounds", self.rounds)
+        _check_weighting(self)
 
 
-ABOUT = {option.name: About(option.default, **option.metadata) for option in fields(Options)}
-HOSTS = tuple(name for name, about in ABOUT.items() if about.hosts)
-"""Names of the options that hosts have."""
-COMPARED = tuple(name for name in ABOUT if name not in ("seed", "term"))
-"""Names of those that hold for a whole comparison: a seed is a run's own, and a term an arm's."""
+@dataclass(frozen=True)
+class Sustained(Relative):
+    """As `Relative`, but lambda is measured anew over every `rounds` passages, so that the share stays."""
+
+    kind: ClassVar[WeightingName] = "sustained"
 
 
-def meant(name: str, spelling: Any) -> Any:
-    """The value of option `name` that `spelling`, of a command line or a config, stands for; `InputError` if none."""
-    about = ABOUT[name]
-    if about.zero is _NOTHING:
-        return bool(spelling) if isinstance(about.default, bool) else spelling
-    try:
-        return about.zero if spelling == about.zero else int(spelling) or about.zero
-    except ValueError as error:
-        raise InputError(f"{name} must be {about.zero or 0} or a number, got {spelling!r}.") from error
+Weighting = Absolute | Relative | Sustained
+_WEIGHTINGS: dict[str, type[Weighting]] = {each.kind: each for each in (Relative, Sustained, Absolute)}
+
+
+def weighting_of(given: Weighting | WeightingName) -> Weighting:
+    """Return a weighting by its name with the defaults, or as given; `InputError` for anything else."""
+    if isinstance(given, Weighting):
+        return given
+    if given not in _WEIGHTINGS:
+        raise InputError(
+            f"unknown weighting {given!r}, expected {', '.join(map(repr, _WEIGHTINGS))}, or a ddplug.Relative, "
+            "ddplug.Sustained or ddplug.Absolute."
+        )
+    return _WEIGHTINGS[given]()
+
+
+# Lambda in the paper's public code (arXiv 2412.09945), by host, data set and images per class.
+PAPER_WEIGHTS: dict[tuple[str, str, int], float] = {
+    ("dm", "svhn", 10): 18000, ("dm", "svhn", 50): 500,
+    ("dm", "cifar10", 10): 8000, ("dm", "cifar10", 50): 2000,
+    ("dm", "cifar100", 10): 2000, ("dm", "cifar100", 50): 500,
+    ("dc", "cifar10", 10): 50000, ("dc", "cifar10", 50): 10000,
+    ("dsa", "svhn", 10): 80000, ("dsa", "svhn", 50): 10000,
+    ("dsa", "cifar10", 10): 50000, ("dsa", "cifar10", 50): 10000,
+    ("dsa", "cifar100", 10): 80000, ("dsa", "cifar100", 50): 20000,
+    ("idc", "svhn", 10): 50, ("idc", "svhn", 50): 50,
+    ("idc", "cifar10", 10): 100, ("idc", "cifar10", 50): 50,
+    ("idc", "cifar100", 10): 100, ("idc", "cifar100", 50): 50,
+}  # fmt: skip
+
+
+def paper(host: str, dataset: str, ipc: int) -> Absolute:
+    """Return the weighting at which weight 1 is the lambda of the paper's public code, for CMI on features.
+
+    Args:
+        host: "dm", "dc", "dsa" or "idc".
+        dataset: "svhn", "cifar10" or "cifar100".
+        ipc: images per class.
+
+    Raises:
+        InputError: the paper gives no weight for these.
+    """
+    key = (host.lower(), dataset.lower().replace("-", ""), ipc)
+    if key not in PAPER_WEIGHTS:
+        near = sorted(f"{d} ipc {i}" for h, d, i in PAPER_WEIGHTS if h == key[0])
+        known = f"for {host} it has {', '.join(near)}" if near else "it has none at all for this host"
+        raise InputError(f"the paper gives no weight for {host}, {dataset}, {ipc} images per class ({known}).")
+    return Absolute(unit=PAPER_WEIGHTS[key])
+
+
+@dataclass(frozen=True)
+class Views:
+    """Further views of every image that passes, newly made in each round, which CMI is estimated on.
+
+    CMI so means something at one image per class, and is less noisy elsewhere.
+
+    Args:
+        count: views of each image; 1 for what passes itself.
+        make: what makes such a view, (n, c, h, w) to (n, c, h, w), differentiable; None for `ddplug.augment.DSA`.
+
+    Raises:
+        InputError: `count` is no whole number >= 1, or `make` is given although no further view is made.
+    """
+
+    count: int = 1
+    make: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_count("views", self.count)
+        if self.count == 1 and self.make is not None:
+            raise InputError("Views(1, make) makes no further views, so it does not use `make`; give 2 views or more.")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The parts of the pool, the classes and the rounds that an estimate takes, its precision and its pieces.
+
+    Args:
+        precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
+            "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.networks.precision`. The term itself is
+            never reduced.
+        chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever the
+            number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
+        every: act in every k-th passage of the set only, k times as strongly.
+        draw: proxies drawn, and averaged over, per round.
+        classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
+            is CMI of all of them; None for all. Rounds that measure lambda take all.
+        compile: pass images through torch.compile's version of the proxies. Compiling takes a minute, once.
+
+    Raises:
+        InputError: an unknown precision, or a number that is no whole number >= 1.
+    """
+
+    precision: Precision = "auto"
+    chunk: Chunk = "auto"
+    every: int = 1
+    draw: int = 1
+    classes: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise InputError(f"unknown precision {self.precision!r}, expected {', '.join(get_args(Precision))}.")
+        if self.chunk != "auto" and (isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1):
+            raise InputError(f"chunk must be 'auto' or a number of images >= 1, got {self.chunk!r}.")
+        check_count("every", self.every)
+        check_count("draw", self.draw)
+        if self.classes is not None:
+            check_count("classes", self.classes)
+
+
+def _check_weighting(given: Absolute | Relative) -> None:
+    if given.set_size is not None:
+        check_count("set_size", given.set_size)
+    if given.schedule is not None and not callable(given.schedule):
+        raise InputError(f"schedule must be a function of the round's number, got {given.schedule!r}.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise `InputError` unless `value` is a whole number >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number >= 1, got {value!r}.")

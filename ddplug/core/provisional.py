@@ -22,7 +22,7 @@ from ddplug.core.autograd import Call, accumulators, executed, leaves
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import Weighting
+from ddplug.core.weighting import Lambda
 
 MANY = 64
 """Rounds without a step after which ddplug looks for an optimizer that holds the images."""
@@ -50,7 +50,7 @@ class Counts(Protocol):
     seen: int
     history: History
     watch: Watch
-    weighting: Weighting
+    weighting: Lambda
     estimator: Estimator
 
 

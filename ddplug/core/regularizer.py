@@ -13,153 +13,139 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from ddplug.choices import Choice, Sharing, WeightingName
 from ddplug.core.autograd import Call, uncompiled
-from ddplug.core.chunking import Chunk
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
-from ddplug.core.options import ABOUT, Options
+from ddplug.core.options import Compute, Views, Weighting, weighting_of
 from ddplug.core.real import RealImages
 from ddplug.core.rounds import RoundKeeper
 from ddplug.core.state import check_kind, check_pool, check_settings
 from ddplug.core.step import PieceByPiece
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import Schedule, WeightingName, make_weighting
+from ddplug.core.weighting import MeasuredLambda, start
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, noted
-from ddplug.networks.precision import Precision
 from ddplug.proxies.doubts import doubts
 from ddplug.proxies.pool import DeferredPool, ProxyPool
-from ddplug.proxies.representations import Choice, chosen
+from ddplug.proxies.representations import Representation, chosen
 from ddplug.terms import Term, TermSpec, make
 from ddplug.terms.base import check_labels, check_not_negative
 from ddplug.utils.output import say
-from ddplug.utils.processes import Processes, Sharing
+from ddplug.utils.processes import Processes
+
+
+class Options(TypedDict, total=False):
+    """The options of `Regularizer` that `ddplug.attach` passes on."""
+
+    weighting: WeightingName | Weighting
+    term: TermSpec
+    representation: Choice
+    views: int | Views
+    compute: Compute
+    processes: Sharing | Processes
+    input_space: AnySpace | str | None
+    scale: Callable[[], float] | None
+    record: bool
+    seed: int
+    announce: Callable[[str], object]
 
 
 class Regularizer:
     """Adds lambda * CMI's gradient to the views that pass through it; see the module for the idea.
 
     Args:
-        proxies: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
-        weight: a share of the host's own gradient, a lambda (weighting="absolute"), or "paper". 0 is off.
-        weighting: what `weight` means: the share in the first rounds, whose lambda is then frozen ("relative"), the
-            share during the whole run ("sustained"), or lambda itself ("absolute").
-        term: what is added: the name of a term (`ddplug.terms.terms()`), a sum such as "cmi+0.3*proxy_ce", the
-            same as {"cmi": 1, "proxy_ce": 0.3}, or a `Term` of your own.
+        pool: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
+        weight: a share of the host's own gradient, or a lambda, by `weighting`; finite and >= 0. 0 is off.
+        weighting: "relative" (the share in the first rounds, whose lambda is then frozen), "sustained" (the share
+            during the whole run) or "absolute" (lambda itself); these with options, `ddplug.Relative(rounds=20)`,
+            `ddplug.Sustained(...)`, `ddplug.Absolute(...)`; or `ddplug.paper("dm", "cifar10", 10)`.
+        term: what is added: the name of a term (`ddplug.terms.terms()`), a sum such as "cmi+0.3*proxy_ce", the same as
+            {"cmi": 1, "proxy_ce": 0.3}, or a `Term`, such as `ddplug.terms.CMI(temperature=0.5)` or one of your own.
         representation: "logit", "feature" for penultimate features (the paper's choice), or "pooled" for these averaged
             over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
             features for a lambda, as published lambdas are of features.
-        temperature: T > 0 in softmax(f / T).
-        calibrate: passages of the set over which a share is turned into a lambda, which is announced; without
-            `set_size` every round is a passage. Lambda follows from the median over them. During the first one nothing
-            is added.
-        every: act in every k-th passage of the set only, k times as strongly.
-        draw: proxies drawn, and averaged over, per round.
-        set_size: for hosts that step on a part of their set at a time, class by class say: images of the whole set. A
-            round then counts in proportion to its images, so that lambda means what it does on all of them at once.
-            None: every round stands for itself.
-        classes: estimate CMI on this many classes only, drawn anew each round, scaled so that the mean over all draws
-            is CMI of all of them; None for all. Rounds that calibrate take all.
-        precision: "auto" takes the gradient back through a proxy's layers in bf16 where the device is fast at it,
-            "exact" never, "bf16" has the forward pass in bf16 too; see `ddplug.networks.precision`. The
-            term itself is never reduced.
-        chunk: images that go through a proxy together. A number bounds memory by that many images' graph, whatever
-            the number of views; "auto" keeps graphs of up to 2 GiB. The gradient is the whole batch's in any case.
-        compile: pass images through torch.compile's version of the proxies. Compiling takes a minute, once.
-        schedule: a factor on lambda by round number, e.g. `ddplug.core.weighting.warmup(100)`.
-        views_per_image: estimate CMI on this many further views of every image that passes, newly made each round, so
-            that it means something at one image per class and is less noisy elsewhere. 1: on what passes itself.
-        view: what makes such a view, (n, c, h, w) to (n, c, h, w), differentiable; by default `ddplug.augment.DSA()`.
+        views: views of each image that the term is estimated on, a number or `ddplug.Views(4, make)`; 1 for what passes
+            itself.
+        compute: precision, chunks, laziness and draws, see `ddplug.Compute`.
+        processes: under torch.distributed, what each process has, a name or `ddplug.Processes(name, group)`: "sharded",
+            "averaged", "replicated" or "separate". "one" is refused where there are several processes.
         input_space: the views' normalisation, as an `InputSpace` or "unit", "normalized:cifar10", "zca" (the pool's
             own whitening); None if it is the pool's. Refused for a pool that does not say what its own is.
-        setting: (host, data set, images per class), for weight="paper".
         data: the host's real data, of which a term that compares with real images takes a sample in each round, where
             the host's own batch does not come along.
         scale: for mixed precision: the factor on the host's loss right now, e.g. `scaler.get_scale`.
-        processes: under torch.distributed, what each process has: "sharded" (images of its own, of one set), "averaged"
-            (a part of each batch of one set, whose gradients the host averages over the processes, as DDP does),
-            "replicated" (the whole set) or "separate" (a run of its own). Gradient and lambda are those of one process
-            with all images. "one" is refused where there are more.
-        group: the processes of the run, as torch.distributed's group; None for all.
         record: at weight 0, note CMI of every round all the same, as a baseline; nothing is added to the gradient.
         seed: of our own generator, the only one drawn from.
         announce: where the resolved lambda is reported; printed by default.
 
     Raises:
-        WeightError, InputError, PoolError, SpaceError: arguments that mean nothing, each said in the message.
+        WeightError, InputError, PoolError, SpaceError: an invalid argument.
         ProcessError: in a round, where processes differ, or one does not come to it.
     """
 
     def __init__(
         self,
-        proxies: object,
-        weight: float | str = 1.0,
+        pool: object,
+        weight: float = 1.0,
         *,
-        weighting: WeightingName = "relative",
+        weighting: WeightingName | Weighting = "relative",
         term: TermSpec = "cmi",
         representation: Choice = "auto",
-        temperature: float = 1.0,
-        calibrate: int = 10,
-        every: int = 1,
-        draw: int = 1,
-        set_size: int | None = None,
-        classes: int | None = None,
-        precision: Precision = "auto",
-        chunk: Chunk = "auto",
-        compile: bool = False,
-        schedule: Schedule | None = None,
-        views_per_image: int = 1,
-        view: Callable[[Tensor], Tensor] | None = None,
+        views: int | Views = 1,
+        compute: Compute = Compute(),  # noqa: B008, immutable
+        processes: Sharing | Processes = "one",
         input_space: AnySpace | str | None = None,
-        setting: tuple[str, str, int] | None = None,
         data: ImageData | None = None,
         scale: Callable[[], float] | None = None,
-        processes: Sharing = "one",
-        group: Any = None,
         record: bool = False,
         seed: int = 0,
         announce: Callable[[str], object] = say,
     ) -> None:
-        self.options = Options(**{name: value for name, value in locals().items() if name in ABOUT})
+        self._weighting, self._compute, self._record = weighting_of(weighting), compute, record
+        self._lambda = start(weight, self._weighting)
         self._weight = weight
-        self.weighting = make_weighting(weight, weighting, calibrate=calibrate, setting=setting)
-        self.record = record
-        # What is off asks for nothing, not even that the folder be there.
+        # At weight 0 the folder need not exist.
         off = weight == 0 and not record
-        self.pool = DeferredPool(str(proxies)) if off and isinstance(proxies, str | Path) else ProxyPool.of(proxies)
-        objective = make(term, temperature=temperature)
-        self.representation = chosen(representation, self.weighting.kind, objective.representation)
-        self.options.check_with(objective, weight, processes, view)
-        self.every, self.set_size = every, set_size
-        self.processes = Processes(processes, group)
-        self.pool.check_draw(draw)
-        if views_per_image > 1 and view is None:
+        self._pool = DeferredPool(str(pool)) if off and isinstance(pool, str | Path) else ProxyPool.of(pool)
+        self._views = views if isinstance(views, Views) else Views(views)
+        self._processes = processes if isinstance(processes, Processes) else Processes(processes)
+        objective = make(term)
+        self._representation = chosen(representation, self._weighting.kind, objective.representation)
+        if compute.classes is not None and not objective.additive_over_classes:
+            raise InputError(
+                f"classes={compute.classes} lets some classes stand for all, but {objective.label} is no sum over "
+                "classes; leave classes out."
+            )
+        self.pool.check_draw(compute.draw)
+        view = self._views.make
+        if self._views.count > 1 and view is None:
             from ddplug.augment.dsa import DSA
 
             view = DSA(seed=seed)
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
-        self.real = RealImages(objective, seed, announce, self._to_pool.of_views, data)
-        """Where a term that compares with real images gets them."""
+        self._real = RealImages(objective, seed, announce, self._to_pool.of_views, data)
         step = PieceByPiece(
-            self.representation, objective, self._to_pool, precision=precision, chunk=chunk,
-            compile=compile, processes=self.processes,
+            self._representation, objective, self._to_pool, precision=compute.precision, chunk=compute.chunk,
+            compile=compute.compile, processes=self._processes,
         )  # fmt: skip
-        self.estimator = Estimator(
-            self.pool, step, draw=draw, classes=classes,
-            views_per_image=views_per_image, view=view, seed=seed, processes=self.processes,
-            real=self.real if objective.needs_real else None,
+        self._estimator = Estimator(
+            self.pool, step, draw=compute.draw, classes=compute.classes,
+            views_per_image=self._views.count, view=view, seed=seed, processes=self._processes,
+            real=self._real if objective.needs_real else None,
         )  # fmt: skip
-        self.watch = Watch()
+        self._watch = Watch()
         self._keeper = RoundKeeper(
-            self.estimator, self.weighting, self.watch, weight, every=every,
-            set_size=set_size, schedule=schedule, scale=scale, announce=announce, processes=self.processes,
+            self._estimator, self._lambda, self._watch, weight, every=compute.every,
+            set_size=self._weighting.set_size, schedule=self._weighting.schedule, scale=scale, announce=announce,
+            processes=self._processes,
         )  # fmt: skip
         self._probed = False
         self._expected_pool: str | None = None
@@ -175,24 +161,54 @@ class Regularizer:
         self._to_pool.space = self.pool.space_of(space)
 
     @property
-    def weight(self) -> float | str:
-        """The weight it was made with: a share, a lambda or "paper"."""
+    def weight(self) -> float:
+        """The weight it was made with: a share or a lambda."""
         return self._weight
+
+    @property
+    def weighting(self) -> Weighting:
+        """The weighting it was made with."""
+        return self._weighting
+
+    @property
+    def pool(self) -> ProxyPool:
+        """The proxies."""
+        return self._pool
+
+    @property
+    def real(self) -> RealImages:
+        """The source of real images, for a term that compares with them."""
+        return self._real
+
+    @property
+    def watch(self) -> Watch:
+        """The warnings about likely mistakes."""
+        return self._watch
+
+    @property
+    def compute(self) -> Compute:
+        """The options of the estimate."""
+        return self._compute
+
+    @property
+    def representation(self) -> Representation:
+        """Representation that the term is computed on."""
+        return self._representation
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that take part in each round."""
+        return self._processes
 
     @property
     def objective(self) -> Term:
         """The term that is added."""
-        return self.estimator.objective
-
-    @property
-    def temperature(self) -> float:
-        """T in softmax(f / T), for terms that have one; else 1."""
-        return float(self.objective.settings().get("temperature", 1.0))
+        return self._estimator.objective
 
     @property
     def generator(self) -> torch.Generator:
         """Generator that proxies are drawn with."""
-        return self.estimator.generator
+        return self._estimator.generator
 
     @property
     def history(self) -> History:
@@ -221,12 +237,12 @@ class Regularizer:
     @property
     def lam(self) -> float | None:
         """Lambda, once it is settled; None while a share is still being measured."""
-        return self.weighting.lam
+        return self._lambda.lam
 
     @property
     def active(self) -> bool:
         """True if it does anything: not detached, and a weight above 0 or CMI to record."""
-        return self.enabled and (self.weight != 0 or self.record)
+        return self.enabled and (self.weight != 0 or self._record)
 
     @uncompiled
     @noted
@@ -283,6 +299,15 @@ class Regularizer:
         """
         return self._keeper.at_once(self._checked(images, labels), grad) if self.active else None
 
+    def stands_for(self, steps: int) -> None:
+        """Take a measured lambda `steps` times: the views of one unrolled step stand for those of all steps.
+
+        Over all steps the host's gradient is sqrt(steps) times as long as on one step's views, and CMI's, a mean over
+        steps times as many views, 1/sqrt(steps) times.
+        """
+        if isinstance(self._lambda, MeasuredLambda):
+            self._lambda.factor = float(steps)
+
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come: it passes as it is, and is no round."""
         self._keeper.skip()
@@ -294,8 +319,9 @@ class Regularizer:
     def settings(self) -> dict[str, Any]:
         """Return the settings that lambda depends on besides the weight: a state is valid with these only."""
         return {
-            **self.options.of_lambda(), **self.objective.settings(), "term": self.objective.name,
-            "representation": self.representation, "classes": self.estimator.classes,
+            "term": self.objective.name, **self.objective.settings(), "representation": self.representation,
+            "every": self.compute.every, "draw": self.compute.draw, "classes": self.compute.classes,
+            "views": self._views.count, "set_size": self.weighting.set_size,
             "input_space": str(self._given_space) if self._given_space is not None else None,
         }  # fmt: skip
 
@@ -303,8 +329,8 @@ class Regularizer:
         """Everything a continued run needs: what was measured, the generators, the history; and what it belongs to."""
         self._keeper.provisional.settle()
         return {
-            "weighting": self.weighting.state_dict(),
-            **self.estimator.state_dict(),
+            "weighting": self._lambda.state_dict(),
+            **self._estimator.state_dict(),
             "rounds": self.rounds,
             "seen": self._keeper.seen,
             "history": self.history.state_dict(),
@@ -317,10 +343,10 @@ class Regularizer:
 
         Raises:
             WeightError: it is of another weight or weighting.
-            InputError: it is no such state, or of another term, space, temperature, `every`, `draw`, ... or pool.
+            InputError: it is no such state, or of another term, representation, `every`, `draw`, ... or pool.
         """
         check_kind(state)
-        self.weighting.check(state["weighting"])
+        self._lambda.check(state["weighting"])
         check_settings(state["settings"], self.settings())
         if self.pool.pending:
             self._expected_pool = state.get("pool")
@@ -337,8 +363,8 @@ class Regularizer:
             ) from error
 
     def _take(self, state: dict[str, Any]) -> None:
-        self.weighting.load_state_dict(state["weighting"])
-        self.estimator.load_state_dict(state)
+        self._lambda.load_state_dict(state["weighting"])
+        self._estimator.load_state_dict(state)
         self.history.load_state_dict(state["history"])
         self._keeper.rounds = self.watch.rounds = int(state["rounds"])
         self._keeper.seen = int(state["seen"])
@@ -376,7 +402,7 @@ class Regularizer:
         check_pool(self._expected_pool, self.pool)
         if self.input_space is None:  # by name, of a pool that was not there yet
             self._to_pool.space = self.pool.space_of(self._given_space)
-        self.pool.check_draw(self.estimator.draw)
+        self.pool.check_draw(self.compute.draw)
         self.pool.check_classes(labels)
         self.pool.probe(views, self.input_space, self.representation)
         for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.objective.keeps_real):

@@ -16,9 +16,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from ddplug.core.autograd import Call, Identity, gather, leaves, uncompiled
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
+from ddplug.core.options import Schedule
 from ddplug.core.provisional import ProvisionalRounds, Snapshot, ThreadLock
 from ddplug.core.watch import LOOKED_AT, Watch
-from ddplug.core.weighting import Absolute, Schedule, Weighting, scheduled
+from ddplug.core.weighting import FixedLambda, Lambda, scheduled
 from ddplug.errors import InputError, noted
 from ddplug.terms.base import Groups
 from ddplug.utils.processes import Processes
@@ -129,9 +130,9 @@ class RoundKeeper:
     """
 
     estimator: Estimator
-    weighting: Weighting
+    weighting: Lambda
     watch: Watch
-    weight: float | str
+    weight: float
     every: int
     set_size: int | None
     schedule: Schedule | None
@@ -438,7 +439,7 @@ class RoundKeeper:
         whole = any(call.block is not None for call in calls)
         expected = whole or self.set_size is not None or self.estimator.classes is not None
         single = int(classes[0]) if len(classes) == 1 and not expected else None
-        absolute = isinstance(self.weighting, Absolute) and self.weight != 0
+        absolute = isinstance(self.weighting, FixedLambda) and self.weight != 0
         adds_up = not whole and self.watch.rounds < LOOKED_AT and self.provisional.adds_up(calls)
         self.watch.began(single, absolute=absolute, adds_up=adds_up)
 
@@ -500,7 +501,7 @@ class RoundKeeper:
                 f"the gradient of {self.estimator.objective.label} had more than {EXCESS} times the share of the "
                 f"host's own that weight={self.weight} asks for, in round {round_.number} or shortly before. Since "
                 "lambda was measured, the term's gradient has grown or the host's has fallen; nothing was clipped. "
-                "Calibrate over more rounds (calibrate=), or measure all the time with weighting='sustained'.",
+                "Measure it over more rounds, ddplug.Relative(rounds=...), or all the time, weighting='sustained'.",
             )
         if read and self.history.skipped > self.skips_reported:
             self.skips_reported = self.history.skipped

@@ -8,39 +8,22 @@ function whose share decays as the term falls, or measured anew all the time ("s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from numbers import Real
 from statistics import median_low
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddplug.choices import WeightingName as WeightingName
+from ddplug.core import options
+from ddplug.core.options import Schedule
 from ddplug.errors import WeightError
-
-Schedule = Callable[[int], float]
-"""Round number, from 0, to a factor on lambda."""
 
 BOUND = 10.0
 """How many times the lambda of the first rounds a sustained one may become, as the term may all but vanish."""
 
-# Lambda in the paper's public code (arXiv 2412.09945), by host, data set and images per class.
-PAPER_WEIGHTS: dict[tuple[str, str, int], float] = {
-    ("dm", "svhn", 10): 18000, ("dm", "svhn", 50): 500,
-    ("dm", "cifar10", 10): 8000, ("dm", "cifar10", 50): 2000,
-    ("dm", "cifar100", 10): 2000, ("dm", "cifar100", 50): 500,
-    ("dc", "cifar10", 10): 50000, ("dc", "cifar10", 50): 10000,
-    ("dsa", "svhn", 10): 80000, ("dsa", "svhn", 50): 10000,
-    ("dsa", "cifar10", 10): 50000, ("dsa", "cifar10", 50): 10000,
-    ("dsa", "cifar100", 10): 80000, ("dsa", "cifar100", 50): 20000,
-    ("idc", "svhn", 10): 50, ("idc", "svhn", 50): 50,
-    ("idc", "cifar10", 10): 100, ("idc", "cifar10", 50): 50,
-    ("idc", "cifar100", 10): 100, ("idc", "cifar100", 50): 50,
-}  # fmt: skip
 
-
-class Absolute:
+class FixedLambda:
     """Lambda as given."""
 
     kind = "absolute"
@@ -48,7 +31,7 @@ class Absolute:
     """Whether the rounds to come are to be observed."""
 
     def __init__(self, lam: float) -> None:
-        self.lam: float | None = check_weight(lam)
+        self.lam: float | None = lam
         self.so_far = self.lam
         self.share = math.inf
         """No share was asked for."""
@@ -69,7 +52,7 @@ class Absolute:
         self.check(state)
 
 
-class Relative:
+class MeasuredLambda:
     """Lambda such that CMI's gradient on the views has `share` of the norm of the host's own.
 
     Squared norms are summed over a passage of the set, which a host that steps on parts of it makes in several rounds.
@@ -80,13 +63,8 @@ class Relative:
 
     kind = "relative"
 
-    def __init__(self, share: float, rounds: int = 10) -> None:
-        self.share = check_weight(share)
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise WeightError(
-                f"calibration needs a whole number of rounds >= 1, got {rounds!r}. Use weighting='absolute' for none."
-            )
-        self.rounds = rounds
+    def __init__(self, share: float, rounds: int) -> None:
+        self.share, self.rounds = share, rounds
         self.lam: float | None = None
         self.factor = 1.0
         """A factor on lambda besides the share, where views of part of a host's batch stand for all of it."""
@@ -175,17 +153,17 @@ class Relative:
         self.factor = state.get("factor", self.factor)
 
 
-class Sustained(Relative):
+class SustainedLambda(MeasuredLambda):
     """Lambda measured anew over every `rounds` passages of the whole set, so that the share is kept up.
 
-    Every lambda comes from the passages since the last one was set, as in `Relative`. It is at most `BOUND` times the
-    first: where CMI all but vanishes, the rest of its gradient means nothing. After the first lambda, a device is
+    Every lambda comes from the passages since the last one was set, as in `MeasuredLambda`. It is at most `BOUND` times
+    the first: where CMI all but vanishes, the rest of its gradient means nothing. After the first lambda, a device is
     waited for only when lambda changes.
     """
 
     kind = "sustained"
 
-    def __init__(self, share: float, rounds: int = 10) -> None:
+    def __init__(self, share: float, rounds: int) -> None:
         super().__init__(share, rounds)
         self.first: float | None = None
         """The first lambda."""
@@ -222,60 +200,17 @@ class Sustained(Relative):
         self.first = state["first"]
 
 
-Weighting = Absolute | Relative | Sustained
-"""How lambda comes about: `lam` once it is settled, `so_far` at any time."""
+Lambda = FixedLambda | MeasuredLambda
+"""The state of a weighting: `lam` once it is settled, `so_far` at any time."""
 
 
-def make_weighting(
-    weight: float | str,
-    weighting: WeightingName = "relative",
-    *,
-    calibrate: int = 10,
-    setting: tuple[str, str, int] | None = None,
-) -> Weighting:
-    """The weighting that the user's `weight=` and `weighting=` mean.
-
-    Args:
-        weight: a share (relative) or a lambda (absolute), finite and >= 0; or "paper" for the paper's lambda.
-        weighting: "relative", "sustained" or "absolute"; the paper's weights are absolute whatever is said here.
-        calibrate: rounds over which a share is turned into a lambda.
-        setting: (host, data set, images per class), which "paper" looks up.
-
-    Raises:
-        WeightError: negative, NaN or infinite weights, unknown names, a setting that the paper has no weight for.
-    """
-    if isinstance(weight, str):
-        if weight != "paper":
-            raise WeightError(f"unknown weight {weight!r}, expected a number >= 0 or 'paper'.")
-        return Absolute(paper_weight(setting))
-    kinds = {"relative": Relative, "sustained": Sustained}
-    if weighting in kinds:
-        return kinds[weighting](weight, calibrate)
-    if weighting == "absolute":
-        return Absolute(weight)
-    raise WeightError(
-        f"unknown weighting {weighting!r}, expected one of {', '.join(map(repr, get_args(WeightingName)))}."
-    )
-
-
-def paper_weight(setting: tuple[str, str, int] | None) -> float:
-    """The lambda of the paper's public code for (host, data set, images per class); `WeightError` if it has none."""
-    if setting is None:
-        raise WeightError(
-            "weight='paper' needs to know what to look up: pass setting=(host, data set, images per class), "
-            "e.g. ('dm', 'cifar10', 10), or give the weight as a number."
-        )
-    if not (isinstance(setting, tuple | list) and [type(part) for part in setting] == [str, str, int]):
-        raise WeightError(
-            f"setting must be (host, data set, images per class), got {setting!r}; e.g. ('dm', 'cifar10', 10)."
-        )
-    host, dataset, ipc = setting
-    key = (host.lower(), dataset.lower().replace("-", ""), ipc)
-    if key not in PAPER_WEIGHTS:
-        near = sorted(f"{d} ipc {i}" for h, d, i in PAPER_WEIGHTS if h == key[0])
-        known = f"for {host} it has {', '.join(near)}" if near else "it has none at all for this host"
-        raise WeightError(f"the paper gives no weight for {host}, {dataset}, {ipc} images per class ({known}).")
-    return PAPER_WEIGHTS[key]
+def start(weight: float, weighting: options.Weighting) -> Lambda:
+    """Return the lambda of `weighting` before the first round; `WeightError` unless `weight` is finite and >= 0."""
+    weight = check_weight(weight)
+    if isinstance(weighting, options.Absolute):
+        return FixedLambda(weight * weighting.unit)
+    kind = SustainedLambda if isinstance(weighting, options.Sustained) else MeasuredLambda
+    return kind(weight, weighting.rounds)
 
 
 def warmup(rounds: int) -> Schedule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddplug.core.options import HOSTS
+from ddplug.core.flags import HOSTS, keywords
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import noted
 from ddplug.hosting.host import upstream
@@ -29,8 +29,8 @@ def start(host: str, args: Any, **context: Any) -> Layer:
     adapter = upstream(host)
     pool = resolve(options["proxies"], adapter, args, context)
     regularizer = Regularizer(
-        pool, options["weight"], setting=adapter.setting(args),
-        input_space=pool.derived_space(adapter.space(args, context)), **{name: options[name] for name in HOSTS},
+        pool, input_space=pool.derived_space(adapter.space(args, context)),
+        **keywords(options["weight"], adapter.setting(args), **{name: options[name] for name in HOSTS}),
     )  # fmt: skip
     regularizer.real.sample_from(lambda: adapter.real(args, context))
     say(f"ddplug: {host}, weight {options['weight']}, {pool}")

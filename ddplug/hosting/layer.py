@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from ddplug.core.regularizer import Regularizer
-from ddplug.core.weighting import Relative
 from ddplug.errors import RAISED, FileError, HostError, InputError, noted
 from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner, Views
@@ -165,8 +164,9 @@ class Layer:
         history = reg.history.state_dict()[self._before[1] :]
         content = {
             "format": "ddplug-run", "version": 1, **self.facts, "weight": reg.weight, "lambda": reg.lam,
-            "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.every,
-            "representation": reg.representation, "temperature": reg.temperature,
+            "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.compute.every,
+            "representation": reg.representation,
+            "temperature": float(reg.objective.settings().get("temperature", 1.0)),
             "term": {"name": reg.objective.name, "label": reg.objective.label, "unit": reg.objective.unit},
             "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
             "skipped": sum(round_["skipped"] for round_ in history), "history": history,
@@ -229,10 +229,8 @@ def layer_of(
     regularizer.watch.where = f"host {host}"
     if adapter.class_by_class:
         regularizer.watch.expect("one class per round")
-    if steps > 1 and inner != "all" and isinstance(regularizer.weighting, Relative):
-        # A share is measured on the views of one step. Over all steps the host's gradient is sqrt(steps) times as long
-        # as there, and CMI's, a mean over steps times as many views, 1/sqrt(steps) times: so lambda is `steps` times.
-        regularizer.weighting.factor = float(steps)
+    if steps > 1 and inner != "all":
+        regularizer.stands_for(steps)
     facts = {"host": host, "dataset": dataset, "ipc": ipc}
     return Layer(regularizer, views=views, steps=steps, inner=inner, record=adapter.record(args, context), facts=facts)
 

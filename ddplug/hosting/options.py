@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
-from ddplug.core.options import ABOUT, meant
+from ddplug.choices import Inner as Inner
+from ddplug.core.flags import FLAGS, read
 
-Inner = Literal["one", "last", "all"]
 Views = Literal["host", "clean"]
 
 
@@ -32,8 +32,8 @@ OPTIONS = (
     Option("proxies", str, "", "a pool's folder, buffer:PATH or idc:PATH; else the host's experts, else a small pool"),
     Option("views", str, "host", "the host's augmented views, or the clean images", get_args(Views)),
     *(
-        Option(name, about.scalar, about.spell(about.default), about.help, about.choices)
-        for name, about in ABOUT.items()
+        Option(name, about.scalar, about.written(about.default), about.help, about.choices)
+        for name, about in FLAGS.items()
         if about.hosts
     ),
 )
@@ -63,4 +63,4 @@ def add_config(config: Any, *, inner: bool = False) -> None:
 def options_of(args: Any) -> dict[str, Any]:
     """Read our options from `args`, a host's options or config; the regulariser's as its parameters."""
     found = {option.name: getattr(args, f"cmi_{option.name}", option.default) for option in (*OPTIONS, INNER)}
-    return {name: meant(name, said) if name in ABOUT else said for name, said in found.items()}
+    return {name: read(name, said) if name in FLAGS else said for name, said in found.items()}

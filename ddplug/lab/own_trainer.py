@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddplug.attaching.attach import Handle, attach
+from ddplug.core.flags import keywords
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import SyntheticSet, save_set
@@ -59,7 +60,7 @@ class Own:
         """Raise for a set or a regulariser that cannot be made, before anything is done."""
         settings, trainer = self.settings, self.trainer(0)
         for arm in arms:
-            regularizer = Regularizer(self.pool, arm.weight, data=self.data, **self._options(arm))
+            regularizer = Regularizer(self.pool, data=self.data, **self._options(arm))
             regularizer.pool.check(trainer.images, self.data.space)
         settings.check_arms(arms, settings.ipc, -(-settings.iterations // settings.option("every")))
 
@@ -95,19 +96,13 @@ class Own:
         )  # fmt: skip
 
     def _attached(self, trainer: DistributionMatching, run: Run) -> Handle:
-        return attach(
-            trainer, run.arm.weight, proxies=self.pool, views=run.arm.views, seed=run.seed, **self._options(run.arm)
-        )
+        options = self._options(run.arm, run.seed)
+        return attach(trainer, proxies=self.pool, augment="none" if run.arm.views == "clean" else "host", **options)
 
-    def _options(self, arm: Arm) -> dict[str, Any]:
+    def _options(self, arm: Arm, seed: int = 0) -> dict[str, Any]:
         """Return the regulariser's options of a run."""
-        setting = ("dm", self.data.name, self.settings.ipc)
-        return {
-            "term": self.settings.term_of(arm),
-            "setting": setting,
-            "announce": _silent,
-            **self.settings.regularizer,
-        }
+        flags = {**self.settings.regularizer, "term": self.settings.term_of(arm), "seed": seed}
+        return {**keywords(arm.weight, ("dm", self.data.name, self.settings.ipc), **flags), "announce": _silent}
 
     def _stretch(self, trainer: DistributionMatching, meter: Meter, goal: int, tell: Callable[[int], object]) -> None:
         """Iterations up to `goal`, or as many as fit between two saves; at least one."""
@@ -129,14 +124,12 @@ class Own:
         """
         if run.arm.baseline or handle.lam is None:
             return None
-        kept = ("temperature", "draw", "precision", "chunk", "views_per_image")
-        options = {name: value for name, value in self.settings.regularizer.items() if name in kept}
-        probe = Regularizer(
-            self.pool, 1.0, term=self.settings.term_of(run.arm), weighting="absolute", data=self.data,
-            representation=handle.regularizer.representation,
-            input_space=self.pool.derived_space(self.data.space), seed=run.seed,
-            announce=_silent, **options,
-        )  # fmt: skip
+        options = self._options(run.arm, run.seed)
+        compute = replace(options["compute"], every=1, classes=None, compile=False)
+        options |= {"weight": 1.0, "weighting": "absolute", "compute": compute}
+        options["representation"] = handle.regularizer.representation
+        space = self.pool.derived_space(self.data.space)
+        probe = Regularizer(self.pool, data=self.data, input_space=space, **options)
         before = trainer.state_dict()
         host = cmi = 0.0
         handle.regularizer.enabled = False  # the host's own gradient is what is asked for

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from ddplug.attaching.places import Views
-from ddplug.core.options import ABOUT, COMPARED
+from ddplug.core.flags import COMPARED, FLAGS
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError, WeightError
 from ddplug.lab.dm_trainer import Init, check_init
@@ -130,7 +130,7 @@ class Settings:
     term: str = "cmi"
     """What is added to the host's loss, unless an arm says otherwise, and what is measured of all sets."""
     regularizer: Mapping[str, Any] = field(default_factory=dict)
-    """Of `ddplug.core.options.Options`, as far as they are not the defaults."""
+    """Of `ddplug.core.flags.FLAGS`, as far as they are not the defaults."""
     arguments: tuple[str, ...] | None = None
     """An upstream host's own, which then say what the settings of our trainer would."""
 
@@ -156,7 +156,7 @@ class Settings:
 
     def option(self, name: str) -> Any:
         """An option of the regulariser: as given, else its default."""
-        return self.regularizer.get(name, ABOUT[name].default)
+        return self.regularizer.get(name, FLAGS[name].default)
 
     def judged_at(self, iteration: int, last: int) -> int:
         """Return the number of networks that judge the set of `iteration`; that of `last` is the last set."""

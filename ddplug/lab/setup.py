@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ddplug.core.options import ABOUT
+from ddplug.core.flags import FLAGS
 from ddplug.datasets.images import ImageData
 from ddplug.lab.compare import Distiller, compare
 from ddplug.lab.judge import Judge
@@ -44,7 +44,7 @@ class Setup:
     def unusual(self) -> dict[str, Any]:
         """The regulariser's options, and the term, that are not as they are by default."""
         settings = self.settings
-        given = {name: value for name, value in settings.regularizer.items() if value != ABOUT[name].default}
+        given = {name: value for name, value in settings.regularizer.items() if value != FLAGS[name].default}
         return given if settings.term == Settings.term else {"term": settings.term, **given}
 
     def compare(self, arms: Sequence[Arm], seeds: int, out: str | Path, judge: Judge, **more: Any) -> dict[str, Any]:

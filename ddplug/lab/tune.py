@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ddplug.core.options import ABOUT
+from ddplug.core.flags import FLAGS, code
 from ddplug.errors import DataError, InputError
 from ddplug.lab.folder import SETTINGS
 from ddplug.lab.plan import arms
@@ -88,7 +88,7 @@ def tune(
     if confirm < 2:
         raise InputError(f"a confirmation needs at least 2 seeds for its interval, got {confirm}.")
     for name, values in options.items():
-        allowed = ABOUT[name].choices or ()
+        allowed = FLAGS[name].choices or ()
         if not values or len(set(values)) < len(values) or not set(values) <= set(allowed):
             raise InputError(f"{name} to sweep: some of {', '.join(allowed)}, each once, got {', '.join(values)}.")
     if (out / SETTINGS).is_file():
@@ -159,8 +159,7 @@ def said(
     verdict = "confirmed" if gain - half > 0 else "not confirmed: the interval contains 0, or lies below it"
     lines = [f"weight {weight_name(choice)}, {_options(choice, ' ')}: {shown}; {verdict}."]
     options = {**choice["options"], **(fixed or {})}
-    code = ", ".join([f"weight={choice['weight']!r}", *(f"{name}={value!r}" for name, value in options.items())])
-    lines.append(f"ddplug.attach(trainer, {code}, proxies={proxies!r})")
+    lines.append(f"ddplug.attach(trainer, {code(choice['weight'], **options)}, proxies={proxies!r})")
     begin = ["compare", host, "--weights", f"0,{weight_name(choice)}"]
     if host != "own":
         begin = ["run", host, "--weight", weight_name(choice)]
@@ -173,7 +172,7 @@ def said(
 def flag(name: str, value: Any) -> list[str]:
     """An option as the words of a command line."""
     spelt = f"--{name.replace('_', '-')}"
-    return [spelt] if value is True else [spelt, str(ABOUT[name].spell(value) if name in ABOUT else value)]
+    return [spelt] if value is True else [spelt, str(FLAGS[name].written(value) if name in FLAGS else value)]
 
 
 def _options(row: dict[str, Any], between: str) -> str:

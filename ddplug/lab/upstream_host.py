@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddplug.core.options import ABOUT, HOSTS
+from ddplug.core.flags import FLAGS, HOSTS, keywords
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import save_set
 from ddplug.errors import HostError, InputError
@@ -78,7 +78,7 @@ class Upstream:
             )
         for arm in arms:
             if not arm.baseline:
-                Regularizer(judge.pool, arm.weight, setting=setting, term=self.settings.term_of(arm), **options)
+                Regularizer(judge.pool, **keywords(arm.weight, setting, term=self.settings.term_of(arm), **options))
         self.settings.check_arms(arms, adapter.views_per_class(arguments))
         if not self.download:
             adapter.preflight(arguments)
@@ -151,14 +151,14 @@ class Upstream:
         if not run.arm.baseline:
             ours |= {
                 "views": run.arm.views, "seed": run.seed, "proxies": user_path(self.proxies).resolve(),
-                **({"term": term} if term != ABOUT["term"].default else {}),
-                **{name: ABOUT[name].spell(value) for name, value in self._options().items()},
+                **({"term": term} if term != FLAGS["term"].default else {}),
+                **{name: FLAGS[name].written(value) for name, value in self._options().items()},
             }  # fmt: skip
         return [f"--cmi_{name}={value}" for name, value in ours.items()]
 
     def _options(self) -> dict[str, Any]:
         """The regulariser's options that hosts have; `InputError` for another that is not left as it is."""
-        given = {name: value for name, value in self.settings.regularizer.items() if value != ABOUT[name].default}
+        given = {name: value for name, value in self.settings.regularizer.items() if value != FLAGS[name].default}
         if odd := sorted(set(given) - set(HOSTS)):
             raise InputError(f"{', '.join(odd)} cannot be set in a host; leave it out, or compare own.")
         return given

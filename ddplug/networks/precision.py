@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,17 +24,9 @@ from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from ddplug.choices import Precision as Precision
-from ddplug.errors import InputError
 
 COLOURS = 4
 """Channels that an image may have, for a convolution to be taken for the first."""
-
-
-def check_precision(precision: str) -> Precision:
-    """`precision` if it is one, else `InputError`."""
-    if precision not in get_args(Precision):
-        raise InputError(f"unknown precision {precision!r}, expected one of {', '.join(get_args(Precision))}.")
-    return precision  # type: ignore[return-value]
 
 
 def fast_bf16(device: torch.device | str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddplug.core.flags import keywords
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError, InputError
 from ddplug.hosting.layer import Layer, layer_of, require_rounds, started
@@ -83,7 +84,15 @@ class Unpatched:
         return [self.script.parent, *self.path, *files]
 
 
-def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, proxies: object, **options: Any) -> None:
+def run_unpatched(
+    given: Unpatched,
+    arguments: Sequence[str],
+    weight: float,
+    proxies: object,
+    *,
+    input_space: str | None = None,
+    **flags: Any,
+) -> None:
     """Run the script with the layer in, and say afterwards what it did.
 
     Args:
@@ -91,7 +100,8 @@ def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, pro
         arguments: the script's own command line.
         weight: share of the host's own gradient; 0 is the script alone, to the bit.
         proxies: a pool's folder, or whatever else `ProxyPool.of` takes.
-        options: of `ddplug.Regularizer`.
+        input_space: the views' normalisation; None if it is the pool's.
+        flags: values by the names in `ddplug.core.flags.FLAGS`.
 
     Raises:
         HostError: no such place, labels that cannot be told, or the layer never came into action.
@@ -111,7 +121,7 @@ def run_unpatched(given: Unpatched, arguments: Sequence[str], weight: float, pro
         )
     pool = ProxyPool.of(proxies)
     labels.classes = len(pool.info.class_names) if pool.info.class_names is not None else pool.proxies[0].outputs
-    regularizer = Regularizer(pool, weight, **options)
+    regularizer = Regularizer(pool, input_space=input_space, **keywords(weight, **flags))
     layer = _LayerAtCalls(given, regularizer, labels, steps)
     at = ViewCalls(layer.act, given.hosts(files), rows=rows, one=not given.at)
     say(f"ddplug: {given.name}, weight {weight}, {pool}, at {', '.join(map(str, places))}")

@@ -20,7 +20,7 @@ class Centralisation(Term):
     min_per_class = 2
     too_few = (
         "every class has exactly one image here, which is its own mean, so class centralisation is identically 0. Give "
-        "several views of every image (views_per_image=4), or use two or more images per class."
+        "several views of every image (views=4), or use two or more images per class."
     )
     additive_over_classes = True
 

@@ -27,12 +27,12 @@ from ddplug.terms.base import Groups, Term, group, register
 ONE_IMAGE_PER_CLASS = (
     "every class has exactly one image here, so its centroid is that image, CMI is identically 0 and its gradient "
     "vanishes. To regularise such a set, give several augmented views of every image with the image's label "
-    "(views_per_image=4 does that), or use two or more images per class."
+    "(views=4 does that), or use two or more images per class."
 )
 
 
 @register("cmi")
-class ConditionalMutualInformation(Term):
+class CMI(Term):
     """CMI of features given the class, in nats, between 0 and min(mean over images of log n_y, log d).
 
     Args:
@@ -83,7 +83,7 @@ def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor
     groups = checked(features, labels, temperature)
     if groups.one_image_per_class:
         warnings.warn(ONE_IMAGE_PER_CLASS, DDPlugWarning, stacklevel=2)
-    return ConditionalMutualInformation(temperature)(features, groups)
+    return CMI(temperature)(features, groups)
 
 
 def check_temperature(temperature: float) -> float:

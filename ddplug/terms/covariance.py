@@ -31,7 +31,7 @@ class Covariance(RealTerm):
     min_per_class = 2
     too_few = (
         "every class has exactly one image here, which is its own mean, so its covariance is 0 and cannot be matched. "
-        "Give several views of every image (views_per_image=4), or use two or more images per class."
+        "Give several views of every image (views=4), or use two or more images per class."
     )
 
     def __init__(self, positions: int = 1) -> None:

@@ -26,7 +26,7 @@ class Spread(Term):
     min_per_class = 2
     too_few = (
         "every class has exactly one image here, which no other image can differ from, so the spread is identically 0. "
-        "Give several views of every image (views_per_image=4), or use two or more images per class."
+        "Give several views of every image (views=4), or use two or more images per class."
     )
     additive_over_classes = True
 

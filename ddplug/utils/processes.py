@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -56,19 +57,31 @@ def environment_of_one() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
 class Processes:
-    """The processes of one run, and what they have to tell each other in a round.
+    """The processes of one run under torch.distributed, and their exchange in a round.
+
+    Gradient and lambda are those of one process with all images.
 
     Args:
-        sharing: what each of them has.
+        sharing: "sharded" (each process has images of its own, of one set), "averaged" (a part of each batch of one
+            set, whose gradients the host averages over the processes, as DDP does), "replicated" (the whole set),
+            "separate" (a run of its own), or "one", which is refused where there are several processes.
         group: of torch.distributed; None for all processes.
+
+    Raises:
+        InputError: an unknown `sharing`.
 
     Every process must take the same rounds in the same order. Whatever keeps one from it (it ended, raised, or takes
     fewer rounds) ends the others with a `ProcessError`, after the timeout of the group at the latest.
     """
 
-    def __init__(self, sharing: Sharing = "separate", group: Any = None) -> None:
-        self.sharing, self.group = sharing, group
+    sharing: Sharing = "separate"
+    group: Any = None
+
+    def __post_init__(self) -> None:
+        if self.sharing not in get_args(Sharing):
+            raise InputError(f"unknown processes={self.sharing!r}. {HOW} 'one' is refused where there are more.")
 
     @property
     def size(self) -> int:
@@ -110,7 +123,7 @@ class Processes:
                 "torch.distributed is not initialised. Call torch.distributed.init_process_group() before the layer."
             )
         if self.size < 1:
-            raise InputError("this process is none of the group= that was given; leave the layer out here.")
+            raise InputError("this process is not in the group that was given; leave the layer out here.")
 
     def agree(self, said: Mapping[str, Any], count: int) -> int:
         """`ProcessError` unless all processes say the same; returns the number of images that they have together.

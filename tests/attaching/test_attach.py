@@ -141,7 +141,7 @@ def test_the_loss_sees_the_tensor_that_the_regulariser_saw(pool: ddplug.ProxyPoo
 
 def test_state_continues_in_another_handle(pool: ddplug.ProxyPool, batch: Batch) -> None:
     first, second = Trainer(*batch), Trainer(*batch)
-    options: dict[str, Any] = {"weighting": "relative", "calibrate": 2}
+    options: dict[str, Any] = {"weighting": ddplug.Relative(2)}
     with attach(first, pool, **options) as handle:
         first.gradient(), first.gradient()
         state = handle.state_dict()
@@ -301,8 +301,10 @@ def test_a_round_by_the_handle(pool: ddplug.ProxyPool, batch: Batch) -> None:
 
 def test_a_fresh_handle_takes_a_state_of_an_unrolled_host(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """The inner steps' factor is no part of the share."""
-    first, second = (ddplug.Regularizer(pool, 0.5, calibrate=1, announce=lambda line: None) for _ in range(2))
-    first.weighting.factor = 30.0  # type: ignore[union-attr]
+    first, second = (
+        ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(1), announce=lambda line: None) for _ in range(2)
+    )
+    first.stands_for(30)
     leaf = batch[0].clone().requires_grad_()
     first(leaf, batch[1]).square().sum().backward()
     second.load_state_dict(first.state_dict())
@@ -311,7 +313,7 @@ def test_a_fresh_handle_takes_a_state_of_an_unrolled_host(pool: ddplug.ProxyPool
 
 
 def _lam(pool: ddplug.ProxyPool, batch: Batch) -> float:
-    plain = ddplug.Regularizer(pool, 0.5, calibrate=1, announce=lambda line: None)
+    plain = ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(1), announce=lambda line: None)
     plain(batch[0].clone().requires_grad_(), batch[1]).square().sum().backward()
     assert plain.lam is not None
     return plain.lam

@@ -116,7 +116,7 @@ def test_calls_that_are_not_regularised_are_no_turn_of_a_class(pool: ddplug.Prox
         return seen[-1]
 
     leaf = images.clone().requires_grad_()
-    with attach(trainer, pool, labels=noted, set_size=12):
+    with attach(trainer, pool, labels=noted, weighting=ddplug.Relative(set_size=12)):
         for _ in range(2):
             for c in range(3):
                 trainer.loss(leaf[labels == c]).backward()

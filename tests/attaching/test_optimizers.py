@@ -66,7 +66,7 @@ def test_an_optimizer_that_unscales_by_itself(pool: ddplug.ProxyPool, batch: Bat
         optimizer = torch.optim.SGD([leaf], lr=1.0, fused=True)
         if scale is not None:
             optimizer.grad_scale, optimizer.found_inf = scale, torch.tensor(0.0)  # type: ignore[attr-defined]
-        with attach(optimizer, pool, labels=batch[1], weighting="relative", calibrate=1) as handle:
+        with attach(optimizer, pool, labels=batch[1], weighting=ddplug.Relative(1)) as handle:
             for _ in range(2):
                 leaf.grad = torch.ones_like(leaf) * (1.0 if scale is None else scale)
                 with torch.no_grad():

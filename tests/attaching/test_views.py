@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +24,7 @@ def test_kornia_is_gone_after_detach_even_then(pool: ddplug.ProxyPool, batch: Ba
 
 def test_clean_views(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """The layer before the augmentation: CMI of the images themselves."""
-    check(Trainer(*batch), pool, batch, scale=1.0, views="clean")
+    check(Trainer(*batch), pool, batch, scale=1.0, augment="none")
 
     class Augment(nn.Module):
         def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -34,7 +32,7 @@ def test_clean_views(pool: ddplug.ProxyPool, batch: Batch) -> None:
 
     trainer = Trainer(*batch)
     trainer.augment = Augment()  # type: ignore[method-assign, assignment]
-    check(trainer, pool, batch, scale=1.0, views="clean")
+    check(trainer, pool, batch, scale=1.0, augment="none")
 
 
 class Siamese(Trainer):
@@ -68,10 +66,7 @@ class SiameseModule(Siamese):
 
 
 @pytest.mark.parametrize("kind", [Siamese, SiameseModule])
-@pytest.mark.parametrize("views", ["host", "clean"])
-def test_kornias_views_in_the_place_of_the_hosts(
-    pool: ddplug.ProxyPool, batch: Batch, kind: type[Siamese], views: Any
-) -> None:
+def test_kornias_views_in_the_place_of_the_hosts(pool: ddplug.ProxyPool, batch: Batch, kind: type[Siamese]) -> None:
     """Real batch, synthetic batch and regulariser share one draw, a new one each step."""
     from ddplug.augment.dsa import DSA
 
@@ -80,7 +75,7 @@ def test_kornias_views_in_the_place_of_the_hosts(
     forward = vars(trainer.augment).get("forward") if isinstance(trainer.augment, nn.Module) else None
     dsa, again = DSA(seed=4), DSA(seed=4)
     draws = []
-    with attach(trainer, pool, augment=dsa, views=views) as handle:
+    with attach(trainer, pool, augment=dsa) as handle:
         for _ in range(6):
             got = trainer.step()
             params = again.draw(trainer.images)
@@ -90,9 +85,7 @@ def test_kornias_views_in_the_place_of_the_hosts(
             assert torch.equal(trainer.real[-1], seen)
             assert torch.equal(trainer.seen[-1], seen)
             loss = (seen.detach().mean() - seen).square().sum()
-            (expected,) = torch.autograd.grad(
-                loss + LAM * ddplug.CMI(pool)(leaf if views == "clean" else seen, batch[1]), leaf
-            )
+            (expected,) = torch.autograd.grad(loss + LAM * ddplug.CMI(pool)(seen, batch[1]), leaf)
             torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
         assert len(handle.history) == 1  # each gradient but the last is wiped without a step
     assert len(set(draws)) > 1
@@ -114,10 +107,9 @@ def test_kornia_by_name(pool: ddplug.ProxyPool, batch: Batch) -> None:
 def test_views_that_cannot_be_had(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
     for options, says in (
-        ({"at": "loss", "views": "clean"}, "sees no clean images"),
+        ({"at": "loss", "augment": "none"}, "sees no clean images"),
         ({"at": "loss", "augment": "kornia"}, "no augmentation to replace"),
-        ({"views": "all"}, "unknown views 'all'"),
-        ({"augment": "albumentations"}, "unknown augment 'albumentations', expected 'kornia'"),
+        ({"augment": "albumentations"}, "unknown augment 'albumentations', expected 'host', 'none', 'kornia'"),
     ):
         with pytest.raises(ddplug.AttachError, match=says):
             attach(trainer, pool, **options)  # type: ignore[arg-type]
@@ -140,7 +132,7 @@ def test_views_per_image_at_one_image_per_class(pool: ddplug.ProxyPool, batch: B
 
     before = measured()
     leaf = trainer.images
-    with attach(trainer, pool, views="clean", views_per_image=4, seed=1) as handle:
+    with attach(trainer, pool, augment="none", views=4, seed=1) as handle:
         for _ in range(40):
             leaf.grad = None
             (trainer.augment(leaf, labels) * 0).sum().backward()
@@ -157,12 +149,12 @@ def test_views_per_image_is_cmi_of_those_views(pool: ddplug.ProxyPool, batch: Ba
     from ddplug.augment.dsa import DSA
 
     images, labels = batch
-    regularizer = ddplug.Regularizer(pool, LAM, weighting="absolute", views_per_image=3, view=DSA(seed=5))
+    regularizer = ddplug.Regularizer(pool, LAM, weighting="absolute", views=ddplug.Views(3, DSA(seed=5)))
     leaf = images.clone().requires_grad_()
     regularizer(leaf, labels).sum().backward()
     again, dsa = images.clone().requires_grad_(), DSA(seed=5)
     seen = torch.cat([dsa(again) for _ in range(3)])
     (again.sum() + LAM * ddplug.CMI(pool)(seen, labels.repeat(3))).backward()
     torch.testing.assert_close(leaf.grad, again.grad, rtol=1e-12, atol=0)
-    with pytest.raises(ddplug.InputError, match="views_per_image must be a whole number >= 1"):
-        ddplug.Regularizer(pool, 0.1, views_per_image=0)
+    with pytest.raises(ddplug.InputError, match="views must be a whole number >= 1"):
+        ddplug.Regularizer(pool, 0.1, views=0)

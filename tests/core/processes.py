@@ -29,7 +29,7 @@ from ddplug.errors import ProcessError
 from ddplug.terms import Groups, Term
 
 CHECKS: dict[str, Callable[[Any], None]] = {}
-QUIET: dict[str, Any] = {"announce": lambda line: None, "calibrate": 2}
+QUIET: dict[str, Any] = {"announce": lambda line: None, "weighting": ddplug.Relative(2)}
 
 
 def check(function: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -63,9 +63,12 @@ UNEVEN = {2: [[9, 3], [1, 11], [12, 0]], 4: [[5, 1, 4, 2], [1, 1, 9, 1], [0, 6, 
 """The second splits off one image, so one class; in the third a process has nothing."""
 
 
+KINDS = {"relative": ddplug.Relative(2), "sustained": ddplug.Sustained(2), "absolute": ddplug.Absolute()}
+
+
 def layer(group: Any, sharing: Any, weight: float = 0.7, **options: Any) -> ddplug.Regularizer:
     proxies = options.pop("proxies", None) or pool()
-    return ddplug.Regularizer(proxies, weight, processes=sharing, group=group, **{**QUIET, **options})
+    return ddplug.Regularizer(proxies, weight, processes=ddplug.Processes(sharing, group), **{**QUIET, **options})
 
 
 def train(regularizer: Any, images: Tensor, labels: Tensor, steps: int = 5) -> Tensor:
@@ -94,8 +97,8 @@ def same_history(one: Any, other: Any) -> None:
         # Sums in another order.
         assert second.value == pytest.approx(first.value, rel=1e-12)
         assert second.share == (None if first.share is None else pytest.approx(first.share, rel=1e-12))
-    measured = other.weighting.state_dict()
-    for key, value in one.weighting.state_dict().items():
+    measured = other.state_dict()["weighting"]
+    for key, value in one.state_dict()["weighting"].items():
         if isinstance(value, float | list):
             kept, expected = (torch.tensor(each, dtype=torch.float64) for each in (measured[key], value))
             torch.testing.assert_close(kept, expected, rtol=1e-12, atol=0.0)
@@ -108,10 +111,10 @@ def shards(group: Any) -> None:
     images, labels = whole_set()
     size = dist.get_world_size()
     for weighting in ("absolute", "relative", "sustained"):
-        one = layer(None, "separate", weighting=weighting)
+        one = layer(None, "separate", weighting=KINDS[weighting])
         expected = train(one, images, labels)
         for rows in (even(), *map(here, UNEVEN[size])):
-            regularizer = layer(group, "sharded", weighting=weighting)
+            regularizer = layer(group, "sharded", weighting=KINDS[weighting])
             same(train(regularizer, images[rows], labels[rows]), expected[:, rows])
             same_history(one, regularizer)
             assert regularizer.lam == pytest.approx(one.lam, rel=1e-12)
@@ -139,13 +142,13 @@ def options(group: Any) -> None:
     several: list[dict[str, Any]] = [
         {"term": Spread()},
         {"term": Apart()},
-        {"classes": 2, "weighting": "absolute"},
-        {"draw": 2, "chunk": 2, "representation": "feature"},
-        {"set_size": 24},
-        {"every": 2},
-        {"views_per_image": 2, "view": torch.tanh},
+        {"compute": ddplug.Compute(classes=2), "weighting": "absolute"},
+        {"compute": ddplug.Compute(chunk=2, draw=2), "representation": "feature"},
+        {"weighting": ddplug.Relative(2, set_size=24)},
+        {"compute": ddplug.Compute(every=2)},
+        {"views": ddplug.Views(2, torch.tanh)},
         {"weight": 0, "record": True},
-        {"schedule": lambda number: 1 / (1 + number)},
+        {"weighting": ddplug.Relative(2, schedule=lambda number: 1 / (1 + number))},
     ]
     for given in several:
         one, regularizer = layer(None, "separate", **given), layer(group, "sharded", **given)
@@ -231,9 +234,9 @@ def alone(regularizer: Any) -> Tensor:
 def averaged_by_ddp(group: Any) -> None:
     """Each process takes its part of one set, and DDP divides by their number: so it does in the regulariser's part."""
     for weighting in ("absolute", "relative", "sustained"):
-        one = layer(None, "separate", weighting=weighting)
+        one = layer(None, "separate", weighting=KINDS[weighting])
         expected = alone(one)
-        regularizer = layer(group, "averaged", weighting=weighting)
+        regularizer = layer(group, "averaged", weighting=KINDS[weighting])
         same(train_parallel(group, regularizer, even(), mean_loss), expected)
         same_history(one, regularizer)
 
@@ -241,7 +244,7 @@ def averaged_by_ddp(group: Any) -> None:
 @check
 def replicated(group: Any) -> None:
     """The whole set in each process counts once, whether gradients are averaged or not."""
-    for given in ({"weighting": "absolute"}, {}, {"set_size": 12}):
+    for given in ({"weighting": "absolute"}, {}, {"weighting": ddplug.Relative(2, set_size=12)}):
         one = layer(None, "separate", **given)
         expected = alone(one)
         regularizer = layer(group, "replicated", **given)
@@ -254,9 +257,9 @@ def replicated(group: Any) -> None:
 def replicated_with_other_real_images(group: Any) -> None:
     """Lambda goes by the root mean square of the processes' own gradients, and is one."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    regularizer = layer(group, "replicated", weighting="relative", calibrate=1)
+    regularizer = layer(group, "replicated", weighting=ddplug.Relative(1))
     train_parallel(group, regularizer, slice(None), lambda views, step: mean_loss(views, 0) * (1 + rank))
-    one = layer(None, "separate", weighting="relative", calibrate=1)
+    one = layer(None, "separate", weighting=ddplug.Relative(1))
     alone(one)
     assert one.lam is not None
     rms = (sum((1 + other) ** 2 for other in range(size)) / size) ** 0.5
@@ -274,7 +277,9 @@ def attached_to_the_optimizer(group: Any) -> None:
     def stepped(mine: slice, sharing: Any, of: Any) -> Tensor:
         leaf = images[mine].clone().requires_grad_()
         optimizer = torch.optim.SGD([leaf], lr=0.01)
-        with ddplug.attach(optimizer, 0.7, proxies=pool(), labels=labels[mine], processes=sharing, group=of, **QUIET):
+        with ddplug.attach(
+            optimizer, 0.7, proxies=pool(), labels=labels[mine], processes=ddplug.Processes(sharing, of), **QUIET
+        ):
             for _ in range(4):
                 optimizer.zero_grad()
                 if sharing != "sharded" or rank != 1:  # else there is no gradient at all
@@ -329,13 +334,13 @@ def said_wrongly(group: Any) -> None:
     differing: list[tuple[str, dict[str, Any]]] = [
         ("the proxies drawn", {"seed": rank}),
         ("weight", {"weight": 1.0 + rank}),
-        ("temperature", {"temperature": 1.0 + rank}),
+        ("temperature", {"term": ddplug.terms.CMI(1.0 + rank)}),
         ("the proxies", {"proxies": ddplug.ProxyPool.from_modules([tiny_network(rank)])}),
     ]
     for name, given in differing:
         with pytest.raises(ProcessError, match=f"differ in {name}: .* in process 0, .* in process 1"):
             train(layer(group, "sharded", **given), images[rows], labels[rows])
-    ahead = layer(group, "replicated", every=2)
+    ahead = layer(group, "replicated", compute=ddplug.Compute(every=2))
     if rank == 1:
         ahead._keeper.rounds = 2
     with pytest.raises(ProcessError, match=r"differ in the number of rounds: 0 in process 0, 2 in process 1"):

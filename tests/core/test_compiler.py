@@ -14,7 +14,7 @@ import sys, torch, ddplug
 from torch import nn
 torch.set_num_threads(1)
 pool = ddplug.ProxyPool.from_modules([nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 2))])
-layer = ddplug.Regularizer(pool, 1.0, weighting="absolute", compile=True)
+layer = ddplug.Regularizer(pool, 1.0, weighting="absolute", compute=ddplug.Compute(compile=True))
 try:
     layer(torch.randn(4, 3, 2, 2).requires_grad_(), torch.tensor([0, 0, 1, 1])).sum().backward()
 except ddplug.ProxyError as error:

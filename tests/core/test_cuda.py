@@ -40,7 +40,7 @@ def test_the_layer_equals_the_cpus(network: Callable[..., nn.Module], batch: tup
     gradients = []
     for device in ("cpu", "cuda"):
         pool = ddplug.ProxyPool.from_modules([network(seed) for seed in range(3)])
-        regularizer = ddplug.Regularizer(pool, 0.5, calibrate=3, announce=lambda line: None)
+        regularizer = ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(3), announce=lambda line: None)
         leaf = images.to(device).requires_grad_()
         for _ in range(100):
             (regularizer(leaf * 2, labels) ** 2).sum().backward()
@@ -117,15 +117,15 @@ def gradients(pool: ddplug.ProxyPool, rounds: int = 8, images: int = 60, **optio
 
 def test_precision_on_the_device() -> None:
     pool = ddplug.ProxyPool.from_modules(convnets(1))
-    exact, _ = gradients(pool, 1, precision="exact")
-    auto, _ = gradients(pool, 1, precision="auto")
+    exact, _ = gradients(pool, 1, compute=ddplug.Compute(precision="exact"))
+    auto, _ = gradients(pool, 1, compute=ddplug.Compute(precision="auto"))
     assert torch.cosine_similarity(auto[0].flatten(), exact[0].flatten(), 0).item() >= 0.999
 
 
 def test_pieces_equal_the_whole_batch_on_the_device() -> None:
     pool = ddplug.ProxyPool.from_modules([network.double() for network in convnets(1, width=16)])
-    whole, _ = gradients(pool, 1, chunk=60)
-    pieces, _ = gradients(pool, 1, chunk=7)
+    whole, _ = gradients(pool, 1, compute=ddplug.Compute(chunk=60))
+    pieces, _ = gradients(pool, 1, compute=ddplug.Compute(chunk=7))
     assert ((pieces[0] - whole[0]).norm() / whole[0].norm()).item() < 1e-6
 
 

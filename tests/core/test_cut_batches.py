@@ -23,7 +23,12 @@ HALF_ULP = 2.0**-24
 
 
 def layer(pool: ddplug.ProxyPool, weight: float = 0.7, **options: Any) -> ddplug.Regularizer:
-    options = {"weighting": "absolute", "precision": "exact", "announce": lambda line: None, **options}
+    options = {
+        "weighting": "absolute",
+        "compute": ddplug.Compute(precision="exact"),
+        "announce": lambda line: None,
+        **options,
+    }
     return ddplug.Regularizer(pool, weight, **options)
 
 
@@ -92,7 +97,8 @@ def test_lambda_and_gradient_are_those_of_the_whole_batch(
     pool = ddplug.ProxyPool.from_modules([network(7).to(dtype)])
     rows = parts(labels)
     weight = 40.0 if weighting == "absolute" else 0.5
-    one, several = (layer(pool, weight, weighting=weighting, calibrate=2) for _ in range(2))
+    kinds = {"relative": ddplug.Relative(2), "sustained": ddplug.Sustained(2), "absolute": ddplug.Absolute()}
+    one, several = (layer(pool, weight, weighting=kinds[weighting]) for _ in range(2))
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
     for shift in range(4):
         expected = whole(images + 0.1 * shift, labels, one)
@@ -125,7 +131,7 @@ def test_a_host_that_steps_class_by_class_says_of_how_many_images_its_set_is(
     """As IDM does: each class's images have a step of their own, and lambda means what it does on all at once."""
     images, labels = batch
     expected, got = whole(images, labels, layer(pool, 40.0)), torch.zeros_like(images)
-    regularizer = layer(pool, 40.0, set_size=12)
+    regularizer = layer(pool, 40.0, weighting=ddplug.Absolute(set_size=12))
     for rows in class_rows(labels):
         leaf = images.clone().requires_grad_()
         (host(regularizer(1.5 * leaf[rows], labels[rows])) * len(rows) / 12).backward()
@@ -138,9 +144,9 @@ def test_a_host_that_steps_class_by_class_says_of_how_many_images_its_set_is(
 
 def test_a_share_is_of_all_of_the_set(pool: ddplug.ProxyPool, batch: Batch) -> None:
     images, labels = batch
-    one = layer(pool, 0.5, weighting="relative", calibrate=1)
+    one = layer(pool, 0.5, weighting=ddplug.Relative(1))
     whole(images, labels, one)
-    parts = layer(pool, 0.5, weighting="relative", calibrate=1, set_size=12)
+    parts = layer(pool, 0.5, weighting=ddplug.Relative(1, set_size=12))
     for rows in class_rows(labels):
         (host(parts(1.5 * images[rows].requires_grad_(), labels[rows])) * len(rows) / 12).backward()
     assert parts.lam == pytest.approx(one.lam, rel=1e-12)
@@ -235,7 +241,7 @@ def test_what_a_round_refuses(pool: ddplug.ProxyPool, batch: Batch) -> None:
     with pytest.raises(ddplug.InputError, match="create_graph=True came within a round"), regularizer.round():
         host(regularizer(images.clone().requires_grad_(), labels)).backward(create_graph=True)
     with pytest.raises(ddplug.InputError, match="set_size must be a whole number >= 1, got 0"):
-        layer(pool, set_size=0)
+        layer(pool, weighting=ddplug.Absolute(set_size=0))
 
 
 def test_an_empty_round_is_none(pool: ddplug.ProxyPool, batch: Batch) -> None:
@@ -324,7 +330,13 @@ def two_halves(regularizer: ddplug.Regularizer, leaf: Tensor, labels: Tensor) ->
         regularizer(1.5 * leaf[rows], labels[rows]).square().sum().backward()
 
 
-@pytest.mark.parametrize("options", [{"every": 2}, {"schedule": lambda number: float(number % 2 == 0)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compute": ddplug.Compute(precision="exact", every=2)},
+        {"weighting": ddplug.Absolute(schedule=lambda number: float(number % 2 == 0))},
+    ],
+)
 def test_rounds_that_do_nothing(pool: ddplug.ProxyPool, batch: Batch, options: dict[str, Any]) -> None:
     """Lazy ones and those that a schedule leaves out: the host's gradient is as without."""
     regularizer, added = layer(pool, **options), []
@@ -488,4 +500,6 @@ def test_a_step_is_the_round_of_an_optimizer(pool: ddplug.ProxyPool, batch: Batc
 def test_more_views_than_the_set_is_said_to_have(pool: ddplug.ProxyPool, batch: Batch) -> None:
     images, labels = batch
     with pytest.warns(ddplug.DDPlugWarning, match="24 views, more than set_size=12"):
-        layer(pool, set_size=12)(torch.cat([images, images]).requires_grad_(), labels.repeat(2)).sum().backward()
+        layer(pool, weighting=ddplug.Absolute(set_size=12))(
+            torch.cat([images, images]).requires_grad_(), labels.repeat(2)
+        ).sum().backward()

@@ -23,7 +23,7 @@ from ddplug.networks.precision import layers
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import Proxy
 from ddplug.terms.base import Groups, group
-from ddplug.terms.cmi import ConditionalMutualInformation
+from ddplug.terms.cmi import CMI
 
 pytestmark = pytest.mark.numerical
 
@@ -46,7 +46,7 @@ def groups(count: int = 13, classes: int = 3) -> Groups:
 
 
 def step(**options: Any) -> PieceByPiece:
-    return PieceByPiece("feature", ConditionalMutualInformation(), lambda images: images, **options)
+    return PieceByPiece("feature", CMI(), lambda images: images, **options)
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
@@ -171,7 +171,7 @@ def test_a_network_that_mixes_images_is_not_taken_apart(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("chunk", [0, -1, 2.5, True, "whole"])
 def test_a_chunk_that_is_none(chunk: Any) -> None:
     with pytest.raises(ddplug.InputError, match="chunk must be"):
-        ddplug.Regularizer(convnet(), chunk=chunk)
+        ddplug.Regularizer(convnet(), compute=ddplug.Compute(chunk=chunk))
 
 
 # --- precision
@@ -318,8 +318,8 @@ def test_tight_classes_lose_nothing_to_cancellation() -> None:
 
 
 def test_a_precision_that_is_none() -> None:
-    with pytest.raises(ddplug.InputError, match="unknown precision 'fp8', expected one of auto, exact, bf16"):
-        ddplug.Regularizer(convnet(), precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(ddplug.InputError, match="unknown precision 'fp8', expected auto, exact, bf16"):
+        ddplug.Regularizer(convnet(), compute=ddplug.Compute(precision="fp8"))  # type: ignore[arg-type]
 
 
 # --- compiled networks
@@ -352,7 +352,9 @@ def test_compiled_is_as_computed() -> None:
     pool = ddplug.ProxyPool([Proxy(convnet(seed).network.double(), "classifier", str(seed)) for seed in range(2)])
     gradients = []
     for compile in (True, False):
-        regularizer = ddplug.Regularizer(pool, 1.0, weighting="absolute", compile=compile, precision="exact")
+        regularizer = ddplug.Regularizer(
+            pool, 1.0, weighting="absolute", compute=ddplug.Compute(precision="exact", compile=compile)
+        )
         for number in range(4):
             images = views(13, torch.float64, seed=number)
             gradients += rounds(regularizer, images, torch.arange(13) % 3, 1)
@@ -399,7 +401,7 @@ def five(network: Callable[..., nn.Module]) -> ddplug.ProxyPool:
 
 
 def layer(pool: object, **options: Any) -> ddplug.Regularizer:
-    return ddplug.Regularizer(pool, 1.0, weighting="absolute", announce=lambda line: None, **options)
+    return ddplug.Regularizer(pool, 1.0, **{"weighting": "absolute", "announce": lambda line: None, **options})
 
 
 @pytest.mark.parametrize("several", [1, 2])
@@ -407,11 +409,9 @@ def test_the_mean_over_all_choices_of_classes_is_cmi(five: ddplug.ProxyPool, sev
     """Five classes of unequal size, two at a time: ten choices, each found among many draws."""
     labels = torch.tensor([4, 4, 0, 1, 1, 1, 2, 0, 3, 3, 4, 2, 4, 1, 7 - 4])
     images = views(15, torch.float64, size=4)
-    options: dict[str, Any] = {"views_per_image": several}
-    if several > 1:
-        options["view"] = lambda images: images * 1.5
+    options: dict[str, Any] = {"views": ddplug.Views(2, lambda images: images * 1.5) if several > 1 else 1}
     full = rounds(layer(five, **options), images, labels, 1)[0]
-    some = layer(five, classes=2, **options)
+    some = layer(five, compute=ddplug.Compute(classes=2), **options)
     found = {}
     for grad in rounds(some, images, labels, 120):
         chosen = tuple(labels[grad.flatten(1).abs().sum(1) > 0].unique().tolist())
@@ -423,7 +423,7 @@ def test_the_mean_over_all_choices_of_classes_is_cmi(five: ddplug.ProxyPool, sev
 
 def test_the_reported_cmi_is_right_on_average_too(pool: ddplug.ProxyPool) -> None:
     labels, images = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2]), views(9, torch.float64, size=4)
-    full, some = layer(pool), layer(pool, classes=1)
+    full, some = layer(pool), layer(pool, compute=ddplug.Compute(classes=1))
     rounds(full, images, labels, 1)
     rounds(some, images, labels, 60)
     values = {round(value, 15) for value in some.history.cmi}
@@ -435,7 +435,7 @@ def test_the_reported_cmi_is_right_on_average_too(pool: ddplug.ProxyPool) -> Non
 def test_classes_are_drawn_apart_from_proxies(network: Callable[..., nn.Module]) -> None:
     """As many proxies as classes, whose order would be one and the same if both came from one seed."""
     pool = ddplug.ProxyPool.from_modules([network(seed, classes=4) for seed in range(4)])
-    regularizer, pairs = layer(pool, classes=1), set()
+    regularizer, pairs = layer(pool, compute=ddplug.Compute(classes=1)), set()
     labels, images = torch.arange(8) % 4, views(8, torch.float64, size=4)
     pool.draw = lambda count, generator, draw=pool.draw: drawn.extend(draw(count, generator)) or drawn[-1:]  # type: ignore[method-assign]
     for _ in range(100):
@@ -447,16 +447,20 @@ def test_classes_are_drawn_apart_from_proxies(network: Callable[..., nn.Module])
 
 def test_as_many_classes_as_there_are_is_all_of_them(pool: ddplug.ProxyPool) -> None:
     labels, images = torch.arange(9) % 3, views(9, torch.float64, size=4)
-    assert torch.equal(*(rounds(layer(pool, classes=m), images, labels, 1)[0] for m in (None, 3)))
+    assert torch.equal(
+        *(rounds(layer(pool, compute=ddplug.Compute(classes=m)), images, labels, 1)[0] for m in (None, 3))
+    )
     with pytest.raises(ddplug.InputError, match="classes must be a whole number >= 1, got 0"):
-        layer(pool, classes=0)
+        layer(pool, compute=ddplug.Compute(classes=0))
 
 
 def test_rounds_that_calibrate_see_all_classes(pool: ddplug.ProxyPool) -> None:
     labels, images = torch.arange(12) % 3, views(12, torch.float64, size=4)
     settled = []
     for classes in (None, 1):
-        regularizer = ddplug.Regularizer(pool, 0.5, calibrate=3, classes=classes, announce=lambda line: None)
+        regularizer = ddplug.Regularizer(
+            pool, 0.5, weighting=ddplug.Relative(3), compute=ddplug.Compute(classes=classes), announce=lambda line: None
+        )
         for _ in range(3):
             regularizer(images.clone().requires_grad_(), labels).square().sum().backward()
         settled.append(regularizer.lam)
@@ -465,9 +469,12 @@ def test_rounds_that_calibrate_see_all_classes(pool: ddplug.ProxyPool) -> None:
 
 def test_draws_of_classes_continue(five: ddplug.ProxyPool, untouched: None) -> None:
     labels, images = torch.arange(12) % 4, views(12, torch.float64, size=4)
-    whole = layer(five, classes=1)
+    whole = layer(five, compute=ddplug.Compute(classes=1))
     expected = rounds(whole, images, labels, 12)
-    first, second = layer(five, classes=1), layer(five, classes=1, seed=5)
+    first, second = (
+        layer(five, compute=ddplug.Compute(classes=1)),
+        layer(five, compute=ddplug.Compute(classes=1), seed=5),
+    )
     rounds(first, images, labels, 5)
     second.load_state_dict(first.state_dict())
     for got, wanted in zip(rounds(second, images, labels, 7), expected[5:], strict=True):
@@ -478,7 +485,7 @@ def test_draws_of_classes_continue(five: ddplug.ProxyPool, untouched: None) -> N
 def test_lazy_rounds_add_up_to_all_of_them(pool: ddplug.ProxyPool, every: int) -> None:
     labels, images = torch.arange(12) % 3, views(12, torch.float64, size=4)
     full = rounds(layer(pool), images, labels, 1)[0]
-    lazy = rounds(layer(pool, every=every), images, labels, 2 * every)
+    lazy = rounds(layer(pool, compute=ddplug.Compute(every=every)), images, labels, 2 * every)
     assert relative(torch.stack(lazy).mean(0), full) < 1e-12
     assert sum(grad.abs().sum() > 0 for grad in lazy) == 2
 

@@ -84,8 +84,10 @@ def test_an_exception_in_mid_round(
     network: Callable[..., nn.Module], batch: Batch, name: str, failing: type[Failing], how: str
 ) -> None:
     def made(given: Failing) -> ddplug.Regularizer:
-        options: dict[str, Any] = {"announce": lambda line: None, "calibrate": 3, name: given}
-        return ddplug.Regularizer([network(seed) for seed in range(3)], 0.7, weighting="relative", **options)
+        weighting = ddplug.Relative(3, schedule=given if name == "schedule" else None)
+        options: dict[str, Any] = {"announce": lambda line: None, "weighting": weighting}
+        options |= {} if name == "schedule" else {name: given}
+        return ddplug.Regularizer([network(seed) for seed in range(3)], 0.7, **options)
 
     fails = failing()
     regularizer, other = made(fails), made(failing())

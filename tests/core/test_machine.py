@@ -24,7 +24,7 @@ pytestmark = pytest.mark.numerical
 
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 1, 0, 1, 2, 1, 1])
 SHARE = 0.5
-OPTIONS: dict[str, Any] = {"weighting": "sustained", "calibrate": 2, "announce": lambda line: None}
+OPTIONS: dict[str, Any] = {"weighting": ddplug.Sustained(2), "announce": lambda line: None}
 Layer = Callable[[Tensor, Tensor], Tensor]
 
 

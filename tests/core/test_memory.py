@@ -61,7 +61,7 @@ def gradient(regularizer: ddplug.Regularizer, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize(("fits", "fits_backward"), [(5, 99), (99, 4), (99, 1), (2, 1)])
-@pytest.mark.parametrize("options", [{}, {"chunk": 11}, {"draw": 2}])
+@pytest.mark.parametrize("options", [{}, {"compute": ddplug.Compute(chunk=11)}, {"compute": ddplug.Compute(draw=2)}])
 def test_smaller_pieces(network: Any, batch: Batch, fits: int, fits_backward: int, options: dict[str, Any]) -> None:
     said: dict[str, Any] = {"weighting": "absolute", "announce": lambda line: None, **options}
     several = [network(seed) for seed in range(2)]

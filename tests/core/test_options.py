@@ -12,31 +12,62 @@ from typer.main import get_command
 
 import ddplug
 from ddplug.cli.app import app
-from ddplug.core.options import ABOUT, COMPARED, HOSTS, Options, meant
+from ddplug.core.flags import COMPARED, FLAGS, HOSTS, keywords, read
+from ddplug.core.regularizer import Options
 from ddplug.hosting.options import add_config, add_options, options_of
 from ddplug.lab.folder import SETTINGS, differing
 from ddplug.lab.plan import Settings
 from ddplug.utils.files import write_json
 
 
-def test_the_layers_defaults_are_these() -> None:
-    parameters = inspect.signature(ddplug.Regularizer).parameters
-    for name, about in ABOUT.items():
-        assert (name, parameters[name].default) == (name, about.default)
-        assert parameters[name].annotation == Options.__annotations__[name]
+def test_flags_have_the_layers_defaults(pool: ddplug.ProxyPool) -> None:
+    plain, flagged = ddplug.Regularizer(pool), ddplug.Regularizer(pool, **keywords(1.0))
+    assert flagged.settings() == plain.settings()
+    assert (flagged.weighting, flagged.compute, flagged.weight) == (plain.weighting, plain.compute, plain.weight)
 
 
-@pytest.mark.parametrize("name", ABOUT)
-def test_what_is_spelt_is_meant(name: str) -> None:
-    about = ABOUT[name]
+def test_every_flag_has_its_field() -> None:
+    found = keywords(
+        0.5, term="ncmi", weighting="sustained", every=2, representation="pooled", temperature=0.5, calibrate=3, draw=4,
+        classes=None, precision="exact", chunk=6, views_per_image=7, seed=8, compile=True,
+    )  # fmt: skip
+    assert found.pop("term").settings() == ddplug.terms.make("ncmi", temperature=0.5).settings()
+    assert found == {
+        "weight": 0.5, "weighting": ddplug.Sustained(3), "representation": "pooled",
+        "views": ddplug.Views(7), "seed": 8,
+        "compute": ddplug.Compute(precision="exact", chunk=6, every=2, draw=4, compile=True),
+    }  # fmt: skip
+
+
+def test_the_papers_weight_as_a_flag() -> None:
+    found = keywords("paper", ("dm", "cifar10", 10), calibrate=3)
+    assert (found["weight"], found["weighting"]) == (1.0, ddplug.paper("dm", "cifar10", 10))
+    for term in ("cmi_real", "proxy_ce", "cmi+0.3*ncmi"):
+        with pytest.raises(ddplug.InputError, match="weight paper is for CMI within the batch"):
+            keywords("paper", ("dm", "cifar10", 10), term=term)
+    with pytest.raises(ddplug.InputError, match="hosts with a patch only"):
+        keywords("paper")
+
+
+def test_attach_takes_the_layers_options() -> None:
+    """Written out for editors: by the same names and types."""
+    own = inspect.get_annotations(ddplug.Regularizer.__init__)
+    for name, kind in Options.__annotations__.items():
+        assert own[name] == kind.__forward_arg__
+    assert set(own) - set(Options.__annotations__) == {"pool", "weight", "data", "return"}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_what_is_spelt_is_read(name: str) -> None:
+    about = FLAGS[name]
     values = [about.default, *(about.choices or ()), *([True] if isinstance(about.default, bool) else [])]
     values += [] if isinstance(about.default, bool) or about.choices or about.scalar is str else [3]
     for value in values:
-        spelt = about.spell(value)
+        spelt = about.written(value)
         assert isinstance(spelt, int | float | str)
         assert not isinstance(spelt, bool)
-        assert meant(name, spelt) == value
-        assert meant(name, about.scalar(str(spelt))) == value, "as argparse reads it"
+        assert read(name, spelt) == value
+        assert read(name, about.scalar(str(spelt))) == value, "as argparse reads it"
 
 
 def said(*arguments: str) -> dict[str, Any]:
@@ -46,7 +77,7 @@ def said(*arguments: str) -> dict[str, Any]:
 
 
 def test_hosts_have_the_layers_defaults() -> None:
-    assert {name: said()[name] for name in HOSTS} == {name: ABOUT[name].default for name in HOSTS}
+    assert {name: said()[name] for name in HOSTS} == {name: FLAGS[name].default for name in HOSTS}
     config = argparse.Namespace()
     add_config(config)
     assert {name: value for name, value in options_of(config).items() if name != "inner"} == {
@@ -64,16 +95,16 @@ def test_hosts_say_none_as_zero() -> None:
 @pytest.mark.parametrize("command", ["run", "compare"])
 def test_commands_have_the_layers_options(command: str) -> None:
     found = {option.name: option for option in get_command(app).commands[command].params}  # type: ignore[attr-defined]
-    ours = [name for name in found if name in ABOUT]
+    ours = [name for name in found if name in FLAGS]
     assert set(ours) == {"run": {*HOSTS}, "compare": {*HOSTS, "compile"} - {"seed"}}[command]
     for name in ours:
-        assert meant(name, found[name].default) == ABOUT[name].default
+        assert read(name, found[name].default) == FLAGS[name].default
         assert found[name].help
 
 
 def test_a_number_that_is_none_is_refused() -> None:
     with pytest.raises(ddplug.InputError, match="chunk must be auto or a number, got 'few'"):
-        meant("chunk", "few")
+        read("chunk", "few")
 
 
 # --- records

@@ -89,14 +89,16 @@ def test_the_gradient_is_autograds(pool: ddplug.ProxyPool, batch: Batch, real: B
 
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_in_pieces_it_is_the_same(pool: ddplug.ProxyPool, batch: Batch, real: Batch, chunk: int) -> None:
-    same(gradient(layer(pool, chunk=chunk), batch, real=real), expected(pool, "mim", batch, real))
+    same(
+        gradient(layer(pool, compute=ddplug.Compute(chunk=chunk)), batch, real=real), expected(pool, "mim", batch, real)
+    )
 
 
 def test_of_several_proxies_it_is_the_mean(network: Callable[..., nn.Module], batch: Batch, real: Batch) -> None:
     pools = [ddplug.ProxyPool.from_modules([network(seed)]) for seed in (1, 2)]
     both = ddplug.ProxyPool.from_modules([network(1), network(2)])
     mean = (expected(pools[0], "mim", batch, real) + expected(pools[1], "mim", batch, real)) / 2
-    same(gradient(layer(both, draw=2), batch, real=real), mean)
+    same(gradient(layer(both, compute=ddplug.Compute(draw=2)), batch, real=real), mean)
 
 
 def test_real_images_get_no_gradient(pool: ddplug.ProxyPool, batch: Batch, real: Batch) -> None:
@@ -142,7 +144,7 @@ class Twice(nn.Module):
 
 def test_further_views_of_real_images_too(pool: ddplug.ProxyPool, batch: Batch, real: Batch) -> None:
     """One further view of each real image, two of each synthetic one."""
-    regularizer = layer(pool, views_per_image=2, view=Twice())
+    regularizer = layer(pool, views=ddplug.Views(2, Twice()))
     found = gradient(regularizer, batch, real=real)
     leaf, proxy = batch[0].clone().requires_grad_(), pool.proxies[0]
     theirs = proxy(real[0] * 0.75, "feature").detach()
@@ -155,7 +157,7 @@ def test_further_views_of_real_images_too(pool: ddplug.ProxyPool, batch: Batch, 
 
 def test_what_is_refused(pool: ddplug.ProxyPool, batch: Batch, real: Batch, data: ImageData) -> None:
     with pytest.raises(InputError, match="classes=2 lets some classes stand for all, but MIM loss"):
-        layer(pool, classes=2)
+        layer(pool, compute=ddplug.Compute(classes=2))
     with pytest.raises(InputError, match="the term 'mim' compares with real images, and none came by"):
         gradient(layer(pool), batch)
     with pytest.raises(InputError, match="the term 'cmi.0.3.mim' compares with real images, and none came by"):
@@ -275,8 +277,8 @@ def test_labels_that_are_not_those_of_the_batch_that_passed(pool: ddplug.ProxyPo
 def test_what_passes_at_weight_0_is_not_kept(pool: ddplug.ProxyPool, real: Batch) -> None:
     regularizer = ddplug.Regularizer(pool, 0, term="mim")
     regularizer(*real)
-    assert regularizer.estimator.real is not None
-    assert regularizer.estimator.real._passing is None
+    assert regularizer._estimator.real is not None
+    assert regularizer._estimator.real._passing is None
 
 
 # --- nothing is kept alive
@@ -405,7 +407,7 @@ def test_a_round_that_an_exception_ends_leaves_the_draw(
     pool: ddplug.ProxyPool, batch: Batch, data: ImageData, seen: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     regularizer, untroubled = layer(pool, data=data), layer(pool, data=data)
-    step = regularizer.estimator.step
+    step = regularizer._estimator.step
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("the machine broke")
@@ -414,7 +416,7 @@ def test_a_round_that_an_exception_ends_leaves_the_draw(
         patch.setattr(type(step), "__call__", fails)
         with pytest.raises(RuntimeError, match="the machine broke"):
             gradient(regularizer, batch)
-    assert regularizer.estimator.step is step
+    assert regularizer._estimator.step is step
     assert torch.equal(gradient(regularizer, batch), gradient(untroubled, batch))
     assert torch.equal(seen[0][0], seen[1][0])
     assert regularizer.rounds == 1

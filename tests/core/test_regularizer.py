@@ -24,7 +24,7 @@ LAM = 0.7
 
 
 def layer(pool: ddplug.ProxyPool, lam: float = LAM, **options: Any) -> ddplug.Regularizer:
-    return ddplug.Regularizer(pool, lam, weighting="absolute", announce=lambda line: None, **options)
+    return ddplug.Regularizer(pool, lam, **{"weighting": "absolute", "announce": lambda line: None, **options})
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -48,7 +48,7 @@ def test_plain_loss(
 ) -> None:
     images, labels = batch
     host, cmi = network(1), ddplug.CMI(pool, space, temperature=temperature)
-    regularizer = layer(pool, representation=space, temperature=temperature)
+    regularizer = layer(pool, representation=space, term=ddplug.terms.CMI(temperature))
     expected = image_gradient(lambda x: F.cross_entropy(host(1.3 * x), labels) + LAM * cmi(1.3 * x, labels), images)
     got = image_gradient(lambda x: F.cross_entropy(host(regularizer(1.3 * x, labels)), labels), images)
     without = image_gradient(lambda x: F.cross_entropy(host(1.3 * x), labels), images)
@@ -118,7 +118,7 @@ def test_views_used_twice_and_walked_twice(
 def test_several_proxies_per_round_are_averaged(network: Callable[..., nn.Module], batch: Batch) -> None:
     images, labels = batch
     pool = ddplug.ProxyPool.from_modules([network(seed) for seed in range(3)])
-    regularizer, cmi = layer(pool, draw=3), ddplug.CMI(pool, draw="all")
+    regularizer, cmi = layer(pool, compute=ddplug.Compute(draw=3)), ddplug.CMI(pool, draw="all")
     expected = image_gradient(lambda x: x.sum() + LAM * cmi(x, labels), images)
     assert relative_error(image_gradient(lambda x: regularizer(x, labels).sum(), images), expected) < 1e-12
 
@@ -176,7 +176,7 @@ def test_autocast_of_the_host_changes_neither_form(network: Callable[..., nn.Mod
     turn = torch.randn(4, 4, generator=torch.Generator().manual_seed(6))
     options: dict[str, Any] = {"input_space": "unit"}
     if about == "view":
-        options |= {"views_per_image": 2, "view": lambda views: views @ turn}
+        options |= {"views": ddplug.Views(2, lambda views: views @ turn)}
 
     def gradients() -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -196,8 +196,10 @@ def test_loss_scaling(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """With `scale=` the share stays what it is while the scale grows, as a GradScaler's does."""
     images, labels = batch
     scale = [1.0]
-    plain = ddplug.Regularizer(pool, 0.5, calibrate=2, announce=lambda line: None)
-    scaled = ddplug.Regularizer(pool, 0.5, calibrate=2, scale=lambda: scale[0], announce=lambda line: None)
+    plain = ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(2), announce=lambda line: None)
+    scaled = ddplug.Regularizer(
+        pool, 0.5, weighting=ddplug.Relative(2), scale=lambda: scale[0], announce=lambda line: None
+    )
     for scale[0] in (1.0, 256.0, 65536.0, 65536.0):
         expected = image_gradient(lambda x: plain(x, labels).square().sum(), images)
         got = image_gradient(lambda x: scaled(x, labels).square().sum() * scale[0], images)
@@ -336,7 +338,7 @@ def test_views_are_released_even_while_the_graph_is_retained(pool: ddplug.ProxyP
 
 def test_every_kth_round_k_times_as_strongly(pool: ddplug.ProxyPool, batch: Batch) -> None:
     images, labels = batch
-    regularizer, cmi = layer(pool, every=3), ddplug.CMI(pool)
+    regularizer, cmi = layer(pool, compute=ddplug.Compute(every=3)), ddplug.CMI(pool)
     added = [image_gradient(lambda x: regularizer(x, labels).sum(), images) - 1 for _ in range(6)]
     expected = image_gradient(lambda x: 3 * LAM * cmi(x, labels), images)
     for number, grad in enumerate(added):
@@ -350,7 +352,7 @@ def test_every_kth_round_k_times_as_strongly(pool: ddplug.ProxyPool, batch: Batc
 def test_schedule(pool: ddplug.ProxyPool, batch: Batch) -> None:
     from ddplug.core.weighting import warmup
 
-    regularizer = layer(pool, schedule=warmup(4))
+    regularizer = layer(pool, weighting=ddplug.Absolute(schedule=warmup(4)))
     for _ in range(5):
         image_gradient(lambda x: regularizer(x, batch[1]).sum(), batch[0])
     assert [round_.lam / LAM for round_ in regularizer.history] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
@@ -379,7 +381,7 @@ def test_relative_weight_is_a_share_of_the_hosts_gradient(
 ) -> None:
     images, labels = batch
     host, cmi, told = network(1), ddplug.CMI(pool, representation="logit"), []
-    regularizer = ddplug.Regularizer(pool, 0.25, weighting="relative", calibrate=3, announce=told.append)
+    regularizer = ddplug.Regularizer(pool, 0.25, weighting=ddplug.Relative(3), announce=told.append)
     ratios = []
     for step in range(5):
         shift = 0.3 * step
@@ -402,7 +404,7 @@ def test_a_share_is_measured_over_all_calls_of_a_round(
     """And no call has another lambda than the others."""
     images, labels = batch
     host, cmi = network(1), ddplug.CMI(pool, representation="logit")
-    regularizer = ddplug.Regularizer(pool, 0.5, calibrate=1, announce=lambda line: None)
+    regularizer = ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(1), announce=lambda line: None)
     halves = (slice(0, 6), slice(6, 12))
     image_gradient(lambda x: sum(host(regularizer(x[h] * 2, labels[h])).square().sum() for h in halves), images)
     own = image_gradient(lambda x: host(x).square().sum(), 2 * images)
@@ -417,20 +419,14 @@ def test_impossible_weights(pool: ddplug.ProxyPool, weight: Any) -> None:
 
 
 def test_weights_by_name(pool: ddplug.ProxyPool) -> None:
-    assert ddplug.Regularizer(pool, "paper", setting=("DM", "CIFAR-10", 10)).lam == 8000
-    with pytest.raises(ddplug.WeightError, match="unknown weight 'papr'.*'paper'"):
-        ddplug.Regularizer(pool, "papr")
-    with pytest.raises(ddplug.WeightError, match="unknown weighting 'share'"):
+    assert ddplug.Regularizer(pool, weighting=ddplug.paper("DM", "CIFAR-10", 10)).lam == 8000
+    assert ddplug.Regularizer(pool, 0.5, weighting=ddplug.paper("dm", "cifar10", 10)).lam == 4000
+    with pytest.raises(ddplug.InputError, match="unknown weighting 'share'"):
         ddplug.Regularizer(pool, 0.1, weighting="share")  # type: ignore[arg-type]
-    with pytest.raises(ddplug.WeightError, match="what to look up"):
-        ddplug.Regularizer(pool, "paper")
-    with pytest.raises(ddplug.WeightError, match=r"no weight for dm, cifar10, 1 .*cifar10 ipc 10"):
-        ddplug.Regularizer(pool, "paper", setting=("dm", "cifar10", 1))
-    with pytest.raises(ddplug.WeightError, match="none at all for this host"):
-        ddplug.Regularizer(pool, "paper", setting=("mtt", "cifar10", 10))
-    for other in ({"term": "cmi_real"}, {"term": "proxy_ce"}, {"term": "cmi+0.3*ncmi"}):
-        with pytest.raises(ddplug.WeightError, match="a lambda for CMI within the batch, and what is added is "):
-            ddplug.Regularizer(pool, "paper", setting=("dm", "cifar10", 10), **other)
+    with pytest.raises(ddplug.InputError, match=r"no weight for dm, cifar10, 1 .*cifar10 ipc 10"):
+        ddplug.paper("dm", "cifar10", 1)
+    with pytest.raises(ddplug.InputError, match="none at all for this host"):
+        ddplug.paper("mtt", "cifar10", 10)
 
 
 # A run that is continued
@@ -445,7 +441,9 @@ def test_state_dict_continues_the_run(
     host = network(11)
 
     def fresh() -> ddplug.Regularizer:
-        return ddplug.Regularizer(pool, 0.3, calibrate=4, views_per_image=views_per_image, announce=lambda line: None)
+        return ddplug.Regularizer(
+            pool, 0.3, weighting=ddplug.Relative(4), views=views_per_image, announce=lambda line: None
+        )
 
     def rounds(regularizer: ddplug.Regularizer, numbers: range) -> list[Tensor]:
         return [
@@ -468,7 +466,9 @@ def test_state_dict_continues_the_run(
 def test_a_round_that_was_never_finished_leaves_no_trace(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """An exception of the host's in the middle of a backward pass, then the run goes on."""
     images, labels = batch
-    regularizers = [ddplug.Regularizer(pool, 0.5, calibrate=2, announce=lambda line: None) for _ in range(2)]
+    regularizers = [
+        ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(2), announce=lambda line: None) for _ in range(2)
+    ]
     leaf = images.clone().requires_grad_()
     first = regularizers[0](leaf[:6] * 1, labels[:6])
     second = leaf[6:] * 1  # made last, so its gradient comes first
@@ -508,7 +508,10 @@ def test_a_skip_is_not_reported_again_after_loading(pool: ddplug.ProxyPool, batc
 def test_a_schedule_that_means_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
     for value in (torch.nan, -1.0, "a lot"):
         with pytest.raises(ddplug.WeightError, match="schedule gave .* for round 0"):
-            image_gradient(lambda x, v=value: layer(pool, schedule=lambda _: v)(x, batch[1]).sum(), batch[0])  # type: ignore[misc]
+            image_gradient(
+                lambda x, v=value: layer(pool, weighting=ddplug.Absolute(schedule=lambda _: v))(x, batch[1]).sum(),
+                batch[0],
+            )  # type: ignore[misc]
 
 
 # Trouble
@@ -533,8 +536,8 @@ def test_a_round_that_is_not_finite_does_not_enter_the_calibration(
     pool: ddplug.ProxyPool, batch: Batch, trouble: str
 ) -> None:
     images, labels = batch
-    one = ddplug.Regularizer(pool, 0.5, calibrate=2, announce=lambda line: None)
-    other = ddplug.Regularizer(pool, 0.5, calibrate=2, announce=lambda line: None)
+    one = ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(2), announce=lambda line: None)
+    other = ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(2), announce=lambda line: None)
     if trouble == "images":
         broken = images.clone().index_fill(0, torch.tensor([3]), torch.nan)
         with pytest.warns(ddplug.DDPlugWarning):
@@ -653,7 +656,7 @@ def test_a_proxy_that_draws_from_the_hosts_generator(batch: Batch) -> None:
     [(lambda x: x[:2], "12 images are 4, expected 24"), (lambda x: x.detach(), "depend differentiably")],
 )
 def test_further_views_that_are_none(pool: ddplug.ProxyPool, batch: Batch, made: Any, says: str) -> None:
-    regularizer = layer(pool, views_per_image=2, view=made)
+    regularizer = layer(pool, views=ddplug.Views(2, made))
     with pytest.raises(ddplug.InputError, match=says):
         image_gradient(lambda x: regularizer(x, batch[1]).sum(), batch[0])
 
@@ -662,18 +665,45 @@ def test_further_views_that_are_none(pool: ddplug.ProxyPool, batch: Batch, made:
     ("options", "says"),
     [
         ({"representation": "features"}, "unknown representation 'features'"),
-        ({"temperature": 0.0}, "temperature must be > 0"),
-        ({"temperature": torch.inf}, "temperature must be > 0 and finite"),
-        ({"every": 2.5}, "every must be a whole number"),
-        ({"draw": True}, "draw must be a whole number"),
-        ({"view": torch.tanh}, "ask for 2 or more"),
-        ({"every": 0}, "every must be"),
-        ({"draw": 2}, "between 1 and the pool's size, 1"),
+        ({"compute": ddplug.Compute(draw=2)}, "between 1 and the pool's size, 1"),
     ],
 )
 def test_bad_settings(pool: ddplug.ProxyPool, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ddplug.InputError, match=says):
         layer(pool, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "says"),
+    [
+        (ddplug.terms.CMI, {"temperature": 0.0}, "temperature must be > 0"),
+        (ddplug.terms.CMI, {"temperature": torch.inf}, "temperature must be > 0 and finite"),
+        (ddplug.Compute, {"every": 2.5}, "every must be a whole number"),
+        (ddplug.Compute, {"draw": True}, "draw must be a whole number"),
+        (ddplug.Compute, {"every": 0}, "every must be"),
+        (ddplug.Compute, {"classes": 0}, "classes must be"),
+        (ddplug.Compute, {"precision": "fp8"}, "unknown precision 'fp8'"),
+        (ddplug.Compute, {"chunk": "few"}, "chunk must be 'auto' or"),
+        (ddplug.Relative, {"rounds": 0}, "rounds must be a whole number"),
+        (ddplug.Sustained, {"set_size": 0.5}, "set_size must be a whole number"),
+        (ddplug.Absolute, {"schedule": 0.5}, "schedule must be a function"),
+        (ddplug.Views, {"make": torch.tanh}, "give 2 views or more"),
+        (ddplug.Views, {"count": 0}, "views must be a whole number"),
+        (ddplug.Processes, {"sharing": "shared"}, "unknown processes='shared'"),
+    ],
+)
+def test_options_are_checked_where_they_are_made(make: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ddplug.InputError, match=says):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    "name", ["weight", "weighting", "representation", "compute", "processes", "pool", "real", "watch", "announce"]
+)
+def test_an_attribute_without_effect_cannot_be_set(pool: ddplug.ProxyPool, name: str) -> None:
+    regularizer = layer(pool)
+    with pytest.raises(AttributeError):
+        setattr(regularizer, name, getattr(regularizer, name))
 
 
 def test_hundreds_of_rounds_leave_memory_flat(pool: ddplug.ProxyPool, batch: Batch) -> None:

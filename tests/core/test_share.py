@@ -46,13 +46,13 @@ def test_images_of_a_class_that_are_equal_leave_lambda_waiting(network: Any, bat
     pool = ddplug.ProxyPool.from_modules([network(7).to(dtype)])
     images, labels = batch[0].to(dtype), batch[1]
     means = torch.stack([images[labels == label].mean(0) for label in range(3)])[labels]
-    regularizer = layer(pool, calibrate=3)
+    regularizer = layer(pool, weighting=ddplug.Relative(3))
     for _ in range(5):
         assert torch.equal(step(regularizer, means, labels), 2 * means)
     assert regularizer.lam is None
     for _ in range(3):
         step(regularizer, images, labels)
-    usual = layer(pool, calibrate=3)
+    usual = layer(pool, weighting=ddplug.Relative(3))
     for _ in range(3):
         step(usual, images, labels)
     assert usual.lam is not None
@@ -64,7 +64,8 @@ def test_the_term_is_computed_twice_only_where_lambda_is_measured(
     pool: ddplug.ProxyPool, batch: Batch, weighting: Any, expected: int
 ) -> None:
     """Two rounds that measure and one with a frozen lambda; "sustained" measures in all three."""
-    regularizer = layer(pool, weighting=weighting, calibrate=2)
+    kinds = {"relative": ddplug.Relative(2), "sustained": ddplug.Sustained(2), "absolute": ddplug.Absolute()}
+    regularizer = layer(pool, weighting=kinds[weighting])
     computed = Mock(wraps=regularizer.objective.value_and_grad)
     with patch.object(type(regularizer.objective), "value_and_grad", computed):
         for _ in range(3):
@@ -78,7 +79,7 @@ def test_a_set_in_parts_gets_the_lambda_of_the_whole(network: Any, classes: int)
     images = torch.randn(2 * classes, 3, 4, 4, generator=generator, dtype=torch.float64)
     labels = torch.arange(2 * classes) % classes
     pool = ddplug.ProxyPool.from_modules([network(7, classes=classes)])
-    whole, parts = layer(pool), layer(pool, set_size=2 * classes)
+    whole, parts = layer(pool), layer(pool, weighting=ddplug.Relative(set_size=2 * classes))
     for _ in range(10):
         step(whole, images, labels)
         for label in range(classes):
@@ -90,7 +91,7 @@ def test_a_set_in_parts_gets_the_lambda_of_the_whole(network: Any, classes: int)
 
 
 def test_a_share_far_above_the_weight_is_warned_about_once(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    regularizer = layer(pool, calibrate=1)
+    regularizer = layer(pool, weighting=ddplug.Relative(1))
     step(regularizer, *batch)
     with pytest.warns(ddplug.DDPlugWarning, match="100 times the share") as found:
         for _ in range(3):
@@ -108,11 +109,14 @@ def test_every_skips_passages_of_the_set_and_not_classes(network: Any, every: in
     images = torch.randn(12, 3, 4, 4, generator=generator, dtype=torch.float64)
     labels = torch.arange(12) % 6
     pool = ddplug.ProxyPool.from_modules([network(7, classes=6)])
-    regularizer = layer(pool, weighting="absolute", every=every, set_size=12)
+    regularizer = layer(pool, weighting=ddplug.Absolute(set_size=12), compute=ddplug.Compute(every=every))
     acted = torch.zeros(6, dtype=torch.int64)
     for passage in range(6):
         if passage == 3:  # in the middle of the run, from a saved state
-            state, regularizer = regularizer.state_dict(), layer(pool, weighting="absolute", every=every, set_size=12)
+            state, regularizer = (
+                regularizer.state_dict(),
+                layer(pool, weighting=ddplug.Absolute(set_size=12), compute=ddplug.Compute(every=every)),
+            )
             regularizer.load_state_dict(state)
         for label in range(6):
             rows = labels == label

@@ -37,7 +37,7 @@ DAMAGED: dict[str, tuple[tuple[str, ...], Any, str]] = {
 
 
 def layer(pool: ddplug.ProxyPool) -> ddplug.Regularizer:
-    return ddplug.Regularizer(pool, 0.5, weighting="relative", calibrate=2, announce=lambda line: None)
+    return ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(2), announce=lambda line: None)
 
 
 def changed(state: dict[str, Any], keys: tuple[str, ...], value: Any) -> dict[str, Any]:

@@ -24,9 +24,8 @@ class Run:
         self.images, self.labels = batch[0].clone().requires_grad_(), batch[1]
         self.host = network(7)
         self.optimizer = torch.optim.SGD([self.images], lr=0.5, momentum=0.5)
-        self.regularizer = ddplug.Regularizer(
-            [network(seed) for seed in range(3)], 1, calibrate=3, announce=lambda line: None, **options
-        )
+        options = {"weighting": ddplug.Relative(3), "announce": lambda line: None, **options}
+        self.regularizer = ddplug.Regularizer([network(seed) for seed in range(3)], 1, **options)
         self.number = 0
 
     def loss(self) -> Tensor:
@@ -150,7 +149,11 @@ CASES: dict[str, Extra] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"every": 2}, {"weighting": "sustained"}], ids=["", "every", "sustained"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compute": ddplug.Compute(every=2)}, {"weighting": ddplug.Sustained(3)}],
+    ids=["", "every", "sustained"],
+)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_as_if_it_had_not_happened(
     network: Callable[..., nn.Module], batch: Batch, case: Extra, options: dict[str, Any]

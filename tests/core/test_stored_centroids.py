@@ -68,7 +68,7 @@ def test_one_image_per_class_has_a_gradient(several: ddplug.ProxyPool, ones: Bat
     """Around its own centroid it has none, which is warned about."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = train(layer(several, term="cmi_real", data=data, draw=3), *ones)
+        found = train(layer(several, term="cmi_real", data=data, compute=ddplug.Compute(draw=3)), *ones)
     assert found.flatten(1).norm(dim=1).min() > 1e-4
 
 
@@ -76,7 +76,7 @@ def test_some_classes_stand_for_all(pool: ddplug.ProxyPool, ones: Batch, data: I
     """Around real centroids the mean over draws of one class is the gradient of all three."""
     options = {"term": "cmi_real", "data": data}
     expected = train(layer(pool, **options), *ones, steps=1)
-    some = train(layer(pool, classes=1, **options), *ones, steps=1)
+    some = train(layer(pool, compute=ddplug.Compute(classes=1), **options), *ones, steps=1)
     drawn = some[0].flatten(1).any(1)
     assert drawn.sum() == 1
     torch.testing.assert_close(some[0, drawn], 3 * expected[0, drawn], rtol=1e-12, atol=1e-12)
@@ -104,12 +104,12 @@ def test_a_sample_is_seen_once_by_every_proxy(several: ddplug.ProxyPool, ones: B
     seen: list[int] = []
     for proxy in several:
         proxy.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    regularizer = layer(several, term="cmi_real", data=data, draw=3, chunk=100)
+    regularizer = layer(several, term="cmi_real", data=data, compute=ddplug.Compute(chunk=100, draw=3))
     other = torch.randn(5, 3, 4, 4, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2])
     regularizer.passed_by(*other)
     first = train(regularizer, *ones)
     assert seen.count(12) == 3
-    again = layer(several, term="cmi_real", data=data, draw=3, seed=7)
+    again = layer(several, term="cmi_real", data=data, compute=ddplug.Compute(draw=3), seed=7)
     # Other chunks, and another order of the proxies: sums of at most some thousand float64 numbers in another order.
     torch.testing.assert_close(train(again, *ones), first, rtol=1e-11, atol=1e-11)
 

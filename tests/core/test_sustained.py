@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ddplug
-from ddplug.core.weighting import BOUND, Sustained
+from ddplug.core.weighting import BOUND, SustainedLambda
 
 pytestmark = pytest.mark.numerical
 
@@ -26,8 +26,13 @@ def norms(host: float, own: float) -> tuple[Tensor, Tensor]:
 
 
 def layer(pool: ddplug.ProxyPool, weight: float = 0.5, **options: Any) -> ddplug.Regularizer:
-    options = {"weighting": "sustained", "calibrate": 2, "precision": "exact", "announce": lambda line: None,
-               "representation": "feature", **options}  # fmt: skip
+    options = {
+        "weighting": ddplug.Sustained(2),
+        "compute": ddplug.Compute(precision="exact"),
+        "announce": lambda line: None,
+        "representation": "feature",
+        **options,
+    }
     return ddplug.Regularizer(pool, weight, **options)
 
 
@@ -46,7 +51,7 @@ def step(regularizer: ddplug.Regularizer, images: Tensor, labels: Tensor, factor
 )
 def test_lambda_is_the_share_of_the_rounds_before(share: float, own: list[float], host: list[float]) -> None:
     """By definition: the median of the ratios in the last three complete rounds, within the bound."""
-    weighting = Sustained(share, rounds=3)
+    weighting = SustainedLambda(share, rounds=3)
     for number, (h, o) in enumerate(zip(host, own, strict=True), 1):
         weighting.observe(*norms(h, o), ends=True)
         if number % 3 == 0:
@@ -60,8 +65,8 @@ def test_lambda_is_the_share_of_the_rounds_before(share: float, own: list[float]
 def test_the_share_stays_where_a_frozen_one_decays(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """Descend on CMI alone beside a host of constant gradient, so that CMI's own gradient falls."""
     shares = {}
-    for weighting in ("relative", "sustained"):
-        regularizer, images = layer(pool, weighting=weighting), batch[0].clone()
+    for weighting, kind in (("relative", ddplug.Relative(2)), ("sustained", ddplug.Sustained(2))):
+        regularizer, images = layer(pool, weighting=kind), batch[0].clone()
         for _ in range(100):
             grad = step(regularizer, images, batch[1], 0.01)
             images = images - 0.5 * (grad - 0.01)
@@ -73,7 +78,7 @@ def test_the_share_stays_where_a_frozen_one_decays(pool: ddplug.ProxyPool, batch
 
 
 def test_a_vanishing_term_does_not_blow_lambda_up() -> None:
-    told, weighting = [], Sustained(1.0, rounds=1)
+    told, weighting = [], SustainedLambda(1.0, rounds=1)
     for power in range(30):
         told.append(weighting.observe(*norms(1.0, 10.0**-power), ends=True))
     assert weighting.first == 1.0
@@ -88,7 +93,7 @@ def test_a_vanishing_term_does_not_blow_lambda_up() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
 def test_rounds_without_a_finite_gradient_do_not_count(bad: float) -> None:
-    weighting = Sustained(1.0, rounds=2)
+    weighting = SustainedLambda(1.0, rounds=2)
     for own in (bad, 4.0, 4.0):
         weighting.observe(*norms(1.0, own), ends=True)
     assert weighting.lam == 0.5
@@ -103,7 +108,7 @@ def test_rounds_without_a_finite_gradient_do_not_count(bad: float) -> None:
 @pytest.mark.parametrize("parts", [[0.5, 0.5], [0.1] * 10, [0.25, 0.7, 0.05]])
 def test_parts_of_a_set_count_as_the_set(parts: list[float]) -> None:
     """A round of a part of the set has that part of both squared norms."""
-    whole, cut = Sustained(1.0, rounds=2), Sustained(1.0, rounds=2)
+    whole, cut = SustainedLambda(1.0, rounds=2), SustainedLambda(1.0, rounds=2)
     for own in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
         whole.observe(*norms(3.0, own), ends=True)
         for number, part in enumerate(parts, 1):
@@ -119,7 +124,9 @@ def test_of_some_classes_the_share_is_that_of_all(pool: ddplug.ProxyPool) -> Non
     labels = torch.arange(30) % 3
     lams = {}
     for classes in (None, 1):
-        regularizer = layer(pool, classes=classes, calibrate=300)
+        regularizer = layer(
+            pool, compute=ddplug.Compute(precision="exact", classes=classes), weighting=ddplug.Sustained(300)
+        )
         for _ in range(600):
             step(regularizer, images, labels)
         assert regularizer.lam is not None
@@ -132,7 +139,7 @@ def test_of_some_classes_the_share_is_that_of_all(pool: ddplug.ProxyPool) -> Non
 def test_all_calls_of_a_round_have_one_lambda(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """Also where another round ends, and changes lambda, between two of its calls."""
     images, labels = batch
-    regularizer = layer(pool, calibrate=1)
+    regularizer = layer(pool, weighting=ddplug.Sustained(1))
     step(regularizer, images, labels)
     leaf, other = images.clone().requires_grad_(), images.clone().requires_grad_()
 
@@ -159,16 +166,16 @@ def test_all_calls_of_a_round_have_one_lambda(pool: ddplug.ProxyPool, batch: Bat
 
 def test_a_run_goes_on_from_its_state(pool: ddplug.ProxyPool, batch: Batch) -> None:
     images, labels = batch
-    whole, first = layer(pool, calibrate=3), layer(pool, calibrate=3)
+    whole, first = layer(pool, weighting=ddplug.Sustained(3)), layer(pool, weighting=ddplug.Sustained(3))
     expected = [step(whole, images + 0.1 * shift, labels, 1 + shift) for shift in range(11)]
     got = [step(first, images + 0.1 * shift, labels, 1 + shift) for shift in range(5)]
-    second = layer(pool, calibrate=3)
+    second = layer(pool, weighting=ddplug.Sustained(3))
     second.load_state_dict(first.state_dict())
     got += [step(second, images + 0.1 * shift, labels, 1 + shift) for shift in range(5, 11)]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     assert second.lam == whole.lam
     with pytest.raises(ddplug.WeightError, match="another weighting"):
-        layer(pool, calibrate=3, weighting="relative").load_state_dict(first.state_dict())
+        layer(pool, weighting=ddplug.Relative(3)).load_state_dict(first.state_dict())
 
 
 def test_it_is_announced_as_what_it_is(pool: ddplug.ProxyPool, batch: Batch) -> None:
@@ -185,7 +192,7 @@ def test_the_layer_adds_the_share_it_says(network: Callable[..., nn.Module], bat
     """The first settled round, by hand."""
     images, labels = batch
     pool = ddplug.ProxyPool.from_modules([network(7)])
-    regularizer = layer(pool, calibrate=1, weight=0.3)
+    regularizer = layer(pool, weighting=ddplug.Sustained(1), weight=0.3)
     assert torch.equal(step(regularizer, images, labels), torch.ones_like(images))  # only measures
     added = step(regularizer, images, labels) - 1
     assert added.norm().item() == pytest.approx(0.3 * torch.ones_like(images).norm().item(), rel=1e-12)

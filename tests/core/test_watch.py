@@ -152,7 +152,7 @@ def test_a_backward_pass_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None
 
     with pytest.warns(ddplug.DDPlugWarning, match="images of one class only.*round.*set_size="):
         by_class(layer(pool))
-    by_class(layer(pool, set_size=12))
+    by_class(layer(pool, weighting=ddplug.Absolute(set_size=12)))
     together = layer(pool)
     with together.round():
         by_class(together)
@@ -382,7 +382,7 @@ def test_bf16_under_an_untrained_network_is_said(batch: Batch) -> None:
     with ddplug.networks.seeded(0):
         network = ddplug.networks.build("resnet18", num_classes=3, channels=3, size=(16, 16), width=4)
     images = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    regularizer = layer(ddplug.ProxyPool.from_modules([network]), precision="bf16")
+    regularizer = layer(ddplug.ProxyPool.from_modules([network]), compute=ddplug.Compute(precision="bf16"))
     with pytest.warns(ddplug.DDPlugWarning, match=r"in bf16 has a cosine of 0\.\d+ with the exact one"):
         regularizer(images.requires_grad_(), torch.arange(24) % 3).sum().backward()
     images.grad = None
@@ -394,7 +394,7 @@ def test_bf16_that_is_faithful_is_not_remarked_upon() -> None:
     with ddplug.networks.seeded(0):
         network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 16), nn.Linear(16, 3))
     images = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    regularizer = layer(ddplug.ProxyPool.from_modules([network]), precision="bf16")
+    regularizer = layer(ddplug.ProxyPool.from_modules([network]), compute=ddplug.Compute(precision="bf16"))
     regularizer(images.requires_grad_(), torch.arange(24) % 3).sum().backward()
 
 
@@ -402,22 +402,24 @@ def test_bf16_that_is_faithful_is_not_remarked_upon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "options"),
     [
-        ("representation", "feature"),
-        ("temperature", 2.0),
-        ("every", 2),
-        ("draw", 2),
-        ("views_per_image", 2),
-        ("set_size", 12),
+        ("representation", "feature", {"representation": "feature"}),
+        ("temperature", 2.0, {"term": ddplug.terms.CMI(2.0)}),
+        ("every", 2, {"compute": ddplug.Compute(every=2)}),
+        ("draw", 2, {"compute": ddplug.Compute(draw=2)}),
+        ("views", 2, {"views": 2}),
+        ("set_size", 12, {"weighting": ddplug.Relative(1, set_size=12)}),
     ],
 )
-def test_a_state_goes_with_its_options(network: Callable[..., nn.Module], batch: Batch, name: str, value: Any) -> None:
+def test_a_state_goes_with_its_options(
+    network: Callable[..., nn.Module], batch: Batch, name: str, value: Any, options: Any
+) -> None:
     """A frozen lambda means something else under others."""
     pool = ddplug.ProxyPool.from_modules([network(1), network(2)])
-    first = layer(pool, weighting="relative", calibrate=1)
+    first = layer(pool, weighting=ddplug.Relative(1))
     step(first, batch)
-    second = layer(pool, weighting="relative", calibrate=1, **{name: value})
+    second = layer(pool, **{"weighting": ddplug.Relative(1), **options})
     before = second.state_dict()
     with pytest.raises(ddplug.InputError, match=f"made with {name} .*here {value!r}"):
         second.load_state_dict(first.state_dict())
@@ -425,25 +427,23 @@ def test_a_state_goes_with_its_options(network: Callable[..., nn.Module], batch:
 
 
 def test_a_state_goes_with_its_proxies(network: Callable[..., nn.Module], batch: Batch) -> None:
-    first = layer(ddplug.ProxyPool.from_modules([network(1)]), weighting="relative", calibrate=1)
+    first = layer(ddplug.ProxyPool.from_modules([network(1)]), weighting=ddplug.Relative(1))
     step(first, batch)
-    second = layer(ddplug.ProxyPool.from_modules([network(2)]), weighting="relative", calibrate=1)
+    second = layer(ddplug.ProxyPool.from_modules([network(2)]), weighting=ddplug.Relative(1))
     with pytest.raises(ddplug.InputError, match="made with other proxies"):
         second.load_state_dict(first.state_dict())
     assert second.lam is None
-    layer(ddplug.ProxyPool.from_modules([network(1)]), weighting="relative", calibrate=1).load_state_dict(
-        first.state_dict()
-    )
+    layer(ddplug.ProxyPool.from_modules([network(1)]), weighting=ddplug.Relative(1)).load_state_dict(first.state_dict())
 
 
 def test_a_pool_that_comes_with_the_run_is_compared_then(network: Callable[..., nn.Module], batch: Batch) -> None:
     from ddplug.proxies.pool import DeferredPool
 
-    first = layer(ddplug.ProxyPool.from_modules([network(1)]), weighting="relative", calibrate=1)
+    first = layer(ddplug.ProxyPool.from_modules([network(1)]), weighting=ddplug.Relative(1))
     step(first, batch)
     for seed, fits in ((1, True), (2, False)):
         deferred = DeferredPool("buffer:x")
-        second = layer(deferred, weighting="relative", calibrate=1)
+        second = layer(deferred, weighting=ddplug.Relative(1))
         second.load_state_dict(first.state_dict())
         deferred.fill(ddplug.ProxyPool.from_modules([network(seed)]))
         if fits:
@@ -536,7 +536,10 @@ def test_healthy_hosts_are_left_in_peace(pool: ddplug.ProxyPool, batch: Batch, k
     images, labels = batch
     if kind == "schedule":  # one that starts late
         loop = Loop(batch)
-        options: dict[str, Any] = {"schedule": lambda number: float(number >= 100), "announce": lambda line: None}
+        options: dict[str, Any] = {
+            "weighting": ddplug.Absolute(schedule=lambda number: float(number >= 100)),
+            "announce": lambda line: None,
+        }
         with ddplug.attach(loop, 0.7, proxies=pool, **options):
             for _ in range(60):
                 loop.optimizer.zero_grad()
@@ -561,7 +564,7 @@ def test_healthy_hosts_are_left_in_peace(pool: ddplug.ProxyPool, batch: Batch, k
 
 
 def test_a_state_that_is_damaged_changes_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    first, second = (layer(pool, weighting="relative", calibrate=1) for _ in range(2))
+    first, second = (layer(pool, weighting=ddplug.Relative(1)) for _ in range(2))
     step(first, batch)
     state, before = first.state_dict(), repr(second.state_dict())
     for damage in ({"history": [{"number": 0}]}, {"class_generator": torch.zeros(3)}, {"rounds": None}):
@@ -574,8 +577,8 @@ def test_a_state_that_is_damaged_changes_nothing(pool: ddplug.ProxyPool, batch: 
 
 def test_a_state_that_is_found_to_be_damaged_half_way_changes_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """The view comes last, and only it knows what its state may be."""
-    options: dict[str, Any] = {"weighting": "relative", "calibrate": 1, "views_per_image": 2}
-    first, second = (layer(pool, view=nn.BatchNorm2d(3).double().eval(), **options) for _ in range(2))
+    options: dict[str, Any] = {"weighting": ddplug.Relative(1)}
+    first, second = (layer(pool, views=ddplug.Views(2, nn.BatchNorm2d(3).double().eval()), **options) for _ in range(2))
     step(first, batch)
     before = repr(second.state_dict())
     with pytest.raises(ddplug.InputError, match="(?s)damaged .*nothing was taken"):

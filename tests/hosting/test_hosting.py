@@ -225,7 +225,7 @@ def test_run_patched_and_attached_are_the_same(
     monkeypatch.setattr(sys, "argv", ["x", "--out", "attached.pt"])
     args = types.SimpleNamespace(out="attached.pt", steps=ROUNDS[shape] // (3 if shape == "formed" else 1),
                                  syn_steps=4, threshold=0.18)  # fmt: skip
-    with ddplug.attach(module, 0.5, calibrate=2) as handle:
+    with ddplug.attach(module, 0.5, weighting=ddplug.Relative(2)) as handle:
         with pytest.raises(ddplug.AttachError, match="in it already"):
             ddplug.attach(module, 0.5)
         function(*() if shape == "perclass" else (args,))
@@ -449,7 +449,7 @@ def test_a_pool_of_other_data_is_refused(pool: ProxyPool) -> None:
 
 def test_a_deferred_pool_becomes_the_pool(pool: ProxyPool) -> None:
     deferred = hostproxies.DeferredPool("buffer:x")
-    regularizer = ddplug.Regularizer(deferred, 0.1, draw=3)
+    regularizer = ddplug.Regularizer(deferred, 0.1, compute=ddplug.Compute(draw=3))
     assert deferred.pending
     assert "buffer:x" in repr(regularizer.pool)
     deferred.fill(pool)

@@ -155,8 +155,8 @@ def gated(
     """
     images, classes = batch
     leaf, logits = images.clone().requires_grad_(), (4.0 * F.one_hot(classes, 3)).double().requires_grad_()
-    layer = Layer(None if pool is None else ddplug.Regularizer(pool, 0.5, calibrate=3, announce=lambda text: None),
-                  steps=STEPS, inner="last")  # fmt: skip
+    options: dict[str, Any] = {"weighting": ddplug.Relative(3), "announce": lambda text: None}
+    layer = Layer(None if pool is None else ddplug.Regularizer(pool, 0.5, **options), steps=STEPS, inner="last")
     accepted, gradients = [], []
     for iteration in range(iterations):
         factor = 1e6 if iteration in rejected else 1.0
@@ -230,7 +230,7 @@ def test_one_lambda_means_the_same_whichever_steps_are_used(
     pull = torch.randn(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = {}
     for inner in ("one", "last", "all"):
-        regularizer = ddplug.Regularizer(pool, 0.1, calibrate=1, announce=lambda text: None)
+        regularizer = ddplug.Regularizer(pool, 0.1, weighting=ddplug.Relative(1), announce=lambda text: None)
         layer = hosting.layer.layer_of(Host(), regularizer, None, {"steps": STEPS}, "host", inner)
         layer.record = None
         leaf = images.clone().requires_grad_()

@@ -360,7 +360,7 @@ def test_attach_knows_it_too(run: Callable[[str], Runner], pool: ProxyPool, monk
     with monkeypatch.context() as patch:
         patch.syspath_prepend("repo")
         script = importlib.import_module("unrolled")
-    with ddplug.attach(script, 0.5, proxies=pool, calibrate=1, inner="last") as handle:
+    with ddplug.attach(script, 0.5, proxies=pool, weighting=ddplug.Relative(1), inner="last") as handle:
         script.main(type("Options", (), {"steps": 3, "syn_steps": 4, "out": "attached.pt"}))
     for name in ("unrolled", "flipping"):
         del sys.modules[name]

@@ -148,7 +148,7 @@ def test_the_lines_to_paste() -> None:
         "weight 3, representation logit, weighting relative: +3.00 ± 2.00 points on 3 fresh seeds (95 % interval); "
         "confirmed."
     )
-    assert code == "ddplug.attach(trainer, weight=3.0, representation='logit', weighting='relative', proxies='pool')"
+    assert code == "ddplug.attach(trainer, weight=3.0, weighting='relative', representation='logit', proxies='pool')"
     assert command == "ddplug run dm --weight 3 --representation logit --weighting relative --proxies pool --"
     given = said(Tuned([], choice, sure, []), "dm", "a pool", None, ["--repo", "DM"], ["--ipc", "10"])[2]
     assert given.endswith("--weighting relative --proxies 'a pool' --repo DM -- --ipc 10")
@@ -163,7 +163,10 @@ def test_the_lines_to_paste_have_what_was_not_swept(setup: Setup) -> None:
     assert held == {"temperature": 0.5, "chunk": 8, "compile": True, "views_per_image": 4}
     choice = {"weight": 3.0, "options": {"weighting": "relative"}}
     _, code, command = said(Tuned([], choice, {"difference": 0.03, "interval": 0.02, "seeds": 3}, []), "own", "p", held)
-    assert code.startswith("ddplug.attach(trainer, weight=3.0, weighting='relative', temperature=0.5, chunk=8, compile")
+    assert code == (
+        "ddplug.attach(trainer, weight=3.0, weighting='relative', term=ddplug.terms.make('cmi', temperature=0.5), "
+        "views=4, compute=ddplug.Compute(chunk=8, compile=True), proxies='p')"
+    )
     assert "--weighting relative --temperature 0.5 --chunk 8 --compile --views-per-image 4 --proxies p" in command
 
 

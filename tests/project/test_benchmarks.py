@@ -18,7 +18,7 @@ from ddplug.lab.own_trainer import Own
 from ddplug.lab.plan import Settings, arms
 from ddplug.networks.zoo import build, seeded
 from ddplug.terms.base import group
-from ddplug.terms.cmi import ConditionalMutualInformation
+from ddplug.terms.cmi import CMI
 
 # A benchmark may be of untrained networks; that their gradient turns in bf16 is among its figures.
 pytestmark = pytest.mark.filterwarnings("ignore:under proxy .* in bf16")
@@ -66,7 +66,7 @@ def test_the_recipe_is_the_same_regulariser(script: ModuleType, tmp_path: Path) 
     images, labels = measuring.random_images(20, torch.device("cpu"))
     script.Recipe.save([pool.proxies[0].network], tmp_path)
     expected = script.Recipe(tmp_path, torch.device("cpu")).step(images)
-    step = PieceByPiece("feature", ConditionalMutualInformation(), lambda views: views)
+    step = PieceByPiece("feature", CMI(), lambda views: views)
     got = step(pool.proxies[0], images, group(labels, 20, "cpu"))[1]
     assert ((got - expected).norm() / expected.norm()).item() < 1e-3
 

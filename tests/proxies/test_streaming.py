@@ -50,7 +50,15 @@ def gradients(pool: ProxyPool, rounds: int = 12, **options: Any) -> list[Tensor]
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"draw": 3}, {"chunk": 2}, {"every": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compute": ddplug.Compute(draw=3)},
+        {"compute": ddplug.Compute(chunk=2)},
+        {"compute": ddplug.Compute(every=2)},
+    ],
+)
 def test_streamed_is_resident(folder: Path, options: dict[str, Any]) -> None:
     streamed, resident = ProxyPool.load(folder, budget=1), ProxyPool.load(folder)
     assert not any(isinstance(proxy, StreamedProxy) for proxy in resident)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddplug import HostError, InputError, ProxyPool, Regularizer
+from ddplug import HostError, InputError, ProxyPool, Regularizer, Relative
 from ddplug.cli.app import app
 from ddplug.hosting.layer import Layer
 from ddplug.hosting.script import Source, execute
@@ -94,9 +94,9 @@ def test_it_is_the_run_of_a_patch_to_the_bit(
     """The patch's line goes where the stand-ins have a comment for it."""
     ours, line, how = SHAPES[shape]
     more = THEIRS.get(shape, [])
-    regularizer = Regularizer(pool, 0.5, calibrate=1)
+    regularizer = Regularizer(pool, 0.5, weighting=Relative(1))
     if "steps" in how:
-        regularizer.weighting.factor = float(how["steps"])  # type: ignore[attr-defined]
+        regularizer.stands_for(how["steps"])
     script = repo / f"{shape}.py"
     text = script.read_text().replace("# 4: views", line).encode()
     execute(script, ["--out", "patched.pt", *more], {script: Source(text, {"LAYER": Layer(regularizer, **how)})})
@@ -234,7 +234,7 @@ def expected(pool: ProxyPool) -> Tensor:
     torch.manual_seed(0)
     leaf = torch.randn(12, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([leaf], lr=0.1)
-    layer = Regularizer(pool, 0.5, calibrate=1, announce=lambda _: None)
+    layer = Regularizer(pool, 0.5, weighting=Relative(1), announce=lambda _: None)
     for _ in range(2):
         loss = (layer(leaf.flip(3) * 1.1, torch.arange(3).repeat_interleave(4)) ** 2).sum()
         optimizer.zero_grad()

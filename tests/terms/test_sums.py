@@ -158,9 +158,7 @@ def test_what_a_sum_takes_over_from_its_terms() -> None:
 
 def test_settings_are_those_of_the_terms() -> None:
     made = make("cmi+0.3*proxy_ce+mim", temperature=0.5)
-    assert made.settings() == {
-        "cmi.temperature": 0.5, "proxy_ce.temperature": 0.5, "mim.tau": 0.07, "temperature": 0.5,
-    }  # fmt: skip
+    assert made.settings() == {"cmi.temperature": 0.5, "proxy_ce.temperature": 0.5, "mim.tau": 0.07, "temperature": 0.5}
     different = Sum([(1, single("cmi", temperature=2.0)), (1, single("spread", temperature=3.0))])
     assert different.settings() == {"cmi.temperature": 2.0, "spread.temperature": 3.0}
     assert make("centralisation-mim").settings() == {"mim.tau": 0.07}
@@ -205,12 +203,14 @@ def network32(network: Callable[..., nn.Module]) -> nn.Module:
 def test_cmi_alone_is_what_it_was_to_the_bit(network32: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     images = batch[0].float()
     options: dict[str, Any] = {
-        "weighting": "absolute", "representation": "feature", "temperature": 0.7, "precision": "exact",
-    }  # fmt: skip
-    default = ddplug.Regularizer([network32], 3.0, **options)
+        "weighting": "absolute",
+        "representation": "feature",
+        "compute": ddplug.Compute(precision="exact"),
+    }
+    default = ddplug.Regularizer([network32], 3.0, term=ddplug.terms.CMI(0.7), **options)
     expected = gradient(default, images)
     for written in ("cmi", {"cmi": 1}, "1*cmi"):
-        same = ddplug.Regularizer([network32], 3.0, term=written, **options)
+        same = ddplug.Regularizer([network32], 3.0, term=make(written, temperature=0.7), **options)
         assert torch.equal(gradient(same, images), expected), written
         assert same.history.cmi == default.history.cmi
         assert same.settings() == default.settings()
@@ -241,15 +241,15 @@ def test_a_sum_goes_through_the_layer(pool: ddplug.ProxyPool, batch: tuple[Tenso
     value = ddplug.cmi(logits, LABELS) + 0.3 * nn.functional.cross_entropy(logits, LABELS)
     ((leaf * 2).square().sum() + 0.2 * value).backward()
     torch.testing.assert_close(gradient(regularizer, batch[0]), leaf.grad, rtol=1e-10, atol=1e-10)
-    shared = ddplug.Regularizer(pool, 0.5, calibrate=1, **options)
+    shared = ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(1), **options)
     gradient(shared, batch[0])
     assert "CMI + 0.3 * proxy CE" in told[-1]
     assert "of the gradient" in told[-1]
     state = shared.state_dict()
     assert state["settings"]["term"] == "cmi+0.3*proxy_ce"
-    ddplug.Regularizer(pool, 0.5, calibrate=1, term={"cmi": 1, "proxy_ce": 0.3}).load_state_dict(state)
+    ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(1), term={"cmi": 1, "proxy_ce": 0.3}).load_state_dict(state)
     with pytest.raises(InputError, match="made with term 'cmi.0.3.proxy_ce' .here 'cmi.0.4.proxy_ce'"):
-        ddplug.Regularizer(pool, 0.5, calibrate=1, term="cmi+0.4*proxy_ce").load_state_dict(state)
+        ddplug.Regularizer(pool, 0.5, weighting=ddplug.Relative(1), term="cmi+0.4*proxy_ce").load_state_dict(state)
 
 
 def test_a_term_of_one_representation_is_not_computed_on_another(pool: ddplug.ProxyPool) -> None:

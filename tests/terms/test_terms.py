@@ -56,7 +56,9 @@ def test_a_term_in_one_class_goes_through_the_layer(pool: ddplug.ProxyPool, batc
         torch.testing.assert_close(gradient(regularizer, batch), leaf.grad, rtol=1e-12, atol=1e-12)
         assert regularizer.history.cmi == [pytest.approx(value.item(), rel=1e-12)]
     gradient(
-        ddplug.Regularizer(pool, 0.5, term="compactness", representation="feature", calibrate=1, announce=told.append),
+        ddplug.Regularizer(
+            pool, 0.5, term="compactness", representation="feature", weighting=ddplug.Relative(1), announce=told.append
+        ),
         batch,
     )
     assert told[0].endswith(f"compactness {value.item():.4g} squared features)")
@@ -81,7 +83,10 @@ def test_it_is_attached_like_cmi(pool: ddplug.ProxyPool, batch: Batch) -> None:
 def test_in_pieces_it_is_the_same(pool: ddplug.ProxyPool, batch: Batch) -> None:
     toy()
     options: dict[str, Any] = {"weighting": "absolute", "term": "compactness"}
-    whole, pieces = (gradient(ddplug.Regularizer(pool, 0.3, **options, chunk=size), batch) for size in (12, 5))
+    whole, pieces = (
+        gradient(ddplug.Regularizer(pool, 0.3, **options, compute=ddplug.Compute(chunk=size)), batch)
+        for size in (12, 5)
+    )
     torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
 
 
@@ -99,7 +104,7 @@ def test_a_term_that_is_not_made_up_of_classes_is_not_estimated_on_some(pool: dd
         label = "the whole"
 
     with pytest.raises(ddplug.InputError, match="classes=2 lets some classes stand for all, but the whole"):
-        ddplug.Regularizer(pool, term=Whole(), classes=2)
+        ddplug.Regularizer(pool, term=Whole(), compute=ddplug.Compute(classes=2))
 
 
 def test_too_few_images_are_told_of_by_the_term(pool: ddplug.ProxyPool, batch: Batch) -> None:

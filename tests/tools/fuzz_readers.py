@@ -250,7 +250,7 @@ class Loop:
     def __init__(self) -> None:
         self.images = rand(4, 1, 8, 8).requires_grad_()
         self.layer = ddplug.Regularizer(
-            pool(), 1.0, weighting="relative", calibrate=2, input_space="unit", announce=lambda line: None
+            pool(), 1.0, weighting=ddplug.Relative(2), input_space="unit", announce=lambda line: None
         )
 
     def step(self) -> None:
