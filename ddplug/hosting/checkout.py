@@ -1,4 +1,4 @@
-"""The upstream codebases that patches are shipped for: what `patches/hosts.toml` says, and finding their checkouts."""
+"""Rows of `hosts.toml`, and the checkouts of the hosts that they describe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddplug.utils.files import exclusive_lock, user_path
 from ddplug.utils.records import anything, check_record, dict_of, entries, flag, list_of, text
 
 LOCK = ".ddplug-patch.lock"
-_AGAIN = "Install again what it is a part of: ddplug, or the package that brings the host."
+_AGAIN = "Reinstall the package that it is a part of."
 _NAMES = list_of(text(200), 0, 1000)
 _LINE = text(9, "[0-9]+")
 _REQUIRED = {
@@ -39,7 +39,7 @@ SHIPPED = "ddplug.patches"
 
 @dataclass(frozen=True)
 class HostSpec:
-    """One upstream codebase at the commit its patch was made for; the fields are explained in `hosts.toml`."""
+    """An upstream repository at the commit of its patch; `hosts.toml` explains the fields."""
 
     name: str
     title: str
@@ -71,7 +71,7 @@ class HostSpec:
         return f"git clone {self.url} && git -C {self.folder} checkout {self.commit}"
 
     def patched(self, repo: Path) -> dict[str, bytes]:
-        """The files of the patch with our lines in, in memory; `PatchError` if the checkout is not the right one."""
+        """The files of the patch with our lines, in memory; `PatchError` if it is not the right checkout."""
         held = self.check(repo)
         already = [name for name, how in held.items() if how == "patched"]
         if already:
@@ -82,11 +82,11 @@ class HostSpec:
         return {name: self.patch.apply_text(name, inside(repo, name).read_bytes()) for name in self.files}
 
     def check(self, repo: Path) -> dict[str, State]:
-        """The state of each file, "clean" or "patched", all alike.
+        """The state of each file, "clean" or "patched", the same for all.
 
         Raises:
             HostError: `repo` is not a checkout of this host.
-            PatchError: a file is not the one the patch was made for; the message says what to insert by hand.
+            PatchError: a file is not the one the patch was made for; the message has the lines to insert by hand.
         """
         held = self.states(repo)
         if len(set(held.values())) > 1:
@@ -98,7 +98,7 @@ class HostSpec:
         return held
 
     def states(self, repo: Path) -> dict[str, State]:
-        """The state of each file, "clean" or "patched"; both where a patching was interrupted. Raises as `check`."""
+        """The state of each file, "clean" or "patched"; both if a patching was interrupted. Raises as `check`."""
         if not repo.is_dir():
             raise HostError(f"there is no folder '{repo}'. Get {self.name} with: {self.clone}")
         missing = [name for name in (self.script, *self.files) if not os.path.lexists(repo / name)]
@@ -119,22 +119,19 @@ class HostSpec:
         return held
 
     def apply(self, repo: Path) -> list[str]:
-        """Patch the checkout: all files or none; the names of the files changed.
+        """Patch the checkout, all files or none, and return the names of the changed files.
 
-        Where an earlier patching was interrupted, these are the files that it did not reach. Raises `PatchError` if all
-        are patched, `InputError` if another process is patching this checkout.
+        After an interrupted patching these are the remaining files. Raises `PatchError` if all are patched,
+        `InputError` if another process is patching this checkout.
         """
         with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():
             held = self.states(repo)
             if "clean" not in held.values():
-                self.patched(repo)  # which says what to do
+                self.patched(repo)  # raises
             return self._change(repo, [name for name, how in held.items() if how == "clean"], self.patch.apply_text)
 
     def reverse(self, repo: Path) -> list[str]:
-        """Take the patch out again, to the byte, of all files or only of those that have it; the names of these.
-
-        Raises `PatchError` if none has it.
-        """
+        """Remove the patch from the files that have it, to the byte; their names. `PatchError` if no file has it."""
         with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():
             held = self.states(repo)
             if "patched" not in held.values():
@@ -148,7 +145,7 @@ class HostSpec:
         return names
 
     def _why(self, repo: Path, names: list[str]) -> str:
-        """Return git's account of why the files differ, for the message; empty if git knows nothing."""
+        """Return the reason, by git, for which the files differ; empty if it is not known."""
         commit = _git(repo, "rev-parse", "HEAD")
         if commit is None:
             return ""
@@ -158,11 +155,11 @@ class HostSpec:
 
 
 def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
-    """The host `name` by the table and the patch in `patches`, a package or a folder with `hosts.toml` and NAME.patch.
+    """The host `name` in `patches`, a package or a folder with `hosts.toml` and NAME.patch.
 
     Raises:
-        HostError: there is no such table or patch, or the table is not complete.
-        PatchError: the patch is none, or not of the files that the table names.
+        HostError: the row or the patch is missing, or the row is not complete.
+        PatchError: the patch is invalid, or for other files than the row names.
     """
     known = table(patches)
     if name not in known:
@@ -174,7 +171,7 @@ def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
 
 
 def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
-    """The host of a table of `hosts.toml` and the text of its patch."""
+    """The host of a row of `hosts.toml` and the text of its patch."""
     check_record(dict(record), _RECORD, f"the record of host '{name}' in hosts.toml", _AGAIN, error=HostError)
     fields = {key: value for key, value in record.items() if key in _KNOWN}
     fields["places"] = {
@@ -186,9 +183,9 @@ def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
 
 
 def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
-    """The checkout of a host: as given, else in the folder named by DDPLUG_HOSTS, else here; resolved.
+    """The checkout of a host: `given`, or in the folder of DDPLUG_HOSTS, or in the current folder; resolved.
 
-    Whether it is the right one is `HostSpec.check`'s question. `HostError` if none of the places has its script.
+    `HostError` if none of these has the host's script; `HostSpec.check` compares its files.
     """
     if given is not None:
         return user_path(given).resolve()
@@ -206,18 +203,18 @@ def find_repo(spec: HostSpec, given: Path | None = None) -> Path:
 
 @cache
 def table(patches: str | Path = SHIPPED) -> dict[str, dict[str, Any]]:
-    """Read the `hosts.toml` of a package or folder, by host; `HostError` if it is missing or not TOML."""
+    """The rows of the `hosts.toml` of a package or folder, by host; `HostError` if it is missing or not TOML."""
     file = _folder(patches) / "hosts.toml"
     if not file.is_file():
         raise HostError(f"there is no hosts.toml in '{patches}'; see docs/hosts/own.md for what it says.")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise HostError(f"'{file}' is no TOML: {error}. {_AGAIN}") from error
+        raise HostError(f"'{file}' is not TOML: {error}. {_AGAIN}") from error
 
 
 def _folder(patches: str | Path) -> Traversable:
-    """The folder of that path, or the one that the package of that name is in."""
+    """The folder at a path, or that of the package with this name."""
     if isinstance(patches, Path):
         return patches
     try:

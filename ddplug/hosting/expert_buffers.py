@@ -1,12 +1,12 @@
-"""Proxies out of an expert buffer: the `replay_buffer_*.pt` files of MTT, DATM and their relatives.
+"""Proxies from an expert buffer: the `replay_buffer_*.pt` files of MTT, DATM and hosts derived from them.
 
     --proxies buffer:FOLDER            the last snapshot of every expert in FOLDER
     --proxies buffer:FOLDER#20         the snapshot after epoch 20 of each; 0 is before training, -1 the last
     --proxies buffer:replay_buffer_3.pt
 
 A buffer file is a list of experts; an expert is the list of its snapshots, one per epoch; a snapshot is the list of the
-network's parameters in the order of its layers. What network it is, the file does not say: the name of its folder
-does, as in `BUFFERS/CIFAR10_NO_ZCA/ConvNet/`, or else the host's own option.
+network's parameters in the order of its layers. The network is named by the file's folder, as in
+`BUFFERS/CIFAR10_NO_ZCA/ConvNet/`, or by the host's own option.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Expert = Sequence[Snapshot]
 FILES = "replay_buffer_*.pt"
 NO_ZCA = "_NO_ZCA"
 WITH_AND_WITHOUT = ("CIFAR10", "CIFAR100")
-"""Data sets whose folder of experts ends in `_NO_ZCA` unless the images were whitened; others do not say."""
+"""Data sets whose folder of experts ends in `_NO_ZCA` unless the images were whitened; of others it is not known."""
 
 PLAIN = ("ConvNet", "ConvNetIN", "ConvNetAR", "ConvNetAP")
-"""Other names of one network: instance norm, ReLU and average pooling are what "ConvNet" has by default."""
+"""Names of one network, with ConvNet's defaults: instance norm, ReLU and average pooling."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Architecture:
 
 
 def architecture(model: str) -> Architecture:
-    """The network that the hosts call `model`; `ProxyError` for one that is not built here, or cannot be a proxy."""
+    """The network that the hosts call `model`; `ProxyError` if it cannot be built here, or cannot be a proxy."""
     if model.endswith(("BN", "BN_AP", "BN_Tiny")):
         raise ProxyError(
             f"experts of model {model} cannot be proxies: a buffer keeps a network's parameters, but not the running "
@@ -74,7 +74,7 @@ def architecture(model: str) -> Architecture:
 
 
 def files_in(path: Path) -> list[Path]:
-    """The buffer files meant by a folder, in the order of their numbers, or by one of them; `PoolError` if none."""
+    """The buffer files in a folder, in the order of their numbers, or the one file; `PoolError` if there is none."""
     if path.is_file():
         return [path]
     found = sorted(path.glob(FILES), key=lambda file: (len(file.name), file.name))
@@ -88,15 +88,15 @@ def files_in(path: Path) -> list[Path]:
 
 
 def load(path: Path) -> list[Expert]:
-    """The experts of one file, left on disk until they are used; nothing in the file is executed.
+    """The experts of one file, left on disk until they are used; no code in the file is executed.
 
-    Raises `PoolError` for a file that cannot be read or holds something else.
+    Raises `PoolError` for a file that cannot be read or has other contents.
     """
     advice = "Copy it again, or write it again with the host's buffer script."
     content = load_tensors(path, "expert buffer", "an expert buffer", advice, error=PoolError, mmap=True)
     if not _is_buffer(content):
         raise PoolError(
-            f"'{path}' is no expert buffer: expected a list of experts, each a list of snapshots, each a list of "
+            f"'{path}' is not an expert buffer: expected a list of experts, each a list of snapshots, each a list of "
             f"parameters, got {type(content).__name__}. Name a file {FILES} of the host's buffer script."
         )
     experts: list[Expert] = content
@@ -104,7 +104,7 @@ def load(path: Path) -> list[Expert]:
 
 
 def check_moving(experts: Sequence[Expert], path: Path) -> None:
-    """`PoolError` if an expert's snapshots are all equal, as they are in a buffer that was made without CUDA."""
+    """Raise `PoolError` if all snapshots of an expert are equal, as in a buffer that was made without CUDA."""
     for number, snapshots in enumerate(experts):
         if len(snapshots) > 1 and _equal(snapshots[0], snapshots[-1]):
             raise PoolError(
@@ -116,12 +116,14 @@ def check_moving(experts: Sequence[Expert], path: Path) -> None:
 
 
 def split(given: str) -> tuple[Path, int]:
-    """Path and snapshot of `PATH#SNAPSHOT`; without the latter the last one."""
+    """Path and snapshot of `PATH#SNAPSHOT`; the snapshot is -1, the last, by default."""
     path, hash_, snapshot = given.rpartition("#")
     if not hash_:
         return user_path(given), -1
     if not re.fullmatch(r"-?\d+", snapshot):
-        raise PoolError(f"'{snapshot}' in 'buffer:{given}' is no snapshot; expected a whole number such as #20 or #-1.")
+        raise PoolError(
+            f"'{snapshot}' in 'buffer:{given}' is not a snapshot; expected a whole number such as #20 or #-1."
+        )
     return user_path(path), int(snapshot)
 
 
@@ -131,16 +133,16 @@ def read(
     """A pool of the experts in `path`, a folder or a file, one proxy for each.
 
     Args:
-        path: where the buffer is.
+        path: the buffer's.
         model: the hosts' name of the network.
-        classes: their number.
+        classes: number of classes.
         shape: channels, height and width of the images.
-        snapshot: which of an expert's snapshots, in epochs; negative ones count from the end.
-        info: what is known of the pool.
+        snapshot: epoch of the snapshot; negative numbers count from the end.
+        info: the pool's data.
 
     Raises:
-        PoolError: nothing there, damaged, no such snapshot, or all snapshots alike.
-        ProxyError: another network than `model`, one that is not known here, or weights that are not finite.
+        PoolError: the buffer or the snapshot is missing, the file is damaged, or all snapshots are equal.
+        ProxyError: the network is not `model`, is not known here, or has weights that are not finite.
     """
     kind = architecture(model)
     options = {**kind.options, "num_classes": classes, "channels": shape[0], "size": shape[1:]}
@@ -166,7 +168,7 @@ def read_for_host(given: str, adapter: Names, args: Any, context: Mapping[str, A
     """The pool of `buffer:GIVEN` for a host; see `read`.
 
     Raises:
-        SpaceError: experts of whitened images, of a host whose images are not, as far as the folder's name tells.
+        SpaceError: by the folder's name the experts are of whitened images, and the host's images are not whitened.
     """
     path, snapshot = split(given)
     folder = path if path.is_dir() else path.parent
@@ -182,7 +184,7 @@ def read_for_host(given: str, adapter: Names, args: Any, context: Mapping[str, A
     if whitened is False and isinstance(space, ZCASpace) and "space" in context:
         from ddplug.datasets.spaces import InputSpace
 
-        space = InputSpace.normalized(*context["space"])  # from the host's whitened images to these, exactly
+        space = InputSpace.normalized(*context["space"])  # an exact conversion from the host's whitened images
     shape = tuple(context["shape"]) if "shape" in context else tuple(context["train"][0].shape[1:])
     names = context.get("classes")
     count = int(context["count"]) if "count" in context else len(names or ())
@@ -194,12 +196,12 @@ def _known(model: str) -> bool:
     try:
         architecture(model)
     except ProxyError:
-        return model.endswith("BN")  # known well enough to say why not
+        return model.endswith("BN")  # known, but refused with a reason of its own
     return True
 
 
 def _data(folder: str) -> tuple[str | None, bool | None]:
-    """Data set, and whether its images were whitened, by the name of the folder; None for what it does not tell."""
+    """Data set, and True if its images were whitened, by the name of the folder; None for what is not known."""
     name = folder.removesuffix(NO_ZCA)
     if name not in WITH_AND_WITHOUT:
         return None, None
@@ -228,7 +230,7 @@ def _equal(first: Snapshot, last: Snapshot) -> bool:
 
 
 def _fill(network: nn.Module, snapshot: Snapshot, model: str, file: Path) -> None:
-    """Give `network` the parameters of `snapshot`; `ProxyError` unless they are those of such a network."""
+    """Give `network` the parameters of `snapshot`; `ProxyError` if their shapes differ."""
     held = dict(network.named_parameters())
     wanted, got = [tuple(p.shape) for p in held.values()], [tuple(p.shape) for p in snapshot]
     if wanted != got:

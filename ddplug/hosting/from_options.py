@@ -16,12 +16,12 @@ from ddplug.utils.output import say
 
 @noted
 def start(host: str, args: Any, **context: Any) -> Layer:
-    """The layer of one synthetic set, made from the host's options; off, and nothing else, at `--cmi_weight 0`.
+    """The layer of one synthetic set, made from the host's options; at `--cmi_weight 0` one that does nothing.
 
     Args:
         host: the adapter's name.
         args: the host's options, ours among them.
-        context: whatever the adapter wants to know (normalisation, real data, number of the experiment, `steps`, ...).
+        context: values for the adapter: normalisation, real data, number of the experiment, `steps` and so on.
     """
     options = options_of(args)
     if options["weight"] == 0:

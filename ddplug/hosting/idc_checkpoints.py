@@ -1,9 +1,8 @@
-"""Proxies from what IDC's pretrain.py leaves: plain torch files of weights, read with `weights_only=True`.
+"""Proxies from the checkpoints of IDC's pretrain.py, which are torch files of weights alone.
 
-Its folder is `pretrained/DATASET/EXPERIMENT_SEED/checkpointEPOCH.pth.tar`. Such a file says nothing about its network;
-that is read off the names and shapes of the weights. A ConvNet and the ResNet-18 for small images are built by
-`ddplug.networks`, so that the pool can be saved as one of ours; any other network needs the host's own code, which is
-there when the host runs.
+They are `pretrained/DATASET/EXPERIMENT_SEED/checkpointEPOCH.pth.tar`. The network is inferred from the names and shapes
+of the weights. `ddplug.networks` builds a ConvNet and the ResNet-18 for small images, so that the pool can be saved;
+other networks need the host's own code, which is available while the host runs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors
 
 PRETRAINED = "pretrained"
-"""The host's folder of them, in the folder it was started in."""
+"""The host's folder of checkpoints, in the folder that it is started in."""
 
 Weights = Mapping[str, Tensor]
 Builder = Callable[[], nn.Module]
@@ -40,7 +39,7 @@ SPACES = {
     "fashion": InputSpace.normalized((0.2861,), (0.3530,)),
     "imagenet": InputSpace.normalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""The normalisation in which IDC trains, by its name for the data set."""
+"""IDC's normalisation of each data set, by its name for it."""
 
 
 def read_for_host(path: str, adapter: Names, args: Any, context: Mapping[str, Any]) -> ProxyPool:
@@ -50,7 +49,7 @@ def read_for_host(path: str, adapter: Names, args: Any, context: Mapping[str, An
     space = _space(dataset)
     if space is None:
         raise PoolError(
-            f"IDC trains no networks on {dataset}, so '{path}' cannot be of use here; it knows {', '.join(SPACES)}."
+            f"IDC trains no networks on {dataset}, so '{path}' cannot be used here; it knows {', '.join(SPACES)}."
         )
     fresh = getattr(adapter, "network", None) if "network" in context else None  # IDC itself is what runs
     return read([folder], dataset, space, (lambda: fresh(args, context)) if fresh else None)
@@ -61,13 +60,13 @@ def read(folders: Sequence[Path], dataset: str, space: InputSpace, builder: Buil
 
     Args:
         folders: files, folders of checkpoints, or folders of such folders.
-        dataset: what they were trained on.
-        space: the normalisation in which.
-        builder: makes a network of the host's own, for weights that none of ours has.
+        dataset: the data set that the networks were trained on.
+        space: its normalisation.
+        builder: makes a network of the host's own, for weights that fit none of ours.
 
     Raises:
-        PoolError: nothing there, a file that is not one of weights, networks for different images or classes.
-        ProxyError: a network that neither ddplug nor `builder` has.
+        PoolError: there are no checkpoints, a file has other contents, or the networks are for different data.
+        ProxyError: neither ddplug nor `builder` makes such a network.
     """
     files = [file for folder in folders for file in checkpoints(folder)]
     made = [network(weights(file), str(file), builder) for file in files]
@@ -86,7 +85,7 @@ def read(folders: Sequence[Path], dataset: str, space: InputSpace, builder: Buil
 
 
 def checkpoints(path: Path) -> list[Path]:
-    """The file `path`, or the last checkpoint of each experiment in it, which is one network at several ages."""
+    """The file `path`, or the last checkpoint of each experiment in the folder `path`."""
     if path.is_file():
         return [path]
     found = sorted({*path.glob("checkpoint*.pth.tar"), *path.glob("*/checkpoint*.pth.tar")})
@@ -116,18 +115,18 @@ def weights(file: Path) -> dict[str, Tensor]:
         or not all(isinstance(value, Tensor) and not value.is_complex() for value in held.values())
         or not all(value.numel() for value in held.values())
     ):
-        raise PoolError(f"'{file}' holds no state dict but {type(held).__name__}; expected a checkpoint of IDC.")
+        raise PoolError(f"'{file}' has {type(held).__name__} instead of a state dict; expected a checkpoint of IDC.")
     return {str(name).removeprefix("module."): value for name, value in held.items()}
 
 
 def network(held: Weights, file: str, builder: Builder | None = None) -> nn.Module:
-    """The network that the weights `held` are of, with them in; `ProxyError` if nothing here has such weights."""
+    """The network with the weights `held`; `ProxyError` if none fits them."""
     ours = _convnet(held) or _resnet18(held)
     if ours is not None:
         architecture, options, names = ours
         renamed = {_renamed(name, names): value for name, value in held.items()}
         try:
-            with seeded(0):  # what is drawn is overwritten; nobody else's generator may notice
+            with seeded(0):  # the drawn weights are overwritten; global generators must not change
                 made = build_for(renamed, architecture, **options)
             problem = _load(made, renamed)
             if problem is None:
@@ -151,7 +150,7 @@ def network(held: Weights, file: str, builder: Builder | None = None) -> nn.Modu
 
 
 def _load(made: nn.Module, held: Weights) -> str | None:
-    """Load strictly; what does not fit, or None."""
+    """Load all weights, and return the reason if they do not fit, otherwise None."""
     try:
         made.load_state_dict(held)
     except RuntimeError as error:
@@ -161,18 +160,18 @@ def _load(made: nn.Module, held: Weights) -> str | None:
 
 
 Found = tuple[str, dict[str, Any], Sequence[tuple[str, str]]]
-"""Architecture, options, and the renaming of weights: patterns and what takes their place."""
+"""Architecture, options, and the renaming of weights: patterns and replacements."""
 
 
 def _convnet(held: Weights) -> Found | None:
-    """IDC's ConvNet, whose size is read off the width of its head; None if it is something else."""
+    """IDC's ConvNet, with the size inferred from the width of its head; None for another network."""
     depth = sum(1 for name in held if re.fullmatch(r"layers\.conv\.\d+\.weight", name))
     head, first = held.get("classifier.weight"), held.get("layers.conv.0.weight")
     if head is None or first is None or head.ndim != 2 or first.ndim != 4:
         return None
     width, channels = int(first.shape[0]), int(first.shape[1])
     side = math.isqrt(int(head.shape[1]) // width) * 2**depth
-    # IDC pads every image of one channel by 3 pixels, ours only those of 28 x 28: no other size is the same network.
+    # IDC pads every image of one channel by 3 pixels, ours only those of 28 x 28, so other sizes are not supported.
     size = 28 if channels == 1 else side
     options = {
         "num_classes": int(head.shape[0]), "channels": channels, "size": [size, size], "width": width, "depth": depth,
@@ -184,7 +183,7 @@ def _convnet(held: Weights) -> Found | None:
 
 
 def _resnet18(held: Weights) -> Found | None:
-    """IDC's ResNet-18 for small images, at any width; None for one of another depth, or with another stem."""
+    """IDC's ResNet-18 for small images, of any width; None for another depth or stem."""
     head, first = held.get("fc.weight"), held.get("layer0.conv1.weight")
     blocks = {match[0] for name in held if (match := re.match(r"layer[1-4]\.\d+", name))}
     if head is None or first is None or blocks != {f"layer{stage}.{n}" for stage in range(1, 5) for n in range(2)}:
@@ -214,14 +213,14 @@ def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
 
 
 def _norm(held: Weights, layer: str) -> Norm:
-    """Return the kind of normalisation of a layer, by its weights."""
+    """The kind of normalisation of a layer, by its weights."""
     if f"{layer}.running_mean" in held:
         return "batch"
     return "instance" if f"{layer}.weight" in held else "none"
 
 
 def _taken(made: nn.Module) -> tuple[tuple[int, int, int] | None, int]:
-    """Shape of the images that a network takes, as far as known, and its number of classes."""
+    """Shape of a network's images, None if it is not known, and its number of classes."""
     spec: Mapping[str, Any] = getattr(made, "spec", {})
     heads = [module for module in made.modules() if isinstance(module, nn.Linear)]
     shape = (spec["options"]["channels"], *spec["options"]["size"]) if spec.get("architecture") == "convnet" else None
@@ -234,5 +233,5 @@ def _epoch(file: Path) -> int:
 
 
 def _space(dataset: str) -> InputSpace | None:
-    """The space of a data set by the name of its folder, which for ImageNet's subsets has a number at its end."""
+    """The space of a data set by the name of its folder; ImageNet's subsets have a number at the end."""
     return SPACES.get(dataset) or (SPACES["imagenet"] if re.match(r"imagenet\d", dataset) else None)

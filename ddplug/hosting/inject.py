@@ -1,4 +1,4 @@
-"""A patch in memory: functions of an imported module get the code that the patched text has for them."""
+"""A patch in memory: functions of an imported module get the code of the patched text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ddplug.hosting.layer import NAME, Attached
 
 
 def patch_module(module: types.ModuleType, original: bytes, patched: bytes, hosting: Attached) -> Undo:
-    """Give those functions of `module` that differ between the two texts the code of `patched`; undo restores it.
+    """Give the functions of `module` that differ between the two texts the code of `patched`; returns the undo.
 
-    The function objects stay the same, so it holds wherever they have been imported to; nothing at the top level of the
-    module is run again. `hosting` stands under the name that our lines use.
+    The function objects stay the same, also where they have been imported to. The module's top level does not run
+    again. `hosting` is put under the name that our lines use.
     """
     file = module.__file__ or module.__name__
     before, after = (dict(_functions(compile(text, file, "exec", dont_inherit=True))) for text in (original, patched))
@@ -44,7 +44,7 @@ def patch_module(module: types.ModuleType, original: bytes, patched: bytes, host
 
 
 def _functions(code: types.CodeType) -> Iterator[tuple[str, types.CodeType]]:
-    """Functions and methods of a module's code by qualified name; not those within functions."""
+    """Functions and methods of a module's code by qualified name, except functions within functions."""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             if constant.co_flags & inspect.CO_NEWLOCALS and constant.co_flags & inspect.CO_OPTIMIZED:
@@ -60,7 +60,7 @@ def _function(module: types.ModuleType, name: str) -> types.FunctionType:
         found = inspect.getattr_static(found, part, None)
     found = inspect.unwrap(getattr(found, "__func__", found)) if found is not None else None
     if not isinstance(found, types.FunctionType):
-        raise AttachError(f"{module.__name__} has no function '{name}' any more; it was replaced by somebody else.")
+        raise AttachError(f"{module.__name__} no longer has a function '{name}'; other code has replaced it.")
     return found
 
 

@@ -1,14 +1,13 @@
-"""Functions called by the lines of a patch: four kinds of line, all of them harmless at weight 0.
+"""The layer that the lines of a patch call; at weight 0 these lines do nothing.
 
-    import ddplug.hosting as ddplug_cmi                  # this very name: attach puts its own object under it
+    import ddplug.hosting as ddplug_cmi                  # exactly this name: attach puts its own object there
     ddplug_cmi.add_options(parser)                       # --cmi_weight 0.0 and the like, for an argparse parser
     cmi = ddplug_cmi.start("dm", args, space=..., ...)   # once per synthetic set, when the real data is there
     views = cmi(views, labels)                           # the identity layer, where the host made its views
     images = cmi.clean(images, labels)                   # the same before its augmentation, for --cmi_views clean
-    cmi.save()                                           # where the host saves: history and lambda, as JSON
+    cmi.save()                                           # where the host saves: lambda and history, as JSON
 
-`start` asks the host's adapter (`adapters/NAME.py`, a `ddplug.hosting.host.Host`) what the host's own
-names mean; what it passes on by keyword is up to the two of them. Proxies are resolved by `ddplug.hosting.proxies`.
+`start` passes its keywords to the host's adapter, which translates the host's names.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ from ddplug.core.regularizer import Regularizer
 from ddplug.errors import RAISED, FileError, HostError, InputError, noted
 from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner, Views
-from ddplug.hosting.proxies import DeferredPool, resolve
+from ddplug.hosting.proxies import resolve
+from ddplug.proxies.pool import DeferredPool
 from ddplug.utils.files import reserved, write_json
 
 NAME = "ddplug_cmi"
@@ -39,27 +39,27 @@ NAME = "ddplug_cmi"
 
 
 _BETWEEN = 30.0
-"""Seconds between two savings during a run, at least."""
+"""Least number of seconds between two savings during a run."""
 
 
 class Layer:
     """The identity layer as a host sees it; off if there is no regulariser.
 
-    Where a host unrolls inner steps, the views of all of them reach one backward pass, and `inner` says which are used:
+    If a host unrolls inner steps, the views of all of them reach one backward pass, and `inner` selects among them:
 
     - "one": those of one step, drawn uniformly for each pass by a generator of our own. The gradient is, on average
-      over the draw, that of the mean over the inner steps of each step's own CMI; it costs one step, however many.
+      over the draw, that of the mean over the inner steps of each step's CMI, at the cost of one step.
     - "last": those of the last step.
     - "all": CMI of all views together, around centroids that they share. That is the mean over the steps plus how far
       the steps' centroids lie apart, so "one" is not an estimate of it.
 
     Args:
-        regularizer: the layer itself; None is off: everything passes, nothing is saved.
-        views: whether calls ("host") or `clean` ("clean") are where it acts.
-        steps: inner steps whose views belong to one backward pass; 1 if there is no unrolled loop.
-        inner: which of them are used.
-        record: the JSON file that `save` writes; None for none.
-        facts: what is written there besides.
+        regularizer: the layer itself; None turns it off.
+        views: "host" to act on calls, "clean" to act on calls of `clean`.
+        steps: number of inner steps whose views belong to one backward pass; 1 if there is no unrolled loop.
+        inner: the inner steps that are used.
+        record: the JSON file that `save` writes, or None.
+        facts: further entries of that file.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Layer:
         self.record, self.facts = record.absolute() if record is not None else None, dict(facts or {})
         self._saved = False
         self._due = 0.0
-        # One regulariser may serve several synthetic sets in turn, when it was attached; this is where ours begins.
+        # An attached regulariser may serve several synthetic sets in turn; this one's rounds begin here.
         self._before = (regularizer.rounds, len(regularizer.history)) if regularizer is not None else (0, 0)
         self._chosen = steps - 1
-        # Of its own, and of another seed than the regulariser's: of one seed, the step would go with the proxy drawn.
+        # Another seed than the regulariser's, as with the same one the step would be correlated with the drawn proxy.
         seed = regularizer.generator.initial_seed() if regularizer is not None else 0
         self._generator = torch.Generator().manual_seed(seed + 0x5EED)
 
@@ -100,9 +100,9 @@ class Layer:
 
         Args:
             views: (n, c, h, w), as the host's loss will see them.
-            labels: (n - first,) class numbers, or the one class that all of them are of.
-            step: which inner step of an unrolled loop this is, from 0.
-            first: rows before this one are real images in the same batch, and are left alone.
+            labels: (n - first,) class numbers, or the one class of all of them.
+            step: number of the inner step of an unrolled loop, from 0.
+            first: number of real images at the start of the batch, which pass unchanged.
             real: real images (m, c, h, w) under the same augmentation, all of the views' one class.
         """
         return views if self.views != "host" else self._pass(views, labels, step, first, real)
@@ -110,14 +110,13 @@ class Layer:
     def clean(
         self, images: Tensor, labels: Tensor | int, *, step: int | None = None, real: Tensor | None = None
     ) -> Tensor:
-        """The same for the images before the host's augmentation, if those are what is to be regularised."""
+        """The images before the host's augmentation, unchanged; with views "clean" their gradient gains that of CMI."""
         return images if self.views != "clean" else self._pass(images, labels, step, 0, real)
 
     def gate(self, loss: Tensor, limit: float) -> None:
-        """For a host that steps only if `loss` <= `limit`, just before its backward pass: else leave this round out.
+        """Leave out this round unless `loss` <= `limit`, in a host that steps only then; call it before backward().
 
-        The gradient of such a pass comes to nothing, so it gets no CMI, is not counted, and is no part of how lambda
-        is measured.
+        The round is not counted and lambda is not measured on it.
         """
         if self.regularizer is not None and self.regularizer.active and not float(loss.detach()) <= limit:
             self.regularizer.skip()
@@ -146,14 +145,14 @@ class Layer:
 
     @property
     def rounds(self) -> int:
-        """Backward passes that came through so far."""
+        """Number of backward passes through the layer so far."""
         return self.regularizer.rounds - self._before[0] if self.regularizer is not None else 0
 
     def save(self) -> Path | None:
-        """Write lambda and the history beside the host's results, and return the file; None if nothing has happened.
+        """Write lambda and the history beside the host's results, and return the file; None if there were no rounds.
 
-        It is written during the run, too, as the machine or a scheduler may end it. The file of another run is left:
-        with one at `record`, ours has "-2" in its name, or the next number.
+        The file is also written during the run, which a machine or a scheduler may end. The file of another run is
+        kept: if there is one at `record`, the new name has "-2" in it, or the next number.
         """
         if self.regularizer is None or self.record is None or not self.rounds:
             return None
@@ -192,7 +191,7 @@ class Attached:
 
     @noted
     def start(self, host: str, args: Any, **context: Any) -> Layer:
-        """The layer of one synthetic set, around the regulariser that was attached."""
+        """The layer of one synthetic set with the attached regulariser."""
         reg = self._regularizer
         if not reg.active:
             return Layer(reg)
@@ -209,7 +208,7 @@ class Attached:
         return started(self._layer)
 
     def save(self) -> None:
-        """The set under way is done: save what its layer has seen, once and for all."""
+        """Save the history of the last set's layer for the last time."""
         if self._layer is not None and self._layer in _LAYERS:
             _LAYERS.remove(self._layer)
             self._layer.save()
@@ -223,7 +222,7 @@ def layer_of(
     views: Views,
     inner: Inner,
 ) -> Layer:
-    """The layer around `regularizer`."""
+    """The layer of a synthetic set with `regularizer`, by the adapter and the patch's keywords."""
     host, dataset, ipc = adapter.setting(args)
     steps = int(context.get("steps", 1))
     regularizer.watch.where = f"host {host}"
@@ -240,7 +239,7 @@ _PROCESS = os.getpid()
 
 
 def started(layer: Layer) -> Layer:
-    """Note a layer, to be saved once more when the program ends, be it by a signal that nothing else handles."""
+    """Register a layer to be saved when the program ends, also by a signal that has no handler."""
     if not _LAYERS:
         atexit.register(save_all)
         if threading.current_thread() is threading.main_thread():
@@ -252,7 +251,7 @@ def started(layer: Layer) -> Layer:
 
 
 def _end(number: int, _: object) -> None:
-    """Save every layer, and end by the signal."""
+    """Save every layer, then end the process by the signal."""
     try:
         save_all()
     finally:
@@ -261,7 +260,7 @@ def _end(number: int, _: object) -> None:
 
 
 def save_all() -> list[Path]:
-    """Save every layer that was started, forget them, and return the files; in a forked process do nothing."""
+    """Save and forget every started layer, and return the files; in a forked process do nothing."""
     saved: list[Path | None] = []
     while _LAYERS and os.getpid() == _PROCESS:
         saved.append(_LAYERS.pop().save())
@@ -270,14 +269,14 @@ def save_all() -> list[Path]:
 
 @contextmanager
 def require_rounds(what: str, expected: bool) -> Iterator[list[Layer]]:
-    """Within, collect the layers that are started; at the end save them, and raise unless one came into action.
+    """Collect the layers that are started in the block, save them at its end, and raise if none had a round.
 
     Args:
-        what: named in the error.
-        expected: whether it is an error; False at weight 0.
+        what: the host, for the error.
+        expected: False at weight 0, where no layer acts.
 
     Raises:
-        HostError: no layer was started, no backward pass came through any of them, or the host hid an error of ours.
+        HostError: no layer was started, no backward pass went through any of them, or the host hid an error of ours.
     """
     save_all()
     RAISED.clear()
@@ -293,11 +292,11 @@ def require_rounds(what: str, expected: bool) -> Iterator[list[Layer]]:
         )
     if expected and not any(layer.rounds for layer in layers):
         how = (
-            f"its layer was put in {len(layers)} times, but no backward pass ever reached images that went through it"
+            f"its layer was started {len(layers)} times, but no backward pass ever reached images that went through it"
             if layers
-            else "it ended before its synthetic images were made, so the layer was never put in"
+            else "it ended before its synthetic images were made, so no layer was started"
         )
         raise HostError(
-            f"the CMI regulariser never came into action in {what}: {how}. Its results are those of the host alone. "
-            "Look at the host's own output above; --weight 0 runs the host alone on purpose."
+            f"the CMI regulariser never came into action in {what}: {how}. The results are those of the host "
+            "alone. See the host's own output above; --weight 0 runs the host alone."
         )

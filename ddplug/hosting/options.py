@@ -13,12 +13,12 @@ Views = Literal["host", "clean"]
 
 
 def weight(text: str) -> float | str:
-    """The weight that a command line means: a number, or "paper"."""
+    """The weight of a command line: a number, or "paper"."""
     return text if text == "paper" else float(text)
 
 
 class Option(NamedTuple):
-    """An option of ours on a host's command line, `--cmi_NAME`: a scalar or a string, so that any config takes it."""
+    """One of our options on a host's command line, `--cmi_NAME`: a scalar or a string, which any config can hold."""
 
     name: str
     type: Callable[[str], Any]
@@ -38,14 +38,18 @@ OPTIONS = (
     ),
 )
 INNER = Option(
-    "inner", str, "one", "of the views of an unrolled loop's inner steps, those of one, last or all", get_args(Inner)
+    "inner",
+    str,
+    "one",
+    "inner steps of an unrolled loop whose views are regularised: one, last or all",
+    get_args(Inner),
 )
 
 
 def add_options(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
     """Add our options to the host's parser; `inner` for hosts with an unrolled inner loop.
 
-    Nothing is drawn, read or imported. The host's own abbreviations still work, as our names all begin with `cmi_`.
+    The host's own abbreviations still work, as our names all begin with `cmi_`.
     """
     group = parser.add_argument_group("CMI regulariser (ddplug)")
     for option in (*OPTIONS, *((INNER,) if inner else ())):
@@ -55,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser, *, inner: bool = False) -> None
 
 
 def add_config(config: Any, *, inner: bool = False) -> None:
-    """The same options as entries of a config object (yacs and the like), under the same names, with their defaults."""
+    """Set our options with their defaults, under the same names, in a config object such as yacs's."""
     for option in (*OPTIONS, *((INNER,) if inner else ())):
         setattr(config, f"cmi_{option.name}", option.default)
 

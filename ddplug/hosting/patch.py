@@ -1,14 +1,14 @@
-"""Patches made of insertions only: read, checked, applied to files or to text in memory, and taken back to the byte.
+"""Patches of insertions only: reading, applying to files or to text, and reversing to the byte.
 
-Such a patch is a unified diff without context and without deleted lines, so it holds nothing but our own lines:
+A patch is a unified diff without context and without deleted lines, so it contains only our own lines:
 
     --- a/loop.py
     +++ b/loop.py
     @@ -9,0 +10 @@
     +import ddplug.hosting as ddplug_cmi
 
-says that one line goes after line 9. `git apply --unidiff-zero` takes it as well. A file is known by its git blob hash,
-so a patch is only ever put where it was made for: all files or none, and never outside the folder that was named.
+inserts one line after line 9. `git apply --unidiff-zero` applies it as well. Files are identified by their git blob
+hashes. A patch is applied to all its files or to none, and never outside the given folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HUNK = re.compile(rb"@@ -(\d{1,9}),0 \+(\d{1,9})(?:,(\d{1,9}))? @@\r?\n?")
 
 @dataclass(frozen=True)
 class Insertion:
-    """Lines of ours, with their line ends, that go after line `after` (from 1; 0 is the top) of the original file."""
+    """Our lines, with their line ends, to insert after line `after` of the original file (from 1; 0 is the top)."""
 
     after: int
     lines: tuple[bytes, ...]
@@ -41,15 +41,15 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Patch:
-    """Insertions by file, whose names are relative to the checkout; `raw` is what was read."""
+    """Insertions by file, relative to the checkout; `raw` is the patch's text."""
 
     files: Mapping[str, tuple[Insertion, ...]]
     raw: bytes
 
     def apply_text(self, name: str, text: bytes) -> bytes:
-        """`text` of file `name` with our lines in; a file that the patch does not name comes back as it is.
+        """`text` of file `name` with our lines; unchanged if the patch does not name the file.
 
-        Raises `PatchError` if the file is too short, or its line ends are not those of our lines.
+        Raises `PatchError` if the file is too short, or its line ends differ from those of our lines.
         """
         lines = _split(text)
         made: list[bytes] = []
@@ -70,7 +70,7 @@ class Patch:
         return b"".join(made + lines[done:])
 
     def reverse_text(self, name: str, text: bytes) -> bytes:
-        """`text` without our lines; `PatchError` if they are not all where the patch puts them."""
+        """`text` without our lines; `PatchError` unless all of them are in place."""
         lines = _split(text)
         kept: list[bytes] = []
         done = shift = 0
@@ -86,10 +86,7 @@ class Patch:
         return b"".join(kept + lines[done:])
 
     def by_hand(self, name: str, places: Mapping[int, str] | None = None) -> str:
-        """Describe how to insert the lines of `name` by hand, for a file that the patch was not made for.
-
-        `places` says in words, by line number, where that is.
-        """
+        """Describe how to insert the lines of `name` by hand; `places` describes the lines before, by number."""
         parts = []
         for insertion in self.files[name]:
             where = (places or {}).get(insertion.after)
@@ -99,7 +96,7 @@ class Patch:
 
 
 def parse(raw: bytes) -> Patch:
-    """Read a patch; `PatchError` for one with context, deletions, text after the second @@, or a name that escapes."""
+    """Read a patch; `PatchError` for context, deletions, text after the second @@, or a path out of the folder."""
     files: dict[str, tuple[Insertion, ...]] = {}
     lines = _split(raw)
     name: str | None = None
@@ -139,7 +136,7 @@ def parse(raw: bytes) -> Patch:
 
 
 def build(files: Mapping[str, tuple[Insertion, ...]]) -> bytes:
-    """The text of a patch with these insertions: the inverse of `parse`."""
+    """The text of a patch with these insertions, the inverse of `parse`."""
     made = b""
     for name, insertions in files.items():
         made += f"--- a/{name}\n+++ b/{name}\n".encode()
@@ -154,14 +151,14 @@ def build(files: Mapping[str, tuple[Insertion, ...]]) -> bytes:
 
 
 def check_name(name: str) -> None:
-    """`PatchError` unless `name` is a plain relative path that cannot lead out of a folder."""
+    """Raise `PatchError` unless `name` is a plain relative path within a folder."""
     parts = PurePosixPath(name).parts
     if not name or name.startswith(("/", "~")) or "\\" in name or ":" in name or "\0" in name or ".." in parts:
         raise PatchError(f"{name!r} is not a path inside the checkout, so nothing is read or written there.")
 
 
 def inside(root: Path, name: str) -> Path:
-    """The regular file `name` in `root`; `PatchError` if it is not there or leads elsewhere, by `..` or a link."""
+    """The regular file `name` in `root`; `PatchError` if it is missing, or outside by `..` or a link."""
     check_name(name)
     path = root
     for part in PurePosixPath(name).parts:
@@ -178,7 +175,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 def state(patch: Patch, name: str, data: bytes, wanted: str) -> State:
-    """Return "clean" for the original of hash `wanted`, "patched" for that with our lines, or neither."""
+    """Return "clean" for the original of hash `wanted`, "patched" for that with our lines, otherwise "other"."""
     if blob_hash(data) == wanted:
         return "clean"
     try:
@@ -193,7 +190,7 @@ def states(patch: Patch, root: Path, hashes: Mapping[str, str]) -> dict[str, Sta
 
 
 def clear(root: Path, names: Iterable[str]) -> None:
-    """Delete what a process that was killed in `write_all` has left beside the files `names` of `root`."""
+    """Delete files that a process killed in `write_all` has left beside the files `names` of `root`."""
     for name in names:
         path = inside(root, name)
         for kind in _BESIDE:
@@ -203,9 +200,9 @@ def clear(root: Path, names: Iterable[str]) -> None:
 def write_all(root: Path, texts: Mapping[str, bytes]) -> None:
     """Give each file of `root` its new content: all of them or none. Owner, group and permissions stay.
 
-    The new contents and copies of the old ones are written beside the files first, so that putting them in place, or
-    back, asks for no space. A process that is killed in between leaves some files changed, and `states` tells which.
-    Two processes need a lock between them.
+    The new contents and copies of the old ones are first written beside the files, so that replacing or restoring them
+    needs no space. If the process is killed in between, some files are changed, and `states` returns which. Two
+    processes need a lock.
 
     Raises `PatchError` if a file cannot be written; nothing is changed then.
     """
@@ -240,18 +237,18 @@ def _beside(path: Path, kind: str) -> Path:
 
 def _write_beside(temporary: Path, text: bytes, path: Path) -> None:
     """Write `text` to `temporary` with the owner, group and permissions of `path`."""
-    temporary.unlink(missing_ok=True)  # a link, or what a killed process left
+    temporary.unlink(missing_ok=True)  # a link, or left by a killed process
     with temporary.open("xb") as file:
         file.write(text)
     found, made = path.stat(), temporary.stat()
     if (found.st_uid, found.st_gid) != (made.st_uid, made.st_gid) and hasattr(os, "chown"):
-        with suppress(PermissionError):  # only root may give files away; others patch what is theirs
+        with suppress(PermissionError):  # only root may change the owner
             os.chown(temporary, found.st_uid, found.st_gid)
-    temporary.chmod(stat.S_IMODE(found.st_mode))  # last, as a change of owner takes some of it away
+    temporary.chmod(stat.S_IMODE(found.st_mode))  # last, as a change of owner clears some bits
 
 
 def _split(text: bytes) -> list[bytes]:
-    """Lines with their ends; only \\n ends a line here, as for git."""
+    """Lines with their ends; only \\n ends a line, as for git."""
     return re.findall(rb"[^\n]*\n|[^\n]+", text)
 
 

@@ -1,7 +1,7 @@
-"""`ddplug run`: an unedited upstream script, with our lines put in while it is read, as if it had been started itself.
+"""`ddplug run`: an unedited upstream script, run as a program with our lines inserted while it is read.
 
-Nothing is written to the checkout. What the script needs of its surroundings is there for the time of the run and put
-back afterwards: `__main__`, `sys.argv`, the search path with the script's folder first, modules of the same names.
+Nothing is written to the checkout. For the time of the run the script has its own `__main__`, `sys.argv`, search path
+and modules; afterwards they are restored.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
 
     Args:
         spec: the host.
-        repo: its checkout, which is left as it is.
-        arguments: everything after the script's name, our `--cmi_...` options among them.
-        must: whether it is an error if the layer never comes into action.
+        repo: its checkout, which is not changed.
+        arguments: everything after the script's name, including our `--cmi_...` options.
+        must: True if it is an error that the layer never acts.
 
     Raises:
-        HostError, PatchError: not the right checkout, a package missing, or the layer never fired.
+        HostError, PatchError: not the right checkout, a package is missing, or the layer never acted.
         HostError: the script failed; its own traceback is printed first.
-        SystemExit: the script ended itself with an error, a misspelt option for instance, or was interrupted.
+        SystemExit: the script ended itself with an error, such as an unknown option, or was interrupted.
     """
     sources = {(repo / name).resolve(): Source(text) for name, text in spec.patched(repo).items()}
     missing = [name for name in spec.packages if importlib.util.find_spec(name) is None]
@@ -68,7 +68,7 @@ class Source:
 
     code: bytes | ast.Module
     names: Mapping[str, object] = field(default_factory=dict)
-    """What is put among the module's names before anything of it runs."""
+    """Names that the module has before its code runs."""
 
 
 def execute(
@@ -80,19 +80,19 @@ def execute(
     redirect_cuda: bool = False,
     numpy_aliases: Sequence[str] = (),
 ) -> None:
-    """Run `script`, an absolute path, as a program of its own, with some files replaced while they are read.
+    """Run `script`, an absolute path, as a program, with some files replaced while they are read.
 
     Args:
         script: the program.
         arguments: its command line.
-        sources: what stands in the place of which files, the script or those that are imported, by absolute path.
+        sources: replacements of the script and of imported files, by absolute path.
         path: folders on the search path, after the script's own.
-        redirect_cuda: whether what is put on "cuda" goes to the CPU, if there is no CUDA device.
-        numpy_aliases: names that NumPy gave to builtins once.
+        redirect_cuda: True to put tensors for "cuda" on the CPU if there is no CUDA device.
+        numpy_aliases: names that NumPy once had for builtins.
 
     Raises:
         HostError: the script failed; its own traceback is printed first.
-        SystemExit: the script ended itself with an error, a misspelt option for instance, or was interrupted.
+        SystemExit: the script ended itself with an error, such as an unknown option, or was interrupted.
     """
     source = sources.get(script) or Source(script.read_bytes())
     main = types.ModuleType("__main__")
@@ -101,7 +101,7 @@ def execute(
         stack.enter_context(_surroundings(main, [str(script), *arguments], [script.parent, *path]))
         stack.enter_context(_patched_imports(sources))
         stack.enter_context(old_names(numpy_aliases))
-        # Counted, as asking whether CUDA is available would start it, and hosts choose their devices before that.
+        # Not cuda.is_available(), which would initialise CUDA before the host has chosen its devices.
         if redirect_cuda and torch.cuda.device_count() == 0:
             stack.enter_context(CudaOnCpu())
         try:
@@ -123,7 +123,7 @@ def execute(
 
 @contextmanager
 def _surroundings(main: types.ModuleType, argv: list[str], folders: Sequence[Path]) -> Iterator[None]:
-    """Set up, for the time of its run, the surroundings of a script that is started by itself."""
+    """Give a script the modules, arguments and search path of a program in the block, and restore them after it."""
     saved = (sys.argv, sys.path[:], sys.modules["__main__"], sys.dont_write_bytecode)
     before = dict(sys.modules)
     for name in _shadowing(folders):
@@ -142,7 +142,7 @@ def _surroundings(main: types.ModuleType, argv: list[str], folders: Sequence[Pat
 
 
 def _shadowing(folders: Sequence[Path]) -> list[str]:
-    """Modules already imported that stand in the way of the host's own of the same name."""
+    """Names of imported modules that would hide modules of the host."""
     own = {path.stem for folder in folders for path in folder.glob("*.py")}
     own |= {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     return [
@@ -159,7 +159,7 @@ def _within(module: object, folders: Sequence[Path]) -> bool:
 
 @contextmanager
 def _patched_imports(sources: Mapping[Path, Source]) -> Iterator[None]:
-    """Imports of the files in `sources` get these, and no cached bytecode; tracebacks show their texts, too."""
+    """Import the replacements in `sources` in the block, without cached bytecode, and show them in tracebacks."""
     finder = _Finder(sources)
     sys.meta_path.insert(0, finder)
     texts = {path: source.code for path, source in sources.items() if isinstance(source.code, bytes)}
@@ -175,7 +175,7 @@ def _patched_imports(sources: Mapping[Path, Source]) -> Iterator[None]:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds what the ordinary finder finds, and takes over where that is one of the patched files."""
+    """Finder of the replaced files; others are left to the ordinary finder."""
 
     def __init__(self, sources: Mapping[Path, Source]) -> None:
         self._sources = sources
@@ -195,29 +195,29 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Loads a file as if its content were that of `source`."""
+    """Loader of a file's replacement."""
 
     def __init__(self, fullname: str, path: str, source: Source) -> None:
         super().__init__(fullname, path)
         self._source = source
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Run the module, with our names among its own."""
+        """Run the module with the replacement's names."""
         vars(module).update(self._source.names)
         super().exec_module(module)
 
     def get_code(self, fullname: str) -> types.CodeType:
-        """Compiled from what there is, past any cache."""
+        """The compiled replacement; caches are not used."""
         return compile(self._source.code, self.path, "exec", dont_inherit=True)
 
     def get_data(self, path: str) -> bytes:
-        """The text, for `inspect` and the like."""
+        """The replacement's text, for `inspect`."""
         return self._source.code if isinstance(self._source.code, bytes) else super().get_data(path)
 
 
 @contextmanager
 def old_names(names: Sequence[str]) -> Iterator[None]:
-    """Names that NumPy gave to builtins once (`np.int`), for code that still uses them."""
+    """Give NumPy its former names of builtins, such as `np.int`, in the block."""
     import numpy as np
 
     added = [name for name in names if name not in vars(np)]
@@ -231,23 +231,23 @@ def old_names(names: Sequence[str]) -> Iterator[None]:
 
 
 class CudaOnCpu(TorchFunctionMode):
-    """Within, what code sends to "cuda" goes to the CPU: for hosts that know no other device, where there is none."""
+    """Mode in which tensors for "cuda" are put on the CPU, for hosts that know no other device."""
 
     def __enter__(self) -> CudaOnCpu:
-        """Files are read to the CPU, too: where their tensors go is decided below the functions that a mode sees."""
+        """Replace `torch.load`, whose choice of a device a mode does not see."""
         self._load = torch.load
         torch.load = lambda file, map_location=None, *args, **kwargs: self._load(file, "cpu", *args, **kwargs)
         return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
 
     def __exit__(self, *ended: Any) -> None:
-        """As it was."""
+        """Restore `torch.load`."""
         super().__exit__(*ended)  # type: ignore[no-untyped-call]
         torch.load = self._load
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run `func` with every mention of a CUDA device replaced."""
+        """Call `func` with every CUDA device replaced by the CPU."""
         if getattr(func, "__name__", "") == "cuda" and args and isinstance(args[0], torch.Tensor):
             return args[0]
         args = tuple(_on_cpu(arg) for arg in args)

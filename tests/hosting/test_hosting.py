@@ -33,6 +33,7 @@ from ddplug.hosting.checkout import HostSpec, from_record
 from ddplug.hosting.host import Host
 from ddplug.hosting.layer import Layer
 from ddplug.hosting.names import stacked
+from ddplug.proxies.pool import DeferredPool, scheme_of
 
 pytestmark = pytest.mark.numerical
 
@@ -448,7 +449,7 @@ def test_a_pool_of_other_data_is_refused(pool: ProxyPool) -> None:
 
 
 def test_a_deferred_pool_becomes_the_pool(pool: ProxyPool) -> None:
-    deferred = hostproxies.DeferredPool("buffer:x")
+    deferred = DeferredPool("buffer:x")
     regularizer = ddplug.Regularizer(deferred, 0.1, compute=ddplug.Compute(draw=3))
     assert deferred.pending
     assert "buffer:x" in repr(regularizer.pool)
@@ -461,7 +462,7 @@ def test_a_deferred_pool_becomes_the_pool(pool: ProxyPool) -> None:
     ("text", "scheme"), [("buffer:x", "buffer"), ("folder", None), ("C:\\x", None), ("a/b:c", None)]
 )
 def test_schemes(text: str, scheme: str | None) -> None:
-    assert hostproxies.scheme_of(text) == scheme
+    assert scheme_of(text) == scheme
 
 
 # The adapters that ship ----------------------------------------------------------------------------------------------
@@ -501,7 +502,7 @@ def test_paper_weights_are_looked_up_by_the_hosts_own_options(pool: ProxyPool, t
         assert layer.regularizer is not None
         assert layer.regularizer.lam == 8000
         args.ipc = 20
-        with pytest.raises(ddplug.WeightError, match="no weight for dm, cifar10, 20"):
+        with pytest.raises(ddplug.InputError, match="no weight for dm, cifar10, 20"):
             hosting.start("dm", args, exp=0, space=([0.0] * 3, [1.0] * 3))
     hosting.save_all()
     assert not list(tmp_path.iterdir()), "nothing happened, nothing is written"

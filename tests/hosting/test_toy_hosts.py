@@ -410,7 +410,7 @@ def test_a_package_without_table_or_patch_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no package 'tables.of.mine'"):
         load("toy", "tables.of.mine")
     (tmp_path / "hosts.toml").write_text("[toy")
-    with pytest.raises(HostError, match="hosts.toml' is no TOML"):
+    with pytest.raises(HostError, match="hosts.toml' is not TOML"):
         load("toy", tmp_path)
     package("perclass", tmp_path)
     home = tmp_path / "toy_perclass"

@@ -177,7 +177,7 @@ def test_proxies_are_the_hosts_own_experts_at_the_snapshot_asked_for(
         (("--proxies", "buffer:nowhere"), {}, "no expert buffer in"),
         (("--proxies", "buffer:whitened/CIFAR10/ConvNetW32"), {}, "trained on ZCA-whitened images"),
         (("--proxies", "buffer:whitened#9"), {}, "name one of them"),
-        (("--proxies", "buffer:whitened#last"), {}, "is no snapshot"),
+        (("--proxies", "buffer:whitened#last"), {}, "is not a snapshot"),
         ((), {"buffer_path": "aliased"}, "without CUDA"),
     ],
 )
