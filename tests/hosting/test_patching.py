@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from ddplug import HostError, InputError, PatchError
+from ddplug.cli.app import app
 from ddplug.hosting import patch as p
 from ddplug.hosting.checkout import LOCK, HostSpec, find_repo, from_record, load, table
 from ddplug.utils.files import exclusive_lock
@@ -367,6 +369,15 @@ def test_a_shipped_patch_has_insertions_only_and_only_our_lines(name: str) -> No
 
 def _ends() -> set[bytes]:
     return {b"%d @@" % digit for digit in range(10)}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_host_has_a_page_and_is_in_the_help(name: str) -> None:
+    host, docs = load(name), Path(__file__).parents[2] / "docs/hosts"
+    (page,) = [path for path in docs.glob("*.md") if f"ddplug run {name} " in path.read_text() and path.stem != "own"]
+    assert host.commit in page.read_text()
+    assert f"({page.name})" in (docs / "README.md").read_text()
+    assert name in CliRunner().invoke(app, ["run", "--help"]).output
 
 
 @pytest.mark.parametrize("name", SHIPPED)
