@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import os
-import subprocess
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddplug.errors import HostError, PatchError
-from ddplug.hosting.patch import Patch, State, check_name, clear, inside, parse, states, write_all
+from ddplug.hosting.patch import Patch, State, clear, inside, parse, states, write_all
 from ddplug.utils.files import exclusive_lock, user_path
 from ddplug.utils.records import anything, check_record, dict_of, entries, flag, list_of, text
 
@@ -28,7 +27,7 @@ _REQUIRED = {
     "files": dict_of(text(40, "[0-9a-f]{40}")),
 }  # fmt: skip
 _OPTIONAL = {
-    "path": _NAMES, "packages": _NAMES, "numpy_aliases": _NAMES, "redirect_cuda": flag, "environment": dict_of(text()),
+    "path": _NAMES, "packages": _NAMES, "numpy_aliases": _NAMES, "redirect_cuda": flag,
     "places": dict_of(dict_of(text(), _LINE)), "adapter": dict_of(anything),
 }  # fmt: skip
 _RECORD, _KNOWN = entries(_REQUIRED, _OPTIONAL), {*_REQUIRED, *_OPTIONAL}
@@ -54,13 +53,10 @@ class HostSpec:
     packages: tuple[str, ...] = ()
     redirect_cuda: bool = False
     numpy_aliases: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (self.script, *self.path, *self.files):
-            check_name(name)
         if set(self.files) != set(self.patch.files):
             touched, known = sorted(self.patch.files), sorted(self.files)
             raise PatchError(f"the patch of {self.name} touches {touched}, but hashes are known of {known}.")
@@ -104,15 +100,15 @@ class HostSpec:
         missing = [name for name in (self.script, *self.files) if not os.path.lexists(repo / name)]
         if missing:
             raise HostError(
-                f"'{repo}' is not {self.title} ({self.url}): it has no {', '.join(dict.fromkeys(missing))}; it holds "
-                f"{_listing(repo)}. Get it with: {self.clone}"
+                f"'{repo}' is not {self.title} ({self.url}): it has no "
+                f"{', '.join(dict.fromkeys(missing))}. Get it with: {self.clone}"
             )
         held = states(self.patch, repo, self.files)
         other = [name for name, how in held.items() if how == "other"]
         if other:
             hand = "".join(self.patch.by_hand(name, self.places.get(name)) for name in other)
             raise PatchError(
-                f"{', '.join(other)} in '{repo}' is not the file that the patch was made for{self._why(repo, other)}. "
+                f"{', '.join(other)} in '{repo}' is not the file that the patch was made for. "
                 f"Nothing was changed. Check out commit {self.commit} of {self.url}, or insert these lines by hand:\n"
                 f"{hand.rstrip()}"
             )
@@ -143,15 +139,6 @@ class HostSpec:
         clear(repo, self.files)
         write_all(repo, {name: change(name, inside(repo, name).read_bytes()) for name in names})
         return names
-
-    def _why(self, repo: Path, names: list[str]) -> str:
-        """Return the reason, by git, for which the files differ; empty if it is not known."""
-        commit = _git(repo, "rev-parse", "HEAD")
-        if commit is None:
-            return ""
-        if commit != self.commit:
-            return f" (the checkout is at commit {commit[:12]}, expected {self.commit[:12]})"
-        return f" (the commit is right, but the file has been edited; `git checkout {' '.join(names)}` restores it)"
 
 
 def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
@@ -225,21 +212,3 @@ def _folder(patches: str | Path) -> Traversable:
 
 def _spelt(held: Mapping[str, State]) -> str:
     return ", ".join(f"{name} {how}" for name, how in held.items())
-
-
-def _git(repo: Path, *arguments: str) -> str | None:
-    """Return git's output in `repo`, or None without git or without a repository whose top is `repo`."""
-    if not (repo / ".git").exists():
-        return None
-    try:
-        ran = subprocess.run(
-            ["git", "-C", str(repo), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return ran.stdout.strip()
-
-
-def _listing(folder: Path) -> str:
-    held = sorted(path.name for path in folder.iterdir())
-    return ", ".join(held[:8]) + (", ..." if len(held) > 8 else "") or "nothing"

@@ -13,7 +13,6 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import linecache
-import os
 import sys
 import traceback
 import types
@@ -53,8 +52,6 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
     if missing:
         raise HostError(f"{spec.name} needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
     script = (repo / spec.script).resolve()
-    for name, value in spec.environment.items():
-        os.environ.setdefault(name, value)
     with require_rounds(f"{spec.name} ({script.name})", must):
         execute(
             script, arguments, sources, path=[(repo / folder).resolve() for folder in spec.path],

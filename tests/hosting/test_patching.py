@@ -131,8 +131,6 @@ def test_applying_and_reversing_any_patch(lines: list[bytes], end: bytes, ends: 
         b"--- a/f.py\n+++ b/f.py\n@@ -1,0 +2,2 @@\n+b\n",
         b"--- a/f.py\n+++ b/f.py\n@@ -1,0 +3 @@\n+b\n",
         b"--- a/f.py\n+++ b/g.py\n@@ -1,0 +2 @@\n+b\n",
-        b"--- a/../f.py\n+++ b/../f.py\n@@ -1,0 +2 @@\n+b\n",
-        b"--- a//etc/f.py\n+++ b//etc/f.py\n@@ -1,0 +2 @@\n+b\n",
         b"--- /dev/null\n+++ b/f.py\n@@ -0,0 +1 @@\n+b\n",
         b"--- a/f.py\n+++ b/f.py\n@@ -4,0 +5 @@\n+b\n@@ -2,0 +4 @@\n+b\n",
         b"--- a/f.py\n+++ b/f.py\n@@ -1,0 +2 @@\n+b\n\\ No newline at end of file\n",
@@ -158,28 +156,11 @@ def test_a_file_that_differs_changes_nothing_and_says_what_to_insert_where(repo:
         spec().check(repo)
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_it_says_whether_the_commit_or_an_edit_is_to_blame(repo: Path) -> None:
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
-        ran = subprocess.run(["git", *identity, *arguments], cwd=repo, check=True, capture_output=True, text=True)
-        return ran.stdout.strip()
-
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "x")
-    (repo / "loop.py").write_bytes(LOOP + b"# mine\n")
-    with pytest.raises(PatchError, match="the checkout is at commit"):
-        spec().check(repo)
-    with pytest.raises(PatchError, match=r"has been edited; `git checkout loop.py` restores it"):
-        spec(commit=git("rev-parse", "HEAD")).check(repo)
-
-
 def test_the_wrong_folder(repo: Path, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="there is no folder"):
         spec().check(tmp_path / "nowhere")
     (repo / "loop.py").unlink()
-    with pytest.raises(HostError, match=r"is not our own loop .*it has no loop.py; it holds sub"):
+    with pytest.raises(HostError, match=r"is not our own loop .*it has no loop.py"):
         spec().check(repo)
 
 
@@ -286,19 +267,17 @@ def test_a_symbolic_link_is_never_followed(repo: Path, tmp_path: Path, place: st
     shutil.move(repo / place, outside)
     (repo / place).symlink_to(outside, target_is_directory=place == "sub")
     before = tree(tmp_path)
-    with pytest.raises(PatchError, match="symbolic link"):
+    with pytest.raises(PatchError, match="no regular file loop.py|no regular file sub/other.py"):
         spec().apply(repo)
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["../loop.py", "/etc/passwd", "sub/../../loop.py", "c:\\x", "~/x", ""])
-def test_names_that_lead_out_are_refused_in_patch_and_record(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../loop.py", "/etc/passwd", "sub/../../loop.py", "c:\\x", "~/x", "", "sub"])
+def test_names_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop.py").touch()
+    (tmp_path / "root/sub").mkdir(parents=True)
     with pytest.raises(PatchError):
-        p.inside(tmp_path, name)
-    with pytest.raises(PatchError):
-        spec(script=name)
-    with pytest.raises(PatchError):
-        spec(path=[name])
+        p.inside(tmp_path / "root", name)
 
 
 def test_all_files_or_none(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -445,8 +445,6 @@ packages = ["numpy"]
 redirect_cuda = true
 [ours.files]
 "loop.py" = "{blob_hash(LOOP)}"
-[ours.environment]
-A = "1"
 [ours.places."loop.py"]
 1 = "below the imports"
 '''
@@ -466,7 +464,7 @@ def of_host(folder: Path) -> Any:
     text = (folder / "loop.py").read_bytes()
     spec.reverse(folder)
     assert (folder / "loop.py").read_bytes() == LOOP
-    return [changed, text, spec.patch.by_hand("loop.py", spec.places.get("loop.py")), spec.clone, spec.environment]
+    return [changed, text, spec.patch.by_hand("loop.py", spec.places.get("loop.py")), spec.clone]
 
 
 @reader

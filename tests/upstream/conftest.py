@@ -143,7 +143,7 @@ class Bench:
 
     def drive(self, *arguments: object, status: int | None = 0, **world: Any) -> Ran:
         """Run `drive.py` in the runs' folder; `status` is what it must end with, None for any failure."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **self.spec.environment}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         ran = subprocess.run(
             [sys.executable, str(DRIVE), self.world(**world), *map(str, arguments)], cwd=self.folder, env=environment,
             capture_output=True, text=True, timeout=1500, check=False,
