@@ -115,8 +115,8 @@ class Watch:
                     f"every backward pass through {self.where} has images of one class only. CMI of each is the mean "
                     "over that class's images, so over all classes a lambda given as it is acts as many times as "
                     "strongly as there are classes. If the passes add up before a step, make them one round "
-                    "(`with regularizer.round():`); if the host steps class by class, say of how many "
-                    "images its set is, set_size=, and each counts in proportion; or ask for a share "
+                    "(`with regularizer.round():`); if the host steps class by class, give the size of "
+                    "the set, weighting=ddplug.Absolute(set_size=...), and each counts in proportion; or ask for a share "
                     "(weighting='relative'), which is measured on such passes.",
                 )
         self._cut += adds_up
