@@ -7,22 +7,7 @@ handle = ddplug.attach(trainer, weight=1, proxies="pool/")    # weight: share of
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ddplug.errors import (
-    AttachError,
-    DataError,
-    DDPlugError,
-    DDPlugWarning,
-    FileError,
-    HostError,
-    InputError,
-    PatchError,
-    PoolError,
-    ProcessError,
-    ProxyError,
-    SecondDerivativeError,
-    SpaceError,
-    WeightError,
-)
+from ddplug.errors import DDPlugError, DDPlugWarning
 
 if TYPE_CHECKING:
     from ddplug.attaching.attach import Handle, attach
@@ -31,9 +16,8 @@ if TYPE_CHECKING:
     from ddplug.core.options import Absolute, Compute, Relative, Sustained, Views, paper
     from ddplug.core.regularizer import Regularizer
     from ddplug.datasets.spaces import InputSpace
-    from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
+    from ddplug.proxies.pool import ProxyPool
     from ddplug.terms.cmi import cmi
-    from ddplug.terms.separation import class_separation, cmi_per_class, ncmi
     from ddplug.utils.processes import Processes
 
 # Everything that needs torch is imported on first use, so that command lines and `import ddplug` start at once.
@@ -43,19 +27,14 @@ _CLASSES_AND_FUNCTIONS = {
     "Compute": "ddplug.core.options",
     "Handle": "ddplug.attaching.attach",
     "InputSpace": "ddplug.datasets.spaces",
-    "PoolInfo": "ddplug.proxies.pool",
     "Processes": "ddplug.utils.processes",
-    "Proxy": "ddplug.proxies.pool",
     "ProxyPool": "ddplug.proxies.pool",
     "Regularizer": "ddplug.core.regularizer",
     "Relative": "ddplug.core.options",
     "Sustained": "ddplug.core.options",
     "Views": "ddplug.core.options",
     "attach": "ddplug.attaching.attach",
-    "class_separation": "ddplug.terms.separation",
     "cmi": "ddplug.terms.cmi",
-    "cmi_per_class": "ddplug.terms.separation",
-    "ncmi": "ddplug.terms.separation",
     "one_class_per_call": "ddplug.attaching.labels",
     "paper": "ddplug.core.options",
 }
@@ -76,36 +55,19 @@ __version__ = "0.2.0"
 __all__ = [
     "CMI",
     "Absolute",
-    "AttachError",
     "Compute",
     "DDPlugError",
     "DDPlugWarning",
-    "DataError",
-    "FileError",
     "Handle",
-    "HostError",
-    "InputError",
     "InputSpace",
-    "PatchError",
-    "PoolError",
-    "PoolInfo",
-    "ProcessError",
     "Processes",
-    "Proxy",
-    "ProxyError",
     "ProxyPool",
     "Regularizer",
     "Relative",
-    "SecondDerivativeError",
-    "SpaceError",
     "Sustained",
     "Views",
-    "WeightError",
     "attach",
-    "class_separation",
     "cmi",
-    "cmi_per_class",
-    "ncmi",
     "one_class_per_call",
     "paper",
 ]

@@ -16,23 +16,11 @@ class DDPlugError(Exception):
 
 
 class InputError(DDPlugError, ValueError):
-    """Images, features or labels that no estimate can be made from."""
-
-
-class WeightError(DDPlugError, ValueError):
-    """An invalid weight, schedule or weighting."""
+    """An invalid option, image, feature or label, or an input space without an exact conversion."""
 
 
 class ProxyError(DDPlugError):
-    """A network that cannot serve as a proxy, or cannot take the images it was given."""
-
-
-class PoolError(DDPlugError):
-    """A folder of proxies that is missing, half-written, or made for other data."""
-
-
-class SpaceError(DDPlugError):
-    """Two input spaces (normalisations) between which there is no exact conversion."""
+    """A network that cannot serve as a proxy, or a pool that is missing, incomplete or made for other data."""
 
 
 class DataError(DDPlugError):
@@ -43,24 +31,8 @@ class FileError(DDPlugError, OSError):
     """A file that cannot be written; what was there before is unchanged."""
 
 
-class AttachError(DDPlugError):
-    """A host without a place for the regulariser, or with one already attached."""
-
-
 class HostError(DDPlugError):
-    """An upstream codebase that is not there, is another one than expected, or did not do what it should."""
-
-
-class PatchError(DDPlugError):
-    """A patch that is not one of ours, or a file that it does not fit; nothing was changed."""
-
-
-class SecondDerivativeError(DDPlugError, RuntimeError):
-    """The identity layer was differentiated twice; only the loss form, `ddplug.CMI`, can be."""
-
-
-class ProcessError(DDPlugError, RuntimeError):
-    """Processes of one distributed run that differ, or that others wait for in vain."""
+    """A trainer, codebase, checkout or run of several processes that is not as expected; it is left as it was."""
 
 
 class DDPlugWarning(UserWarning):

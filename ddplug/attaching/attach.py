@@ -30,7 +30,7 @@ from ddplug.core.figures import plot_history
 from ddplug.core.history import History
 from ddplug.core.regularizer import Options, Regularizer
 from ddplug.core.watch import Watch, count_steps
-from ddplug.errors import AttachError
+from ddplug.errors import HostError
 from ddplug.proxies.pool import DeferredPool
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def attach(
             scale, record, seed, announce.
 
     Raises:
-        AttachError: no place found, or several, or already attached; it lists what was looked for.
+        HostError: no place found, or several, or already attached; it lists what was looked for.
         DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
     """
     compiled, trainer = trainer, original(trainer)
@@ -271,10 +271,10 @@ def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> boo
 
 
 def _configure(known: tuple[str, object], augment: Augment | DSA, inner: Inner) -> None:
-    """Pass a host's adapter its options; `AttachError` for one that it does not have."""
+    """Pass a host's adapter its options; `HostError` for one that it does not have."""
     name, adapter = known
     if augment not in ("host", "none"):
-        raise AttachError(
+        raise HostError(
             f"host {name} augments real and synthetic images itself; augment='kornia' or a DSA is for loops without."
         )
     asked = {"views": "clean" if augment == "none" else "host", "inner": inner}
@@ -282,7 +282,7 @@ def _configure(known: tuple[str, object], augment: Augment | DSA, inner: Inner) 
     if configure is not None:
         configure(**asked)
     elif asked != {"views": "host", "inner": "one"}:
-        raise AttachError(f"the adapter of {name} has no options; leave out augment= and inner=.")
+        raise HostError(f"the adapter of {name} has no options; leave out augment= and inner=.")
 
 
 def _proxies(proxies: object, real: RealData, weight: float, record: bool, known: bool) -> object:
@@ -298,7 +298,7 @@ def _proxies(proxies: object, real: RealData, weight: float, record: bool, known
     if off or (known and data is None):
         return DeferredPool()
     if data is None:
-        raise AttachError(
+        raise HostError(
             "no proxies given, and no real data to train some on. Pass proxies= (trained networks, or the folder that "
             "`ddplug pretrain` made), or data= (from ddplug.datasets.load)."
         )
@@ -317,7 +317,7 @@ def _replacement(augment: object, seed: int) -> Callable[[Tensor], Tensor] | Non
     if augment == "kornia":
         augment = DSA(seed=seed)
     if not isinstance(augment, DSA):
-        raise AttachError(
+        raise HostError(
             f"unknown augment {augment!r}, expected {', '.join(map(repr, get_args(Augment)))} or a ddplug.augment.DSA."
         )
     return SharedDraw(augment)

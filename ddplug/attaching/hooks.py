@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ddplug.errors import AttachError, DDPlugWarning
+from ddplug.errors import DDPlugWarning, HostError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Before = Callable[[tuple[Any, ...], dict[str, Any]], Arguments]
@@ -32,15 +32,15 @@ _HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def resolve(owner: object, path: str) -> tuple[object, str]:
-    """The object that holds the last name of a dotted `path`, and that name; `AttachError` if there is no such."""
+    """The object that holds the last name of a dotted `path`, and that name; `HostError` if there is no such."""
     *parents, name = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent, _MISSING)
         if owner is _MISSING:
-            raise AttachError(f"there is no '{parent}' on the way to '{path}'.")
+            raise HostError(f"there is no '{parent}' on the way to '{path}'.")
     if not callable(getattr(owner, name, None)):
         held = ", ".join(callables(owner)) or "none"
-        raise AttachError(f"{type(owner).__name__} has no method or function '{name}'; it has: {held}.")
+        raise HostError(f"{type(owner).__name__} has no method or function '{name}'; it has: {held}.")
     return owner, name
 
 
@@ -92,10 +92,10 @@ def intercept(
         after: from (args, kwargs, result) to the result that the caller gets.
 
     Raises:
-        AttachError: `owner` is a class, takes no attributes, or is already intercepted there.
+        HostError: `owner` is a class, takes no attributes, or is already intercepted there.
     """
     if isinstance(owner, type):
-        raise AttachError(
+        raise HostError(
             f"got the class {owner.__name__}, expected an instance of it or a module: attach after making the trainer."
         )
     target = getattr(owner, name)
@@ -103,7 +103,7 @@ def intercept(
     held = getattr(target, "__dict__", {}).get(_CALL)
     taken = isinstance(replaced, Intercepted) or (held is not None and held.owner() is target)
     if taken or (isinstance(target, nn.Module) and target in _HOOKED):
-        raise AttachError(
+        raise HostError(
             f"ddplug is already attached at {type(owner).__name__}.{name}; detach() that handle first, so that CMI is "
             "not counted twice."
         )
@@ -372,7 +372,7 @@ def _replace_on_instance(owner: object, name: str, interception: Interception) -
     try:
         setattr(owner, name, intercepted)
     except (AttributeError, TypeError) as error:
-        raise AttachError(
+        raise HostError(
             f"{type(owner).__name__}.{name} cannot be replaced ({error}). Put the layer into the loop by hand: "
             "views = ddplug.Regularizer(proxies, weight)(views, labels)."
         ) from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddplug.attaching.held import Holder
 from ddplug.attaching.images import Images, Shown
 from ddplug.attaching.probes import labels_by_probes
-from ddplug.errors import AttachError, InputError
+from ddplug.errors import HostError, InputError
 from ddplug.terms.base import check_labels
 
 LABELS = (
@@ -73,7 +73,7 @@ class one_class_per_call:  # noqa: N801, a function to its users
                 self.of_rows[shown.rows] = self(views)
                 self._complete = bool((self.of_rows >= 0).all())
             elif not known.all():
-                raise AttachError(
+                raise HostError(
                     "one_class_per_call: a call came on images of which some were in an earlier call and others in "
                     "none, so that their classes are unknown. Pass labels= as a tensor, one label for each image."
                 )
@@ -131,7 +131,7 @@ class LabelReader:
         source = f"the attribute '{given}'" if isinstance(given, str) else "the tensor given as labels="
         found = self._host.get(given) if isinstance(given, str) else given
         if found is None:
-            raise AttachError(
+            raise HostError(
                 f"{self._where} was called on synthetic images without '{given}'. Pass the labels there, or labels= "
                 "as another name, a tensor, or a function of the views."
             )
@@ -149,12 +149,12 @@ class LabelReader:
         if found is None and fits:
             return Labelled(passed)
         if found is None:
-            raise AttachError(self._asks(shown, views))
+            raise HostError(self._asks(shown, views))
         labelled = self._of_rows(found, shown, views)
         if fits and labelled.synthetic is None and views.shape not in self._compared:
             self._compared.add(views.shape)  # once, as it waits for the device
             if not torch.equal(labelled.labels.cpu(), passed.to("cpu", labelled.labels.dtype)):
-                raise AttachError(
+                raise HostError(
                     f"the labels passed to {self._where} differ from '{self._found}', the labels of the images' rows. "
                     "Say which are meant: labels='NAME', of the argument or of the attribute."
                 )
@@ -174,7 +174,7 @@ class LabelReader:
         if shown.rows is None:
             labels = None if shown.mixed else labels_by_probes(views, shown.leaves, by_row)
             if labels is None:
-                raise AttachError(
+                raise HostError(
                     f"the views of {self._where} are made of several images each, and not all of these have one label, "
                     "so the views have none. Attach before the images are mixed, or pass labels= as a function from "
                     "the views to their labels."
@@ -202,13 +202,13 @@ class LabelReader:
 
 
 def chosen_labels(named: Iterable[tuple[str, Any]], count: int, where: str) -> tuple[str | None, Tensor | None]:
-    """The labels of `count` images among what a host holds, and their name; `AttachError` if several differ."""
+    """The labels of `count` images among what a host holds, and their name; `HostError` if several differ."""
     found: list[tuple[str, Tensor]] = []
     for name, value in named:
         if not isinstance(value, Tensor) or not LIKE_LABELS.search(name.rpartition(".")[2]):
             continue
         if value.ndim == 2 and len(value) == count and value.is_floating_point() and value.shape[1] > 1:
-            raise AttachError(
+            raise HostError(
                 f"'{name}' {tuple(value.shape)} may be soft labels of the {count} synthetic images at {where}, and CMI "
                 "needs class numbers. Pass labels=, a tensor of shape "
                 f"({count},), one class for each image."
@@ -220,7 +220,7 @@ def chosen_labels(named: Iterable[tuple[str, Any]], count: int, where: str) -> t
     synthetic = [each for each in found if "syn" in each[0].lower()] or found
     name, labels = synthetic[0]
     if any(other is not labels and not torch.equal(other.cpu(), labels.cpu()) for _, other in synthetic):
-        raise AttachError(
+        raise HostError(
             f"the labels of the {count} synthetic images at {where} may be {', '.join(each for each, _ in synthetic)}, "
             f"which differ. Say which: labels='{name}', say."
         )
@@ -228,7 +228,7 @@ def chosen_labels(named: Iterable[tuple[str, Any]], count: int, where: str) -> t
 
 
 def require_labels(signature: inspect.Signature | None, labels: Labels | None, host: Holder, name: str) -> None:
-    """Raise `AttachError` if nothing can give the labels at the calls of `name`."""
+    """Raise `HostError` if nothing can give the labels at the calls of `name`."""
     if labels is not None and not isinstance(labels, str):
         return
     if label_argument(signature, labels) is not None:
@@ -239,7 +239,7 @@ def require_labels(signature: inspect.Signature | None, labels: Labels | None, h
             return
     elif any(_integers(value) and LIKE_LABELS.search(held.rpartition(".")[2]) for held, value in host.items()):
         return
-    raise AttachError(
+    raise HostError(
         f"no labels for '{name}{signature or ''}': looked for {labels or ', '.join(LABELS)} among its arguments "
         "and for integers of such a name on its owner. Pass labels= (a name, a tensor, a function of the views, or "
         "ddplug.one_class_per_call(classes))."

@@ -28,7 +28,7 @@ from ddplug.attaching.labels import (
     spread,
 )
 from ddplug.core.regularizer import Regularizer
-from ddplug.errors import AttachError, DDPlugError
+from ddplug.errors import DDPlugError, HostError
 
 AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
 LOSSES = ("loss", "loss_fn", "compute_loss", "matching_loss", "distillation_loss", "calc_loss", "get_loss")
@@ -55,18 +55,18 @@ def find_place(
     views: Views = "host",
     augment: Callable[[Tensor], Tensor] | None = None,
 ) -> Place:
-    """The place that `attach`'s arguments mean, by name and ready to install; `AttachError` if there is none."""
+    """The place that `attach`'s arguments mean, by name and ready to install; `HostError` if there is none."""
     if isinstance(trainer, type):
-        raise AttachError(
+        raise HostError(
             f"got the class {trainer.__name__}, expected an instance of it or a module: attach once it is made."
         )
     if on is not None and on not in get_args(On):
-        raise AttachError(f"unknown on={on!r}, expected 'output' (an augmentation) or 'argument' (a loss).")
+        raise HostError(f"unknown on={on!r}, expected 'output' (an augmentation) or 'argument' (a loss).")
     if views not in get_args(Views):
-        raise AttachError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
+        raise HostError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
     if isinstance(trainer, Optimizer):
         if augment is not None:
-            raise AttachError("an optimizer has no augmentation to replace; attach to the trainer, at='augment'.")
+            raise HostError("an optimizer has no augmentation to replace; attach to the trainer, at='augment'.")
         return _optimizer_place(trainer, labels)
     if at is not None:
         owner, name = resolve(trainer, at)
@@ -78,7 +78,7 @@ def find_place(
             default: On = "argument" if name in LOSSES else "output"
             try:
                 place = _callable_place(trainer, trainer, name, on or default, images, labels, views, augment)
-            except AttachError as error:
+            except HostError as error:
                 problems.append(f"  {name}: {error}")
                 continue
             if name in LOSSES and problems:  # it may be the classifier's own, and never see the images
@@ -87,7 +87,7 @@ def find_place(
             return place
     kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__
     found = "\n".join(problems) if problems else f"  none of these; it has: {', '.join(callables(trainer)) or 'none'}"
-    raise AttachError(
+    raise HostError(
         f"no place for the regulariser was found in {kind}. Looked for an augmentation ({', '.join(AUGMENTATIONS)}), "
         f"a loss ({', '.join(LOSSES)}), a torch optimizer, and a host that an adapter knows. Found:\n{found}\n"
         "Say where: attach(..., at='NAME', labels='NAME'), or put the layer into the loop by hand: "
@@ -113,7 +113,7 @@ def _callable_place(
     given = None if images is None or parameter else partial(_named_images, host, images)
     layer = _AtCalls(LabelReader(Images(host, given), labels, host, where), signature, labels)
     if on == "argument" and (augment is not None or views == "clean"):
-        raise AttachError(
+        raise HostError(
             f"{name} is attached to as a loss, which has no augmentation to replace and sees no clean images; attach "
             "to the augmentation (at='augment'), or to the optimizer of the images for clean ones."
         )
@@ -124,7 +124,7 @@ def _callable_place(
     argument = parameter or argument_of(signature, IMAGES)
     if argument is None or signature is None or (on == "argument" and isinstance(images, str) and not parameter):
         wanted = f"an argument '{images}'" if images else f"an image argument ({', '.join(IMAGES)})"
-        raise AttachError(f"'{name}{signature or ''}' has not {wanted}; name it with images='...'.")
+        raise HostError(f"'{name}{signature or ''}' has not {wanted}; name it with images='...'.")
 
     def before(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         bound = signature.bind(*args, **kwargs)
@@ -149,7 +149,7 @@ def _named_images(host: Held, images: Any) -> list[Tensor]:
     found = host.get(images) if isinstance(images, str) else images
     leaves = leaves_in(found)
     if not leaves:
-        raise AttachError(
+        raise HostError(
             f"images={images if isinstance(images, str) else type(images).__name__!r} holds no leaf tensors that need "
             "a gradient. Pass the synthetic images, a tensor or a list of tensors, or the name of an attribute."
         )
@@ -188,7 +188,7 @@ class _AtCalls:
             return result if labelled is None else through(regularizer, result, labelled)
         first = result[0] if isinstance(result, tuple | list) and len(result) > 0 else None
         if not isinstance(first, Tensor):
-            raise AttachError(
+            raise HostError(
                 f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a "
                 "tuple."
             )
@@ -270,12 +270,12 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
     leaves = _images_of(optimizer, [p for p in held if p.requires_grad])
     images = sum(len(leaf) for leaf in leaves)
     if labels is None or isinstance(labels, str):
-        raise AttachError(
+        raise HostError(
             f"an optimizer does not know the labels of its {images} images; pass labels= as a tensor of shape "
             f"({images},), in the order of its tensors, or a function from the images to it."
         )
     if getattr(optimizer, "__ddplug_attached__", False):
-        raise AttachError("ddplug is already attached to this optimizer; detach() that handle first.")
+        raise HostError("ddplug is already attached to this optimizer; detach() that handle first.")
 
     def add(regularizer: Regularizer) -> None:
         """Add CMI's gradient to the host's, which is complete."""
@@ -329,11 +329,11 @@ def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
 
 
 def _images_of(optimizer: Optimizer, tensors: list[Tensor]) -> list[Tensor]:
-    """Those of `tensors` that are the synthetic images of `optimizer`; `AttachError` if it holds others, too."""
+    """Those of `tensors` that are the synthetic images of `optimizer`; `HostError` if it holds others, too."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
     leaves = [p for p in tensors if p.ndim == 4]
     if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
-        raise AttachError(
+        raise HostError(
             f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
             f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
             "optimizer of the images."
@@ -342,14 +342,14 @@ def _images_of(optimizer: Optimizer, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _then(closure: Callable[[], Any], add: Callable[[], None]) -> Callable[[], Any]:
-    """The closure of one step, followed by `add`; `AttachError` if the optimizer asks for it once more."""
+    """The closure of one step, followed by `add`; `HostError` if the optimizer asks for it once more."""
     evaluations = 0
 
     def evaluated() -> Any:
         nonlocal evaluations
         evaluations += 1
         if evaluations > 1:
-            raise AttachError(
+            raise HostError(
                 "this optimizer evaluates its closure several times a step, as LBFGS does to search along a line, and "
                 "would compare losses that CMI is no part of. Take one that evaluates it once (SGD, Adam, ...), or add "
                 "CMI to the loss: ddplug.CMI."

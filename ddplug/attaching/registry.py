@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar, runtime_checkable
 
 from ddplug.core.regularizer import Regularizer
-from ddplug.errors import AttachError
+from ddplug.errors import HostError
 
 GROUP = "ddplug.adapters"
 
@@ -36,11 +36,11 @@ _ADAPTERS: dict[str, Factory] = {}
 
 
 def register(name: str) -> Callable[[A], A]:
-    """Class decorator: make an adapter known under `name`; `AttachError` if the name is taken."""
+    """Class decorator: make an adapter known under `name`; `HostError` if the name is taken."""
 
     def add(adapter: A) -> A:
         if _ADAPTERS.get(name, adapter) is not adapter:
-            raise AttachError(f"there already is an adapter named '{name}'; choose another name.")
+            raise HostError(f"there already is an adapter named '{name}'; choose another name.")
         _ADAPTERS[name] = adapter
         return adapter
 
@@ -57,10 +57,10 @@ def _all() -> dict[str, Factory]:
 
 
 def _load(entry: EntryPoint) -> object:
-    """A new adapter of the class that `entry` names; `AttachError` if it is not an adapter."""
+    """A new adapter of the class that `entry` names; `HostError` if it is not an adapter."""
     made: object = entry.load()()
     if not isinstance(made, Adapter):
-        raise AttachError(
+        raise HostError(
             f"the entry point '{entry.name}' = {entry.value} of group {GROUP} is not an adapter: it needs the "
             "methods recognises(host) and install(host, regularizer)."
         )

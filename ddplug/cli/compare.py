@@ -257,12 +257,12 @@ def _arguments(host: str, given: list[str] | None, ours: Iterable[str]) -> tuple
 
 def _pool(folder: Path, data: ImageData) -> ProxyPool:
     """The pool in `folder`, which must be of this very data."""
-    from ddplug.errors import PoolError
+    from ddplug.errors import ProxyError
     from ddplug.proxies.pool import ProxyPool
 
     pool = ProxyPool.load(folder, dataset=data.name)
     if pool.info.fingerprint not in (None, data.fingerprint()):
-        raise PoolError(
+        raise ProxyError(
             f"the proxies in '{folder}' were trained on another edition of {data.name}; train some on this one with "
             "`ddplug pretrain`."
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from ddplug.errors import InputError, SecondDerivativeError
+from ddplug.errors import InputError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -131,8 +131,8 @@ class AddOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Raise `SecondDerivativeError`."""
-        raise SecondDerivativeError(
+        """Raise `InputError`."""
+        raise InputError(
             "the gradient of the views was differentiated a second time, through ddplug.Regularizer, which has only a "
             "first derivative. Use the loss form there, which has both: "
             "loss = loss + lam * ddplug.CMI(proxies)(views, labels)."

@@ -58,7 +58,7 @@ class CMI(nn.Module):
         Raises:
             InputError: images or labels that are not such.
             ProxyError: proxies that do not take the images, or give features that are not finite.
-            SpaceError: an input space that cannot be converted to the pool's.
+            InputError: an input space that cannot be converted to the pool's.
         """
         groups = group(labels, len(images), images.device)
         if groups.one_image_per_class and not self._warned:

@@ -86,8 +86,8 @@ class Regularizer:
         announce: where the resolved lambda is reported; printed by default.
 
     Raises:
-        WeightError, InputError, PoolError, SpaceError: an invalid argument.
-        ProcessError: in a round, where processes differ, or one does not come to it.
+        InputError, ProxyError: an invalid argument.
+        HostError: in a round, where processes differ, or one does not come to it.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class Regularizer:
                 compares with such; others ignore them.
 
         Raises:
-            InputError, ProxyError, SpaceError: views or labels that the pool cannot take, here or in the backward pass.
+            InputError, ProxyError: views or labels that the pool cannot take, here or in the backward pass.
         """
         if not (self.active and torch.is_grad_enabled() and views.requires_grad):
             self.passed_by(views, labels)
@@ -342,7 +342,7 @@ class Regularizer:
         """Continue from a `state_dict`; nothing is changed if it is refused.
 
         Raises:
-            WeightError: it is of another weight or weighting.
+            InputError: it is of another weight or weighting.
             InputError: it is no such state, or of another term, representation, `every`, `draw`, ... or pool.
         """
         check_kind(state)

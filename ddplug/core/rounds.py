@@ -425,7 +425,7 @@ class RoundKeeper:
         self.watch.rounds += 1
 
     def _agreed(self, factor: float, images: int) -> int:
-        """Return the number of views of the round in all processes; raise `ProcessError` if these differ otherwise."""
+        """Return the number of views of the round in all processes; raise `HostError` if these differ otherwise."""
         if not self.processes.together:
             return images
         round_ = {"the number of rounds": self.rounds, "lambda": self.weighting.so_far, "the schedule": factor}

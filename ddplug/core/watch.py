@@ -116,7 +116,7 @@ class Watch:
                     "over that class's images, so over all classes a lambda given as it is acts as many times as "
                     "strongly as there are classes. If the passes add up before a step, make them one round "
                     "(`with regularizer.round():`); if the host steps class by class, give the size of "
-                    "the set, weighting=ddplug.Absolute(set_size=...), and each counts in proportion; or ask for a share "
+                    "the set, weighting=ddplug.Absolute(set_size=...), and each counts in proportion; or give a share "
                     "(weighting='relative'), which is measured on such passes.",
                 )
         self._cut += adds_up

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddplug.core import options
 from ddplug.core.options import Schedule
-from ddplug.errors import WeightError
+from ddplug.errors import InputError
 
 BOUND = 10.0
 """How many times the lambda of the first rounds a sustained one may become, as the term may all but vanish."""
@@ -44,7 +44,7 @@ class FixedLambda:
         return {"kind": self.kind, "lam": self.lam}
 
     def check(self, state: dict[str, Any]) -> None:
-        """`WeightError` unless the state is of the same lambda."""
+        """`InputError` unless the state is of the same lambda."""
         _check_state(state, self.state_dict(), ("kind", "lam"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,11 +140,11 @@ class MeasuredLambda:
         }  # fmt: skip
 
     def check(self, state: dict[str, Any]) -> None:
-        """`WeightError` unless the state is of the same share, measured over as many rounds."""
+        """`InputError` unless the state is of the same share, measured over as many rounds."""
         _check_state(state, self.state_dict(), ("kind", "share", "rounds"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the measurement, or keep the frozen lambda; `WeightError` if it is of another share."""
+        """Continue the measurement, or keep the frozen lambda; `InputError` if it is of another share."""
         self.check(state)
         self.lam, self._complete = state["lam"], state["complete"]
         self._measured = None
@@ -195,7 +195,7 @@ class SustainedLambda(MeasuredLambda):
         return {**super().state_dict(), "first": self.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the measurement; `WeightError` if it is of another share."""
+        """Continue the measurement; `InputError` if it is of another share."""
         super().load_state_dict(state)
         self.first = state["first"]
 
@@ -205,7 +205,7 @@ Lambda = FixedLambda | MeasuredLambda
 
 
 def start(weight: float, weighting: options.Weighting) -> Lambda:
-    """Return the lambda of `weighting` before the first round; `WeightError` unless `weight` is finite and >= 0."""
+    """Return the lambda of `weighting` before the first round; `InputError` unless `weight` is finite and >= 0."""
     weight = check_weight(weight)
     if isinstance(weighting, options.Absolute):
         return FixedLambda(weight * weighting.unit)
@@ -216,31 +216,31 @@ def start(weight: float, weighting: options.Weighting) -> Lambda:
 def warmup(rounds: int) -> Schedule:
     """A schedule that rises linearly to 1 over `rounds` rounds."""
     if rounds < 1:
-        raise WeightError(f"a warm-up needs at least 1 round, got {rounds}.")
+        raise InputError(f"a warm-up needs at least 1 round, got {rounds}.")
     return lambda round_: min(1.0, (round_ + 1) / rounds)
 
 
 def cosine(rounds: int) -> Schedule:
     """A schedule that falls from 1 to 0 over `rounds` rounds along half a cosine, and stays at 0."""
     if rounds < 1:
-        raise WeightError(f"a cosine schedule needs at least 1 round, got {rounds}.")
+        raise InputError(f"a cosine schedule needs at least 1 round, got {rounds}.")
     return lambda round_: 0.5 * (1 + math.cos(math.pi * min(1.0, round_ / rounds)))
 
 
 def scheduled(schedule: Schedule | None, number: int) -> float:
-    """Return the value of `schedule` for round `number`; `WeightError` unless it is a finite number >= 0."""
+    """Return the value of `schedule` for round `number`; `InputError` unless it is a finite number >= 0."""
     if schedule is None:
         return 1.0
     factor = schedule(number)
     if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-        raise WeightError(f"the schedule gave {factor!r} for round {number}, expected a finite number >= 0.")
+        raise InputError(f"the schedule gave {factor!r} for round {number}, expected a finite number >= 0.")
     return float(factor)
 
 
 def check_weight(weight: float) -> float:
-    """`weight` as a float, or `WeightError` unless it is finite and >= 0."""
+    """`weight` as a float, or `InputError` unless it is finite and >= 0."""
     if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
-        raise WeightError(
+        raise InputError(
             f"weight must be a finite number >= 0, got {weight!r}. 0 switches the regulariser off; "
             "1 is as much as the host's own gradient."
         )
@@ -250,4 +250,4 @@ def check_weight(weight: float) -> float:
 def _check_state(state: dict[str, Any], own: dict[str, Any], keys: tuple[str, ...]) -> None:
     given, expected = ({key: record.get(key) for key in keys} for record in (state, own))
     if given != expected:
-        raise WeightError(f"this state is of another weighting: {given}, expected {expected}.")
+        raise InputError(f"this state is of another weighting: {given}, expected {expected}.")

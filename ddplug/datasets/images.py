@@ -61,7 +61,7 @@ class ImageData:
         )
 
     def to_space(self, space: AnySpace) -> ImageData:
-        """The same data in another input space, e.g. whitened; `SpaceError` if there is no conversion."""
+        """The same data in another input space, e.g. whitened; `InputError` if there is no conversion."""
         return replace(
             self,
             space=space,

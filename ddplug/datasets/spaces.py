@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ddplug.errors import SpaceError
+from ddplug.errors import InputError
 
 
 class AnySpace(Protocol):
@@ -31,7 +31,7 @@ class AnySpace(Protocol):
         """Images of this space, (..., c, h, w), to intensities in [0, 1]; differentiable."""
 
     def convert(self, images: Tensor, to: AnySpace) -> Tensor:
-        """Images (..., c, h, w) of this space in the space `to`; `SpaceError`, naming both, if that is impossible."""
+        """Images (..., c, h, w) of this space in the space `to`; `InputError`, naming both, if that is impossible."""
 
     def to_json(self) -> dict[str, Any]:
         """The record that a pool's header keeps."""
@@ -49,7 +49,7 @@ class InputSpace:
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise SpaceError(
+            raise InputError(
                 f"an input space needs one mean and one positive std per channel, got mean={self.mean}, std={self.std}"
             )
 
@@ -79,12 +79,12 @@ class InputSpace:
     def convert(self, images: Tensor, to: AnySpace) -> Tensor:
         """Images (..., c, h, w) of this space in the space `to`: exact, differentiable, a no-op if they are one.
 
-        Raises `SpaceError` if the two have different numbers of channels.
+        Raises `InputError` if the two have different numbers of channels.
         """
         if self == to:
             return images
         if self.channels != to.channels:
-            raise SpaceError(
+            raise InputError(
                 f"cannot convert images from {self} to {to}: {self.channels} channels against {to.channels}. "
                 "Use a pool that was trained on images of the host's kind."
             )
@@ -96,13 +96,13 @@ class InputSpace:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> InputSpace:
-        """The inverse of `to_json`; raises `SpaceError` for a kind that is not known."""
+        """The inverse of `to_json`; raises `InputError` for a kind that is not known."""
         if record.get("kind") != "normalized":
-            raise SpaceError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'normalized'")
+            raise InputError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'normalized'")
         try:
             return cls.normalized(record["mean"], record["std"])
         except (KeyError, TypeError, ValueError) as error:
-            raise SpaceError(
+            raise InputError(
                 f"{record} is no record of an input space: it needs a mean and a std per channel"
             ) from error
 
@@ -128,7 +128,7 @@ SPELLINGS = f"an InputSpace, 'unit' for [0, 1], 'normalized:NAME' ({', '.join(NO
 
 
 def named_space(name: str, channels: int | None = None, own: AnySpace | None = None) -> AnySpace:
-    """The space that a string means; `SpaceError` if it means none.
+    """The space that a string means; `InputError` if it means none.
 
     Args:
         name: "unit", "normalized:NAME" with a name of `NORMALIZATIONS`, or "zca".
@@ -141,16 +141,16 @@ def named_space(name: str, channels: int | None = None, own: AnySpace | None = N
         return NORMALIZATIONS[plain]
     if name == "unit":
         if channels is None:
-            raise SpaceError("'unit' needs to know how many channels the images have: write InputSpace.unit(channels).")
+            raise InputError("'unit' needs to know how many channels the images have: write InputSpace.unit(channels).")
         return InputSpace.unit(channels)
     if name == "zca":
         if own is not None and own.to_json().get("kind") == "zca":
             return own
-        raise SpaceError(
+        raise InputError(
             "'zca' means the pool's own whitening, and this pool has none. Pass the host's: "
             "ddplug.datasets.zca.ZCASpace.fit(images in [0, 1]), or ZCASpace.from_kornia(transform, shape)."
         )
-    raise SpaceError(f"unknown input space {name!r}, expected {SPELLINGS}.")
+    raise InputError(f"unknown input space {name!r}, expected {SPELLINGS}.")
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:

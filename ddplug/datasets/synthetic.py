@@ -15,7 +15,7 @@ from torch import Tensor
 from ddplug.datasets import host_files as hostfiles
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.zca import space_from_json
-from ddplug.errors import DataError, SpaceError
+from ddplug.errors import DataError, InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors, write_tensors
 from ddplug.utils.records import anything, check_record, dict_of, entries, number, number_kind, one_of, optional, text
@@ -183,7 +183,7 @@ def _classes(path: Path, extra: dict[str, Any], count: int) -> Tensor | None:
 def _space(path: Path, extra: dict[str, Any]) -> AnySpace | None:
     try:
         return space_from_json(extra["space"], extra.get("space_tensors")) if extra.get("space") else None
-    except SpaceError as error:
+    except InputError as error:
         raise DataError(f"'{path}' does not say what its images mean: {error}") from error
 
 

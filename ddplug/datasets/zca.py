@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ddplug.datasets.spaces import AnySpace, InputSpace
-from ddplug.errors import InputError, PoolError, SpaceError
+from ddplug.errors import InputError, ProxyError
 from ddplug.utils.digest import named_bytes, sha256, tensor_bytes
 from ddplug.utils.files import write_bytes
 from ddplug.utils.records import check_record, dict_of, entries, list_of, number, tensor, text, whole
@@ -36,15 +36,15 @@ _RECORD = entries({"shape": list_of(whole(1, 2**16), 3, 3), "digest": text(64)})
 
 
 def space_from_json(record: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> AnySpace:
-    """The space of a `to_json` record and, for ZCA, the tensors saved beside it; `SpaceError` for an unknown kind."""
+    """The space of a `to_json` record and, for ZCA, the tensors saved beside it; `InputError` for an unknown kind."""
     if not isinstance(record, dict):
-        raise SpaceError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
+        raise InputError(f"got {record!r} as the record of an input space, expected a dictionary with its kind")
     if record.get("kind") == "zca":
-        check_record(record, _RECORD, "the record of a whitening", _AGAIN, error=SpaceError)
-        check_record({} if tensors is None else tensors, _TENSORS, "a whitening", _AGAIN, error=SpaceError)
+        check_record(record, _RECORD, "the record of a whitening", _AGAIN, error=InputError)
+        check_record({} if tensors is None else tensors, _TENSORS, "a whitening", _AGAIN, error=InputError)
         return ZCASpace.from_json(record, dict(tensors or {}))
     if record.get("kind") == "normalized":
-        check_record(record, _NORMALIZED, "the record of an input space", _AGAIN, error=SpaceError)
+        check_record(record, _NORMALIZED, "the record of an input space", _AGAIN, error=InputError)
     return InputSpace.from_json(record)
 
 
@@ -52,7 +52,7 @@ class ZCASpace:
     """The space of ZCA-whitened images of one shape (c, h, w): whitened = (intensities - mean) @ whiten.
 
     `mean` is (d,), `whiten` and its inverse `unwhiten` are (d, d), with d = c h w pixels in row-major order. Raises
-    `SpaceError` if their shapes do not agree, or if the one does not undo the other; without `unwhiten` it is computed.
+    `InputError` if their shapes do not agree, or if the one does not undo the other; without `unwhiten` it is computed.
 
     Conversions move the matrices to the images' device and dtype once, and keep them there.
     """
@@ -67,12 +67,12 @@ class ZCASpace:
         size = shape[0] * shape[1] * shape[2]
         sizes = [tuple(matrix.shape) for matrix in (self.mean, self.whiten, self.unwhiten)]
         if sizes != [(size,), (size, size), (size, size)]:
-            raise SpaceError(f"whitening images of shape {shape} needs tensors of {size} pixels, got shapes {sizes}")
+            raise InputError(f"whitening images of shape {shape} needs tensors of {size} pixels, got shapes {sizes}")
         kinds = {str(matrix.dtype) for matrix in (self.mean, self.whiten, self.unwhiten)}
         if len(kinds) > 1:
-            raise SpaceError(f"a whitening's tensors are of one type, got {', '.join(sorted(kinds))}")
+            raise InputError(f"a whitening's tensors are of one type, got {', '.join(sorted(kinds))}")
         if not _undoes(self.unwhiten, self.whiten):
-            raise SpaceError(_not_invertible(shape))
+            raise InputError(_not_invertible(shape))
         self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
@@ -80,7 +80,7 @@ class ZCASpace:
         """The whitening of intensities (n, c, h, w) in [0, 1]; `eps` is added to every variance, 0.1 in the field.
 
         Computed on the images' device, in their dtype, but never in half precision. Raises `InputError` for images
-        of another kind, `SpaceError` if the result cannot be inverted (eps=0 and too few images).
+        of another kind, `InputError` if the result cannot be inverted (eps=0 and too few images).
         """
         if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
             raise InputError(
@@ -103,10 +103,10 @@ class ZCASpace:
     def from_kornia(cls, whitening: ZCAWhitening, shape: tuple[int, int, int]) -> ZCASpace:
         """The space of a fitted `kornia.enhance.ZCAWhitening`, such as the `args.zca_trans` of MTT and DATM.
 
-        Raises `SpaceError` if it is not fitted, is not for images of `shape`, or cannot be inverted.
+        Raises `InputError` if it is not fitted, is not for images of `shape`, or cannot be inverted.
         """
         if not whitening.fitted:
-            raise SpaceError("this ZCAWhitening is not fitted yet; call its fit() on intensities in [0, 1] first")
+            raise InputError("this ZCAWhitening is not fitted yet; call its fit() on intensities in [0, 1] first")
         inverse = whitening.transform_inv if whitening.compute_inv else None
         return cls(shape, whitening.mean_vector, whitening.transform_matrix, inverse)
 
@@ -133,12 +133,12 @@ class ZCASpace:
     def convert(self, images: Tensor, to: AnySpace) -> Tensor:
         """Images (..., c, h, w) of this space in the space `to`, differentiable; a no-op if they are one.
 
-        Raises `SpaceError` if `to` is for other channels or, being a ZCA too, for another shape.
+        Raises `InputError` if `to` is for other channels or, being a ZCA too, for another shape.
         """
         if self == to:
             return images
         if self.channels != to.channels or (isinstance(to, ZCASpace) and self.shape != to.shape):
-            raise SpaceError(
+            raise InputError(
                 f"cannot convert images from {self} to {to}. Use a pool trained on the host's kind of images."
             )
         return to.from_unit(self.to_unit(images))
@@ -158,18 +158,18 @@ class ZCASpace:
 
     @classmethod
     def from_json(cls, record: dict[str, Any], tensors: dict[str, Tensor]) -> ZCASpace:
-        """The inverse of `to_json` and `tensors`; raises `SpaceError` if the two do not belong together."""
+        """The inverse of `to_json` and `tensors`; raises `InputError` if the two do not belong together."""
         if record.get("kind") != "zca":
-            raise SpaceError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'zca'")
+            raise InputError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'zca'")
         missing = [name for name in ("zca.mean", "zca.whiten", "zca.unwhiten") if name not in tensors]
         if missing:
-            raise SpaceError(f"a ZCA space of shape {record['shape']} needs the tensors {missing} beside its record")
+            raise InputError(f"a ZCA space of shape {record['shape']} needs the tensors {missing} beside its record")
         channels, height, width = record["shape"]
         space = cls(
             (channels, height, width), tensors["zca.mean"], tensors["zca.whiten"], unwhiten=tensors["zca.unwhiten"]
         )
         if space.digest != record["digest"]:
-            raise SpaceError(f"the tensors beside {record} are those of another ZCA; restore the file or fit it anew")
+            raise InputError(f"the tensors beside {record} are those of another ZCA; restore the file or fit it anew")
         return space
 
     def save(self, path: str | Path) -> None:
@@ -180,19 +180,19 @@ class ZCASpace:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ZCASpace:
-        """Read what `save` wrote; raises `PoolError` for a file that is missing or is no such file."""
+        """Read what `save` wrote; raises `ProxyError` for a file that is missing or is no such file."""
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 metadata = file.metadata() or {}
                 record = json.loads(metadata["space"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-            raise PoolError(f"{path} is no saved ZCA space ({error}); write one with ZCASpace.save") from error
+            raise ProxyError(f"{path} is no saved ZCA space ({error}); write one with ZCASpace.save") from error
         if "sha256" in metadata and metadata["sha256"] != _checksum(tensors):
-            raise PoolError(f"{path} is damaged: its checksum differs. Copy it again, or fit the space anew.")
+            raise ProxyError(f"{path} is damaged: its checksum differs. Copy it again, or fit the space anew.")
         space = space_from_json(record, tensors)
         if not isinstance(space, cls):
-            raise PoolError(f"{path} is no saved ZCA space but one of kind {record.get('kind')!r}")
+            raise ProxyError(f"{path} is no saved ZCA space but one of kind {record.get('kind')!r}")
         return space
 
     def __eq__(self, other: object) -> bool:
@@ -221,7 +221,7 @@ class ZCASpace:
 
     def _check(self, images: Tensor) -> None:
         if images.ndim < 3 or tuple(images.shape[-3:]) != self.shape:
-            raise SpaceError(
+            raise InputError(
                 f"{self} cannot hold images of shape {tuple(images.shape)}; expected (..., c, h, w) of them"
             )
 
@@ -240,7 +240,7 @@ def _inverse(whiten: Tensor, shape: tuple[int, int, int]) -> Tensor:
     try:
         inverse: Tensor = torch.linalg.inv(whiten.double())
     except RuntimeError as error:
-        raise SpaceError(_not_invertible(shape)) from error
+        raise InputError(_not_invertible(shape)) from error
     return inverse.to(whiten.dtype)
 
 

@@ -59,7 +59,7 @@ class HostSpec:
     def __post_init__(self) -> None:
         if set(self.files) != set(self.patch.files):
             touched, known = sorted(self.patch.files), sorted(self.files)
-            raise PatchError(f"the patch of {self.name} touches {touched}, but hashes are known of {known}.")
+            raise HostError(f"the patch of {self.name} touches {touched}, but hashes are known of {known}.")
 
     @property
     def clone(self) -> str:
@@ -71,7 +71,7 @@ class HostSpec:
         held = self.check(repo)
         already = [name for name, how in held.items() if how == "patched"]
         if already:
-            raise PatchError(
+            raise HostError(
                 f"{', '.join(already)} in '{repo}' is patched already: run the script itself with --cmi_weight, or "
                 f"take the patch out first with `ddplug patch {self.name} {repo} --reverse`."
             )
@@ -86,7 +86,7 @@ class HostSpec:
         """
         held = self.states(repo)
         if len(set(held.values())) > 1:
-            raise PatchError(
+            raise HostError(
                 f"some files in '{repo}' are patched and some are not ({_spelt(held)}): an earlier `ddplug patch` was "
                 f"interrupted. Complete it with `ddplug patch {self.name} {repo}`, or take it out with "
                 f"`ddplug patch {self.name} {repo} --reverse`. Nothing was changed."
@@ -131,7 +131,7 @@ class HostSpec:
         with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():
             held = self.states(repo)
             if "patched" not in held.values():
-                raise PatchError(f"'{repo}' is not patched; there is nothing to take out.")
+                raise HostError(f"'{repo}' is not patched; there is nothing to take out.")
             names = [name for name, how in held.items() if how == "patched"]
             return self._change(repo, names, self.patch.reverse_text)
 

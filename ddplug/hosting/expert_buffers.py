@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.zca import ZCASpace
-from ddplug.errors import HostError, PoolError, ProxyError, SpaceError
+from ddplug.errors import HostError, InputError, ProxyError
 from ddplug.hosting.names import Names
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
@@ -81,7 +81,7 @@ def files_in(path: Path) -> list[Path]:
     if not found:
         deeper = sorted({str(file.parent.relative_to(path)) for file in path.glob(f"**/{FILES}")})
         hint = f" There are some in its folders {', '.join(deeper[:6])}; name one of them." if deeper else ""
-        raise PoolError(
+        raise ProxyError(
             f"no expert buffer in '{path}': expected files {FILES}, as written by the host's buffer script.{hint}"
         )
     return found
@@ -93,7 +93,7 @@ def load(path: Path) -> list[Expert]:
     Raises `PoolError` for a file that cannot be read or has other contents.
     """
     advice = "Copy it again, or write it again with the host's buffer script."
-    content = load_tensors(path, "expert buffer", "an expert buffer", advice, error=PoolError, mmap=True)
+    content = load_tensors(path, "expert buffer", "an expert buffer", advice, error=ProxyError, mmap=True)
     if not _is_buffer(content):
         raise PoolError(
             f"'{path}' is not an expert buffer: expected a list of experts, each a list of snapshots, each a list of "
@@ -107,7 +107,7 @@ def check_moving(experts: Sequence[Expert], path: Path) -> None:
     """Raise `PoolError` if all snapshots of an expert are equal, as in a buffer that was made without CUDA."""
     for number, snapshots in enumerate(experts):
         if len(snapshots) > 1 and _equal(snapshots[0], snapshots[-1]):
-            raise PoolError(
+            raise ProxyError(
                 f"all snapshots of expert {number} in '{path}' are equal. That is what the buffer scripts of MTT and "
                 "DATM write on a machine without CUDA: every snapshot is the live network, as it was at the end. "
                 "Trajectory matching divides by the distance between snapshots, so its loss would be infinite. "
@@ -152,7 +152,7 @@ def read(
         check_moving(experts, file)
         for number, snapshots in enumerate(experts):
             if not -len(snapshots) <= snapshot < len(snapshots):
-                raise PoolError(
+                raise ProxyError(
                     f"'{file}' has no snapshot {snapshot}: expert {number} has {len(snapshots)} of them, 0 (before "
                     f"training) to {len(snapshots) - 1}, or -1 for the last."
                 )
@@ -176,7 +176,7 @@ def read_for_host(given: str, adapter: Names, args: Any, context: Mapping[str, A
     dataset, whitened = _data(folder.parent.name)
     space = adapter.space(args, context)
     if whitened and not isinstance(space, ZCASpace):
-        raise SpaceError(
+        raise InputError(
             f"the experts in '{folder}' were trained on ZCA-whitened images (else the folder above were called "
             f"{folder.parent.name}{NO_ZCA}), but the images of this {adapter.name} run are {space}. Run the host with "
             "its option for ZCA, or name experts of images that are not whitened."
@@ -257,7 +257,7 @@ def experts_in(folder: Path) -> str:
 
 
 def check_buffer(host: str, folder: Path, dataset: str, model: str, zca: bool) -> None:
-    """Raise `HostError` unless the host will find experts in `folder`, `PoolError` if their snapshots are equal."""
+    """Raise `HostError` unless the host will find experts in `folder`, `ProxyError` if their snapshots are equal."""
     marked = dataset in WITH_AND_WITHOUT
     place = folder / (dataset + (NO_ZCA if marked and not zca else "")) / model
     first = place / "replay_buffer_0.pt"

@@ -13,7 +13,7 @@ from ddplug.attaching import registry
 from ddplug.attaching.hooks import Undo
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import SyntheticSet
-from ddplug.errors import AttachError, HostError
+from ddplug.errors import HostError
 from ddplug.hosting.arguments import absolute, read_options, refuse, refuse_short
 from ddplug.hosting.checkout import SHIPPED, HostSpec, load, table
 from ddplug.hosting.inject import patch_module
@@ -86,15 +86,15 @@ class Host(Names):
         """Add `regularizer` to the imported, unedited module `host`; returns a function that removes it (idempotent).
 
         Raises:
-            AttachError: already attached.
-            HostError, PatchError: the module's file is not the one that the patch was made for.
+            HostError: already attached.
+            HostError: the module's file is not the one that the patch was made for.
         """
         assert isinstance(host, types.ModuleType)
         spec = self.spec()
         file = Path(host.__file__ or "").resolve()
         repo = file.parents[len(Path(spec.script).parts) - 1]
         if NAME in vars(host):
-            raise AttachError(
+            raise HostError(
                 f"{host.__name__} has ddplug in it already: detach() that handle first, or, if its file is patched, "
                 "set --cmi_weight there."
             )

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import InputSpace
-from ddplug.errors import PoolError, ProxyError
+from ddplug.errors import ProxyError
 from ddplug.hosting.names import Names
 from ddplug.networks.fitting import build_for
 from ddplug.networks.zoo import Norm, seeded
@@ -73,7 +73,7 @@ def read(folders: Sequence[Path], dataset: str, space: InputSpace, builder: Buil
     shapes = {_taken(proxy) for proxy in made}
     if len(shapes) > 1:
         named = "; ".join(f"{file}: {_taken(proxy)}" for file, proxy in zip(files, made, strict=True))
-        raise PoolError(
+        raise ProxyError(
             f"the networks are for different images or numbers of classes ({named}); name one experiment's folder."
         )
     ((shape, _),) = shapes
@@ -95,7 +95,7 @@ def checkpoints(path: Path) -> list[Path]:
             last[file.parent] = file
     if not last:
         held = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing" if path.is_dir() else "no such folder"
-        raise PoolError(
+        raise ProxyError(
             f"there are no networks of IDC at '{path}' ({held}); expected checkpointEPOCH.pth.tar there or in its "
             f"folders, as the host's pretrain.py writes them below {PRETRAINED}/DATASET."
         )
@@ -105,7 +105,7 @@ def checkpoints(path: Path) -> list[Path]:
 def weights(file: Path) -> dict[str, Tensor]:
     """The state dict in `file`, by itself or as its entry "state_dict", without data-parallel prefixes."""
     held = load_tensors(
-        file, "checkpoint", "a torch file of weights alone", "Copy it again, or train it again.", error=PoolError
+        file, "checkpoint", "a torch file of weights alone", "Copy it again, or train it again.", error=ProxyError
     )
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]

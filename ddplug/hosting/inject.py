@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ddplug.attaching.hooks import Undo
-from ddplug.errors import AttachError
+from ddplug.errors import HostError
 from ddplug.hosting.layer import NAME, Attached
 
 
@@ -22,7 +22,7 @@ def patch_module(module: types.ModuleType, original: bytes, patched: bytes, host
     before, after = (dict(_functions(compile(text, file, "exec", dont_inherit=True))) for text in (original, patched))
     changed = {name: code for name, code in after.items() if not _same(before[name], code)}
     if not changed:
-        raise AttachError(f"the patch changes no function of {module.__name__}; run it with `ddplug run`.")
+        raise HostError(f"the patch changes no function of {module.__name__}; run it with `ddplug run`.")
     targets = {name: _function(module, name) for name in changed}
     originals = {name: function.__code__ for name, function in targets.items()}
     active = True

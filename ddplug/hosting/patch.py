@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ddplug.errors import PatchError
+from ddplug.errors import HostError
 from ddplug.utils.digest import blob_hash
 from ddplug.utils.files import not_written
 
@@ -56,13 +56,13 @@ class Patch:
         done = 0
         for insertion in self.files.get(name, ()):
             if insertion.after > len(lines):
-                raise PatchError(f"{name} has {len(lines)} lines, so nothing can go after line {insertion.after}.")
+                raise HostError(f"{name} has {len(lines)} lines, so nothing can go after line {insertion.after}.")
             made += lines[done : insertion.after]
             done = insertion.after
             before = lines[done - 1] if done else lines[0] if lines else b"\n"
             for line in insertion.lines:
                 if _line_end(line) != _line_end(before):
-                    raise PatchError(
+                    raise HostError(
                         f"{name} has other line ends near line {insertion.after} ({_line_end(before)}) than the lines "
                         f"to be inserted ({_line_end(line)}); check the file out as upstream stores it."
                     )
@@ -78,7 +78,7 @@ class Patch:
             start = insertion.after + shift
             stop = start + len(insertion.lines)
             if tuple(lines[start:stop]) != insertion.lines:
-                raise PatchError(
+                raise HostError(
                     f"{name} does not have our lines after line {start}, so it was not patched by this patch."
                 )
             kept += lines[done:start]
@@ -115,7 +115,7 @@ def parse(raw: bytes) -> Patch:
             continue
         hunk = _HUNK.fullmatch(line)
         if hunk is None or name is None:
-            raise PatchError(
+            raise HostError(
                 f"line {index} of the patch, {line.decode(errors='replace').rstrip()!r}, is not ours: a patch here has "
                 "insertions only, without context, and nothing after the second @@."
             )
@@ -123,14 +123,14 @@ def parse(raw: bytes) -> Patch:
         body = lines[index : index + count]
         index += count
         if len(body) != count or not all(part.startswith(b"+") and part.endswith(b"\n") for part in body):
-            raise PatchError(f"the insertion after line {after} of {name} is not {count} inserted lines.")
+            raise HostError(f"the insertion after line {after} of {name} is not {count} inserted lines.")
         earlier = files[name]
         if at != after + shift + 1 or (earlier and after <= earlier[-1].after):
-            raise PatchError(f"the insertions of {name} are out of order or miscounted at line {after}.")
+            raise HostError(f"the insertions of {name} are out of order or miscounted at line {after}.")
         files[name] = (*earlier, Insertion(after, tuple(part[1:] for part in body)))
         shift += count
     if not files or not all(files.values()):
-        raise PatchError("the patch inserts nothing.")
+        raise HostError("the patch inserts nothing.")
     return Patch(files, raw)
 
 
@@ -163,7 +163,7 @@ def state(patch: Patch, name: str, data: bytes, wanted: str) -> State:
         return "clean"
     try:
         return "patched" if blob_hash(patch.reverse_text(name, data)) == wanted else "other"
-    except PatchError:
+    except HostError:
         return "other"
 
 
@@ -187,7 +187,7 @@ def write_all(root: Path, texts: Mapping[str, bytes]) -> None:
     needs no space. If the process is killed in between, some files are changed, and `states` returns which. Two
     processes need a lock.
 
-    Raises `PatchError` if a file cannot be written; nothing is changed then.
+    Raises `HostError` if a file cannot be written; nothing is changed then.
     """
     paths = {inside(root, name): text for name, text in texts.items()}
     new, old = ({path: _beside(path, kind) for path in paths} for kind in _BESIDE)
@@ -204,7 +204,7 @@ def write_all(root: Path, texts: Mapping[str, bytes]) -> None:
         for path in done:
             os.replace(old[path], path)
         if isinstance(error, OSError):
-            raise PatchError(not_written(at, error, len(paths.get(at, b"")))) from error
+            raise HostError(not_written(at, error, len(paths.get(at, b"")))) from error
         raise
     finally:
         for temporary in (*new.values(), *old.values()):

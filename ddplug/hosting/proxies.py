@@ -22,7 +22,7 @@ def resolve(given: str, adapter: Names, args: Any, context: Mapping[str, Any]) -
     """The pool that `given` names; for an empty string the host's experts, or a small pool from the cache or new.
 
     Raises:
-        PoolError: nothing there, an unknown scheme, a pool of other data, or no real data to train one on.
+        ProxyError: nothing there, an unknown scheme, a pool of other data, or no real data to train one on.
     """
     scheme = scheme_of(given)
     if scheme is not None:
@@ -44,7 +44,7 @@ def resolve(given: str, adapter: Names, args: Any, context: Mapping[str, Any]) -
 def _trained(adapter: Names, args: Any, context: Mapping[str, Any]) -> ProxyPool:
     data = adapter.real(args, context)
     if data is None:
-        raise PoolError(
+        raise ProxyError(
             f"no proxies given, and {adapter.name} has no real data here to train some on. Name some: "
             "--cmi_proxies FOLDER (made by `ddplug pretrain`), or with `ddplug run`, --proxies."
         )

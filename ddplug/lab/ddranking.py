@@ -46,7 +46,7 @@ def export_ddranking(
     are, all others normalised with CIFAR-10's constants, which it uses for CIFAR-100 too. Soft labels are stored as
     logarithms, because it takes a softmax of them. `settings` go into config.json under "ddplug".
 
-    Raises what `check_export` raises, and `SpaceError` if it is not known what the images mean.
+    Raises what `check_export` raises, and `InputError` if it is not known what the images mean.
     """
     folder = user_path(folder)
     check_export(synthetic, data, folder, architecture=architecture, augment=augment)

@@ -19,7 +19,7 @@ import torch
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.synthetic import SyntheticSet
-from ddplug.errors import InputError, SpaceError
+from ddplug.errors import InputError
 from ddplug.lab.judging import STANDARD_LR, STANDARD_VIEWS, Recipe, check_fits, maker, resolve
 from ddplug.lab.measure import Measurement, measure
 from ddplug.lab.run_store import Finished
@@ -96,8 +96,8 @@ def evaluate(
         keep: a JSON file in which finished runs are kept, and from which they are taken the next time.
         on_progress: told (architecture, epochs done, epochs in all, what the latest run scored).
 
-    Raises `InputError` for a set that does not fit the data, or runs kept with other settings, `SpaceError` if it is
-    not known what the images mean, `PoolError` for a pool of other data, and what `build` and `fit` raise.
+    Raises `InputError` for a set that does not fit the data, or runs kept with other settings, `InputError` if it is
+    not known what the images mean, `ProxyError` for a pool of other data, and what `build` and `fit` raise.
     """
     names = [resolve(name) for name in architectures]
     _check(synthetic, data, names, runs, pool)
@@ -154,21 +154,21 @@ def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> S
     """The set with a space: the one it has, or the one `given`, or the one that is known from its layout.
 
     `given` is "normalized" (as `data` is), "unit" (intensities in [0, 1]), "zca" (whitened, fitted on `data`'s training
-    images), or None. Raises `SpaceError` if the set has another space than is given, or if nobody says.
+    images), or None. Raises `InputError` if the set has another space than is given, or if nobody says.
     """
     known = synthetic.space
     meaning = given or (synthetic.meaning if known is None else None)
     if meaning is None:
         if known is not None:
             return synthetic
-        raise SpaceError(
+        raise InputError(
             "the set does not say what the numbers in its images mean. Say whether they are normalized as the data "
             "set is, unit (intensities in [0, 1]), or zca (whitened): --input-space of the command, or `space` of the "
             "SyntheticSet."
         )
     space = _named(meaning, data)
     if known is not None and known != space:
-        raise SpaceError(f"the set's file says that its images are {known}, but {space} was asked for; leave it out.")
+        raise InputError(f"the set's file says that its images are {known}, but {space} was asked for; leave it out.")
     return replace(synthetic, space=space)
 
 
@@ -207,4 +207,4 @@ def _named(meaning: str, data: ImageData) -> AnySpace:
         from ddplug.datasets.zca import ZCASpace
 
         return ZCASpace.fit(data.space.to_unit(data.train_images).clamp(0, 1))
-    raise SpaceError(f"unknown input space {meaning!r}, expected normalized, unit or zca")
+    raise InputError(f"unknown input space {meaning!r}, expected normalized, unit or zca")

@@ -36,7 +36,7 @@ class Measurement:
     cmi_std: float
     """Standard deviation between proxies; 0 for one."""
     separation_name: Separation
-    """What `separation` and `ncmi` are made with; see `ddplug.class_separation`."""
+    """What `separation` and `ncmi` are made with; see `ddplug.terms.separation.class_separation`."""
     separation: float | None
     """None if there is only one class."""
     ncmi: float | None

@@ -1,7 +1,7 @@
 """CMI and NCMI as metrics of torchmetrics: batch by batch, over processes, with memory that does not grow.
 
 Both follow from four sums per class, of P, log P, P log P and images, so that any number of batches and processes give
-what `ddplug.cmi` and `ddplug.ncmi` give for all features at once.
+what `ddplug.cmi` and `ddplug.terms.separation.ncmi` give for all features at once.
 
     metric = CMIMetric(num_classes=10).to(device)
     for images, labels in loader:
@@ -102,10 +102,10 @@ class CMIMetric(Metric):
 
 
 class NCMIMetric(CMIMetric):
-    """CMI over a separation between classes, without unit; see `ddplug.ncmi`.
+    """CMI over a separation between classes, without unit; see `ddplug.terms.separation.ncmi`.
 
     Args:
-        separation: what it is divided by, as in `ddplug.class_separation`.
+        separation: what it is divided by, as in `ddplug.terms.separation.class_separation`.
         num_classes, num_features, temperature, options: as of `CMIMetric`.
     """
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from ddplug.attaching.places import Views
 from ddplug.core.flags import COMPARED, FLAGS
 from ddplug.core.weighting import check_weight
-from ddplug.errors import InputError, WeightError
+from ddplug.errors import InputError
 from ddplug.lab.dm_trainer import Init, check_init
 from ddplug.proxies.representations import chosen
 from ddplug.terms import make
@@ -70,7 +70,7 @@ class Run:
 def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",), terms: Sequence[str] = ("",)) -> list[Arm]:
     """The baseline, then every other weight of every term on every kind of views; each once, in the order given.
 
-    Raises `WeightError` for a weight that is none, `InputError` for views that are neither "host" nor "clean".
+    Raises `InputError` for an invalid weight, and for views that are neither "host" nor "clean".
     """
     unknown = [name for name in views if name not in get_args(Views)]
     if unknown or not views:
@@ -92,14 +92,14 @@ def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",), terms
 
 
 def read_weights(text: str) -> list[float | str]:
-    """The weights of a command line, "0,0.1,paper"; `WeightError` for anything else."""
+    """The weights of a command line, "0,0.1,paper"; `InputError` for anything else."""
     parts = [part.strip() for part in text.split(",")]
     try:
         return [part if part == "paper" else check_weight(float(part)) for part in parts]
     except ValueError as error:
-        if isinstance(error, WeightError):
+        if isinstance(error, InputError):
             raise
-        raise WeightError(f"weights are numbers >= 0 or paper, joined by commas, got {text!r}.") from error
+        raise InputError(f"weights are numbers >= 0 or paper, joined by commas, got {text!r}.") from error
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def relabel(
 
     Raises:
         InputError: T <= 0, or teachers of fewer classes than the set has.
-        SpaceError: the set's input space cannot be converted to the teachers'.
-        PoolError: teachers of another data set.
+        InputError: the set's input space cannot be converted to the teachers'.
+        ProxyError: teachers of another data set.
     """
     check_temperature(temperature)
     if synthetic.dataset is not None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddplug.errors import InputError, PoolError, ProxyError
+from ddplug.errors import InputError, ProxyError
 from ddplug.networks.precision import layers
 from ddplug.networks.zoo import seeded
 from ddplug.utils.digest import blake2b, typed_bytes
@@ -94,7 +94,7 @@ def fit(
     `keep_checkpoint` is set: then the same call again gives the trained network at once.
 
     Raises `InputError` for images, labels or settings that cannot be trained on, `ProxyError` if the loss stops being
-    finite, and `PoolError` if the checkpoint cannot be read or belongs to other arguments.
+    finite, and `ProxyError` if the checkpoint cannot be read or belongs to other arguments.
     """
     _check_training(net, images, labels, epochs, batch_size, schedule, precision)
     device = _device(net)
@@ -342,18 +342,18 @@ def _resume(
     if not path.exists():
         return 0
     expected, advice = "a checkpoint of a training", "Delete it to train from the beginning."
-    state = load_tensors(path, "checkpoint", expected, advice, error=PoolError)
-    check_record(state, _CHECKPOINT, f"'{path}', {expected},", advice, error=PoolError)
+    state = load_tensors(path, "checkpoint", expected, advice, error=ProxyError)
+    check_record(state, _CHECKPOINT, f"'{path}', {expected},", advice, error=ProxyError)
     found, done = state["identity"], int(state["done"])
     if found == identity:
         if done > epochs:
-            raise PoolError(f"'{path}' has {done} epochs done of a training of {epochs}: it is damaged. {advice}")
-        with reported_as(path, expected, advice, error=PoolError):
+            raise ProxyError(f"'{path}' has {done} epochs done of a training of {epochs}: it is damaged. {advice}")
+        with reported_as(path, expected, advice, error=ProxyError):
             net.load_state_dict(state["net"])
             _load_optimizer(optimizer, state["optimizer"])
             generator.set_state(state["generator"])
     if found != identity:
-        raise PoolError(
+        raise ProxyError(
             f"the checkpoint {path} is of a training with other arguments (settings, images, labels, augmentation or "
             "initial weights). Call with the same ones, and a network built anew from the same seed, to go on, or "
             "delete it to train from the beginning."

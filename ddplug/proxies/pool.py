@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, named_space
-from ddplug.errors import InputError, PoolError, ProxyError, SpaceError
+from ddplug.errors import InputError, ProxyError
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.utils.digest import short_sha256
@@ -27,7 +27,7 @@ class ProxyPool:
 
     def __init__(self, proxies: Sequence[Proxy], info: PoolInfo | None = None) -> None:
         if not proxies:
-            raise PoolError("a pool needs at least one proxy, got none.")
+            raise ProxyError("a pool needs at least one proxy, got none.")
         self.proxies = list(proxies)
         self.info = info or PoolInfo()
         self._device: torch.device | None = None
@@ -89,7 +89,7 @@ class ProxyPool:
                 networks' weights as fit stay on the device.
 
         Raises:
-            PoolError: no pool there, half-written, damaged, of another data set or architecture not known.
+            ProxyError: no pool there, half-written, damaged, of another data set or architecture not known.
         """
         from ddplug.proxies.pool_files import read_pool
 
@@ -98,7 +98,7 @@ class ProxyPool:
     def save(self, folder: str | Path) -> None:
         """Write the pool as safetensors files and a `pool.json`; all or nothing.
 
-        Raises `PoolError` if the folder already holds something, or a network's architecture cannot be recorded (only
+        Raises `ProxyError` if the folder already holds something, or a network's architecture cannot be recorded (only
         networks of `ddplug.networks.build`, or with a `spec` attribute of that form, can be built again from a file).
         """
         from ddplug.proxies.pool_files import write_pool
@@ -118,7 +118,7 @@ class ProxyPool:
             return cls(proxies)
         if isinstance(proxies, nn.Module | Sequence):
             return cls.from_modules(proxies)
-        raise PoolError(
+        raise ProxyError(
             f"got {type(proxies).__name__} as proxies, expected a ProxyPool, a pool's folder, or trained networks "
             "(torch.nn.Module)."
         )
@@ -131,7 +131,7 @@ class ProxyPool:
     def space_of(self, given: AnySpace | str | None) -> AnySpace | None:
         """The input space that a user means by `given`, for images that these proxies are to look at.
 
-        Raises `SpaceError` for a string that means none, and for a pool that does not say what its own space is, as
+        Raises `InputError` for a string that means none, and for a pool that does not say what its own space is, as
         nothing could be converted and the word would be ignored.
         """
         if given is None:
@@ -143,9 +143,9 @@ class ProxyPool:
             return None
         found = named_space(given, own.channels if own is not None else 3, own) if isinstance(given, str) else given
         if not hasattr(found, "to_unit"):
-            raise SpaceError(f"got {type(given).__name__} as an input space, expected {SPELLINGS}.")
+            raise InputError(f"got {type(given).__name__} as an input space, expected {SPELLINGS}.")
         if own is None and not self.pending:
-            raise SpaceError(
+            raise InputError(
                 f"the images are said to be {found}, but this pool does not say what its proxies were trained on, so "
                 "nothing can be converted. Say it where the pool is made: ProxyPool.from_modules(networks, "
                 "input_space='normalized:cifar10'), or the like; or leave input_space out if it is the same."
@@ -164,7 +164,7 @@ class ProxyPool:
     def draw(self, count: int, generator: torch.Generator) -> list[Proxy]:
         """`count` different proxies, drawn with `generator` (a CPU generator of the caller's own)."""
         if not 1 <= count <= len(self):
-            raise PoolError(f"cannot draw {count} different proxies from a pool of {len(self)}.")
+            raise ProxyError(f"cannot draw {count} different proxies from a pool of {len(self)}.")
         if len(self) == 1:
             return list(self.proxies)
         order = torch.randperm(len(self), generator=generator)[:count]
@@ -176,7 +176,7 @@ class ProxyPool:
         Raises:
             InputError: not (n, c, h, w) or not floating-point.
             ProxyError: channels or size that the pool was not trained for.
-            SpaceError: an input space that cannot be converted.
+            InputError: an input space that cannot be converted.
         """
         if images.ndim != 4 or not images.is_floating_point():
             raise InputError(
@@ -190,7 +190,7 @@ class ProxyPool:
                 "Use a pool trained on the host's own data."
             )
         if space is not None and space.channels != images.shape[1]:
-            raise SpaceError(
+            raise InputError(
                 f"got images of {images.shape[1]} channels in an input space of {space.channels} ({space}). Pass the "
                 "host's own input space."
             )
@@ -198,7 +198,7 @@ class ProxyPool:
             space.convert(images.detach()[:0], self.info.space)  # no image at all, but the same refusals
 
     def check_data(self, dataset: str, fingerprint: str | None = None, *, because: str = "") -> None:
-        """Raise `PoolError` if this pool says that it was trained on other data than `dataset`.
+        """Raise `ProxyError` if this pool says that it was trained on other data than `dataset`.
 
         `fingerprint` is that of the data, to tell editions of one name apart; None compares names only, and so does a
         pool without one. `because` says in the error why it has to be this data set.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.zca import space_from_json
-from ddplug.errors import DDPlugError, PoolError, SpaceError
+from ddplug.errors import DDPlugError, InputError, ProxyError
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import mode_of, user_path, write_bytes, write_json
@@ -71,14 +71,14 @@ class Header:
 
 
 def read_header(folder: Path) -> Header:
-    """Read the header of the pool in `folder`; raises `PoolError` if it is missing or not one of ours."""
+    """Read the header of the pool in `folder`; raises `ProxyError` if it is missing or not one of ours."""
     folder = user_path(folder)
     path = folder / HEADER
     if not path.is_file():
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing" if folder.is_dir() else "no folder"
-        raise PoolError(f"there is no pool at '{folder}': it has no {HEADER} (found {held}). {MAKE_ONE}")
+        raise ProxyError(f"there is no pool at '{folder}': it has no {HEADER} (found {held}). {MAKE_ONE}")
     advice = f"Copy the pool again, or delete the folder and make the pool again. {MAKE_ONE}"
-    record = read_record(path, _HEADER, "a pool's header", advice, error=PoolError)
+    record = read_record(path, _HEADER, "a pool's header", advice, error=ProxyError)
     data = record["dataset"]
     info = PoolInfo(
         dataset=data["name"],
@@ -116,7 +116,7 @@ def write_header(folder: Path, header: Header) -> None:
     try:
         write_json(record, folder / HEADER)
     except (TypeError, ValueError) as error:
-        raise PoolError(
+        raise ProxyError(
             f"the pool's header cannot be written ({error}): a network's record, spec and options may hold numbers, "
             "strings, lists and dictionaries only."
         ) from error
@@ -126,7 +126,7 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
     """Write one network's weights, by renaming, and return its record for the header."""
     spec = getattr(proxy.network, "spec", None)
     if not isinstance(spec, Mapping) or "architecture" not in spec:
-        raise PoolError(
+        raise ProxyError(
             f"proxy '{proxy.name}' ({type(proxy.network).__name__}) cannot be saved: nothing says how to build it "
             "again. Build it with ddplug.networks.build(...), or give it an attribute "
             "spec = {'architecture': NAME, 'options': {...}} and load with builders={NAME: function}."
@@ -148,7 +148,7 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
 def read_network(
     folder: Path, record: dict[str, Any], builders: Mapping[str, Callable[..., nn.Module]] | None = None
 ) -> Proxy:
-    """Build the network of a header's `record` and load its weights; raises `PoolError` for a damaged file."""
+    """Build the network of a header's `record` and load its weights; raises `ProxyError` for a damaged file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -164,7 +164,7 @@ def read_network(
             network = builder(**options) if builder else build_for(weights, architecture, **options)
         network.load_state_dict(weights)
     except (DDPlugError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise PoolError(
+        raise ProxyError(
             f"cannot build '{record['name']}' of the pool in '{folder}' ({architecture} with {options}): "
             f"{str(error).splitlines()[0]}. If it is an architecture of your own, pass builders={{name: function}}."
         ) from error
@@ -206,7 +206,7 @@ def read_pool(
     if dataset is not None:
         header.info.check_data(dataset, pool=f"the pool in '{folder}'", unknown=False)
     if not header.networks or not (header.complete or partial):
-        raise PoolError(
+        raise ProxyError(
             f"the pool in '{folder}' is unfinished: {len(header.networks)} of {header.wanted} networks. Run the same "
             "`ddplug pretrain` again to continue it"
             + (", or load what there is with partial=True." if header.networks else ".")
@@ -223,7 +223,7 @@ def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
     """
     folder = user_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PoolError(f"'{folder}' already exists and is not an empty folder; choose another, or delete it first.")
+        raise ProxyError(f"'{folder}' already exists and is not an empty folder; choose another, or delete it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     temporary.mkdir()  # not by tempfile, whose folders nobody else may enter
@@ -252,14 +252,14 @@ def _read_space(folder: Path, data: dict[str, Any]) -> AnySpace:
     tensors = load_file(_checked(folder / SPACE, data["space_file"])) if "space_file" in data else None
     try:
         return space_from_json(data["space"], tensors)
-    except SpaceError as error:
-        raise PoolError(f"the input space of the pool in '{folder}' cannot be read: {error} {MAKE_ONE}") from error
+    except InputError as error:
+        raise ProxyError(f"the input space of the pool in '{folder}' cannot be read: {error} {MAKE_ONE}") from error
 
 
 def _checked(path: Path, checksum: str) -> Path:
-    """Return `path`; raises `PoolError` unless it has the checksum in the header."""
+    """Return `path`; raises `ProxyError` unless it has the checksum in the header."""
     if not path.is_file() or file_sha256(path) != checksum:
-        raise PoolError(
+        raise ProxyError(
             f"'{path}' is missing or is not the file that the pool's header describes (the checksum differs): it was "
             "damaged or half-copied. Copy the pool again, or delete the folder and make it anew."
         )

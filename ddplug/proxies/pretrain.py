@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from ddplug.datasets.images import ImageData
-from ddplug.errors import InputError, PoolError
+from ddplug.errors import InputError, ProxyError
 from ddplug.networks.precision import fast_bf16
 from ddplug.networks.training import accuracy, cycles, fit, fit_until_steady, shift_and_flip
 from ddplug.networks.zoo import build, seeded
@@ -90,7 +90,7 @@ def pretrain(
             networks (on the GPU of its own number) and waits for the others. The pool is that of one process.
 
     Raises:
-        PoolError: `folder` holds a pool of another recipe or data set, or something else.
+        ProxyError: `folder` holds a pool of another recipe or data set, or something else.
         InputError: another process is training this pool.
         ProxyError: an architecture that does not exist or does not fit the images.
     """
@@ -216,7 +216,7 @@ def _aside(folder: Path, index: int, header: Header) -> dict[str, Any] | None:
     """Return the header's entry of a finished network that is not in the pool yet; None if it is not finished."""
     try:
         found = read_header(_name(folder, index))
-    except PoolError:  # or is of a version that nobody can read any more
+    except ProxyError:  # or is of a version that nobody can read any more
         return None
     return found.networks[0] if (found.info, found.recipe) == (header.info, header.recipe) else None
 
@@ -282,10 +282,10 @@ def _open(folder: Path, wanted: Header) -> Header:
 
 
 def _there(folder: Path, wanted: Header) -> Header | None:
-    """The header of the pool in `folder`, None if there is none; `PoolError` for one of another recipe, or no pool."""
+    """The header of the pool in `folder`, None if there is none; `ProxyError` for one of another recipe, or no pool."""
     if not (folder / HEADER).is_file():
         if folder.exists() and (not folder.is_dir() or any(not held.name.startswith(".") for held in folder.iterdir())):
-            raise PoolError(f"'{folder}' exists and is not a pool of proxies; choose another folder.")
+            raise ProxyError(f"'{folder}' exists and is not a pool of proxies; choose another folder.")
         return None
     found = read_header(folder)
     if found.info != wanted.info or found.recipe != wanted.recipe:
@@ -295,5 +295,5 @@ def _there(folder: Path, wanted: Header) -> Header | None:
             if found.recipe.get(key) != wanted.recipe.get(key)
         }
         what = f"other settings (there, asked for): {differing}" if differing else f"other data: {found.info.dataset}"
-        raise PoolError(f"'{folder}' holds a pool made with {what}. Choose another folder, or the settings it has.")
+        raise ProxyError(f"'{folder}' holds a pool made with {what}. Choose another folder, or the settings it has.")
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import AnySpace
-from ddplug.errors import DDPlugError, PoolError, ProxyError
+from ddplug.errors import DDPlugError, ProxyError
 from ddplug.networks.precision import Precision, layers
 from ddplug.proxies.representations import Flattening, Representation, Shape, pool_positions
 from ddplug.utils.digest import named_bytes, short_sha256
@@ -41,7 +41,7 @@ class PoolInfo:
         because: str = "",
         unknown: bool = True,
     ) -> None:
-        """Raise `PoolError` if the pool was trained on other data than `dataset`.
+        """Raise `ProxyError` if the pool was trained on other data than `dataset`.
 
         Args:
             dataset: name of the data; upper case, hyphens and underscores make no difference, as hosts write CIFAR-10.
@@ -60,7 +60,7 @@ class PoolInfo:
         else:
             return
         reason = f" ({because})" if because else ""
-        raise PoolError(
+        raise ProxyError(
             f"{pool} was trained on {trained}{reason}. A proxy says nothing useful of images it does not know. Train "
             "some on this data with `ddplug pretrain`; or, if you know better, leave dataset and fingerprint out of "
             "the pool's info."

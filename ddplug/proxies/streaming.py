@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddplug.errors import PoolError
+from ddplug.errors import ProxyError
 from ddplug.proxies.proxy import Proxy
 
 Weights = dict[str, Tensor]
@@ -41,7 +41,7 @@ class WeightFiles:
             try:
                 mapped = load_file(self.files[number])
             except Exception as error:
-                raise PoolError(
+                raise ProxyError(
                     f"the weights of a proxy could not be read ({type(error).__name__}: {error}). Did the pool's "
                     "folder move, or was a file of it changed or deleted while it was in use?"
                 ) from error

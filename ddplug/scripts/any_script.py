@@ -105,7 +105,7 @@ def run_unpatched(
 
     Raises:
         HostError: no such place, labels that cannot be told, or the layer never came into action.
-        InputError, PoolError: options that mean nothing, or no pool.
+        InputError, ProxyError: options that mean nothing, or no pool.
     """
     files = given.read()
     places = given.places(files)

@@ -19,7 +19,7 @@ class NormalizedCMI(Term):
 
     Args:
         temperature: T > 0 in softmax(features / T).
-        separation: what Gamma is; see `ddplug.class_separation`.
+        separation: what Gamma is; see `ddplug.terms.separation.class_separation`.
     """
 
     label = "NCMI"

@@ -29,7 +29,7 @@ def ncmi(
     """CMI divided by a separation between classes (a scalar without unit; smaller: tighter and further apart).
 
     The literature divides by different things (arXiv 2309.09123, 2601.02543), so the divisor has a name: see
-    `ddplug.class_separation`. Arguments and errors as there; differentiable.
+    `ddplug.terms.separation.class_separation`. Arguments and errors as there; differentiable.
     """
     gamma = class_separation(features, labels, kind=separation, temperature=temperature)
     return cmi(features, labels, temperature=temperature) / gamma

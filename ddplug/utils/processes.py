@@ -18,7 +18,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ddplug.choices import Sharing as Sharing
-from ddplug.errors import InputError, ProcessError
+from ddplug.errors import HostError, InputError
 
 HOW = (
     "Say what each process has: processes='sharded' (images of its own, of one set), 'averaged' (a part of each batch "
@@ -73,7 +73,7 @@ class Processes:
         InputError: an unknown `sharing`.
 
     Every process must take the same rounds in the same order. Whatever keeps one from it (it ended, raised, or takes
-    fewer rounds) ends the others with a `ProcessError`, after the timeout of the group at the latest.
+    fewer rounds) ends the others with a `HostError`, after the timeout of the group at the latest.
     """
 
     sharing: Sharing = "separate"
@@ -126,7 +126,7 @@ class Processes:
             raise InputError("this process is not in the group that was given; leave the layer out here.")
 
     def agree(self, said: Mapping[str, Any], count: int) -> int:
-        """`ProcessError` unless all processes say the same; returns the number of images that they have together.
+        """`HostError` unless all processes say the same; returns the number of images that they have together.
 
         `count` is that of this process; copies of one set are counted once.
         """
@@ -137,7 +137,7 @@ class Processes:
             answers = [other.get(name) for other, _ in everybody]
             if any(answer != own for answer in answers):
                 listed = ", ".join(f"{answer!r} in process {rank}" for rank, answer in enumerate(answers))
-                raise ProcessError(
+                raise HostError(
                     f"the processes of one run differ in {name}: {listed}. All must have the same options, seed and "
                     "proxies, resume from the same state, and take the same rounds in the same order."
                 )
@@ -174,7 +174,7 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            raise ProcessError(
+            raise HostError(
                 "the other processes of this run did not take part in a round: one ended or raised an error (look at "
                 "its output first), or takes fewer rounds. Every process must take the same rounds; one without images "
                 "in a round passes an empty batch, (0, c, h, w), that needs a gradient, and goes backward through it. "

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddplug
-from ddplug import CMI, HostError, InputSpace, PoolError, ProxyError, ProxyPool, adapters, hosting, networks
+from ddplug import CMI, InputSpace, ProxyPool, adapters, hosting, networks
+from ddplug.errors import HostError, ProxyError
 from ddplug.hosting import idc_checkpoints as idcpools
 from ddplug.proxies.pool import PoolInfo
 
@@ -292,9 +293,9 @@ def test_a_training_checkpoint_is_read_too(tmp_path: Path) -> None:
 
 def test_networks_of_another_data_set_are_refused(tmp_path: Path) -> None:
     folder = pretrained(tmp_path / "pretrained" / "svhn", "conv3in_cut_0/checkpoint9.pth.tar")
-    with pytest.raises(PoolError, match="trained on svhn, not on cifar10"):
+    with pytest.raises(ProxyError, match="trained on svhn, not on cifar10"):
         host_pool(folder)
-    with pytest.raises(PoolError, match="IDC trains no networks on digits"):
+    with pytest.raises(ProxyError, match="IDC trains no networks on digits"):
         host_pool(pretrained(tmp_path / "other", "a_cut_0/checkpoint9.pth.tar"), "digits")
 
 
@@ -326,13 +327,13 @@ def test_what_is_no_network_is_said(held: Any, error: type[Exception], said: str
 def test_networks_for_different_images_are_refused(tmp_path: Path) -> None:
     pretrained(tmp_path, "a/checkpoint1.pth.tar")
     pretrained(tmp_path, "b/checkpoint1.pth.tar", size=[64, 64])
-    with pytest.raises(PoolError, match="different images or numbers of classes"):
+    with pytest.raises(ProxyError, match="different images or numbers of classes"):
         host_pool(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
 def test_an_empty_folder_is_said(path: str, tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"no networks of IDC at .* \((nothing|no such folder)\)"):
+    with pytest.raises(ProxyError, match=r"no networks of IDC at .* \((nothing|no such folder)\)"):
         host_pool(tmp_path / path)
 
 

@@ -16,6 +16,7 @@ import ddplug
 import ddplug.adapters as adapters
 from attaching.loop import Batch, Trainer, attach, check, expected_gradient
 from ddplug.attaching import registry
+from ddplug.proxies.pool import PoolInfo
 
 pytestmark = pytest.mark.numerical
 
@@ -255,7 +256,7 @@ def test_an_adapter_is_asked_first(pool: ddplug.ProxyPool, batch: Batch, monkeyp
         trainer.hook(trainer.images, trainer.labels).sum().backward()  # type: ignore[attr-defined]
     assert undone == ["mine"]
     assert "mine" in adapters.names()
-    with pytest.raises(ddplug.AttachError, match="already is an adapter named 'mine'"):
+    with pytest.raises(ddplug.errors.HostError, match="already is an adapter named 'mine'"):
         adapters.register("mine")(type("Other", (Mine,), {}))
 
 
@@ -278,14 +279,14 @@ def test_real_data_in_any_form(network: Callable[..., nn.Module], batch: Batch, 
     tensors = torch.utils.data.TensorDataset(images, labels)
     data: Any = {"dataset": tensors, "pair": batch, "splits": (tensors, tensors), "name": "digits"}[form]
     space = ddplug.InputSpace.normalized((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
-    info = ddplug.PoolInfo(dataset="ours", space=space)
+    info = PoolInfo(dataset="ours", space=space)
     pool = ddplug.ProxyPool.from_modules([network(7)], info=info)
     if form == "name":
-        with pytest.raises(ddplug.PoolError, match="trained on ours, not on digits"):
+        with pytest.raises(ddplug.errors.ProxyError, match="trained on ours, not on digits"):
             attach(Trainer(*batch), pool, data=data)
         return
     check(Trainer(*batch), pool, batch, data=data, input_space=space)
-    with pytest.raises(ddplug.DataError, match="space"):
+    with pytest.raises(ddplug.errors.DataError, match="space"):
         attach(Trainer(*batch), pool, data=data)
 
 

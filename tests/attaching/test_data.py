@@ -14,6 +14,7 @@ from torchvision import transforms
 
 import ddplug
 from ddplug.datasets.spaces import InputSpace
+from ddplug.proxies.pool import PoolInfo
 
 pytestmark = pytest.mark.numerical
 
@@ -65,7 +66,7 @@ def test_a_pool_of_another_normalisation_sees_converted_images() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
     given: list[Tensor] = []
     network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].detach().clone()))
-    unit = ddplug.ProxyPool.from_modules([network], info=ddplug.PoolInfo(space=InputSpace.unit(3)))
+    unit = ddplug.ProxyPool.from_modules([network], info=PoolInfo(space=InputSpace.unit(3)))
     trainer = Matching(NORMALIZED)
     views = trainer.images.detach().clone().flip(-1)
     with ddplug.attach(trainer, 1, proxies=unit, weighting="absolute", representation="logit"):

@@ -37,7 +37,7 @@ def test_labels_missing_at_the_call(pool: ddplug.ProxyPool, batch: Batch) -> Non
     script.augment = lambda images, labels=None: images * 1.5
     for options in ({}, {"labels": "labels"}):
         with (
-            pytest.raises(ddplug.AttachError, match="no labels for the 12 synthetic|without 'labels'"),
+            pytest.raises(ddplug.errors.HostError, match="no labels for the 12 synthetic|without 'labels'"),
             attach(script, pool, at="augment", **options),
         ):
             script.augment(batch[0].clone().requires_grad_())
@@ -67,14 +67,14 @@ def test_labels_per_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
     cycle = ddplug.one_class_per_call([4, 2])
     assert [cycle(images) for _ in range(3)] == [4, 2, 4]
     for wrong in (0, [-1], []):
-        with pytest.raises(ddplug.InputError, match="class numbers >= 0"):
+        with pytest.raises(ddplug.errors.InputError, match="class numbers >= 0"):
             ddplug.one_class_per_call(wrong)
 
 
 def test_labels_that_do_not_fit_say_where_they_are_from(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
     with (
-        pytest.raises(ddplug.InputError, match=r"labels of shape \(5,\) for 4 images.*tensor given.*lambda views"),
+        pytest.raises(ddplug.errors.InputError, match=r"labels of shape \(5,\) for 4 images.*tensor given.*lambda"),
         attach(trainer, pool, labels=torch.arange(5)),
     ):
         trainer.augment(trainer.images[:4])
@@ -92,7 +92,7 @@ def test_a_loss_is_not_taken_for_an_augmentation_without_labels(pool: ddplug.Pro
         def loss(self, images: Tensor, targets: Tensor) -> Tensor:
             return images.sum()
 
-    with pytest.raises(ddplug.AttachError, match=r"(?s)augment: no labels for.*loss: not taken.*at='loss'"):
+    with pytest.raises(ddplug.errors.HostError, match=r"(?s)augment: no labels for.*loss: not taken.*at='loss'"):
         attach(Ambiguous(), pool)
     for options in ({"labels": batch[1]}, {"at": "loss"}):
         handle = attach(Ambiguous(), pool, **options)  # type: ignore[arg-type]

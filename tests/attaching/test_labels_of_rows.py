@@ -164,7 +164,7 @@ def test_soft_labels_are_not_replaced_by_a_real_batchs(pool: ddplug.ProxyPool, b
     host = Host(batch)
     host.labels_syn = torch.zeros(12, 3, dtype=torch.float64, requires_grad=True)  # type: ignore[attr-defined]
     host.labels = torch.zeros(12, dtype=torch.int64)  # of a real batch of the same size
-    with pytest.raises(ddplug.AttachError, match=r"'labels_syn' \(12, 3\) may be soft labels"), attach(host, pool):
+    with pytest.raises(ddplug.errors.HostError, match=r"'labels_syn' \(12, 3\) may be soft labels"), attach(host, pool):
         host.augment(host.images)
     got = added(host, pool, lambda: host.augment(host.images).sum(), labels=batch[1])
     torch.testing.assert_close(got, of_cmi(pool, batch, torch.arange(12), lambda x: x * 1.5), rtol=1e-9, atol=1e-12)
@@ -297,7 +297,7 @@ def test_a_mosaic_of_images(pool: ddplug.ProxyPool, batch: Batch, same: bool) ->
     host = Mosaic(batch)
     rows = torch.arange(12).view(6, 2).flip(0).flatten() if same else torch.arange(12).roll(1)
     if not same:
-        with pytest.raises(ddplug.AttachError, match="made of several images each"), attach(host, pool):
+        with pytest.raises(ddplug.errors.HostError, match="made of several images each"), attach(host, pool):
             host.augment(host.images[rows])
         return
     got = added(host, pool, lambda: host.augment(host.images[rows]).square().sum())
@@ -329,7 +329,7 @@ def test_decoders(pool: ddplug.ProxyPool, batch: Batch) -> None:
 def test_a_compiled_selection_asks_for_labels(pool: ddplug.ProxyPool, batch: Batch) -> None:
     host = Host(batch)
     chosen = torch.compile(lambda images: images[ROWS[:6]] * 1.0, backend="aot_eager")
-    with pytest.raises(ddplug.AttachError, match=r"CompiledFunctionBackward.*Pass labels="), attach(host, pool):
+    with pytest.raises(ddplug.errors.HostError, match=r"CompiledFunctionBackward.*Pass labels="), attach(host, pool):
         host.augment(chosen(host.images))
 
 
@@ -344,10 +344,10 @@ def test_a_checkpointed_step(pool: ddplug.ProxyPool, batch: Batch, reentrant: bo
     with attach(host, pool) as handle:
         if reentrant:
             loss = checkpoint(step, host.images, use_reentrant=True)
-            with pytest.raises(ddplug.AttachError, match="checkpointed function.*Pass labels="):
+            with pytest.raises(ddplug.errors.HostError, match="checkpointed function.*Pass labels="):
                 loss.backward()
         else:
-            with pytest.raises(ddplug.AttachError, match="IndexBackward0.*Pass labels="):
+            with pytest.raises(ddplug.errors.HostError, match="IndexBackward0.*Pass labels="):
                 checkpoint(step, host.images, use_reentrant=False)
             assert len(calls) == 1
         handle.regularizer.watch.expect("never acts")

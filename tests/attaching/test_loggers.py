@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import ddplug
-from ddplug import DataError, DDPlugWarning, InputError
+from ddplug import DDPlugWarning
 from ddplug.attaching.loggers import COLUMNS, CSVLog, LoggingLog, TensorBoardLog, WandbLog, log
 from ddplug.core.history import History, Round
-from ddplug.errors import FileError
+from ddplug.errors import DataError, FileError, InputError
 
 
 class Told:

@@ -79,9 +79,9 @@ def test_an_optimizer_that_unscales_by_itself(pool: ddplug.ProxyPool, batch: Bat
 
 def test_optimizers_that_do_not_hold_images(pool: ddplug.ProxyPool, batch: Batch) -> None:
     leaf = batch[0].clone().requires_grad_()
-    with pytest.raises(ddplug.AttachError, match=r"holds 0 tensors .*\[\(5, 4\), \(5,\)\]"):
+    with pytest.raises(ddplug.errors.HostError, match=r"holds 0 tensors .*\[\(5, 4\), \(5,\)\]"):
         attach(torch.optim.SGD(nn.Linear(4, 5).parameters(), lr=1), pool, labels=batch[1])
-    with pytest.raises(ddplug.AttachError, match=r"labels of its 12 images"):
+    with pytest.raises(ddplug.errors.HostError, match=r"labels of its 12 images"):
         attach(torch.optim.SGD([leaf], lr=1), pool)
     optimizer = torch.optim.SGD([leaf], lr=1)
     with (
@@ -89,7 +89,7 @@ def test_optimizers_that_do_not_hold_images(pool: ddplug.ProxyPool, batch: Batch
         attach(optimizer, pool, labels=batch[1][:5]),
     ):
         leaf.sum().backward()
-        with pytest.raises(ddplug.InputError, match=r"labels of shape \(5,\) for 12 images"):
+        with pytest.raises(ddplug.errors.InputError, match=r"labels of shape \(5,\) for 12 images"):
             optimizer.step()
 
 
@@ -158,7 +158,10 @@ def test_an_optimizer_that_evaluates_its_closure_repeatedly(pool: ddplug.ProxyPo
         loss.backward()
         return loss
 
-    with attach(optimizer, pool, labels=batch[1]), pytest.raises(ddplug.AttachError, match="closure several times"):
+    with (
+        attach(optimizer, pool, labels=batch[1]),
+        pytest.raises(ddplug.errors.HostError, match="several times"),
+    ):
         optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import ddplug
 from attaching.loop import LAM, Batch, Trainer, attach, check
+from ddplug.proxies.pool import PoolInfo
 
 pytestmark = pytest.mark.numerical
 
@@ -26,7 +27,7 @@ def test_proxies_of_other_data_are_refused_and_the_space_is_the_datas(
     trainer.data = data  # type: ignore[attr-defined]
 
     def pool(**info: Any) -> ddplug.ProxyPool:
-        return ddplug.ProxyPool.from_modules([network(7)], info=ddplug.PoolInfo(**info))
+        return ddplug.ProxyPool.from_modules([network(7)], info=PoolInfo(**info))
 
     with attach(trainer, pool(dataset="ours", fingerprint=data.fingerprint(), space=space)) as handle:
         assert handle.regularizer.input_space == space
@@ -35,20 +36,20 @@ def test_proxies_of_other_data_are_refused_and_the_space_is_the_datas(
         ({"dataset": "theirs"}, "trained on theirs, not on ours"),
         ({"dataset": "ours", "fingerprint": "0123"}, "another edition of ours"),
     ):
-        with pytest.raises(ddplug.PoolError, match=says):
+        with pytest.raises(ddplug.errors.ProxyError, match=says):
             attach(trainer, pool(**info))
-        with pytest.raises(ddplug.PoolError, match=says):
+        with pytest.raises(ddplug.errors.ProxyError, match=says):
             attach(Trainer(*batch), pool(**info), data=data)
     assert "augment" not in vars(trainer)
 
 
 def test_arguments_that_mean_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
-    with pytest.raises(ddplug.AttachError, match="unknown option wieght; known are weighting"):
+    with pytest.raises(ddplug.errors.HostError, match="unknown option wieght; known are weighting"):
         ddplug.attach(trainer, proxies=pool, wieght=2.0)
-    with pytest.raises(ddplug.AttachError, match="unknown on='outptu'"):
+    with pytest.raises(ddplug.errors.HostError, match="unknown on='outptu'"):
         attach(trainer, pool, at="augment", on="outptu")
-    with pytest.raises(ddplug.AttachError, match="got the class Trainer, expected an instance"):
+    with pytest.raises(ddplug.errors.HostError, match="got the class Trainer, expected an instance"):
         attach(Trainer, pool)
 
     def fails(line: str) -> None:
@@ -62,14 +63,14 @@ def test_arguments_that_mean_nothing(pool: ddplug.ProxyPool, batch: Batch) -> No
 def test_attaching_twice(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
     with attach(trainer, pool) as handle:
-        with pytest.raises(ddplug.AttachError, match="already attached at Trainer.augment.*detach"):
+        with pytest.raises(ddplug.errors.HostError, match="already attached at Trainer.augment.*detach"):
             attach(trainer, pool, at="augment")
         trainer.gradient()
     handle.detach()
     check(Trainer(*batch), pool, batch)
     with (
         attach(trainer.optimizer, pool, labels=batch[1]),
-        pytest.raises(ddplug.AttachError, match="already attached to this optimizer"),
+        pytest.raises(ddplug.errors.HostError, match="already attached to this optimizer"),
     ):
         trainer.gradient()
         attach(trainer.optimizer, pool, labels=batch[1])
@@ -80,17 +81,17 @@ def test_nothing_recognised(pool: ddplug.ProxyPool) -> None:
         def munge(self, stuff: Tensor) -> Tensor:
             return stuff
 
-    with pytest.raises(ddplug.AttachError, match=r"(?s)in Strange.*augment.*loss.*optimizer.*munge.*at='NAME'"):
+    with pytest.raises(ddplug.errors.HostError, match=r"(?s)in Strange.*augment.*loss.*optimizer.*munge.*at='NAME'"):
         attach(Strange(), pool)
-    with pytest.raises(ddplug.AttachError, match=r"no method or function 'augmnet'; it has: munge"):
+    with pytest.raises(ddplug.errors.HostError, match=r"no method or function 'augmnet'; it has: munge"):
         attach(Strange(), pool, at="augmnet")
-    with pytest.raises(ddplug.AttachError, match=r"no labels for 'munge\(stuff: .*looked for labels_syn"):
+    with pytest.raises(ddplug.errors.HostError, match=r"no labels for 'munge\(stuff: .*looked for labels_syn"):
         attach(Strange(), pool, at="munge")
-    with pytest.raises(ddplug.AttachError, match=r"has not an image argument"):
+    with pytest.raises(ddplug.errors.HostError, match=r"has not an image argument"):
         attach(Strange(), pool, at="munge", on="argument", labels=torch.arange(3))
-    with pytest.raises(ddplug.AttachError, match=r"has not an argument 'pictures'"):
+    with pytest.raises(ddplug.errors.HostError, match=r"has not an argument 'pictures'"):
         attach(Strange(), pool, at="munge", images="pictures", labels=torch.arange(3))
-    with pytest.raises(ddplug.AttachError, match="got the class Strange, expected an instance"):
+    with pytest.raises(ddplug.errors.HostError, match="got the class Strange, expected an instance"):
         attach(Strange, pool, at="munge", labels=torch.arange(3))
 
 
@@ -101,14 +102,14 @@ def test_a_trainer_that_takes_no_attributes(pool: ddplug.ProxyPool) -> None:
         def augment(self, images: Tensor, labels: Tensor) -> Tensor:
             return images
 
-    with pytest.raises(ddplug.AttachError, match="cannot be replaced.*by hand"):
+    with pytest.raises(ddplug.errors.HostError, match="cannot be replaced.*by hand"):
         attach(Slots(), pool)
 
 
 def test_no_proxies_and_nothing_to_train_them_on(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    with pytest.raises(ddplug.AttachError, match="no proxies given.*ddplug pretrain"):
+    with pytest.raises(ddplug.errors.HostError, match="no proxies given.*ddplug pretrain"):
         ddplug.attach(Trainer(*batch))
-    with pytest.raises(ddplug.PoolError, match="there is no pool at 'nowhere'"):
+    with pytest.raises(ddplug.errors.ProxyError, match="there is no pool at 'nowhere'"):
         ddplug.attach(Trainer(*batch), proxies="nowhere")
 
 
@@ -159,6 +160,6 @@ def test_somebody_else_replaced_it_meanwhile(pool: ddplug.ProxyPool, batch: Batc
 
 def test_a_space_that_means_nothing_is_refused_when_attaching(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
-    with pytest.raises(ddplug.SpaceError, match="does not say what its proxies were trained on"):
+    with pytest.raises(ddplug.errors.InputError, match="does not say what its proxies were trained on"):
         attach(trainer, pool, input_space="unit")
     assert "augment" not in vars(trainer)

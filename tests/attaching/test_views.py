@@ -99,7 +99,7 @@ def test_kornia_by_name(pool: ddplug.ProxyPool, batch: Batch) -> None:
     with attach(trainer, pool, augment="kornia", seed=3) as handle:
         trainer.step()
         assert torch.equal(trainer.real[-1], trainer.seen[-1])
-        with pytest.raises(ddplug.AttachError, match="already attached"):
+        with pytest.raises(ddplug.errors.HostError, match="already attached"):
             attach(trainer, pool, at="augment")
     assert len(handle.history) == 1
 
@@ -111,9 +111,9 @@ def test_views_that_cannot_be_had(pool: ddplug.ProxyPool, batch: Batch) -> None:
         ({"at": "loss", "augment": "kornia"}, "no augmentation to replace"),
         ({"augment": "albumentations"}, "unknown augment 'albumentations', expected 'host', 'none', 'kornia'"),
     ):
-        with pytest.raises(ddplug.AttachError, match=says):
+        with pytest.raises(ddplug.errors.HostError, match=says):
             attach(trainer, pool, **options)  # type: ignore[arg-type]
-    with pytest.raises(ddplug.AttachError, match="an optimizer has no augmentation"):
+    with pytest.raises(ddplug.errors.HostError, match="an optimizer has no augmentation"):
         attach(trainer.optimizer, pool, labels=batch[1], augment="kornia")
 
 
@@ -156,5 +156,5 @@ def test_views_per_image_is_cmi_of_those_views(pool: ddplug.ProxyPool, batch: Ba
     seen = torch.cat([dsa(again) for _ in range(3)])
     (again.sum() + LAM * ddplug.CMI(pool)(seen, labels.repeat(3))).backward()
     torch.testing.assert_close(leaf.grad, again.grad, rtol=1e-12, atol=0)
-    with pytest.raises(ddplug.InputError, match="views must be a whole number >= 1"):
+    with pytest.raises(ddplug.errors.InputError, match="views must be a whole number >= 1"):
         ddplug.Regularizer(pool, 0.1, views=0)

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ddplug
 from ddplug.datasets.images import as_image_data
-from ddplug.errors import ProcessError
+from ddplug.errors import HostError
 from ddplug.terms import Groups, Term
 
 CHECKS: dict[str, Callable[[Any], None]] = {}
@@ -291,7 +291,7 @@ def attached_to_the_optimizer(group: Any) -> None:
     assert torch.equal(expected[12 // size : 24 // size], images[12 // size : 24 // size])
     same(stepped(rows, "sharded", group), expected[rows])
     same(stepped(slice(None), "replicated", group), expected)
-    with pytest.raises(ddplug.InputError, match="pass processes='replicated'"):
+    with pytest.raises(ddplug.errors.InputError, match="pass processes='replicated'"):
         stepped(slice(None), "averaged", group)
 
 
@@ -329,7 +329,7 @@ def said_wrongly(group: Any) -> None:
     """What is not said, and what is said differently, is an error in every process."""
     images, labels = whole_set()
     rows, rank = even(), dist.get_rank()
-    with pytest.raises(ddplug.InputError, match=r"runs \d processes, and each would .* Say what each process has"):
+    with pytest.raises(ddplug.errors.InputError, match=r"runs \d processes, and each would .* Say what each"):
         train(layer(None, "one"), images, labels)
     differing: list[tuple[str, dict[str, Any]]] = [
         ("the proxies drawn", {"seed": rank}),
@@ -338,12 +338,12 @@ def said_wrongly(group: Any) -> None:
         ("the proxies", {"proxies": ddplug.ProxyPool.from_modules([tiny_network(rank)])}),
     ]
     for name, given in differing:
-        with pytest.raises(ProcessError, match=f"differ in {name}: .* in process 0, .* in process 1"):
+        with pytest.raises(HostError, match=f"differ in {name}: .* in process 0, .* in process 1"):
             train(layer(group, "sharded", **given), images[rows], labels[rows])
     ahead = layer(group, "replicated", compute=ddplug.Compute(every=2))
     if rank == 1:
         ahead._keeper.rounds = 2
-    with pytest.raises(ProcessError, match=r"differ in the number of rounds: 0 in process 0, 2 in process 1"):
+    with pytest.raises(HostError, match=r"differ in the number of rounds: 0 in process 0, 2 in process 1"):
         train(ahead, images, labels)
 
 
@@ -356,7 +356,7 @@ def fewer_rounds(group: Any) -> None:
     train(regularizer, images, labels, 1)
     if dist.get_rank() != 0:
         before = regularizer.state_dict()
-        with pytest.raises(ProcessError, match="same rounds"):
+        with pytest.raises(HostError, match="same rounds"):
             train(regularizer, images, labels, 1)
         after = regularizer.state_dict()
         assert after["rounds"] == before["rounds"] == 1
@@ -370,7 +370,7 @@ def a_process_ends(group: Any) -> None:
     images, labels = whole_set()
     if dist.get_rank() == 1:
         return
-    with pytest.raises(ProcessError, match="ended or raised"):
+    with pytest.raises(HostError, match="ended or raised"):
         train(layer(group, "replicated"), images, labels)
 
 

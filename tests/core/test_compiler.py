@@ -17,7 +17,7 @@ pool = ddplug.ProxyPool.from_modules([nn.Sequential(nn.Flatten(), nn.Linear(12, 
 layer = ddplug.Regularizer(pool, 1.0, weighting="absolute", compute=ddplug.Compute(compile=True))
 try:
     layer(torch.randn(4, 3, 2, 2).requires_grad_(), torch.tensor([0, 0, 1, 1])).sum().backward()
-except ddplug.ProxyError as error:
+except ddplug.errors.ProxyError as error:
     sys.exit(f"first use: {error}")
 """
 

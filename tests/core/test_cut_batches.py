@@ -222,7 +222,7 @@ def test_a_step_within_a_round_is_refused(pool: ddplug.ProxyPool, batch: Batch) 
     images, labels = batch
     regularizer, leaf = layer(pool), images.clone().requires_grad_()
     optimizer, other = torch.optim.SGD([leaf], lr=0.1), torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    with pytest.raises(ddplug.InputError, match="stepped within a round.*after the `with"), regularizer.round():
+    with pytest.raises(ddplug.errors.InputError, match="stepped within a round.*after the `with"), regularizer.round():
         optimizer.step()  # nothing has come yet
         host(regularizer(1.5 * leaf, labels)).backward()
         other.step()
@@ -236,11 +236,11 @@ def test_a_step_within_a_round_is_refused(pool: ddplug.ProxyPool, batch: Batch) 
 def test_what_a_round_refuses(pool: ddplug.ProxyPool, batch: Batch) -> None:
     images, labels = batch
     regularizer = layer(pool)
-    with pytest.raises(ddplug.InputError, match="rounds do not nest"), regularizer.round(), regularizer.round():
+    with pytest.raises(ddplug.errors.InputError, match="rounds do not nest"), regularizer.round(), regularizer.round():
         pass
-    with pytest.raises(ddplug.InputError, match="create_graph=True came within a round"), regularizer.round():
+    with pytest.raises(ddplug.errors.InputError, match="create_graph=True came within a round"), regularizer.round():
         host(regularizer(images.clone().requires_grad_(), labels)).backward(create_graph=True)
-    with pytest.raises(ddplug.InputError, match="set_size must be a whole number >= 1, got 0"):
+    with pytest.raises(ddplug.errors.InputError, match="set_size must be a whole number >= 1, got 0"):
         layer(pool, weighting=ddplug.Absolute(set_size=0))
 
 
@@ -373,7 +373,7 @@ def test_a_graph_that_is_shared_beside_the_layer(pool: ddplug.ProxyPool, batch: 
     with by_hand.round():
         got = beside(by_hand, batch, retain=True)
     torch.testing.assert_close(got, other.grad, rtol=1e-12, atol=0)
-    with pytest.raises(ddplug.InputError, match="shared with something.*retain_graph=True"), by_hand.round():
+    with pytest.raises(ddplug.errors.InputError, match="shared with something.*retain_graph=True"), by_hand.round():
         beside(by_hand, batch, retain=False)
 
 
@@ -419,7 +419,7 @@ def test_what_is_dropped_or_done_is_not_kept(pool: ddplug.ProxyPool, batch: Batc
         loss = call(done)
         loss.backward()
     assert [ref() is not None for ref in kept] == [False] * 6
-    with pytest.raises(ddplug.InputError, match="walked again after the round"):
+    with pytest.raises(ddplug.errors.InputError, match="walked again after the round"):
         loss.backward()
 
 
@@ -433,7 +433,7 @@ def test_layers_that_meet_in_a_round(pool: ddplug.ProxyPool, batch: Batch) -> No
     layer(pool, 70.0)(1.5 * other, labels).square().sum().backward()
     torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-12)
     assert [r.images for r in (*first.history, *second.history)] == [12, 12]
-    with pytest.raises(ddplug.InputError, match="after the round"), first.round(), second.round():
+    with pytest.raises(ddplug.errors.InputError, match="after the round"), first.round(), second.round():
         first(second(1.5 * leaf, labels), labels).square().sum().backward()
 
 
@@ -492,7 +492,7 @@ def test_a_step_is_the_round_of_an_optimizer(pool: ddplug.ProxyPool, batch: Batc
     optimizer = torch.optim.SGD([leaf], lr=0.1)
     with ddplug.attach(optimizer, 0.7, proxies=pool, labels=batch[1], announce=lambda line: None) as handle:
         leaf.square().sum().backward()
-        with pytest.raises(ddplug.InputError, match="so the step is the round"), handle.round():
+        with pytest.raises(ddplug.errors.InputError, match="so the step is the round"), handle.round():
             optimizer.step()
         handle.regularizer.watch.expect("never acts")
 

@@ -66,7 +66,7 @@ def test_asked_for_and_not_there(pool: ddplug.ProxyPool, batch: Batch, monkeypat
 
     assert torch.equal(gradient("sharded"), gradient("one"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ddplug.InputError, match=r"torch.distributed is not initialised"):
+    with pytest.raises(ddplug.errors.InputError, match=r"torch.distributed is not initialised"):
         gradient("sharded")
-    with pytest.raises(ddplug.InputError, match="unknown processes='many'"):
+    with pytest.raises(ddplug.errors.InputError, match="unknown processes='many'"):
         gradient("many")

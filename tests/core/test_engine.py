@@ -164,13 +164,13 @@ def test_a_network_that_mixes_images_is_not_taken_apart(monkeypatch: pytest.Monk
     _, expected = step(chunk=13)(proxy, views(), groups())
     monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 1)
     assert relative(step()(proxy, views(), groups())[1], expected) < 1e-6
-    with pytest.raises(ddplug.InputError, match="chunk=4 takes 13 images apart"):
+    with pytest.raises(ddplug.errors.InputError, match="chunk=4 takes 13 images apart"):
         step(chunk=4)(proxy, views(), groups())
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.5, True, "whole"])
 def test_a_chunk_that_is_none(chunk: Any) -> None:
-    with pytest.raises(ddplug.InputError, match="chunk must be"):
+    with pytest.raises(ddplug.errors.InputError, match="chunk must be"):
         ddplug.Regularizer(convnet(), compute=ddplug.Compute(chunk=chunk))
 
 
@@ -302,7 +302,7 @@ def test_features_without_a_gradient_are_said() -> None:
                 logits: Tensor = self.head(images.flatten(1).detach())
             return logits
 
-    with pytest.raises(ddplug.ProxyError, match="do not depend differentiably on the images"):
+    with pytest.raises(ddplug.errors.ProxyError, match="do not depend differentiably on the images"):
         step()(Proxy(Frozen()), views(), groups())
 
 
@@ -318,7 +318,7 @@ def test_tight_classes_lose_nothing_to_cancellation() -> None:
 
 
 def test_a_precision_that_is_none() -> None:
-    with pytest.raises(ddplug.InputError, match="unknown precision 'fp8', expected auto, exact, bf16"):
+    with pytest.raises(ddplug.errors.InputError, match="unknown precision 'fp8', expected auto, exact, bf16"):
         ddplug.Regularizer(convnet(), compute=ddplug.Compute(precision="fp8"))  # type: ignore[arg-type]
 
 
@@ -377,7 +377,7 @@ def test_a_network_that_hides_its_features_is_not_compiled() -> None:
             return logits
 
     proxy = Proxy(Scaled(), "head")
-    with pytest.raises(ddplug.ProxyError, match="cannot be compiled: without its head 'head'"):
+    with pytest.raises(ddplug.errors.ProxyError, match="cannot be compiled: without its head 'head'"):
         Compiled(proxy, "feature").check(proxy, views(2))
 
 
@@ -450,7 +450,7 @@ def test_as_many_classes_as_there_are_is_all_of_them(pool: ddplug.ProxyPool) -> 
     assert torch.equal(
         *(rounds(layer(pool, compute=ddplug.Compute(classes=m)), images, labels, 1)[0] for m in (None, 3))
     )
-    with pytest.raises(ddplug.InputError, match="classes must be a whole number >= 1, got 0"):
+    with pytest.raises(ddplug.errors.InputError, match="classes must be a whole number >= 1, got 0"):
         layer(pool, compute=ddplug.Compute(classes=0))
 
 

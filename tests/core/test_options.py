@@ -43,9 +43,9 @@ def test_the_papers_weight_as_a_flag() -> None:
     found = keywords("paper", ("dm", "cifar10", 10), calibrate=3)
     assert (found["weight"], found["weighting"]) == (1.0, ddplug.paper("dm", "cifar10", 10))
     for term in ("cmi_real", "proxy_ce", "cmi+0.3*ncmi"):
-        with pytest.raises(ddplug.InputError, match="weight paper is for CMI within the batch"):
+        with pytest.raises(ddplug.errors.InputError, match="weight paper is for CMI within the batch"):
             keywords("paper", ("dm", "cifar10", 10), term=term)
-    with pytest.raises(ddplug.InputError, match="hosts with a patch only"):
+    with pytest.raises(ddplug.errors.InputError, match="hosts with a patch only"):
         keywords("paper")
 
 
@@ -103,7 +103,7 @@ def test_commands_have_the_layers_options(command: str) -> None:
 
 
 def test_a_number_that_is_none_is_refused() -> None:
-    with pytest.raises(ddplug.InputError, match="chunk must be auto or a number, got 'few'"):
+    with pytest.raises(ddplug.errors.InputError, match="chunk must be auto or a number, got 'few'"):
         read("chunk", "few")
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import InputError
 from ddplug.core.real import PER_CLASS
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
+from ddplug.errors import InputError
 from ddplug.terms import Real, make
 from ddplug.terms.base import group
 
@@ -167,7 +167,7 @@ def test_what_is_refused(pool: ddplug.ProxyPool, batch: Batch, real: Batch, data
     keep = real[1] != 1
     with pytest.raises(InputError, match="no real images of class 1"):
         gradient(layer(pool), batch, real=(real[0][keep], real[1][keep]))
-    with pytest.raises(ddplug.ProxyError, match=r"does not take images of shape \(1, 3, 4, 3\)"):
+    with pytest.raises(ddplug.errors.ProxyError, match=r"does not take images of shape \(1, 3, 4, 3\)"):
         gradient(layer(pool), batch, real=(real[0][..., :3], real[1]))
     lacking = data.train_labels != 2
     few = ImageData(

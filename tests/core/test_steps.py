@@ -248,5 +248,5 @@ def test_a_graph_that_is_walked_again_after_the_step(network: Callable[..., nn.M
     loss = run.loss()
     loss.backward(retain_graph=True)
     run.optimizer.step()
-    with pytest.raises(ddplug.InputError, match="anew"):
+    with pytest.raises(ddplug.errors.InputError, match="anew"):
         loss.backward()

@@ -174,7 +174,7 @@ def test_a_run_goes_on_from_its_state(pool: ddplug.ProxyPool, batch: Batch) -> N
     got += [step(second, images + 0.1 * shift, labels, 1 + shift) for shift in range(5, 11)]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     assert second.lam == whole.lam
-    with pytest.raises(ddplug.WeightError, match="another weighting"):
+    with pytest.raises(ddplug.errors.InputError, match="another weighting"):
         layer(pool, weighting=ddplug.Relative(3)).load_state_dict(first.state_dict())
 
 

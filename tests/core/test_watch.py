@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
+from ddplug.proxies.pool import PoolInfo
+from ddplug.proxies.proxy import Proxy
 
 Batch = tuple[Tensor, Tensor]
 UNIT, NORMALISED = ddplug.InputSpace.unit(3), ddplug.InputSpace.normalized((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -259,15 +261,15 @@ def test_an_optimizers_gradient_is_unscaled_when_it_steps(pool: ddplug.ProxyPool
 
 
 def normalised(network: Callable[..., nn.Module], **info: Any) -> ddplug.ProxyPool:
-    return ddplug.ProxyPool.from_modules([network(7)], info=ddplug.PoolInfo(**{"space": NORMALISED, **info}))
+    return ddplug.ProxyPool.from_modules([network(7)], info=PoolInfo(**{"space": NORMALISED, **info}))
 
 
 def test_a_space_for_a_pool_that_does_not_know_its_own_is_refused(pool: ddplug.ProxyPool, batch: Batch) -> None:
     for given in (UNIT, "unit", "normalized:cifar10"):
         for use in (layer, ddplug.CMI):
-            with pytest.raises(ddplug.SpaceError, match="does not say what its proxies were trained on.*from_modules"):
+            with pytest.raises(ddplug.errors.InputError, match="does not say what its proxies .*from_modules"):
                 use(pool, input_space=given)
-        with pytest.raises(ddplug.SpaceError, match="does not say"):
+        with pytest.raises(ddplug.errors.InputError, match="does not say"):
             from ddplug.lab.measure import measure
 
             measure(pool, *batch, input_space=given)
@@ -303,7 +305,7 @@ def test_spaces_by_name(network: Callable[..., nn.Module], batch: Batch) -> None
     ],
 )
 def test_spaces_that_mean_nothing_are_refused_at_once(network: Callable[..., nn.Module], given: Any, says: str) -> None:
-    with pytest.raises(ddplug.SpaceError, match=says):
+    with pytest.raises(ddplug.errors.InputError, match=says):
         layer(normalised(network), input_space=given)
 
 
@@ -328,7 +330,7 @@ def test_images_whose_range_cannot_be_the_pools(network: Callable[..., nn.Module
 def test_labels_that_the_pools_data_does_not_have(network: Callable[..., nn.Module], batch: Batch) -> None:
     images, labels = batch
     named = normalised(network, class_names=("a", "b", "c"))
-    with pytest.raises(ddplug.InputError, match=r"labels up to 24.*3 classes \(0 to 2\)"):
+    with pytest.raises(ddplug.errors.InputError, match=r"labels up to 24.*3 classes \(0 to 2\)"):
         layer(named)(images.clone().requires_grad_(), labels + 22)
     step(layer(named), batch)
     with pytest.warns(ddplug.DDPlugWarning, match="labels up to 24, but the proxies tell 3 classes apart"):
@@ -342,7 +344,7 @@ def test_views_that_a_good_proxy_takes_for_something_else(
     """Of 12 views, at least half of 0.9 should be right: the odds of 4 or fewer are 0.30, those of one are 0.008."""
     images, _ = batch
     names, record = ("a", "b", "c"), {"test_accuracy": 0.9}
-    pool = ddplug.ProxyPool([ddplug.Proxy(network(7), name="good", record=record)], ddplug.PoolInfo(class_names=names))
+    pool = ddplug.ProxyPool([Proxy(network(7), name="good", record=record)], PoolInfo(class_names=names))
     labels = pool.proxies[0](images, "logit").argmax(1)
     labels[:wrong] = (labels[:wrong] + 1) % 3
     if not remarked:
@@ -366,8 +368,8 @@ def test_proxies_that_know_little(
     network: Callable[..., nn.Module], batch: Batch, accuracy: float, remarked: bool
 ) -> None:
     """Of three classes a third of the way from guessing, 1/3, to 1 is 5/9."""
-    proxy = ddplug.Proxy(network(7), name="weak", record={"test_accuracy": accuracy})
-    pool = ddplug.ProxyPool([proxy], ddplug.PoolInfo(class_names=("a", "b", "c")))
+    proxy = Proxy(network(7), name="weak", record={"test_accuracy": accuracy})
+    pool = ddplug.ProxyPool([proxy], PoolInfo(class_names=("a", "b", "c")))
     if remarked:
         with pytest.warns(ddplug.DDPlugWarning, match="proxy 'weak' is right on .*guessing is right on 33.3%.*epochs"):
             step(layer(pool), batch)
@@ -421,7 +423,7 @@ def test_a_state_goes_with_its_options(
     step(first, batch)
     second = layer(pool, **{"weighting": ddplug.Relative(1), **options})
     before = second.state_dict()
-    with pytest.raises(ddplug.InputError, match=f"made with {name} .*here {value!r}"):
+    with pytest.raises(ddplug.errors.InputError, match=f"made with {name} .*here {value!r}"):
         second.load_state_dict(first.state_dict())
     assert repr(second.state_dict()) == repr(before)
 
@@ -430,7 +432,7 @@ def test_a_state_goes_with_its_proxies(network: Callable[..., nn.Module], batch:
     first = layer(ddplug.ProxyPool.from_modules([network(1)]), weighting=ddplug.Relative(1))
     step(first, batch)
     second = layer(ddplug.ProxyPool.from_modules([network(2)]), weighting=ddplug.Relative(1))
-    with pytest.raises(ddplug.InputError, match="made with other proxies"):
+    with pytest.raises(ddplug.errors.InputError, match="made with other proxies"):
         second.load_state_dict(first.state_dict())
     assert second.lam is None
     layer(ddplug.ProxyPool.from_modules([network(1)]), weighting=ddplug.Relative(1)).load_state_dict(first.state_dict())
@@ -450,7 +452,7 @@ def test_a_pool_that_comes_with_the_run_is_compared_then(network: Callable[..., 
             step(second, batch)
             assert second.lam == first.lam
         else:
-            with pytest.raises(ddplug.InputError, match="made with other proxies"):
+            with pytest.raises(ddplug.errors.InputError, match="made with other proxies"):
                 step(second, batch)
 
 
@@ -524,7 +526,7 @@ def test_off_needs_no_pool(batch: Batch) -> None:
     regularizer = ddplug.Regularizer("nowhere", 0)
     views = batch[0].clone().requires_grad_()
     assert regularizer(views, batch[1]) is views
-    with pytest.raises(ddplug.PoolError, match="no pool at 'nowhere'"):
+    with pytest.raises(ddplug.errors.ProxyError, match="no pool at 'nowhere'"):
         ddplug.Regularizer("nowhere", 0, record=True)
 
 
@@ -568,7 +570,7 @@ def test_a_state_that_is_damaged_changes_nothing(pool: ddplug.ProxyPool, batch: 
     step(first, batch)
     state, before = first.state_dict(), repr(second.state_dict())
     for damage in ({"history": [{"number": 0}]}, {"class_generator": torch.zeros(3)}, {"rounds": None}):
-        with pytest.raises(ddplug.InputError, match="damaged .*nothing was taken"):
+        with pytest.raises(ddplug.errors.InputError, match="damaged .*nothing was taken"):
             second.load_state_dict({**state, **damage})
         assert repr(second.state_dict()) == before
     second.load_state_dict(state)
@@ -581,7 +583,7 @@ def test_a_state_that_is_found_to_be_damaged_half_way_changes_nothing(pool: ddpl
     first, second = (layer(pool, views=ddplug.Views(2, nn.BatchNorm2d(3).double().eval()), **options) for _ in range(2))
     step(first, batch)
     before = repr(second.state_dict())
-    with pytest.raises(ddplug.InputError, match="(?s)damaged .*nothing was taken"):
+    with pytest.raises(ddplug.errors.InputError, match="(?s)damaged .*nothing was taken"):
         second.load_state_dict({**first.state_dict(), "view": {"weight": torch.ones(4)}})
     assert repr(second.state_dict()) == before
     second.load_state_dict(first.state_dict())
@@ -591,7 +593,7 @@ def test_a_state_that_is_found_to_be_damaged_half_way_changes_nothing(pool: ddpl
 def test_a_state_goes_with_the_space_of_the_images(network: Callable[..., nn.Module], batch: Batch) -> None:
     first, second = (layer(normalised(network), input_space=space) for space in ("unit", "normalized:svhn"))
     step(first, batch)
-    with pytest.raises(ddplug.InputError, match="input_space 'unit' .here 'normalized:svhn'"):
+    with pytest.raises(ddplug.errors.InputError, match="input_space 'unit' .here 'normalized:svhn'"):
         second.load_state_dict(first.state_dict())
 
 
@@ -633,7 +635,7 @@ def test_spaces_by_name_of_a_pool_that_is_not_there_yet(network: Callable[..., n
 
     for weight in (0, 1):
         assert ddplug.Regularizer(DeferredPool("x"), weight, input_space="zca").input_space is None
-        with pytest.raises(ddplug.SpaceError, match="unknown input space 'unti'"):
+        with pytest.raises(ddplug.errors.InputError, match="unknown input space 'unti'"):
             ddplug.Regularizer(DeferredPool("x"), weight, input_space="unti")
     deferred = DeferredPool("x")
     regularizer = layer(deferred, input_space="unit")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddplug import DataError, InputSpace
+from ddplug import InputSpace
 from ddplug.datasets.host_files import unform
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.errors import DataError
 
 
 def pictures(count: int = 4, size: int = 8) -> Tensor:

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from ddplug import DataError, InputSpace, SpaceError, datasets
+from ddplug import InputSpace, datasets
 from ddplug.datasets.images import ImageData, as_image_data
+from ddplug.errors import DataError, InputError
 from ddplug.hosting.names import stacked
 
 UNIT = InputSpace.unit(3)
@@ -202,7 +203,7 @@ def test_what_is_said_of_the_data_must_fit() -> None:
         as_image_data((2 * IMAGES - 1, LABELS))
     with pytest.raises(DataError, match="third"):
         as_image_data(((IMAGES, LABELS), TEST), test=TEST, space=UNIT)
-    with pytest.raises(SpaceError, match="unknown input space 'unti'"):
+    with pytest.raises(InputError, match="unknown input space 'unti'"):
         as_image_data((IMAGES, LABELS), space="unti")
     assert as_image_data((IMAGES, LABELS), space="unit").space == UNIT
 

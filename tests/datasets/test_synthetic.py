@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from ddplug import DataError
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
+from ddplug.errors import DataError
 
 IMAGES, LABELS = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
 NAN, INF = float("nan"), float("inf")

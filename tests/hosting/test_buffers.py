@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import HostError, InputSpace, PoolError, ProxyError, SpaceError, adapters
+from ddplug import InputSpace, adapters
 from ddplug.datasets.zca import ZCASpace
+from ddplug.errors import HostError, InputError, ProxyError
 from ddplug.hosting import expert_buffers as buffers
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo
@@ -133,7 +134,7 @@ def whitening() -> ZCASpace:
 
 def test_experts_of_whitened_images_are_refused_by_a_host_without(folder: Path, tmp_path: Path) -> None:
     whitened = folder.parent.rename(tmp_path / "CIFAR10") / "ConvNetW32"
-    with pytest.raises(SpaceError, match="trained on ZCA-whitened images"):
+    with pytest.raises(InputError, match="trained on ZCA-whitened images"):
         read(whitened)
 
 
@@ -153,14 +154,14 @@ def test_a_folder_that_does_not_say_is_taken_to_be_of_the_hosts_kind(folder: Pat
 
 def test_experts_of_another_data_set_are_refused(folder: Path) -> None:
     args = options(dataset="CIFAR100")
-    with pytest.raises(PoolError, match="trained on cifar10, not on"):
+    with pytest.raises(ProxyError, match="trained on cifar10, not on"):
         ddplug.hosting.proxies.resolve(f"buffer:{folder}", adapters.upstream("mtt"), args, CONTEXT)
 
 
 def test_snapshots_that_are_all_equal_are_the_live_network(folder: Path) -> None:
     last = snapshots()[-1]
     torch.save([snapshots(), [last, last, last]], folder / "replay_buffer_0.pt")
-    with pytest.raises(PoolError, match=r"expert 1 in .*without CUDA"):
+    with pytest.raises(ProxyError, match=r"expert 1 in .*without CUDA"):
         read(folder)
 
 
@@ -174,7 +175,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("given", ["#3", "#-4"])
 def test_a_snapshot_that_is_not_there(given: str, folder: Path) -> None:
-    with pytest.raises(PoolError, match=r"has no snapshot -?\d: expert 0 has 3 of them, 0 .* to 2"):
+    with pytest.raises(ProxyError, match=r"has no snapshot -?\d: expert 0 has 3 of them, 0 .* to 2"):
         read(f"{folder}{given}")
 
 
@@ -184,9 +185,9 @@ def test_a_snapshot_is_a_number(folder: Path) -> None:
 
 
 def test_no_buffer_there_names_the_folders_that_have_one(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match="no expert buffer in"):
+    with pytest.raises(ProxyError, match="no expert buffer in"):
         read(tmp_path / "nowhere")
-    with pytest.raises(PoolError, match=r"There are some in its folders CIFAR10_NO_ZCA.ConvNetW32"):
+    with pytest.raises(ProxyError, match=r"There are some in its folders CIFAR10_NO_ZCA.ConvNetW32"):
         read(tmp_path / "buffers")
 
 
@@ -206,7 +207,7 @@ def test_files_that_are_no_buffers(content: object, folder: Path, monkeypatch: p
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(PoolError, match="expert buffer"):
+    with pytest.raises(ProxyError, match="expert buffer"):
         read(folder)
     assert not Path("harm").exists()
 
@@ -242,7 +243,7 @@ def test_mtt_needs_its_experts(data: Path, folder: Path) -> None:
 
 def test_mtt_is_not_started_on_experts_that_stand_still(data: Path, folder: Path) -> None:
     torch.save([[snapshots()[0]] * 3], folder / "replay_buffer_0.pt")
-    with pytest.raises(PoolError, match="without CUDA"):
+    with pytest.raises(ProxyError, match="without CUDA"):
         look(data, folder)
 
 

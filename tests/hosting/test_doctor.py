@@ -87,7 +87,7 @@ def test_states_of_a_host(report: Callable[..., str], hosts: Path, monkeypatch: 
     (repo / "more.py").write_bytes(LOOP)
     assert "loop: patched in part" in report()
     (repo / "more.py").write_bytes(b"other\n")
-    assert "loop: PatchError: more.py" in report()
+    assert "loop: HostError: more.py" in report()
 
 
 def test_an_adapter_that_cannot_be_made_is_named(report: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,9 @@ import pytest
 import torch
 
 import ddplug
-from ddplug import HostError, InputSpace, PoolError, ProxyPool, adapters, hosting
+from ddplug import InputSpace, ProxyPool, adapters, hosting
 from ddplug.attaching import registry
+from ddplug.errors import HostError, ProxyError
 from ddplug.hosting import patch as patching
 from ddplug.hosting import proxies as hostproxies
 from ddplug.hosting import script as running
@@ -227,7 +228,7 @@ def test_run_patched_and_attached_are_the_same(
     args = types.SimpleNamespace(out="attached.pt", steps=ROUNDS[shape] // (3 if shape == "formed" else 1),
                                  syn_steps=4, threshold=0.18)  # fmt: skip
     with ddplug.attach(module, 0.5, weighting=ddplug.Relative(2)) as handle:
-        with pytest.raises(ddplug.AttachError, match="in it already"):
+        with pytest.raises(ddplug.errors.HostError, match="in it already"):
             ddplug.attach(module, 0.5)
         function(*() if shape == "perclass" else (args,))
     assert torch.equal(images_of("run.pt"), images_of("attached.pt"))
@@ -423,7 +424,7 @@ def test_proxies_as_named_then_experts_then_a_small_pool(
     pool: ProxyPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = Known()
-    with pytest.raises(PoolError, match="no real data"):
+    with pytest.raises(ProxyError, match="no real data"):
         hostproxies.resolve("", adapter, None, {})
 
     monkeypatch.setattr("ddplug.proxies.pretrain.default_pool", lambda data: pool)
@@ -435,16 +436,16 @@ def test_proxies_as_named_then_experts_then_a_small_pool(
     assert "taking known's own networks" in capsys.readouterr().out, "which is worth a second thought"
     monkeypatch.setitem(hostproxies.SCHEMES, "mine", lambda rest, *_: pool if rest == "a:b" else pytest.fail(rest))
     assert hostproxies.resolve("mine:a:b", adapter, None, {}) is pool
-    with pytest.raises(PoolError, match="unknown kind of proxies 'theirs:'"):
+    with pytest.raises(ProxyError, match="unknown kind of proxies 'theirs:'"):
         hostproxies.resolve("theirs:x", adapter, None, {})
-    with pytest.raises(PoolError, match="there is no pool"):
+    with pytest.raises(ProxyError, match="there is no pool"):
         hostproxies.resolve(str(tmp_path / "none"), adapter, None, {})
 
 
 def test_a_pool_of_other_data_is_refused(pool: ProxyPool) -> None:
-    pool.info = ddplug.PoolInfo(dataset="cifar10")
+    pool.info = PoolInfo(dataset="cifar10")
     pool.check_data("CIFAR-10")
-    with pytest.raises(PoolError, match="trained on cifar10, not on svhn"):
+    with pytest.raises(ProxyError, match="trained on cifar10, not on svhn"):
         pool.check_data("svhn")
 
 

@@ -85,11 +85,11 @@ def test_apply_then_check_then_reverse(repo: Path) -> None:
     assert (repo / "sub" / "other.py").read_bytes() == b"a = 1\r\nddplug = 3\r\nb = 2\r\nlast line without an end"
     assert (repo / "loop.py").stat().st_mode & 0o777 == 0o754
     assert set(spec().check(repo).values()) == {"patched"}
-    with pytest.raises(PatchError, match="patched already"):
+    with pytest.raises(HostError, match="patched already"):
         spec().apply(repo)
     spec().reverse(repo)
     assert tree(repo) == before
-    with pytest.raises(PatchError, match="not patched"):
+    with pytest.raises(HostError, match="not patched"):
         spec().reverse(repo)
 
 
@@ -137,14 +137,14 @@ def test_applying_and_reversing_any_patch(lines: list[bytes], end: bytes, ends: 
     ],
 )
 def test_what_is_not_a_patch_of_ours_is_refused(raw: bytes) -> None:
-    with pytest.raises(PatchError):
+    with pytest.raises(HostError):
         p.parse(raw)
 
 
 def test_a_file_that_differs_changes_nothing_and_says_what_to_insert_where(repo: Path) -> None:
     (repo / "sub" / "other.py").write_bytes(OTHER + b"#")
     before = tree(repo)
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(HostError) as caught:
         spec().apply(repo)
     message = str(caught.value)
     assert "sub/other.py" in message
@@ -152,7 +152,7 @@ def test_a_file_that_differs_changes_nothing_and_says_what_to_insert_where(repo:
     assert "import ddplug" not in message, "loop.py is as it should be"
     assert tree(repo) == before
     (repo / "loop.py").write_bytes(b"")
-    with pytest.raises(PatchError, match=r"after line 1 of the original \(below the imports\):\n    import ddplug"):
+    with pytest.raises(HostError, match=r"after line 1 of the original \(below the imports\):\n    import ddplug"):
         spec().check(repo)
 
 
@@ -168,7 +168,7 @@ def test_half_patched_is_refused_where_it_would_be_run(repo: Path) -> None:
     (repo / "loop.py").write_bytes(PATCHED)
     before = tree(repo)
     for what in (spec().patched, spec().check):
-        with pytest.raises(PatchError, match=r"some files.*Complete it with `ddplug patch ours .*--reverse`"):
+        with pytest.raises(HostError, match=r"some files.*Complete it with `ddplug patch ours .*--reverse`"):
             what(repo)
     assert tree(repo) == before
 
@@ -213,7 +213,7 @@ def test_killed_between_two_files_it_is_completed_or_taken_out(
         changed = getattr(spec(), repaired)(repo)
         assert len(changed) == (1 if renames else 2)
     else:
-        with pytest.raises(PatchError):  # nothing had been changed
+        with pytest.raises(HostError):  # nothing had been changed
             getattr(spec(), repaired)(repo)
         getattr(spec(), killed)(repo)
         getattr(spec(), repaired)(repo)
@@ -249,7 +249,7 @@ def test_a_full_disk_names_the_file_and_changes_nothing(
     ours = spec(raw, files={"loop.py": p.blob_hash(LOOP), "sub/other.py": p.blob_hash(text)})
     fill(small_disk, 8192 + (12288 + 4096 if files == "old" else 4096))  # loop.py twice; other.py once, or not at all
     before = tree(host)
-    with pytest.raises(PatchError, match=r"cannot write '.*other\.py' \(No space left.*nothing was changed"):
+    with pytest.raises(HostError, match=r"cannot write '.*other\.py' \(No space left.*nothing was changed"):
         ours.apply(host)
     assert tree(host) == before
 
@@ -257,7 +257,7 @@ def test_a_full_disk_names_the_file_and_changes_nothing(
 def test_line_ends_have_to_agree(repo: Path) -> None:
     text = LOOP.replace(b"\n", b"\r\n")
     (repo / "loop.py").write_bytes(text)
-    with pytest.raises(PatchError, match="line ends"):
+    with pytest.raises(HostError, match="line ends"):
         spec(files={"loop.py": p.blob_hash(text), "sub/other.py": p.blob_hash(OTHER)}).apply(repo)
 
 
@@ -290,14 +290,14 @@ def test_all_files_or_none(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fails_at_the_second)
-    with pytest.raises(PatchError, match="no space left"):
+    with pytest.raises(HostError, match="no space left"):
         spec().apply(repo)
     assert len(calls) == 3, "two were tried, the first was put back"
     assert tree(repo) == before
 
 
 def test_a_record_and_its_patch_name_the_same_files() -> None:
-    with pytest.raises(PatchError, match="hashes are known of"):
+    with pytest.raises(HostError, match="hashes are known of"):
         spec(files={"loop.py": p.blob_hash(LOOP)})
     with pytest.raises(HostError, match="lacks url, licence"):
         from_record("ours", {"title": "x", "files": {}}, RAW)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 import ddplug
-from ddplug import HostError, ProxyPool
+from ddplug import ProxyPool
 from ddplug.attaching import registry
 from ddplug.cli.app import app
-from ddplug.errors import InputError, PatchError
+from ddplug.errors import HostError, InputError
 from ddplug.hosting import proxies as hostproxies
 from ddplug.hosting.checkout import load
 from ddplug.hosting.host import Host, comparable, upstream
@@ -418,7 +418,7 @@ def test_a_package_without_table_or_patch_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"no host 'toy' in the hosts.toml of .*; it has toy-perclass"):
         load("toy", home)
     (home / "toy-perclass.patch").write_text("nothing")
-    with pytest.raises(PatchError):
+    with pytest.raises(HostError):
         load("toy-perclass", home)
     (home / "toy-perclass.patch").unlink()
     with pytest.raises(HostError, match=r"no toy-perclass.patch beside it"):

@@ -21,7 +21,7 @@ import ddplug
 from ddplug import ProxyPool
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
-from ddplug.errors import DataError, InputError, WeightError
+from ddplug.errors import DataError, InputError
 from ddplug.lab.compare import compare
 from ddplug.lab.dm_trainer import DistributionMatching
 from ddplug.lab.judge import Judge, judge_seed
@@ -97,7 +97,7 @@ def test_the_baseline_is_one_arm_whatever_the_views() -> None:
 def test_weights_of_a_command_line() -> None:
     assert read_weights("0, 0.1,paper") == [0.0, 0.1, "paper"]
     for text in ("", "0,x", "-1", "nan", "0;1"):
-        with pytest.raises(WeightError, match="weight"):
+        with pytest.raises(InputError, match="weight"):
             read_weights(text)
 
 

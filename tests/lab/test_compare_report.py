@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ddplug import ProxyPool
 from ddplug.cli import app as cli
 from ddplug.datasets.synthetic import load_set
-from ddplug.errors import DDPlugError, InputError, WeightError
+from ddplug.errors import DDPlugError, InputError
 from ddplug.lab.page import template
 from ddplug.lab.statistics import curve, result_columns, summary, t_quantile, term_of
 from ddplug.terms import base
@@ -197,7 +197,7 @@ def test_without_the_packages_the_page_alone_is_left_out(
 
 
 def test_the_papers_weight_is_looked_up(tmp_path: Path, pools: tuple[Path, Path]) -> None:
-    with pytest.raises(WeightError, match="the paper gives no weight for dm, digits, 2 images per class"):
+    with pytest.raises(InputError, match="the paper gives no weight for dm, digits, 2 images per class"):
         command("--out", tmp_path / "out", "--proxies", pools[0], "--weights", "paper")
     assert not (tmp_path / "out").exists(), "refused before anything is done"
 

@@ -16,23 +16,13 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from ddplug import (
-    DataError,
-    DDPlugError,
-    InputError,
-    InputSpace,
-    PoolError,
-    PoolInfo,
-    ProxyError,
-    ProxyPool,
-    SpaceError,
-    datasets,
-)
+from ddplug import DDPlugError, InputSpace, ProxyPool, datasets
 from ddplug.augment.dsa import DSA
 from ddplug.cli import app as cli
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
+from ddplug.errors import DataError, InputError, ProxyError
 from ddplug.lab import ddranking as export
 from ddplug.lab import judging as module
 from ddplug.lab.ddranking import export_ddranking
@@ -41,6 +31,7 @@ from ddplug.lab.judging import DSAViews, Recipe, resolve
 from ddplug.lab.measure import measure
 from ddplug.networks.training import accuracy, fit, named
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pool import PoolInfo
 from ddplug.utils.files import write_json
 from ddplug.utils.sealing import unseal_record
 
@@ -221,16 +212,16 @@ def test_a_whitened_set_is_judged_whitened(digits: ImageData, few: SyntheticSet)
 
 def test_the_space_has_to_be_known(digits: ImageData, few: SyntheticSet) -> None:
     mute = replace(few, space=None)
-    with pytest.raises(SpaceError, match="does not say.*--input-space"):
+    with pytest.raises(InputError, match="does not say.*--input-space"):
         evaluate(mute, digits, **TINY)
     assert with_space(mute, "normalized", digits).space == digits.space
     assert with_space(mute, "unit", digits).space == InputSpace.unit(1)
     assert with_space(replace(mute, meaning="normalized"), None, digits).space == digits.space
     assert with_space(replace(mute, meaning="normalized"), "unit", digits).space == InputSpace.unit(1)
     assert with_space(few, "normalized", digits).space == digits.space
-    with pytest.raises(SpaceError, match="leave it out"):
+    with pytest.raises(InputError, match="leave it out"):
         with_space(few, "unit", digits)
-    with pytest.raises(SpaceError, match="unknown input space 'bytes'"):
+    with pytest.raises(InputError, match="unknown input space 'bytes'"):
         with_space(mute, "bytes", digits)
 
 
@@ -422,7 +413,7 @@ def test_settings_that_mean_nothing(more: dict[str, Any], digits: ImageData, few
 
 def test_a_pool_of_other_data(digits: ImageData, few: SyntheticSet, pool: ProxyPool) -> None:
     other = ProxyPool(pool.proxies, replace(pool.info, dataset="cifar10"))
-    with pytest.raises(PoolError, match="trained on cifar10"):
+    with pytest.raises(ProxyError, match="trained on cifar10"):
         evaluate(few, digits, pool=other, **TINY)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddplug import InputError, datasets
+from ddplug import datasets
 from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData, random_real
-from ddplug.errors import ProxyError
+from ddplug.errors import InputError, ProxyError
 from ddplug.lab.judging import DSAPerNetwork, DSAViews, Recipe, check_fits, maker
 from ddplug.networks.training import accuracy, fit, shift_and_flip
 from ddplug.networks.zoo import build, seeded

@@ -1,4 +1,4 @@
-"""The metrics are `ddplug.cmi` and `ddplug.ncmi`, however features are cut, over processes, and after a reset."""
+"""The metrics are `ddplug.cmi` and `ncmi`, however features are cut, over processes, and after a reset."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import ddplug
-from ddplug import InputError
-from ddplug.terms.separation import Separation
+from ddplug.errors import InputError
+from ddplug.terms.separation import Separation, ncmi
 
 pytest.importorskip("torchmetrics")
 from torchmetrics import MetricCollection
@@ -60,7 +60,7 @@ def test_tight_classes_and_temperature() -> None:
 @pytest.mark.parametrize("separation", typing.get_args(Separation))
 def test_ncmi_of_every_separation(separation: Separation) -> None:
     features, labels = batches(1)
-    expected = ddplug.ncmi(features, labels, separation=separation)
+    expected = ncmi(features, labels, separation=separation)
     got = fed(NCMIMetric(4, 6, separation=separation), features, labels, 11, 30).compute()
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=0)
 
@@ -131,4 +131,4 @@ def test_over_processes(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_process, given, nprocs=2, start_method="fork")
     features, labels = batches(3)
     for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / str(rank)), ddplug.ncmi(features, labels), rtol=1e-11, atol=0)
+        torch.testing.assert_close(torch.load(tmp_path / str(rank)), ncmi(features, labels), rtol=1e-11, atol=0)

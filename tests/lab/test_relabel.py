@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from ddplug import InputError, InputSpace, PoolError, ProxyPool, SpaceError, datasets
+from ddplug import InputSpace, ProxyPool, datasets
 from ddplug.cli import app as cli
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.errors import InputError, ProxyError
 from ddplug.lab.evaluate import evaluate
 from ddplug.lab.measure import REAL_PER_CLASS, measure, measure_term, some_real, term_value
 from ddplug.lab.relabel import relabel
@@ -110,12 +111,12 @@ def test_what_is_refused(pool: ProxyPool, few: SyntheticSet, network: Callable[.
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="temperature must be > 0"):
             relabel(few, pool, temperature=wrong)
-    with pytest.raises(PoolError, match="the set was distilled from cifar10"):
+    with pytest.raises(ProxyError, match="the set was distilled from cifar10"):
         relabel(replace(few, dataset="cifar10"), pool)
     less = ProxyPool.from_modules([network(0, channels=1, size=8, classes=5).float()])
     with pytest.raises(InputError, match="images of class 9, and the teachers know 5 classes"):
         relabel(replace(few, dataset=None, space=None), less)
-    with pytest.raises(SpaceError):
+    with pytest.raises(InputError):
         relabel(replace(few, space=InputSpace.unit(3)), pool)
 
 

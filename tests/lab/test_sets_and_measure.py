@@ -18,10 +18,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import DataError, InputError, InputSpace, PoolInfo, ProxyError, ProxyPool
+from ddplug import InputSpace, ProxyPool
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
+from ddplug.errors import DataError, InputError, ProxyError
 from ddplug.lab.measure import Measurement, measure
 from ddplug.lab.report import curves, measurement_table, picture_grid
+from ddplug.proxies.pool import PoolInfo
+from ddplug.terms.separation import class_separation, cmi_per_class
 
 pytestmark = pytest.mark.numerical
 
@@ -218,8 +221,8 @@ def test_a_measurement_is_the_mean_over_proxies(
     x, y = batch
     features = [proxy(x, space) for proxy in three]
     values = [ddplug.cmi(f, y, temperature=temperature).item() for f in features]
-    gammas = [ddplug.class_separation(f, y, kind=separation, temperature=temperature).item() for f in features]
-    classes = torch.stack([ddplug.cmi_per_class(f, y, temperature=temperature) for f in features]).mean(0)
+    gammas = [class_separation(f, y, kind=separation, temperature=temperature).item() for f in features]
+    classes = torch.stack([cmi_per_class(f, y, temperature=temperature) for f in features]).mean(0)
     mean = sum(values) / 3
     std = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.images import ImageData, load, random_real
-from ddplug.errors import InputError, PoolError, ProxyError
+from ddplug.errors import InputError, ProxyError
 from ddplug.networks.training import (
     MOST_STEPS,
     _load_optimizer,
@@ -291,7 +291,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_kept(few, tmp_path, chang
     file = tmp_path / "fit.pt"
     interrupted(few, file)
     before = file.read_bytes()
-    with pytest.raises(PoolError, match=r"fit.pt is of a training with other arguments.*delete it"):
+    with pytest.raises(ProxyError, match=r"fit.pt is of a training with other arguments.*delete it"):
         fit(
             small_net(),
             *few,
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_other_data_or_another_network_is_refused(few, tmp_path)
         (small_net(), images + 0.1, labels),
         (small_net(), images, labels.flip(0)),
     ):
-        with pytest.raises(PoolError, match="other arguments"):
+        with pytest.raises(ProxyError, match="other arguments"):
             fit(net, pictures, targets, **settings)
 
 
@@ -325,7 +325,7 @@ def test_a_function_of_the_host_can_be_the_augmentation_of_a_resumed_training(fe
     interrupted(few, file, augment=Mirror())
     fit(small_net(), *few, epochs=3, seed=0, augment=Mirror(), checkpoint=file)  # another object of the same kind
     interrupted(few, file, augment=lambda batch, generator: batch)
-    with pytest.raises(PoolError, match="other arguments"):
+    with pytest.raises(ProxyError, match="other arguments"):
         fit(small_net(), *few, epochs=3, seed=0, augment=Mirror(), checkpoint=file)
 
 
@@ -334,7 +334,7 @@ def test_a_damaged_checkpoint_is_refused(few, tmp_path, content):
     file = tmp_path / "fit.pt"
     interrupted(few, file)
     file.write_bytes(file.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(PoolError, match=r"fit.pt' cannot be read.*Delete it"):
+    with pytest.raises(ProxyError, match=r"fit.pt' cannot be read.*Delete it"):
         fit(small_net(), *few, epochs=3, seed=0, augment=shift_and_flip(1, True), checkpoint=file)
 
 
@@ -345,7 +345,7 @@ def test_a_checkpoint_never_runs_code(few, tmp_path):
 
     file = tmp_path / "fit.pt"
     torch.save({"identity": Trap()}, file)
-    with pytest.raises(PoolError, match="cannot be read"):
+    with pytest.raises(ProxyError, match="cannot be read"):
         fit(small_net(), *few, epochs=3, seed=0, checkpoint=file)
     assert not (tmp_path / "sprung").exists()
 
@@ -387,7 +387,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(few, tmp_path):
     whole = file.read_bytes()
     for at in range(0, len(whole), len(whole) // 50):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(PoolError, match=r"fit\.pt' cannot be read.*Delete it"):
+        with pytest.raises(ProxyError, match=r"fit\.pt' cannot be read.*Delete it"):
             fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
 
 
@@ -425,7 +425,7 @@ def test_a_checkpoint_whose_values_cannot_be_is_refused(change, said, few, tmp_p
     state = torch.load(file, weights_only=True)
     change(state)
     torch.save(state, file)  # without a checksum
-    with pytest.raises(PoolError, match=f"{said}.*Delete it to train from the beginning"):
+    with pytest.raises(ProxyError, match=f"{said}.*Delete it to train from the beginning"):
         fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ddplug import PoolError, PoolInfo
+from ddplug.errors import ProxyError
+from ddplug.proxies.pool import PoolInfo
 
 OURS = PoolInfo("cifar10", fingerprint="0123")
 
@@ -18,14 +19,14 @@ def test_names_as_people_write_them(name: str) -> None:
 
 def test_what_is_not_known_is_not_compared() -> None:
     PoolInfo().check_data("svhn", "4567")
-    with pytest.raises(PoolError, match=r"pool in 'x' was trained on an unknown data set, not on svhn\."):
+    with pytest.raises(ProxyError, match=r"pool in 'x' was trained on an unknown data set, not on svhn\."):
         PoolInfo().check_data("svhn", pool="the pool in 'x'", unknown=False)
-    with pytest.raises(PoolError, match="another edition of svhn"):
+    with pytest.raises(ProxyError, match="another edition of svhn"):
         PoolInfo(fingerprint="0123").check_data("svhn", "4567")
 
 
 def test_other_data_are_refused() -> None:
-    with pytest.raises(PoolError, match=r"trained on cifar10, not on svhn \(it holds digits\)\. .*ddplug pretrain"):
+    with pytest.raises(ProxyError, match=r"trained on cifar10, not on svhn \(it holds digits\)\. .*ddplug pretrain"):
         OURS.check_data("svhn", "0123", because="it holds digits")
-    with pytest.raises(PoolError, match=r"trained on another edition of CIFAR10\. A proxy"):
+    with pytest.raises(ProxyError, match=r"trained on another edition of CIFAR10\. A proxy"):
         OURS.check_data("CIFAR10", "4567")

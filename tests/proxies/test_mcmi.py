@@ -14,7 +14,7 @@ from torch import nn
 
 from ddplug import ProxyPool, datasets
 from ddplug.datasets.images import ImageData
-from ddplug.errors import InputError, PoolError
+from ddplug.errors import InputError, ProxyError
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import mcmi, pretrain
 from ddplug.proxies.mcmi import MaximumCMI, judged, logits_of
@@ -209,7 +209,7 @@ def test_another_weights_checkpoint_is_refused(few: ImageData, tmp_path: Path) -
     with pytest.raises(InterruptError):
         fit(net(), few.train_images, few.train_labels, loss_of=MaximumCMI(0.1), on_epoch=stop, **how)
     for other in (MaximumCMI(0.2), None):
-        with pytest.raises(PoolError):
+        with pytest.raises(ProxyError):
             fit(net(), few.train_images, few.train_labels, loss_of=other, **how)
     fit(net(), few.train_images, few.train_labels, loss_of=MaximumCMI(0.1), **how)
 
@@ -275,16 +275,16 @@ def test_what_is_refused(few: ImageData, digits: ImageData, tmp_path: Path) -> N
         train(few, tmp_path / "pool", mcmi=0.1, mcmi_epochs=0, **RECIPE)
     with pytest.raises(InputError, match="must be in"):
         train(few, tmp_path / "pool", mcmi=1.0, **RECIPE)
-    with pytest.raises(PoolError, match="digits"):
+    with pytest.raises(ProxyError, match="digits"):
         train(digits, tmp_path / "pool", mcmi=0.1, start=plain, **RECIPE)  # trained on other images
     assert not (tmp_path / "pool").exists(), "nothing is on disk"
-    with pytest.raises(PoolError, match="mcmi"):
+    with pytest.raises(ProxyError, match="mcmi"):
         train(few, tmp_path / "plain", count=1, mcmi=0.1, **RECIPE)
     train(few, tmp_path / "pool", count=1, mcmi=0.1, mcmi_epochs=1, **RECIPE)
     for other in ({"mcmi": 0.2, "mcmi_epochs": 1}, {"mcmi": 0.1, "mcmi_epochs": 2}, {}):
-        with pytest.raises(PoolError, match="mcmi"):
+        with pytest.raises(ProxyError, match="mcmi"):
             train(few, tmp_path / "pool", count=1, **other, **RECIPE)
-    with pytest.raises(PoolError, match="mcmi"):
+    with pytest.raises(ProxyError, match="mcmi"):
         train(few, tmp_path / "pool", mcmi=0.1, mcmi_epochs=1, start=plain, **RECIPE)
     assert ProxyPool.load(tmp_path / "pool").proxies[0].record["mcmi"] == 0.1
 

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import InputSpace, PoolError, PoolInfo, ProxyPool, SpaceError, datasets
+from ddplug import InputSpace, ProxyPool, datasets
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.zca import ZCASpace
+from ddplug.errors import InputError, ProxyError
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import pretrain as pretraining
+from ddplug.proxies.pool import PoolInfo
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pool_info, pretrain
 from ddplug.utils.files import exclusive_lock
@@ -106,7 +108,7 @@ def test_a_folder_that_holds_something_is_not_saved_over(saved: tuple[ProxyPool,
     pool, folder = saved
     before = (folder / "pool.json").read_bytes()
     for target in (folder, folder / "pool.json"):
-        with pytest.raises(PoolError, match="already exists and is not an empty folder"):
+        with pytest.raises(ProxyError, match="already exists and is not an empty folder"):
             pool.save(target)
     assert (folder / "pool.json").read_bytes() == before
     assert os.listdir(tmp_path) == ["pool"]
@@ -116,7 +118,7 @@ def test_a_network_nobody_can_build_again_is_not_saved_and_nothing_is_left(
     network: Callable[..., nn.Module], tmp_path: Path
 ) -> None:
     pool = ProxyPool.from_modules([small(), network(0)], names=["fine", "foreign"])
-    with pytest.raises(PoolError, match=r"'foreign'.*cannot be saved.*builders="):
+    with pytest.raises(ProxyError, match=r"'foreign'.*cannot be saved.*builders="):
         pool.save(tmp_path / "pool")
     assert os.listdir(tmp_path) == []
 
@@ -135,7 +137,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 def test_a_record_that_json_cannot_hold_is_refused_and_nothing_is_left(record: dict[str, Any], tmp_path: Path) -> None:
     pool = ProxyPool.from_modules(small())
     pool.proxies[0].record.update(record)
-    with pytest.raises(PoolError, match="record"):
+    with pytest.raises(ProxyError, match="record"):
         pool.save(tmp_path / "pool")
     assert os.listdir(tmp_path) == []
 
@@ -144,13 +146,13 @@ def test_a_record_that_json_cannot_hold_is_refused_and_nothing_is_left(record: d
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"found no folder.*ddplug pretrain"):
+    with pytest.raises(ProxyError, match=r"found no folder.*ddplug pretrain"):
         ProxyPool.load(tmp_path / "nowhere")
 
 
 def test_a_folder_without_header_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").touch()
-    with pytest.raises(PoolError, match=r"has no pool\.json \(found weights\.pt\).*ddplug pretrain"):
+    with pytest.raises(ProxyError, match=r"has no pool\.json \(found weights\.pt\).*ddplug pretrain"):
         ProxyPool.load(tmp_path)
 
 
@@ -161,7 +163,7 @@ def test_a_folder_without_header_says_what_it_holds(tmp_path: Path) -> None:
 )
 def test_a_garbage_header_is_called_damaged(saved: tuple[ProxyPool, Path], text: bytes) -> None:
     (saved[1] / "pool.json").write_bytes(text)
-    with pytest.raises(PoolError, match="cannot be read as a pool's header"):
+    with pytest.raises(ProxyError, match="cannot be read as a pool's header"):
         ProxyPool.load(saved[1])
 
 
@@ -169,7 +171,7 @@ def test_a_truncated_header_is_called_damaged(saved: tuple[ProxyPool, Path]) -> 
     header = (saved[1] / "pool.json").read_bytes()
     for length in range(1, len(header) - 2, 97):
         (saved[1] / "pool.json").write_bytes(header[:length])
-        with pytest.raises(PoolError, match="damaged or half-written"):
+        with pytest.raises(ProxyError, match="damaged or half-written"):
             ProxyPool.load(saved[1])
 
 
@@ -197,7 +199,7 @@ def test_a_header_of_the_wrong_types_is_a_pool_error(
         record[keys[-1]] = value
 
     change_header(saved[1], change)
-    with pytest.raises(PoolError):
+    with pytest.raises(ProxyError):
         ProxyPool.load(saved[1])
 
 
@@ -234,7 +236,7 @@ def test_a_header_that_cannot_be_is_refused_at_once(
         record[keys[-1]] = value
 
     change_header(saved[1], change)
-    with pytest.raises(PoolError, match=said):
+    with pytest.raises(ProxyError, match=said):
         ProxyPool.load(saved[1])
 
 
@@ -244,7 +246,7 @@ def test_a_flipped_bit_in_the_header_is_noticed(saved: tuple[ProxyPool, Path]) -
     for number in ("0.3", "0.7", "0.75"):
         at = text.index(number) + len(number) - 1
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(PoolError, match=r"pool\.json' cannot be read as a pool's header .*checksum differs"):
+        with pytest.raises(ProxyError, match=r"pool\.json' cannot be read as a pool's header .*checksum differs"):
             ProxyPool.load(saved[1])
 
 
@@ -255,7 +257,7 @@ def test_a_flipped_bit_in_the_matrices_of_a_whitening_is_noticed(tmp_path: Path)
     whole = path.read_bytes()
     for at in (3, 100, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(PoolError, match=r"space\.safetensors' is missing or is not the file"):
+        with pytest.raises(ProxyError, match=r"space\.safetensors' is missing or is not the file"):
             ProxyPool.load(tmp_path / "pool")
     path.write_bytes(whole)
     assert ProxyPool.load(tmp_path / "pool").info.space == space
@@ -263,20 +265,20 @@ def test_a_flipped_bit_in_the_matrices_of_a_whitening_is_noticed(tmp_path: Path)
 
 def test_an_unknown_kind_of_input_space_is_named(saved: tuple[ProxyPool, Path]) -> None:
     change_header(saved[1], lambda record: record["dataset"].update(space={"kind": "unheard of"}))
-    with pytest.raises((PoolError, SpaceError), match="unheard of"):
+    with pytest.raises((ProxyError, InputError), match="unheard of"):
         ProxyPool.load(saved[1])
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"format": "another"}], ids=str)
 def test_a_header_of_a_newer_version_or_another_format(saved: tuple[ProxyPool, Path], change: dict[str, Any]) -> None:
     change_header(saved[1], lambda record: record.update(change))
-    with pytest.raises(PoolError, match="expected one of"):
+    with pytest.raises(ProxyError, match="expected one of"):
         ProxyPool.load(saved[1])
 
 
 def test_a_missing_network_file(saved: tuple[ProxyPool, Path]) -> None:
     (saved[1] / "proxy_001.safetensors").unlink()
-    with pytest.raises(PoolError, match=r"proxy_001\.safetensors' is missing"):
+    with pytest.raises(ProxyError, match=r"proxy_001\.safetensors' is missing"):
         ProxyPool.load(saved[1])
 
 
@@ -284,7 +286,7 @@ def test_a_missing_network_file(saved: tuple[ProxyPool, Path]) -> None:
 def test_a_truncated_network_file(saved: tuple[ProxyPool, Path], kept: int) -> None:
     path = saved[1] / "proxy_000.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(PoolError, match=r"proxy_000\.safetensors.*damaged or half-copied"):
+    with pytest.raises(ProxyError, match=r"proxy_000\.safetensors.*damaged or half-copied"):
         ProxyPool.load(saved[1])
 
 
@@ -294,7 +296,7 @@ def test_a_flipped_bit_in_a_network_file(saved: tuple[ProxyPool, Path], position
     content = bytearray(path.read_bytes())
     content[position] ^= 1
     path.write_bytes(content)
-    with pytest.raises(PoolError, match=r"proxy_001\.safetensors.*checksum"):
+    with pytest.raises(ProxyError, match=r"proxy_001\.safetensors.*checksum"):
         ProxyPool.load(saved[1])
 
 
@@ -306,13 +308,13 @@ def test_a_file_outside_the_pool_is_never_read(saved: tuple[ProxyPool, Path], ou
     (folder / "inner").mkdir()
     name = str(target) if outside == "absolute" else outside
     change_header(folder, lambda record: record["networks"][0].update(file=name))
-    with pytest.raises(PoolError, match=r"file: expected a string like"):
+    with pytest.raises(ProxyError, match=r"file: expected a string like"):
         ProxyPool.load(folder)
 
 
 def test_another_data_set_than_asked_for(saved: tuple[ProxyPool, Path]) -> None:
     assert len(ProxyPool.load(saved[1], dataset="mine")) == 2
-    with pytest.raises(PoolError, match="trained on mine, not on cifar10"):
+    with pytest.raises(ProxyError, match="trained on mine, not on cifar10"):
         ProxyPool.load(saved[1], dataset="cifar10")
 
 
@@ -322,7 +324,7 @@ def test_a_pickle_in_the_place_of_weights_is_not_run(saved: tuple[ProxyPool, Pat
     path.write_bytes(pickle.dumps(Touch(ran)))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     change_header(saved[1], lambda record: record["networks"][0].update(bytes=path.stat().st_size, sha256=digest))
-    with pytest.raises(PoolError, match="cannot build 'first'"):
+    with pytest.raises(ProxyError, match="cannot build 'first'"):
         ProxyPool.load(saved[1])
     assert not ran.exists()
 
@@ -339,7 +341,7 @@ class Touch:
 
 def test_weights_of_another_shape_than_the_options_say(saved: tuple[ProxyPool, Path]) -> None:
     change_header(saved[1], lambda record: record["networks"][1]["options"].update(width=8))
-    with pytest.raises(PoolError, match=r"cannot build 'second'.*convnet with"):
+    with pytest.raises(ProxyError, match=r"cannot build 'second'.*convnet with"):
         ProxyPool.load(saved[1])
 
 
@@ -357,9 +359,9 @@ def test_own_architectures_are_built_by_the_callers_builders(tmp_path: Path) -> 
     pool.save(tmp_path / "pool")
     loaded = ProxyPool.load(tmp_path / "pool", builders={"own": own_network})
     assert torch.equal(loaded.proxies[0](images()), pool.proxies[0](images()))
-    with pytest.raises(PoolError, match=r"cannot build .*'own'.*builders="):
+    with pytest.raises(ProxyError, match=r"cannot build .*'own'.*builders="):
         ProxyPool.load(tmp_path / "pool")
-    with pytest.raises(PoolError, match="cannot build"):
+    with pytest.raises(ProxyError, match="cannot build"):
         ProxyPool.load(tmp_path / "pool", builders={"own": lambda: own_network(5)})
 
 
@@ -382,14 +384,14 @@ def test_a_network_that_uses_a_layer_twice_comes_back(tmp_path: Path) -> None:
 
 def test_an_unfinished_pool_is_refused_unless_partial(saved: tuple[ProxyPool, Path]) -> None:
     change_header(saved[1], lambda record: record.update(wanted=5))
-    with pytest.raises(PoolError, match=r"unfinished: 2 of 5 networks.*ddplug pretrain.*partial=True"):
+    with pytest.raises(ProxyError, match=r"unfinished: 2 of 5 networks.*ddplug pretrain.*partial=True"):
         ProxyPool.load(saved[1])
     assert len(ProxyPool.load(saved[1], partial=True)) == 2
 
 
 def test_a_pool_without_any_network_is_refused_even_if_partial(saved: tuple[ProxyPool, Path]) -> None:
     change_header(saved[1], lambda record: record.update(networks=[]))
-    with pytest.raises(PoolError, match="unfinished: 0 of 2"):
+    with pytest.raises(ProxyError, match="unfinished: 0 of 2"):
         ProxyPool.load(saved[1], partial=True)
 
 
@@ -480,12 +482,15 @@ def test_two_processes_do_not_train_one_pool(
     few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path, untouched: None
 ) -> None:
     folder = tmp_path / "pool"
-    with exclusive_lock(folder / pretraining.LOCK, folder), pytest.raises(ddplug.InputError, match="another process"):
+    with (
+        exclusive_lock(folder / pretraining.LOCK, folder),
+        pytest.raises(ddplug.errors.InputError, match="another process"),
+    ):
         train(few, folder)
     assert same(train(few, folder), trained[0])
     with exclusive_lock(folder / pretraining.LOCK, folder):
         assert same(train(few, folder), trained[0]), "a finished pool is only read"
-        with pytest.raises(ddplug.InputError, match="another process"):
+        with pytest.raises(InputError, match="another process"):
             train(few, folder, count=3)
     assert everything(folder) == ["pool.json", "proxy_000.safetensors", "proxy_001.safetensors"]
 
@@ -536,7 +541,7 @@ def test_a_killed_pretraining_ends_with_the_same_weights(
             train(few, tmp_path / "pool")
     counted, calls = interrupted(torch.optim.SGD.step, at=0)
     monkeypatch.setattr(torch.optim.SGD, "step", counted)
-    with pytest.raises(PoolError, match="unfinished"):
+    with pytest.raises(ProxyError, match="unfinished"):
         ProxyPool.load(tmp_path / "pool")
     assert same(train(few, tmp_path / "pool"), trained[0])
     assert len(calls) == 12 - 3 * ((step - 1) // 3)  # no finished epoch is trained again
@@ -579,28 +584,28 @@ def test_another_recipe_is_refused_with_what_differs(
     few: ImageData, trained: tuple[ProxyPool, Path], changes: dict[str, Any]
 ) -> None:
     before = everything(trained[1]), (trained[1] / "pool.json").read_bytes()
-    with pytest.raises(PoolError, match=rf"other settings \(there, asked for\): .*{next(iter(changes))}"):
+    with pytest.raises(ProxyError, match=rf"other settings \(there, asked for\): .*{next(iter(changes))}"):
         train(few, trained[1], **changes)
     assert (everything(trained[1]), (trained[1] / "pool.json").read_bytes()) == before
 
 
 def test_other_data_is_refused(few: ImageData, trained: tuple[ProxyPool, Path]) -> None:
     for other in (replace(few, name="letters"), replace(few, train_images=few.train_images.flip(0))):
-        with pytest.raises(PoolError, match="made with other data: digits"):
+        with pytest.raises(ProxyError, match="made with other data: digits"):
             train(other, trained[1])
 
 
 def test_a_folder_of_something_else_is_left_alone(few: ImageData, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for target in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(PoolError, match="is not a pool of proxies"):
+        with pytest.raises(ProxyError, match="is not a pool of proxies"):
             train(few, target)
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("changes", [{"count": 0}, {"epochs": 0}], ids=str)
 def test_a_pool_of_nothing_is_refused(few: ImageData, tmp_path: Path, changes: dict[str, int]) -> None:
-    with pytest.raises(ddplug.InputError, match="at least 1"):
+    with pytest.raises(ddplug.errors.InputError, match="at least 1"):
         train(few, tmp_path / "pool", **changes)
     assert os.listdir(tmp_path) == []
 
@@ -609,7 +614,7 @@ def test_a_pool_of_nothing_is_refused(few: ImageData, tmp_path: Path, changes: d
 def test_an_impossible_architecture_can_be_corrected_in_the_same_folder(
     few: ImageData, trained: tuple[ProxyPool, Path], tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(ddplug.ProxyError):
+    with pytest.raises(ddplug.errors.ProxyError):
         train(few, tmp_path / "pool", **change)
     assert same(train(few, tmp_path / "pool"), trained[0])
 

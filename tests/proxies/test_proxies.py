@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import InputError, InputSpace, PoolError, PoolInfo, Proxy, ProxyError, ProxyPool, SpaceError
+from ddplug import InputSpace, ProxyPool
+from ddplug.errors import InputError, ProxyError
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pool import PoolInfo
+from ddplug.proxies.proxy import Proxy
 from ddplug.proxies.representations import check_representation
 
 pytestmark = pytest.mark.numerical
@@ -388,21 +391,21 @@ def test_an_unknown_or_equal_space_changes_nothing(
 
 def test_spaces_of_other_channels_are_refused(network: Networks, batch: tuple[Tensor, Tensor]) -> None:
     pool = ProxyPool.from_modules(network(0), info=PoolInfo(space=CIFAR))
-    with pytest.raises(SpaceError, match="3 channels in an input space of 1"):
+    with pytest.raises(InputError, match="3 channels in an input space of 1"):
         pool.check(batch[0], InputSpace.unit(1))
-    with pytest.raises(SpaceError, match="1 channels against 3"):
+    with pytest.raises(InputError, match="1 channels against 3"):
         pool.prepare(images(2, 1, 4, 4), InputSpace.unit(1))
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((), ()), ((0.1,), (-1.0,))])
 def test_a_space_needs_a_mean_and_a_positive_std_per_channel(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    with pytest.raises(SpaceError, match="one positive std per channel"):
+    with pytest.raises(InputError, match="one positive std per channel"):
         InputSpace.normalized(mean, std)
 
 
 def test_a_space_survives_its_record() -> None:
     assert InputSpace.from_json(CIFAR.to_json()) == CIFAR
-    with pytest.raises(SpaceError, match=r"unknown kind.*'zca'"):
+    with pytest.raises(InputError, match=r"unknown kind.*'zca'"):
         InputSpace.from_json({"kind": "zca"})
 
 
@@ -438,7 +441,7 @@ def test_draws_come_from_the_given_generator_only(five: ProxyPool, untouched: No
 
 @pytest.mark.parametrize("count", [0, 6, -1])
 def test_more_proxies_than_there_are_cannot_be_drawn(five: ProxyPool, count: int) -> None:
-    with pytest.raises(PoolError, match=f"{count} different proxies from a pool of 5"):
+    with pytest.raises(ProxyError, match=f"{count} different proxies from a pool of 5"):
         five.draw(count, torch.Generator())
 
 
@@ -469,16 +472,16 @@ def test_of_takes_a_pool_a_network_several_and_a_folder(network: Networks, tmp_p
 
 @pytest.mark.parametrize("wrong", [None, 3, {}, torch.zeros(2)], ids=lambda value: type(value).__name__)
 def test_of_refuses_anything_else_by_its_type(wrong: object) -> None:
-    with pytest.raises(PoolError, match=f"got {type(wrong).__name__} as proxies, expected a ProxyPool"):
+    with pytest.raises(ProxyError, match=f"got {type(wrong).__name__} as proxies, expected a ProxyPool"):
         ProxyPool.of(wrong)
 
 
 def test_of_refuses_a_list_of_something_else(network: Networks) -> None:
     with pytest.raises(ProxyError, match=r"got dict as a proxy, expected a torch\.nn\.Module"):
         ProxyPool.of([network(0), {"weights": 1}])
-    with pytest.raises(PoolError, match="at least one proxy"):
+    with pytest.raises(ProxyError, match="at least one proxy"):
         ProxyPool.of([])
-    with pytest.raises(PoolError, match="found no folder"):
+    with pytest.raises(ProxyError, match="found no folder"):
         ProxyPool.of("nowhere/at-all")
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import Proxy, ProxyError, ProxyPool
+from ddplug import ProxyPool
 from ddplug.core.compiled import Compiled
 from ddplug.core.step import PieceByPiece
+from ddplug.errors import ProxyError
 from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.proxy import Proxy
 from ddplug.proxies.streaming import StreamedProxy
 from ddplug.terms import make
 from ddplug.terms.base import group

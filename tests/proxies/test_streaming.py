@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
-from ddplug import PoolError, ProxyPool
+from ddplug import ProxyPool
+from ddplug.errors import ProxyError
 from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.streaming import StreamedProxy
@@ -143,7 +144,7 @@ def test_a_damaged_file_is_refused_when_the_pool_is_opened(folder: Path, tmp_pat
     pool.save(tmp_path / "pool")
     last = tmp_path / "pool" / f"proxy_{COUNT - 1:03d}.safetensors"
     last.write_bytes(last.read_bytes()[:-1] + b"x")
-    with pytest.raises(PoolError, match="is not the file that the pool's header describes"):
+    with pytest.raises(ProxyError, match="is not the file that the pool's header describes"):
         ProxyPool.load(tmp_path / "pool", budget=1)
 
 
@@ -151,5 +152,5 @@ def test_a_file_that_goes_missing_in_use_is_said(folder: Path, tmp_path: Path) -
     ProxyPool.load(folder).save(tmp_path / "pool")
     pool = ProxyPool.load(tmp_path / "pool", budget=1)
     (tmp_path / "pool" / "proxy_002.safetensors").unlink()
-    with pytest.raises(PoolError, match="could not be read.*Did the pool's folder"):
+    with pytest.raises(ProxyError, match="could not be read.*Did the pool's folder"):
         pool.proxies[2](views())

@@ -13,6 +13,7 @@ import ddplug
 from ddplug.datasets.images import ImageData, load
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
+from ddplug.proxies.pool import PoolInfo
 from ddplug.proxies.pretrain import pretrain
 
 pytestmark = pytest.mark.numerical
@@ -34,7 +35,7 @@ def test_the_layer_converts_exactly(
 ) -> None:
     images, labels = batch
     theirs, ours = (NORMALIZED, whitening) if pool_is_whitened else (whitening, NORMALIZED)
-    pool = ddplug.ProxyPool.from_modules([network(7)], info=ddplug.PoolInfo(space=ours))
+    pool = ddplug.ProxyPool.from_modules([network(7)], info=PoolInfo(space=ours))
     by_hand = ddplug.ProxyPool.from_modules([network(7)])
     leaf, again = (images.clone().requires_grad_() for _ in range(2))
     ddplug.Regularizer(pool, 0.7, weighting="absolute", input_space=theirs)(leaf, labels).sum().backward()
@@ -45,15 +46,15 @@ def test_the_layer_converts_exactly(
 
 def test_a_mismatch_names_both_spaces(network: Callable[..., nn.Module], whitening: ZCASpace) -> None:
     other = torch.rand(99, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    pool = ddplug.ProxyPool.from_modules([network(7, size=8)], info=ddplug.PoolInfo(space=ZCASpace.fit(other, eps=1.0)))
+    pool = ddplug.ProxyPool.from_modules([network(7, size=8)], info=PoolInfo(space=ZCASpace.fit(other, eps=1.0)))
     views = other[:4].clone().requires_grad_()
     regularizer = ddplug.Regularizer(pool, 0.1, input_space=NORMALIZED)
     regularizer(views, torch.arange(4) % 2)  # per channel to ZCA is a conversion
     regularizer = ddplug.Regularizer(pool, 0.1, input_space=whitening)
-    with pytest.raises(ddplug.SpaceError, match=r"ZCA-whitened 3 x 4 x 4"):
+    with pytest.raises(ddplug.errors.InputError, match=r"ZCA-whitened 3 x 4 x 4"):
         regularizer(views, torch.arange(4) % 2)
-    grey = ddplug.ProxyPool.from_modules([network(7)], info=ddplug.PoolInfo(space=ddplug.InputSpace.unit(1)))
-    with pytest.raises(ddplug.SpaceError, match=r"from normalised by mean .* to \[0, 1\] x 1 channels"):
+    grey = ddplug.ProxyPool.from_modules([network(7)], info=PoolInfo(space=ddplug.InputSpace.unit(1)))
+    with pytest.raises(ddplug.errors.InputError, match=r"from normalised by mean .* to \[0, 1\] x 1 channels"):
         ddplug.CMI(grey, input_space=NORMALIZED)(views[..., :4, :4], torch.arange(4) % 2)
 
 
@@ -74,7 +75,7 @@ def test_a_whitened_pool_is_saved_with_its_matrices(tmp_path: Path) -> None:
     same = ddplug.CMI(loaded, input_space=plain.space)(plain.test_images[:50], labels).item()
     assert same == pytest.approx(values[0], rel=1e-3)
     (tmp_path / "pool" / "space.safetensors").unlink()
-    with pytest.raises(ddplug.PoolError, match=r"space\.safetensors.*is missing or is not"):
+    with pytest.raises(ddplug.errors.ProxyError, match=r"space\.safetensors.*is missing or is not"):
         ddplug.ProxyPool.load(tmp_path / "pool")
 
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddplug import HostError, InputError, ProxyPool, Regularizer, Relative
+from ddplug import ProxyPool, Regularizer, Relative
 from ddplug.cli.app import app
+from ddplug.errors import HostError, InputError
 from ddplug.hosting.layer import Layer
 from ddplug.hosting.script import Source, execute
 from ddplug.scripts.any_script import Unpatched, run_unpatched

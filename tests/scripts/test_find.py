@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ddplug import HostError, InputError
 from ddplug.cli.app import app
+from ddplug.errors import HostError, InputError
 from ddplug.scripts.any_script import Unpatched
 from ddplug.scripts.finding import Candidate, find
 from ddplug.scripts.trying import try_places

@@ -122,5 +122,5 @@ def test_underflowed_probabilities_have_logs(size: float) -> None:
 
 def test_a_class_without_real_images_is_refused() -> None:
     term = RealCentroids().against(Real(torch.randn(2, 5), groups_of(torch.arange(2))))
-    with pytest.raises(ddplug.InputError, match="no real images of class 2"):
+    with pytest.raises(ddplug.errors.InputError, match="no real images of class 2"):
         term(torch.randn(3, 5), groups_of(torch.arange(3)))

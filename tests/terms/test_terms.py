@@ -76,7 +76,7 @@ def test_it_is_attached_like_cmi(pool: ddplug.ProxyPool, batch: Batch) -> None:
         gradient(trainer.augment, batch)
         state = handle.state_dict()
     assert state["settings"]["term"] == "compactness"
-    with pytest.raises(ddplug.InputError, match="made with term 'compactness' .here 'cmi'."):
+    with pytest.raises(ddplug.errors.InputError, match="made with term 'compactness' .here 'cmi'."):
         ddplug.Regularizer(pool, 0.5).load_state_dict(state)
 
 
@@ -103,7 +103,7 @@ def test_a_term_that_is_not_made_up_of_classes_is_not_estimated_on_some(pool: dd
     class Whole(Term):
         label = "the whole"
 
-    with pytest.raises(ddplug.InputError, match="classes=2 lets some classes stand for all, but the whole"):
+    with pytest.raises(ddplug.errors.InputError, match="classes=2 lets some classes stand for all, but the whole"):
         ddplug.Regularizer(pool, term=Whole(), compute=ddplug.Compute(classes=2))
 
 
@@ -120,9 +120,9 @@ def test_too_few_images_are_told_of_by_the_term(pool: ddplug.ProxyPool, batch: B
 def test_terms_that_are_none(pool: ddplug.ProxyPool) -> None:
     assert {"cmi", "ncmi", "centralisation", "mim"} <= set(terms())
     for wrong in ("cim", toy(), 3):
-        with pytest.raises(ddplug.InputError, match="unknown term .*expected one of 'centralisation'"):
+        with pytest.raises(ddplug.errors.InputError, match="unknown term .*expected one of 'centralisation'"):
             ddplug.Regularizer(pool, term=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ddplug.InputError, match="already is a term named 'compactness'"):
+    with pytest.raises(ddplug.errors.InputError, match="already is a term named 'compactness'"):
         toy()
     with pytest.raises(NotImplementedError, match="has no __call__"):
         Term()(torch.zeros(1, 1), base.group(torch.zeros(1, dtype=torch.long), 1, "cpu"))

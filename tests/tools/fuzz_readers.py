@@ -29,6 +29,7 @@ from ddplug.lab.tune import CONFIRMED, _fresh_seed
 from ddplug.lab.upstream_host import Upstream
 from ddplug.networks.training import fit
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pool import PoolInfo
 from ddplug.proxies.pool_files import read_header
 from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
@@ -65,7 +66,7 @@ def small(seed: int = 0, **options: Any) -> nn.Module:
 
 
 def pool(space: Any = None, fingerprint: str | None = None) -> ddplug.ProxyPool:
-    info = ddplug.PoolInfo("mine", ("a", "b"), (1, 8, 8), space or InputSpace.normalized([0.3], [0.7]), fingerprint)
+    info = PoolInfo("mine", ("a", "b"), (1, 8, 8), space or InputSpace.normalized([0.3], [0.7]), fingerprint)
     return ddplug.ProxyPool.from_modules([small(0)], info=info)
 
 
@@ -216,9 +217,7 @@ def expert_buffer(folder: Path) -> Reader:
     torch.save([[[held.detach() for held in shot] for shot in expert] for expert in experts], path)
 
     def read() -> Any:
-        read = expert_buffers.read(
-            path, "ConvNetW8", classes=2, shape=(3, 8, 8), info=ddplug.PoolInfo(None, None, (3, 8, 8))
-        )
+        read = expert_buffers.read(path, "ConvNetW8", classes=2, shape=(3, 8, 8), info=PoolInfo(None, None, (3, 8, 8)))
         return [proxy.network.state_dict() for proxy in read]
 
     return Reader(path, read, ours=False)
@@ -273,7 +272,7 @@ def regularizer_state(folder: Path) -> Reader:
         try:
             state = torch.load(path, weights_only=True)
         except Exception as error:  # the host's own reading
-            raise ddplug.DataError(str(error)) from error
+            raise ddplug.errors.DataError(str(error)) from error
         before = repr(second.layer.state_dict())
         try:
             second.layer.load_state_dict(state)
@@ -457,7 +456,7 @@ def of_host(folder: Path) -> Any:
     """As `ddplug patch` uses them: checked, applied and taken out again."""
     table = checkout.table.__wrapped__(folder)  # which is read anew for every case
     if "ours" not in table:
-        raise ddplug.HostError("no such host")
+        raise ddplug.errors.HostError("no such host")
     spec = checkout.from_record("ours", table["ours"], (folder / "ours.patch").read_bytes())
     (folder / "loop.py").write_bytes(LOOP)
     changed = spec.apply(folder)

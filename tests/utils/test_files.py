@@ -18,14 +18,14 @@ from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
-from ddplug import DDPlugWarning, InputError, PoolInfo, ProxyPool, datasets
+from ddplug import DDPlugWarning, ProxyPool, datasets
 from ddplug.cli import app as cli
 from ddplug.core.figures import save_figure
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
-from ddplug.errors import FileError
+from ddplug.errors import FileError, InputError
 from ddplug.hosting import checkout as hosts
 from ddplug.hosting import expert_buffers as buffers
 from ddplug.hosting import idc_checkpoints as idcpools
@@ -39,6 +39,7 @@ from ddplug.lab.plan import Settings, arms
 from ddplug.lab.plot import labelled
 from ddplug.lab.run_store import Finished
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pool import PoolInfo
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pretrain
 from ddplug.utils.files import exclusive_lock, mode_of, replacing, user_path, write_json

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddplug import DataError, PoolError
+from ddplug.errors import DataError, ProxyError
 from ddplug.utils import records as r
 from ddplug.utils.reading import load_tensors
 
@@ -51,9 +51,9 @@ def test_what_is_allowed_and_what_is_not(name: str) -> None:
 def test_an_error_says_where(tmp_path: Path) -> None:
     check = r.entries({"nets": r.list_of(r.entries({"bytes": r.whole()}))})
     (tmp_path / "a.json").write_text(json.dumps({"nets": [{"bytes": 1}, {"bytes": "many"}]}))
-    with pytest.raises(PoolError, match=r"a\.json' cannot be read as a header \(nets\[1\]\.bytes: expected a whole "
+    with pytest.raises(ProxyError, match=r"a\.json' cannot be read as a header \(nets\[1\]\.bytes: expected a whole "
                        r"number from 0 to \d+, got 'many'\).* Copy it\.$"):  # fmt: skip
-        r.read_record(tmp_path / "a.json", check, "a header", "Copy it.", error=PoolError)
+        r.read_record(tmp_path / "a.json", check, "a header", "Copy it.", error=ProxyError)
 
 
 DEEP = {"list": "[" * 20_000, "closed": "[" * 900 + "]" * 900, "dictionaries": '{"a":' * 5000 + "1" + "}" * 5000}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddplug import DataError
+from ddplug.errors import DataError
 from ddplug.lab.records import read_json
 from ddplug.utils.files import write_json
 from ddplug.utils.reading import load_tensors, write_tensors
