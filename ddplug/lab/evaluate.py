@@ -96,7 +96,7 @@ def evaluate(
         keep: a JSON file in which finished runs are kept, and from which they are taken the next time.
         on_progress: told (architecture, epochs done, epochs in all, what the latest run scored).
 
-    Raises `InputError` for a set that does not fit the data, or runs kept with other settings, `InputError` if it is
+    Raises `InputError` for a set that does not fit the data, or runs kept with other settings, also if it is
     not known what the images mean, `ProxyError` for a pool of other data, and what `build` and `fit` raise.
     """
     names = [resolve(name) for name in architectures]

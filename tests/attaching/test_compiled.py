@@ -33,7 +33,7 @@ class Compilable(nn.Module):
 
 
 @pytest.mark.parametrize("compiled", ["trainer", "augmentation"])
-@pytest.mark.parametrize("options", [{}, {"views": "clean"}, {"augment": ddplug.augment.DSA("flip", flip=1.0)}])
+@pytest.mark.parametrize("options", [{}, {"augment": "none"}, {"augment": ddplug.augment.DSA("flip", flip=1.0)}])
 def test_compiled_modules(pool: ddplug.ProxyPool, batch: Batch, compiled: str, options: dict[str, Any]) -> None:
     gradients = []
     for plain in (True, False):

@@ -53,7 +53,7 @@ def test_what_cannot_be_printed(kind: str, monkeypatch: pytest.MonkeyPatch, pool
         bars.say("→")
     trainer_images = torch.randn(6, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([trainer_images], lr=0.1)
-    reg = ddplug.Regularizer(pool, 1.0, representation="logit", calibrate=1)
+    reg = ddplug.Regularizer(pool, 1.0, representation="logit", weighting=ddplug.Relative(1))
     for _ in range(3):
         optimizer.zero_grad()
         reg(trainer_images * 1, torch.tensor([0, 0, 1, 1, 2, 2])).square().sum().backward()
