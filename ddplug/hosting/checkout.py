@@ -67,7 +67,7 @@ class HostSpec:
         return f"git clone {self.url} && git -C {self.folder} checkout {self.commit}"
 
     def patched(self, repo: Path) -> dict[str, bytes]:
-        """The files of the patch with our lines, in memory; `PatchError` if it is not the right checkout."""
+        """The files of the patch with our lines, in memory; `HostError` if it is not the right checkout."""
         held = self.check(repo)
         already = [name for name, how in held.items() if how == "patched"]
         if already:
@@ -82,7 +82,7 @@ class HostSpec:
 
         Raises:
             HostError: `repo` is not a checkout of this host.
-            PatchError: a file is not the one the patch was made for; the message has the lines to insert by hand.
+            HostError: a file is not the one the patch was made for; the message has the lines to insert by hand.
         """
         held = self.states(repo)
         if len(set(held.values())) > 1:
@@ -117,7 +117,7 @@ class HostSpec:
     def apply(self, repo: Path) -> list[str]:
         """Patch the checkout, all files or none, and return the names of the changed files.
 
-        After an interrupted patching these are the remaining files. Raises `PatchError` if all are patched,
+        After an interrupted patching these are the remaining files. Raises `HostError` if all are patched,
         `InputError` if another process is patching this checkout.
         """
         with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():
@@ -127,7 +127,7 @@ class HostSpec:
             return self._change(repo, [name for name, how in held.items() if how == "clean"], self.patch.apply_text)
 
     def reverse(self, repo: Path) -> list[str]:
-        """Remove the patch from the files that have it, to the byte; their names. `PatchError` if no file has it."""
+        """Remove the patch from the files that have it, to the byte; their names. `HostError` if no file has it."""
         with exclusive_lock(repo / LOCK, repo) if repo.is_dir() else nullcontext():
             held = self.states(repo)
             if "patched" not in held.values():
@@ -146,7 +146,7 @@ def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
 
     Raises:
         HostError: the row or the patch is missing, or the row is not complete.
-        PatchError: the patch is invalid, or for other files than the row names.
+        HostError: the patch is invalid, or for other files than the row names.
     """
     known = table(patches)
     if name not in known:

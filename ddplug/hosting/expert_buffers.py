@@ -74,7 +74,7 @@ def architecture(model: str) -> Architecture:
 
 
 def files_in(path: Path) -> list[Path]:
-    """The buffer files in a folder, in the order of their numbers, or the one file; `PoolError` if there is none."""
+    """The buffer files in a folder, in the order of their numbers, or the one file; `ProxyError` if there is none."""
     if path.is_file():
         return [path]
     found = sorted(path.glob(FILES), key=lambda file: (len(file.name), file.name))
@@ -90,12 +90,12 @@ def files_in(path: Path) -> list[Path]:
 def load(path: Path) -> list[Expert]:
     """The experts of one file, left on disk until they are used; no code in the file is executed.
 
-    Raises `PoolError` for a file that cannot be read or has other contents.
+    Raises `ProxyError` for a file that cannot be read or has other contents.
     """
     advice = "Copy it again, or write it again with the host's buffer script."
     content = load_tensors(path, "expert buffer", "an expert buffer", advice, error=ProxyError, mmap=True)
     if not _is_buffer(content):
-        raise PoolError(
+        raise ProxyError(
             f"'{path}' is not an expert buffer: expected a list of experts, each a list of snapshots, each a list of "
             f"parameters, got {type(content).__name__}. Name a file {FILES} of the host's buffer script."
         )
@@ -104,7 +104,7 @@ def load(path: Path) -> list[Expert]:
 
 
 def check_moving(experts: Sequence[Expert], path: Path) -> None:
-    """Raise `PoolError` if all snapshots of an expert are equal, as in a buffer that was made without CUDA."""
+    """Raise `ProxyError` if all snapshots of an expert are equal, as in a buffer that was made without CUDA."""
     for number, snapshots in enumerate(experts):
         if len(snapshots) > 1 and _equal(snapshots[0], snapshots[-1]):
             raise ProxyError(
@@ -121,7 +121,7 @@ def split(given: str) -> tuple[Path, int]:
     if not hash_:
         return user_path(given), -1
     if not re.fullmatch(r"-?\d+", snapshot):
-        raise PoolError(
+        raise ProxyError(
             f"'{snapshot}' in 'buffer:{given}' is not a snapshot; expected a whole number such as #20 or #-1."
         )
     return user_path(path), int(snapshot)
@@ -141,7 +141,7 @@ def read(
         info: the pool's data.
 
     Raises:
-        PoolError: the buffer or the snapshot is missing, the file is damaged, or all snapshots are equal.
+        ProxyError: the buffer or the snapshot is missing, the file is damaged, or all snapshots are equal.
         ProxyError: the network is not `model`, is not known here, or has weights that are not finite.
     """
     kind = architecture(model)
@@ -168,7 +168,7 @@ def read_for_host(given: str, adapter: Names, args: Any, context: Mapping[str, A
     """The pool of `buffer:GIVEN` for a host; see `read`.
 
     Raises:
-        SpaceError: by the folder's name the experts are of whitened images, and the host's images are not whitened.
+        InputError: by the folder's name the experts are of whitened images, and the host's images are not whitened.
     """
     path, snapshot = split(given)
     folder = path if path.is_dir() else path.parent

@@ -48,7 +48,7 @@ def read_for_host(path: str, adapter: Names, args: Any, context: Mapping[str, An
     dataset = next((part for part in reversed(folder.parts) if _space(part)), adapter.setting(args)[1])
     space = _space(dataset)
     if space is None:
-        raise PoolError(
+        raise ProxyError(
             f"IDC trains no networks on {dataset}, so '{path}' cannot be used here; it knows {', '.join(SPACES)}."
         )
     fresh = getattr(adapter, "network", None) if "network" in context else None  # IDC itself is what runs
@@ -65,7 +65,7 @@ def read(folders: Sequence[Path], dataset: str, space: InputSpace, builder: Buil
         builder: makes a network of the host's own, for weights that fit none of ours.
 
     Raises:
-        PoolError: there are no checkpoints, a file has other contents, or the networks are for different data.
+        ProxyError: there are no checkpoints, a file has other contents, or the networks are for different data.
         ProxyError: neither ddplug nor `builder` makes such a network.
     """
     files = [file for folder in folders for file in checkpoints(folder)]
@@ -115,7 +115,7 @@ def weights(file: Path) -> dict[str, Tensor]:
         or not all(isinstance(value, Tensor) and not value.is_complex() for value in held.values())
         or not all(value.numel() for value in held.values())
     ):
-        raise PoolError(f"'{file}' has {type(held).__name__} instead of a state dict; expected a checkpoint of IDC.")
+        raise ProxyError(f"'{file}' has {type(held).__name__} instead of a state dict; expected a checkpoint of IDC.")
     return {str(name).removeprefix("module."): value for name, value in held.items()}
 
 

@@ -60,7 +60,7 @@ def _function(module: types.ModuleType, name: str) -> types.FunctionType:
         found = inspect.getattr_static(found, part, None)
     found = inspect.unwrap(getattr(found, "__func__", found)) if found is not None else None
     if not isinstance(found, types.FunctionType):
-        raise AttachError(f"{module.__name__} no longer has a function '{name}'; other code has replaced it.")
+        raise HostError(f"{module.__name__} no longer has a function '{name}'; other code has replaced it.")
     return found
 
 

@@ -49,7 +49,7 @@ class Patch:
     def apply_text(self, name: str, text: bytes) -> bytes:
         """`text` of file `name` with our lines; unchanged if the patch does not name the file.
 
-        Raises `PatchError` if the file is too short, or its line ends differ from those of our lines.
+        Raises `HostError` if the file is too short, or its line ends differ from those of our lines.
         """
         lines = _split(text)
         made: list[bytes] = []
@@ -70,7 +70,7 @@ class Patch:
         return b"".join(made + lines[done:])
 
     def reverse_text(self, name: str, text: bytes) -> bytes:
-        """`text` without our lines; `PatchError` unless all of them are in place."""
+        """`text` without our lines; `HostError` unless all of them are in place."""
         lines = _split(text)
         kept: list[bytes] = []
         done = shift = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ddplug.errors import PoolError
+from ddplug.errors import ProxyError
 from ddplug.hosting import expert_buffers, idc_checkpoints
 from ddplug.hosting.names import Names
 from ddplug.proxies.pool import ProxyPool, scheme_of
@@ -28,7 +28,7 @@ def resolve(given: str, adapter: Names, args: Any, context: Mapping[str, Any]) -
     if scheme is not None:
         if scheme not in SCHEMES:
             kinds = ", ".join(f"{name}:PATH" for name in SCHEMES)
-            raise PoolError(f"unknown kind of proxies '{scheme}:'; expected a pool's folder, or {kinds}.")
+            raise ProxyError(f"unknown kind of proxies '{scheme}:'; expected a pool's folder, or {kinds}.")
         pool = SCHEMES[scheme](given[len(scheme) + 1 :], adapter, args, context)
     elif given:
         pool = ProxyPool.load(given)

@@ -43,7 +43,7 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
         must: True if it is an error that the layer never acts.
 
     Raises:
-        HostError, PatchError: not the right checkout, a package is missing, or the layer never acted.
+        HostError: not the right checkout, a package is missing, or the layer never acted.
         HostError: the script failed; its own traceback is printed first.
         SystemExit: the script ended itself with an error, such as an unknown option, or was interrupted.
     """

@@ -304,10 +304,10 @@ class Strange:
 
 
 @pytest.mark.parametrize(("held", "error", "said"), [
-    (b"not a torch file", PoolError, "cannot be read as a torch file of weights alone"),
-    ({"state_dict": Strange()}, PoolError, "holds more than tensors"),
-    ([1, 2], PoolError, "list instead of a state dict"),
-    ({}, PoolError, "dict instead of a state dict"),
+    (b"not a torch file", ProxyError, "cannot be read as a torch file of weights alone"),
+    ({"state_dict": Strange()}, ProxyError, "holds more than tensors"),
+    ([1, 2], ProxyError, "list instead of a state dict"),
+    ({}, ProxyError, "dict instead of a state dict"),
     ({"block.weight": torch.ones(2)}, ProxyError, "its layers are block"),
     ({"layers.conv.0.weight": torch.ones(4, 1, 3, 3), "classifier.weight": torch.ones(10, 4 * 64)}, ProxyError,
      "not a network that ddplug can build"),  # one channel, 16 x 16: IDC pads it otherwise than ours

@@ -180,7 +180,7 @@ def test_a_snapshot_that_is_not_there(given: str, folder: Path) -> None:
 
 
 def test_a_snapshot_is_a_number(folder: Path) -> None:
-    with pytest.raises(PoolError, match="'last' in 'buffer:.*' is not a snapshot"):
+    with pytest.raises(ProxyError, match="'last' in 'buffer:.*' is not a snapshot"):
         read(f"{folder}#last")
 
 

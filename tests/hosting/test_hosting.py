@@ -34,7 +34,7 @@ from ddplug.hosting.checkout import HostSpec, from_record
 from ddplug.hosting.host import Host
 from ddplug.hosting.layer import Layer
 from ddplug.hosting.names import stacked
-from ddplug.proxies.pool import DeferredPool, scheme_of
+from ddplug.proxies.pool import DeferredPool, PoolInfo, scheme_of
 
 pytestmark = pytest.mark.numerical
 
@@ -503,7 +503,7 @@ def test_paper_weights_are_looked_up_by_the_hosts_own_options(pool: ProxyPool, t
         assert layer.regularizer is not None
         assert layer.regularizer.lam == 8000
         args.ipc = 20
-        with pytest.raises(ddplug.InputError, match="no weight for dm, cifar10, 20"):
+        with pytest.raises(ddplug.errors.InputError, match="no weight for dm, cifar10, 20"):
             hosting.start("dm", args, exp=0, space=([0.0] * 3, [1.0] * 3))
     hosting.save_all()
     assert not list(tmp_path.iterdir()), "nothing happened, nothing is written"
