@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ddplug.attaching.attach import Handle, attach
+from ddplug.attaching.attach import Augment, Handle, attach
 from ddplug.core.flags import keywords
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
@@ -97,7 +97,8 @@ class Own:
 
     def _attached(self, trainer: DistributionMatching, run: Run) -> Handle:
         options = self._options(run.arm, run.seed)
-        return attach(trainer, proxies=self.pool, augment="none" if run.arm.views == "clean" else "host", **options)
+        augment: Augment = "none" if run.arm.views == "clean" else "host"
+        return attach(trainer, proxies=self.pool, labels="labels", augment=augment, **options)
 
     def _options(self, arm: Arm, seed: int = 0) -> dict[str, Any]:
         """Return the regulariser's options of a run."""

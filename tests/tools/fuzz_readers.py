@@ -292,7 +292,7 @@ def running_checkpoint(folder: Path) -> Reader:
 
     def trained() -> tuple[DistributionMatching, Any]:
         trainer = own.trainer(0)
-        handle = attach(trainer, proxies=own.pool, **own._options(Arm(1.0)))
+        handle = attach(trainer, proxies=own.pool, labels="labels", **own._options(Arm(1.0)))
         return trainer, handle
 
     trainer, handle = trained()
