@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ddplug.errors import HostError, PatchError
+from ddplug.errors import HostError
 from ddplug.hosting.patch import Patch, State, clear, inside, parse, states, write_all
 from ddplug.utils.files import exclusive_lock, user_path
 from ddplug.utils.records import anything, check_record, dict_of, entries, flag, list_of, text
@@ -107,7 +107,7 @@ class HostSpec:
         other = [name for name, how in held.items() if how == "other"]
         if other:
             hand = "".join(self.patch.by_hand(name, self.places.get(name)) for name in other)
-            raise PatchError(
+            raise HostError(
                 f"{', '.join(other)} in '{repo}' is not the file that the patch was made for. "
                 f"Nothing was changed. Check out commit {self.commit} of {self.url}, or insert these lines by hand:\n"
                 f"{hand.rstrip()}"

@@ -96,7 +96,7 @@ class Patch:
 
 
 def parse(raw: bytes) -> Patch:
-    """Read a patch; `PatchError` for context, deletions or text after the second @@."""
+    """Read a patch; `HostError` for context, deletions or text after the second @@."""
     files: dict[str, tuple[Insertion, ...]] = {}
     lines = _split(raw)
     name: str | None = None
@@ -109,7 +109,7 @@ def parse(raw: bytes) -> Patch:
         if line.startswith(b"--- a/") and index < len(lines) and lines[index].startswith(b"+++ b/"):
             name, other = (header[6:].decode(errors="replace").rstrip("\r\n") for header in (line, lines[index]))
             if name != other or name in files:
-                raise PatchError(f"a patch of ours names each file once and renames none, got {name!r} and {other!r}.")
+                raise HostError(f"a patch of ours names each file once and renames none, got {name!r} and {other!r}.")
             files[name], shift = (), 0
             index += 1
             continue
@@ -150,10 +150,10 @@ def build(files: Mapping[str, tuple[Insertion, ...]]) -> bytes:
 
 
 def inside(root: Path, name: str) -> Path:
-    """The file `name` in `root`; `PatchError` if it is missing, or outside by `..` or a symbolic link."""
+    """The file `name` in `root`; `HostError` if it is missing, or outside by `..` or a symbolic link."""
     path = root / name
     if not path.is_file() or str(path.resolve()) != f"{root.resolve()}/{name}":
-        raise PatchError(f"'{root}' has no regular file {name}, without symbolic links; is it the right repository?")
+        raise HostError(f"'{root}' has no regular file {name}, without symbolic links; is it the right repository?")
     return path
 
 
