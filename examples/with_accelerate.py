@@ -59,7 +59,9 @@ def distil(weight: float) -> None:
             optimizer.step()  # after the block, at whose end CMI's gradient arrives
             optimizer.zero_grad()
     else:
-        with ddplug.attach(optimizer, weight, proxies=proxy, labels=labels, representation="logit") as handle:
+        with ddplug.attach(
+            optimizer, weight, proxies=proxy, labels=labels, augment="none", representation="logit"
+        ) as handle:
             regularizer = handle.regularizer
             for _ in range(args.steps):
                 for classes in halves:

@@ -27,7 +27,7 @@ data = datasets.load("digits")
 torch.manual_seed(0)
 proxy = networks.build("convnet", num_classes=10, channels=1, size=[8, 8], width=16)
 training.fit(proxy, data.train_images, data.train_labels, epochs=5, lr=0.05, batch_size=64, seed=0)
-options = {"proxies": proxy, "space": "logit"}  # logits say more than the features of so small a network
+options = {"proxies": proxy, "representation": "logit"}  # logits say more than the features of so small a network
 measure = ddplug.CMI(proxy, "logit")
 real = torch.stack([data.train_images[data.train_labels == c].mean(0) for c in range(10)])
 
@@ -52,12 +52,12 @@ class Distillation(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD([self.images], lr=0.5)
         if args.at == "configure":
-            self.handle = ddplug.attach(optimizer, self.weight, labels=self.labels, **options)
+            self.handle = ddplug.attach(optimizer, self.weight, labels=self.labels, augment="none", **options)
         return optimizer
 
     def on_fit_start(self) -> None:
         if args.at == "fit":  # self.optimizers() is a LightningOptimizer by now
-            self.handle = ddplug.attach(self.optimizers(), self.weight, labels=self.labels, **options)
+            self.handle = ddplug.attach(self.optimizers(), self.weight, labels=self.labels, augment="none", **options)
 
 
 for weight in (0, args.weight):

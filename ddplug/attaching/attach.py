@@ -28,6 +28,7 @@ from ddplug.attaching.places import ImagesGiven, On, Place, find_place
 from ddplug.choices import Inner
 from ddplug.core.figures import plot_history
 from ddplug.core.history import History
+from ddplug.core.options import Views
 from ddplug.core.regularizer import Options, Regularizer
 from ddplug.core.watch import Watch, count_steps
 from ddplug.errors import HostError
@@ -157,9 +158,10 @@ def attach(
     """Regularise the synthetic images of `trainer` by CMI, from now until `detach()`.
 
     Args:
-        trainer: an object or module with an augmentation or a loss as a method, function or submodule, compiled or not;
-            an imported script that has such functions; the torch optimizer that holds the synthetic images, alone or as
-            Accelerate or Lightning wrap it; or a host that an adapter knows.
+        trainer: a host that an adapter knows; an object or module with an augmentation or a loss as a method, function
+            or submodule, compiled or not; an imported script that has such functions; an object that holds the
+            synthetic images, which some optimizer steps; or that optimizer, alone or as Accelerate or Lightning wrap
+            it. They are looked for in this order.
         weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
             (but for an augmentation that is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
@@ -175,7 +177,9 @@ def attach(
             trainer holds under a usual name, else the label argument of the callable.
         augment: "host" regularises the views that the trainer's augmentation makes, "none" the images before it.
             "kornia" puts `ddplug.augment.DSA()` in the place of the trainer's augmentation, a DSA puts that one there:
-            the real batch, the synthetic batch and the regulariser then share one draw per iteration.
+            the real batch, the synthetic batch and the regulariser then share one draw per iteration. Attached to an
+            optimizer, the regulariser makes one view of each image by itself, by `DSA()` or the DSA given; "none"
+            takes the images as they are.
         data: the host's real data: proxies are trained on them if there are none, their normalisation is taken for
             the views', proxies of other data are refused, and a term that compares with real images takes a sample of
             them where the host's own batch does not pass the place that is attached to. Whatever
@@ -193,15 +197,22 @@ def attach(
     compiled, trainer = trainer, original(trainer)
     known = registry.find(trainer) if at is None else None
     replacement = _replacement(augment, options.get("seed", 0))
+    real = RealData(None if known else trainer, data, options.get("input_space"))
     if known:
         _configure(known, augment, inner)
-        place: Place = f"host {known[0]}", partial(known[1].install, trainer)
+        place = Place(f"host {known[0]}", partial(known[1].install, trainer))
     else:
         place = find_place(
             trainer, at=at, on=on, images=images, labels=labels, views="clean" if augment == "none" else "host",
-            augment=replacement,
+            augment=replacement, shape=real.shape if weight != 0 else None,
         )  # fmt: skip
-    real = RealData(None if known else trainer, data, options.get("input_space"))
+    if place.own_views:
+        replacement = None
+        if augment != "none":
+            from ddplug.augment.dsa import DSA
+
+            own = augment if isinstance(augment, DSA) else DSA(seed=options.get("seed", 0))
+            options.setdefault("views", Views(1, own))
     pool = _proxies(proxies, real, weight, options.get("record", False), bool(known))
     regularizer = Regularizer(pool, weight, **options)
     regularizer.real.sample_from(real.images)
@@ -210,18 +221,22 @@ def attach(
     if regularizer.input_space is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
     # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
-    where, install = place
+    where = place.where
     idle = not regularizer.active and replacement is None and not known
     regularizer.watch.where = where
     regularizer.watch.expects_action = weight != 0
-    undo = _nothing_to_undo if idle else install(regularizer)
+    undo = _nothing_to_undo if idle else place.install(regularizer)
     if compiled is not trainer and isinstance(trainer, torch.nn.Module) and not idle:
         undo = _compiling_anew(undo)
     if weight != 0:
         undo = _counting_steps(trainer, regularizer.watch, undo)
     handle = Handle(regularizer, where, undo, labels if isinstance(labels, one_class_per_call) else None)
     try:
-        images = f"; real data {real.where}, {real.space}" if real.where and regularizer.active else ""
+        images = (
+            f"; real data {real.where}, {real.space or 'of unknown normalisation'}"
+            if real.where and regularizer.active
+            else ""
+        )
         regularizer.announce(f"ddplug: attached to {where}, weight {weight}, {regularizer.pool}{images}")
     except BaseException:
         regularizer.watch.expect("never acts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from torch import Tensor
 from torch.utils.data import Subset
 
 from ddplug.datasets.images import ImageData, as_image_data
@@ -51,13 +52,27 @@ class RealData:
         return given.space if given is not None else own
 
     @cached_property
-    def _own_space(self) -> AnySpace | None:
+    def shape(self) -> tuple[int, ...] | None:
+        """(c, h, w) of one image; None if there are no data."""
+        given = self.known or self._given
+        if given is not None:
+            return given.shape
+        return None if self._few is None else tuple(self._few.shape[1:])
+
+    @cached_property
+    def _few(self) -> Tensor | None:
+        """Some images of the data that hang on the trainer."""
         if self._sets is None:
             return None
         train = self._sets.train
-        few = (train[0], train[1]) if isinstance(train, tuple) else Subset(train, range(min(LOOKED_AT, len(train))))
-        images, _ = checked(*gathered(few), "training")
-        return fitting(space_of(train), images)
+        few = train if isinstance(train, tuple) else Subset(train, range(min(LOOKED_AT, len(train))))
+        return checked(*gathered(few), "training")[0]
+
+    @cached_property
+    def _own_space(self) -> AnySpace | None:
+        if self._sets is None or self._few is None:
+            return None
+        return fitting(space_of(self._sets.train), self._few)
 
     @cached_property
     def _found(self) -> ImageData | None:

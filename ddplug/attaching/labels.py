@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,8 +164,8 @@ class LabelReader:
     def _of_host(self, count: int) -> Tensor | None:
         """The host's labels of all rows: the integers that it holds under the name of labels."""
         if self._found is not None:
-            held = self._host.get(self._found)
-            if isinstance(held, Tensor) and held.shape == (count,) and held.dtype in INTEGERS:
+            held = class_numbers(self._host.get(self._found))
+            if held is not None and len(held) == count:
                 return held
         self._found, found = chosen_labels(self._host.items(), count, self._where)
         return found
@@ -205,16 +206,17 @@ def chosen_labels(named: Iterable[tuple[str, Any]], count: int, where: str) -> t
     """The labels of `count` images among what a host holds, and their name; `HostError` if several differ."""
     found: list[tuple[str, Tensor]] = []
     for name, value in named:
-        if not isinstance(value, Tensor) or not LIKE_LABELS.search(name.rpartition(".")[2]):
+        if not LIKE_LABELS.search(name.rpartition(".")[2]):
             continue
-        if value.ndim == 2 and len(value) == count and value.is_floating_point() and value.shape[1] > 1:
+        if isinstance(value, Tensor) and value.ndim == 2 and len(value) == count and value.is_floating_point():
             raise HostError(
                 f"'{name}' {tuple(value.shape)} may be soft labels of the {count} synthetic images at {where}, and CMI "
                 "needs class numbers. Pass labels=, a tensor of shape "
                 f"({count},), one class for each image."
             )
-        if value.shape == (count,) and value.dtype in INTEGERS:
-            found.append((name, value))
+        numbers = class_numbers(value)
+        if numbers is not None and len(numbers) == count:
+            found.append((name, numbers))
     if not found:
         return None, None
     synthetic = [each for each in found if "syn" in each[0].lower()] or found
@@ -237,7 +239,9 @@ def require_labels(signature: inspect.Signature | None, labels: Labels | None, h
         held = host.get(labels)
         if isinstance(held, Tensor | Sequence):
             return
-    elif any(_integers(value) and LIKE_LABELS.search(held.rpartition(".")[2]) for held, value in host.items()):
+    elif any(
+        class_numbers(value) is not None and LIKE_LABELS.search(held.rpartition(".")[2]) for held, value in host.items()
+    ):
         return
     raise HostError(
         f"no labels for '{name}{signature or ''}': looked for {labels or ', '.join(LABELS)} among its arguments "
@@ -270,6 +274,15 @@ def spread(labels: Any, count: int, source: str) -> Tensor:
 def argument_of(signature: inspect.Signature | None, names: tuple[str, ...]) -> str | None:
     """The first of `names` that is a parameter."""
     return next((name for name in names if signature is not None and name in signature.parameters), None)
+
+
+def class_numbers(value: object) -> Tensor | None:
+    """Class numbers (n,) that a tensor, an array or a list holds; None for anything else."""
+    if isinstance(value, list | tuple) and value and all(type(each) is int for each in value):
+        return torch.tensor(value)
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
+        return torch.from_numpy(value.astype(np.int64))
+    return value if isinstance(value, Tensor) and _integers(value) else None
 
 
 def _integers(value: object) -> bool:

@@ -9,7 +9,7 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ from ddplug.attaching.labels import (
     argument_of,
     label_argument,
     require_labels,
-    spread,
 )
+from ddplug.attaching.stepped import Shape, of_optimizer, of_trainer
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import DDPlugError, HostError
 
@@ -42,7 +42,16 @@ Views = Literal["host", "clean"]
 ImagesGiven = str | Tensor | Sequence[Tensor] | None
 """What `attach(images=...)` takes: the synthetic images, or the name of an argument or attribute."""
 
-Place = tuple[str, Callable[[Regularizer], Undo]]
+
+class Place(NamedTuple):
+    """A place for the regulariser."""
+
+    where: str
+    """Its description."""
+    install: Callable[[Regularizer], Undo]
+    """Puts the regulariser there, and returns what takes it out."""
+    own_views: bool = False
+    """True if the host's views do not pass it, so that the regulariser makes some."""
 
 
 def find_place(
@@ -54,8 +63,12 @@ def find_place(
     labels: Labels | None = None,
     views: Views = "host",
     augment: Callable[[Tensor], Tensor] | None = None,
+    shape: Shape | None = None,
 ) -> Place:
-    """The place that `attach`'s arguments mean, by name and ready to install; `HostError` if there is none."""
+    """The place that `attach`'s arguments mean, by name and ready to install; `HostError` if there is none.
+
+    `shape` is (c, h, w) of the real images, if it is known.
+    """
     if isinstance(trainer, type):
         raise HostError(
             f"got the class {trainer.__name__}, expected an instance of it or a module: attach once it is made."
@@ -65,9 +78,8 @@ def find_place(
     if views not in get_args(Views):
         raise HostError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
     if isinstance(trainer, Optimizer):
-        if augment is not None:
-            raise HostError("an optimizer has no augmentation to replace; attach to the trainer, at='augment'.")
-        return _optimizer_place(trainer, labels)
+        where, stepped = of_optimizer(trainer, labels)
+        return Place(where, stepped.install, own_views=True)
     if at is not None:
         owner, name = resolve(trainer, at)
         on = on or ("argument" if name in LOSSES or images is not None else "output")
@@ -85,6 +97,9 @@ def find_place(
                 problems.append(f"  {name}: not taken, as there is an augmentation; at='{name}' if it sees the images")
                 continue
             return place
+    if (stepped_images := of_trainer(Held(trainer), labels, shape)) is not None:
+        where, stepped = stepped_images
+        return Place(where, stepped.install, own_views=True)
     kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__
     found = "\n".join(problems) if problems else f"  none of these; it has: {', '.join(callables(trainer)) or 'none'}"
     raise HostError(
@@ -118,7 +133,7 @@ def _callable_place(
             "to the augmentation (at='augment'), or to the optimizer of the images for clean ones."
         )
     if on == "output" and augment is None and views == "host":
-        return where, lambda regularizer: intercept(owner, name, after=partial(layer.on_result, regularizer))
+        return Place(where, lambda regularizer: intercept(owner, name, after=partial(layer.on_result, regularizer)))
 
     # Everything else has to do with the images that go in: as a loss's argument, unaugmented, or to be augmented by us.
     argument = parameter or argument_of(signature, IMAGES)
@@ -133,7 +148,7 @@ def _callable_place(
         return bound.args, bound.kwargs
 
     if augment is None:
-        return where, lambda regularizer: intercept(owner, name, before=partial(before, regularizer))
+        return Place(where, lambda regularizer: intercept(owner, name, before=partial(before, regularizer)))
 
     def instead(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         clean: Tensor = signature.bind(*args, **kwargs).arguments[argument]
@@ -141,7 +156,7 @@ def _callable_place(
             return augment(layer.on_images(regularizer, clean, args, kwargs))
         return layer.on_images(regularizer, clean, args, kwargs, augment(clean))
 
-    return where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer))
+    return Place(where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer)))
 
 
 def _named_images(host: Held, images: Any) -> list[Tensor]:
@@ -262,104 +277,3 @@ def _argument_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | 
     if len(needing) > 1:
         return None
     return next(iter(needing or batches), None)
-
-
-def _optimizer_place(optimizer: Optimizer, labels: Labels | None) -> Place:
-    """The clean images: CMI's gradient is added to theirs just before each step."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    leaves = _images_of(optimizer, [p for p in held if p.requires_grad])
-    images = sum(len(leaf) for leaf in leaves)
-    if labels is None or isinstance(labels, str):
-        raise HostError(
-            f"an optimizer does not know the labels of its {images} images; pass labels= as a tensor of shape "
-            f"({images},), in the order of its tensors, or a function from the images to it."
-        )
-    if getattr(optimizer, "__ddplug_attached__", False):
-        raise HostError("ddplug is already attached to this optimizer; detach() that handle first.")
-
-    def add(regularizer: Regularizer) -> None:
-        """Add CMI's gradient to the host's, which is complete."""
-        shared = regularizer.processes.pooled
-        # Those that it holds now: hosts replace their images, and add groups.
-        leaves = _images_of(optimizer, [p for group in optimizer.param_groups for p in group["params"]])
-        if all(leaf.grad is None for leaf in leaves) and not shared:
-            return
-        every = torch.cat([leaf.detach() for leaf in leaves])
-        given = spread(labels(every) if callable(labels) else labels, len(every), "those given as labels=")
-        grad = torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
-        # Hosts that step one class at a time leave the others' gradient at zero: those images are not in this round.
-        rows = grad.flatten(1).ne(0).any(1)
-        if not rows.any() and not shared:  # else the round may be of other processes' images
-            rows = torch.ones_like(rows)
-        # Fused optimizers are given the scaled gradient, and undo the scaling themselves; maximising ones ascend.
-        scale = getattr(optimizer, "grad_scale", None)
-        factor = (1.0 if scale is None else float(scale)) * (-1.0 if _maximizes(optimizer, leaves[0]) else 1.0)
-        extra = regularizer.added(every[rows], given.to(rows.device)[rows], grad[rows] / factor)
-        if extra is not None:
-            added = torch.zeros_like(grad)
-            added[rows] = extra * factor
-            with torch.no_grad():
-                for leaf, part in zip(leaves, torch.split(added, [len(leaf) for leaf in leaves]), strict=True):
-                    if leaf.grad is not None:
-                        leaf.grad += part
-
-    def before_step(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if not regularizer.active:
-            return None
-        # Lightning steps with a closure, always; the gradient is made inside, so it is added to when that returns.
-        if callable(closure := kwargs.get("closure")):
-            return args, {**kwargs, "closure": _then(closure, partial(add, regularizer))}
-        if len(args) > 1 and callable(args[1]):  # the first is the optimizer itself
-            return (args[0], _then(args[1], partial(add, regularizer)), *args[2:]), kwargs
-        add(regularizer)
-        return None
-
-    def install(regularizer: Regularizer) -> Undo:
-        optimizer.__dict__["__ddplug_attached__"] = True
-        hook = optimizer.register_step_pre_hook(lambda _, args, kwargs: before_step(regularizer, args, kwargs))
-
-        def undo() -> None:
-            hook.remove()
-            optimizer.__dict__.pop("__ddplug_attached__", None)
-
-        return undo
-
-    of = f"images {tuple(leaves[0].shape)}" if len(leaves) == 1 else f"{images} images in {len(leaves)} tensors"
-    return f"{type(optimizer).__name__} of {of}", install
-
-
-def _images_of(optimizer: Optimizer, tensors: list[Tensor]) -> list[Tensor]:
-    """Those of `tensors` that are the synthetic images of `optimizer`; `HostError` if it holds others, too."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    leaves = [p for p in tensors if p.ndim == 4]
-    if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
-        raise HostError(
-            f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
-            f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
-            "optimizer of the images."
-        )
-    return leaves
-
-
-def _then(closure: Callable[[], Any], add: Callable[[], None]) -> Callable[[], Any]:
-    """The closure of one step, followed by `add`; `HostError` if the optimizer asks for it once more."""
-    evaluations = 0
-
-    def evaluated() -> Any:
-        nonlocal evaluations
-        evaluations += 1
-        if evaluations > 1:
-            raise HostError(
-                "this optimizer evaluates its closure several times a step, as LBFGS does to search along a line, and "
-                "would compare losses that CMI is no part of. Take one that evaluates it once (SGD, Adam, ...), or add "
-                "CMI to the loss: ddplug.CMI."
-            )
-        result = closure()
-        add()
-        return result
-
-    return evaluated
-
-
-def _maximizes(optimizer: Optimizer, leaf: Tensor) -> bool:
-    return any(group.get("maximize") for group in optimizer.param_groups if any(p is leaf for p in group["params"]))

@@ -43,8 +43,8 @@ class Estimator:
         draw: proxies per estimate, averaged over.
         classes: classes per estimate, drawn anew each time, scaled so that the mean over all draws is the term of
             all of them; None for all.
-        views_per_image: further views of every image that the estimate is made on; 1 for the images themselves.
-        view: what makes such a view.
+        views_per_image: views of every image that the estimate is made on.
+        view: function that makes such a view; None for the images themselves.
         seed: of our own generators, the only ones drawn from.
         processes: those whose images the term is of.
         real: where a term that compares with real images gets them.
@@ -108,7 +108,7 @@ class Estimator:
         groups, images = self._groups(views, labels)
         with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
             wide = views if views.dtype == torch.float64 else views.float()
-            seen = self._further_views(wide) if self.views_per_image > 1 and len(wide) else wide
+            seen = self._further_views(wide) if self.view is not None and len(wide) else wide
             compared = self._compared(wide, labels, offered)
             values = [self.step.value(proxy, seen, groups, compared) for proxy in self._drawn()]
         return Estimate(torch.stack(values).mean(), None, images, groups)
@@ -156,7 +156,7 @@ class Estimator:
         groups, images = self._groups(views, labels)
         drawn = self._drawn()
         compared = self._compared(views, labels, offered)
-        augment = self._further_views if self.views_per_image > 1 and len(views) else None
+        augment = self._further_views if self.view is not None and len(views) else None
         found = cmi_gradient(drawn, views, groups, self.step, augment, compared, measured=measured)
         return Estimate(*found, images, groups)
 
@@ -173,7 +173,7 @@ class Estimator:
         if self.objective.keeps_real:  # the same in all processes, and needed on the device once for each proxy
             return given.images, group(given.labels, len(given.images), views.device)
         images = given.images.to(views.device, views.dtype if views.dtype == torch.float64 else torch.float32)
-        if self.views_per_image > 1 and self.view is not None and len(images):
+        if self.view is not None and len(images):
             with torch.no_grad():
                 images = self.view(images)
         every, _ = self.processes.gather(given.labels)

@@ -125,16 +125,17 @@ def paper(host: str, dataset: str, ipc: int) -> Absolute:
 
 @dataclass(frozen=True)
 class Views:
-    """Further views of every image that passes, newly made in each round, which CMI is estimated on.
+    """Views of every image that passes, newly made in each round, which CMI is estimated on.
 
-    CMI so means something at one image per class, and is less noisy elsewhere.
+    With several, CMI means something at one image per class, and is less noisy elsewhere.
 
     Args:
-        count: views of each image; 1 for what passes itself.
-        make: what makes such a view, (n, c, h, w) to (n, c, h, w), differentiable; None for `ddplug.augment.DSA`.
+        count: views of each image. 1 without `make` is the image as it passes.
+        make: function that makes a view, (n, c, h, w) to (n, c, h, w), differentiable; by default
+            `ddplug.augment.DSA` for several views.
 
     Raises:
-        InputError: `count` is no whole number >= 1, or `make` is given although no further view is made.
+        InputError: `count` is no whole number >= 1.
     """
 
     count: int = 1
@@ -142,8 +143,6 @@ class Views:
 
     def __post_init__(self) -> None:
         check_count("views", self.count)
-        if self.count == 1 and self.make is not None:
-            raise InputError("Views(1, make) makes no further views, so it does not use `make`; give 2 views or more.")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ LAM = 0.7
 
 
 def attach(trainer: object, pool: ddplug.ProxyPool, **options: Any) -> ddplug.Handle:
+    """Attach with lambda given, to the clean images of an optimizer, so that all has a simple reference."""
     settings = {"weighting": "absolute", "announce": lambda line: None, **options}
+    if hasattr(trainer, "param_groups"):  # an optimizer, alone or wrapped
+        settings.setdefault("augment", "none")
     return ddplug.attach(trainer, LAM, proxies=pool, **settings)
 
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.numerical
 Batch = tuple[Tensor, Tensor]
 LAM, STEPS = 0.7, 3
 OPTIONS: dict[str, Any] = {"weighting": "absolute", "announce": lambda line: None}
+CLEAN: Any = {**OPTIONS, "augment": "none"}
 
 
 def by_hand(batch: Batch, cmi: Callable[[Tensor, Tensor], Tensor], scale: float) -> Tensor:
@@ -48,7 +49,7 @@ def accelerated(batch: Batch, how: str, proxies: object, weight: float) -> Tenso
             optimizer.zero_grad()
         assert layer.rounds == (STEPS if weight else 0)
         return leaf.detach()
-    handle = ddplug.attach(optimizer, weight, proxies=proxies, labels=labels, **OPTIONS) if how == "optimizer" else None
+    handle = ddplug.attach(optimizer, weight, proxies=proxies, labels=labels, **CLEAN) if how == "optimizer" else None
     for _ in range(STEPS):
         for half in halves:
             with accelerator.accumulate():
@@ -102,7 +103,9 @@ def lightened(batch: Batch, how: str, proxies: object, weight: float, passes: in
 
         def on_fit_start(self) -> None:
             if how in ("optimizer", "manual"):
-                self.handle = ddplug.attach(self.optimizers(), weight, proxies=proxies, labels=self.labels, **OPTIONS)
+                self.handle = ddplug.attach(
+                    self.optimizers(), weight, proxies=proxies, labels=self.labels, augment="none", **OPTIONS
+                )
 
     module = Module()
     if how == "module":

@@ -113,8 +113,6 @@ def test_views_that_cannot_be_had(pool: ddplug.ProxyPool, batch: Batch) -> None:
     ):
         with pytest.raises(ddplug.errors.HostError, match=says):
             attach(trainer, pool, **options)  # type: ignore[arg-type]
-    with pytest.raises(ddplug.errors.HostError, match="an optimizer has no augmentation"):
-        attach(trainer.optimizer, pool, labels=batch[1], augment="kornia")
 
 
 def test_views_per_image_at_one_image_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None:

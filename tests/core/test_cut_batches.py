@@ -490,7 +490,9 @@ def test_recording_cuts_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
 def test_a_step_is_the_round_of_an_optimizer(pool: ddplug.ProxyPool, batch: Batch) -> None:
     leaf = batch[0].clone().requires_grad_()
     optimizer = torch.optim.SGD([leaf], lr=0.1)
-    with ddplug.attach(optimizer, 0.7, proxies=pool, labels=batch[1], announce=lambda line: None) as handle:
+    with ddplug.attach(
+        optimizer, 0.7, proxies=pool, labels=batch[1], augment="none", announce=lambda line: None
+    ) as handle:
         leaf.square().sum().backward()
         with pytest.raises(ddplug.errors.InputError, match="so the step is the round"), handle.round():
             optimizer.step()

@@ -252,7 +252,7 @@ def test_a_trainers_scaler_is_not_taken_without_a_word(pool: ddplug.ProxyPool, b
 def test_an_optimizers_gradient_is_unscaled_when_it_steps(pool: ddplug.ProxyPool, batch: Batch) -> None:
     leaf = batch[0].clone().requires_grad_()
     optimizer, used = torch.optim.SGD([leaf], lr=0.1), scaler()
-    with ddplug.attach(optimizer, 0.7, proxies=pool, labels=batch[1], announce=lambda line: None):
+    with ddplug.attach(optimizer, 0.7, proxies=pool, labels=batch[1], augment="none", announce=lambda line: None):
         used.scale((leaf * 9).square().sum()).backward()
         used.step(optimizer)
 

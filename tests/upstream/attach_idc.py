@@ -16,6 +16,7 @@ import drive
 import numpy as np
 import torch
 
+import ddplug
 from ddplug.hosting.script import CudaOnCpu, old_names
 
 
@@ -38,7 +39,7 @@ def main() -> None:
 
         os.makedirs(args.save_dir, exist_ok=True)
         code = condense.condense.__code__
-        handle = drive.attached(condense, options)
+        handle = ddplug.attach(condense, **json.loads(options))
         try:
             condense.condense(args, Logger(args.save_dir))
         finally:

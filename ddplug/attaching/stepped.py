@@ -1,0 +1,262 @@
+"""Regularisation where an optimizer steps the synthetic images: CMI's gradient is added just before each step.
+
+Any loop has such a place, whatever its loss and its augmentation look like. The host's views do not pass it, so the
+regulariser makes views of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ddplug.attaching.held import Held
+from ddplug.attaching.hooks import Arguments, Undo
+from ddplug.attaching.images import leaves_in
+from ddplug.attaching.labels import Labels, chosen_labels, spread
+from ddplug.attaching.rows import lead
+from ddplug.core.regularizer import Regularizer
+from ddplug.errors import HostError
+
+Shape = tuple[int, ...]
+
+
+class Found(NamedTuple):
+    """Synthetic images that a trainer holds, and their labels, both by name."""
+
+    images: str
+    labels: str | None
+    leaves: list[Tensor]
+
+
+class Stepped:
+    """The synthetic images that an optimizer steps.
+
+    Args:
+        leaves: returns the leaf tensors that they are now, as hosts replace them.
+        labels: returns their labels (n,) now, given the images (n, c, h, w).
+        shape: (c, h, w) of one image, for leaves in which images are flat.
+        optimizer: the one that steps them; None for every optimizer that holds one of the leaves.
+    """
+
+    def __init__(
+        self,
+        leaves: Callable[[], list[Tensor]],
+        labels: Callable[[Tensor], Any],
+        shape: Shape | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        self._leaves, self._labels, self._shape, self._optimizer = leaves, labels, shape, optimizer
+
+    def install(self, regularizer: Regularizer) -> Undo:
+        """Put the regulariser before the steps of the images; returns what takes it out."""
+
+        def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+            if not regularizer.active or not self._steps(optimizer):
+                return None
+            add = partial(self._add, regularizer, optimizer)
+            # Lightning steps with a closure, always; the gradient is made inside, so it is added to when that returns.
+            if callable(closure := kwargs.get("closure")):
+                return args, {**kwargs, "closure": _then(closure, add)}
+            if len(args) > 1 and callable(args[1]):  # the first is the optimizer itself
+                return (args[0], _then(args[1], add), *args[2:]), kwargs
+            add()
+            return None
+
+        if self._optimizer is None:
+            return register_optimizer_step_pre_hook(before_step).remove
+        optimizer = self._optimizer
+        optimizer.__dict__[_MARK] = True
+        hook = optimizer.register_step_pre_hook(before_step)
+
+        def undo() -> None:
+            hook.remove()
+            optimizer.__dict__.pop(_MARK, None)
+
+        return undo
+
+    def _steps(self, optimizer: Optimizer) -> bool:
+        if self._optimizer is not None:
+            return True
+        ids = {id(leaf) for leaf in self._leaves()}
+        return any(id(held) in ids for group in optimizer.param_groups for held in group["params"])
+
+    def _images(self, leaf: Tensor, shape: Shape | None) -> Tensor:
+        """Images (n, c, h, w) of one leaf, which may be flat, or have more dimensions before the channels."""
+        shape = tuple(leaf.shape[-3:]) if leaf.ndim > 3 else shape
+        if shape is None or leaf.numel() != math.prod(lead(leaf)) * math.prod(shape):
+            raise HostError(
+                f"the leaf {tuple(leaf.shape)} that the optimizer steps holds no images of shape {shape}, as the real "
+                "data have. If images are made of it, attach to what makes them: at='NAME' of that method or module."
+            )
+        return leaf.reshape(-1, *shape)
+
+    def _add(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
+        """Add CMI's gradient to the host's, which is complete."""
+        leaves, shared = self._leaves(), regularizer.processes.pooled
+        if all(leaf.grad is None for leaf in leaves) and not shared:
+            return
+        shape = self._shape or regularizer.pool.info.shape
+        every = torch.cat([self._images(leaf.detach(), shape) for leaf in leaves])
+        labels = spread(self._labels(every), len(every), "those of the images")
+        grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        grad = torch.cat([self._images(each, shape) for each in grads])
+        # Hosts that step one class at a time leave the others' gradient at zero: those images are not in this round.
+        rows = grad.flatten(1).ne(0).any(1)
+        if not rows.any() and not shared:  # else the round may be of other processes' images
+            rows = torch.ones_like(rows)
+        # Fused optimizers are given the scaled gradient, and undo the scaling themselves; maximising ones ascend.
+        scale = getattr(optimizer, "grad_scale", None)
+        factor = (1.0 if scale is None else float(scale)) * (-1.0 if _maximizes(optimizer, leaves[0]) else 1.0)
+        extra = regularizer.added(every[rows], labels.to(rows.device)[rows], grad[rows] / factor)
+        if extra is None:
+            return
+        added = torch.zeros_like(grad)
+        added[rows] = extra * factor
+        parts = torch.split(added, [math.prod(lead(leaf)) for leaf in leaves])
+        with torch.no_grad():
+            for leaf, part in zip(leaves, parts, strict=True):
+                if leaf.grad is not None:
+                    leaf.grad += part.reshape(leaf.shape)
+
+
+_MARK = "__ddplug_attached__"
+
+
+def of_optimizer(optimizer: Optimizer, labels: Labels | None) -> tuple[str, Stepped]:
+    """Return the place before the steps of `optimizer`, and its description.
+
+    Raises:
+        HostError: it holds no images, or others beside them; labels are missing; it is attached to already.
+    """
+
+    def leaves() -> list[Tensor]:
+        return _images_of(optimizer)
+
+    held = leaves()
+    count = sum(math.prod(lead(leaf)) for leaf in held)
+    if labels is None or isinstance(labels, str):
+        raise HostError(
+            f"an optimizer does not know the labels of its {count} images; pass labels= as a tensor of shape "
+            f"({count},), in the order of its tensors, or a function from the images to it."
+        )
+    if getattr(optimizer, _MARK, False):
+        raise HostError("ddplug is already attached to this optimizer; detach() that handle first.")
+    of = f"images {tuple(held[0].shape)}" if len(held) == 1 else f"{count} images in {len(held)} tensors"
+    given = labels if callable(labels) else lambda _: labels
+    return f"{type(optimizer).__name__} of {of}", Stepped(leaves, given, optimizer=optimizer)
+
+
+def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[str, Stepped] | None:
+    """Return the place before the steps of the images that a trainer holds, and its description.
+
+    Images are leaf tensors with as many rows as there are labels: a tensor, a parameter, a list of leaves, an
+    embedding, or what an optimizer holds. None if there are none.
+
+    Args:
+        host: the trainer.
+        labels: as given to `attach`.
+        shape: (c, h, w) of the real images, if known; others are no synthetic images.
+
+    Raises:
+        HostError: several tensors may be the images.
+    """
+    found = _candidates(host, labels, shape)
+    if not found:
+        return None
+    first = found[0]
+    if len(found) > 1:
+        raise HostError(
+            f"several tensors may be the synthetic images: {', '.join(each.images for each in found)}. Say which: "
+            f"images='{first.images}', say."
+        )
+    images, named = first.images, first.labels
+
+    def leaves() -> list[Tensor]:
+        return leaves_in(host.get(images))
+
+    def given(views: Tensor) -> Any:
+        if named is not None:
+            return host.get(named)
+        return labels(views) if callable(labels) else labels
+
+    of = " in ".join([*([f"{len(first.leaves)} tensors"] if len(first.leaves) > 1 else []), f"'{images}'"])
+    described = f"{tuple(first.leaves[0].shape)}, labels '{named}'" if named else f"{tuple(first.leaves[0].shape)}"
+    return f"the optimizer of {of} {described}", Stepped(leaves, given, shape)
+
+
+def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[Found]:
+    """Return tensors that may be the synthetic images; those that an optimizer of the trainer holds, if any does."""
+    found: list[Found] = []
+    stepped: set[int] = set()
+    for name, value in host.items():
+        leaves = leaves_in(value)
+        if isinstance(value, Optimizer):
+            stepped |= {id(leaf) for leaf in leaves}
+        elif isinstance(value, nn.Module) and not isinstance(value, nn.Embedding | nn.ParameterList | nn.ParameterDict):
+            continue
+        if not leaves or name.endswith((".weight", ".bias")) or not all(_may_be_images(leaf, shape) for leaf in leaves):
+            continue
+        if any({id(leaf) for leaf in leaves} <= {id(leaf) for leaf in other.leaves} for other in found):
+            continue
+        count = sum(math.prod(lead(leaf)) for leaf in leaves)
+        given = host.get(labels) if isinstance(labels, str) else labels
+        if labels is None:
+            named, given = chosen_labels(host.items(), count, f"'{name}'")
+        else:
+            named = labels if isinstance(labels, str) else None
+        if callable(given) or (given is not None and torch.as_tensor(given).shape == (count,)):
+            found.append(Found(name, named, leaves))
+    held = [each for each in found if all(id(leaf) in stepped for leaf in each.leaves)]
+    return held or found
+
+
+def _may_be_images(leaf: Tensor, shape: Shape | None) -> bool:
+    if not leaf.is_floating_point():
+        return False
+    if shape is None:
+        return leaf.ndim >= 4 or leaf.ndim == 2
+    return leaf.shape[-3:] == shape or (leaf.ndim == 2 and leaf.shape[1] == math.prod(shape))
+
+
+def _images_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return the synthetic images of `optimizer`; `HostError` if it holds others, too."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    leaves = [p for p in held if p.ndim == 4]
+    if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
+        raise HostError(
+            f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
+            f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
+            "optimizer of the images."
+        )
+    return leaves
+
+
+def _then(closure: Callable[[], Any], add: Callable[[], None]) -> Callable[[], Any]:
+    """Return the closure of one step, followed by `add`; it raises `HostError` if it is called once more."""
+    evaluations = 0
+
+    def evaluated() -> Any:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > 1:
+            raise HostError(
+                "this optimizer evaluates its closure several times a step, as LBFGS does to search along a line, and "
+                "would compare losses that CMI is no part of. Take one that evaluates it once (SGD, Adam, ...), or add "
+                "CMI to the loss: ddplug.CMI."
+            )
+        result = closure()
+        add()
+        return result
+
+    return evaluated
+
+
+def _maximizes(optimizer: Optimizer, leaf: Tensor) -> bool:
+    return any(group.get("maximize") for group in optimizer.param_groups if any(p is leaf for p in group["params"]))
