@@ -193,7 +193,7 @@ def table(patches: str | Path = SHIPPED) -> dict[str, dict[str, Any]]:
     """The rows of the `hosts.toml` of a package or folder, by host; `HostError` if it is missing or not TOML."""
     file = _folder(patches) / "hosts.toml"
     if not file.is_file():
-        raise HostError(f"there is no hosts.toml in '{patches}'; see docs/hosts/own.md for what it says.")
+        raise HostError(f"there is no hosts.toml in '{patches}'; docs/hosts/own.md explains it.")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

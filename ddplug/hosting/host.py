@@ -11,16 +11,19 @@ from typing import Any
 
 from ddplug.attaching import registry
 from ddplug.attaching.hooks import Undo
+from ddplug.core.flags import HOSTS, keywords
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.synthetic import SyntheticSet
-from ddplug.errors import HostError
+from ddplug.errors import HostError, noted
 from ddplug.hosting.arguments import absolute, read_options, refuse, refuse_short
 from ddplug.hosting.checkout import SHIPPED, HostSpec, load, table
 from ddplug.hosting.inject import patch_module
-from ddplug.hosting.layer import NAME, Attached
+from ddplug.hosting.layer import NAME, Attached, Layer, layer_of, started
 from ddplug.hosting.names import Names, lacking
-from ddplug.hosting.options import Inner, Views
+from ddplug.hosting.options import Inner, Views, options_of
 from ddplug.hosting.patch import state
+from ddplug.hosting.proxies import resolve
+from ddplug.utils.output import say
 
 
 class Host(Names):
@@ -123,7 +126,7 @@ class Host(Names):
         """The `setting` of a run with `arguments`, by default from the options method, dataset and ipc."""
         given = self.options(arguments)
         if not {"dataset", "ipc"} <= set(given):
-            raise lacking(self.name, "expected_setting", "what a run will distil")
+            raise lacking(self.name, "expected_setting", "the data set of a run")
         return str(given.get("method", self.name)).lower(), str(given["dataset"]).lower(), given["ipc"]
 
     def views_per_class(self, arguments: Sequence[str]) -> int:
@@ -168,6 +171,29 @@ def comparable(name: str) -> Host:
             "`ddplug run`, once for each weight, and judge its sets; or add the method, see docs/hosts/own.md."
         )
     return made
+
+
+@noted
+def start(host: str, args: Any, **context: Any) -> Layer:
+    """The layer of one synthetic set, made from the host's options; at `--cmi_weight 0` one that does nothing.
+
+    Args:
+        host: the adapter's name.
+        args: the host's options, ours among them.
+        context: values for the adapter: normalisation, real data, number of the experiment, `steps` and so on.
+    """
+    options = options_of(args)
+    if options["weight"] == 0:
+        return Layer(None)
+    adapter = upstream(host)
+    pool = resolve(options["proxies"], adapter, args, context)
+    regularizer = Regularizer(
+        pool, input_space=pool.derived_space(adapter.space(args, context)),
+        **keywords(options["weight"], adapter.setting(args), **{name: options[name] for name in HOSTS}),
+    )  # fmt: skip
+    regularizer.real.sample_from(lambda: adapter.real(args, context))
+    say(f"ddplug: {host}, weight {options['weight']}, {pool}")
+    return started(layer_of(adapter, regularizer, args, context, options["views"], options["inner"]))
 
 
 def _link(name: str, folder: Path) -> None:

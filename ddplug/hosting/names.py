@@ -37,7 +37,7 @@ class Names:
         try:
             return self.name, str(args.dataset).lower(), args.ipc
         except AttributeError as error:
-            raise lacking(self.name, "setting", f"what data set and images per class are: {error}") from error
+            raise lacking(self.name, "setting", f"its data set and images per class: {error}") from error
 
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
         """The JSON file for CMI's history, by default `record_path` filled in."""
@@ -79,4 +79,4 @@ def stacked(data: Any) -> tuple[Tensor, Tensor]:
 
 def lacking(name: str, method: str, what: str) -> HostError:
     """The error for a method that the adapter of host `name` does not implement."""
-    return HostError(f"the adapter of {name} does not say {what}. Give it a method `{method}`; see docs/hosts/own.md.")
+    return HostError(f"the adapter of {name} does not know {what}. Give it a method `{method}`; see docs/hosts/own.md.")

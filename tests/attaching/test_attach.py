@@ -321,10 +321,10 @@ def _lam(pool: ddplug.ProxyPool, batch: Batch) -> float:
 
 
 def test_recording_at_weight_zero_in_a_host(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    from ddplug import hosting
+    from ddplug.hosting.layer import Layer
 
     regularizer = ddplug.Regularizer(pool, 0, record=True)
     leaf = batch[0].clone().requires_grad_()
-    hosting.Layer(regularizer)(leaf, batch[1]).sum().backward()
+    Layer(regularizer)(leaf, batch[1]).sum().backward()
     assert len(regularizer.history) == 1
     assert torch.equal(leaf.grad, torch.ones_like(leaf))  # type: ignore[arg-type]

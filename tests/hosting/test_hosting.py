@@ -32,7 +32,7 @@ from ddplug.hosting import script as running
 from ddplug.hosting.arguments import check_data, option
 from ddplug.hosting.checkout import HostSpec, from_record
 from ddplug.hosting.host import Host
-from ddplug.hosting.layer import Layer
+from ddplug.hosting.layer import NAME, Layer, require_rounds, save_all
 from ddplug.hosting.names import stacked
 from ddplug.proxies.pool import DeferredPool, PoolInfo, scheme_of
 
@@ -216,7 +216,7 @@ def test_run_patched_and_attached_are_the_same(
 
     one.spec.apply(one.repo)
     one.direct("--out", "patched.pt", "--cmi_weight", 0.5, "--cmi_calibrate", 2, monkeypatch=monkeypatch)
-    hosting.save_all()
+    save_all()
     one.spec.reverse(one.repo)
     assert torch.equal(images_of("run.pt"), images_of("patched.pt"))
     assert record("patched.json") == wrote
@@ -235,7 +235,7 @@ def test_run_patched_and_attached_are_the_same(
     assert record("attached.json") == wrote
     assert handle.history.cmi == [round_["value"] for round_ in wrote["history"]]
     assert function.__code__ is code
-    assert hosting.NAME not in vars(module)
+    assert NAME not in vars(module)
     handle.detach()
     function(*() if shape == "perclass" else (args,))
     assert torch.equal(images_of("off.pt"), images_of("attached.pt")), "afterwards it is the host alone again"
@@ -315,7 +315,7 @@ def test_inner_steps(inner: str, images: int, host: Callable[..., Host]) -> None
 
 def test_one_inner_step_is_drawn_evenly_and_last_is_the_last(pool: ProxyPool) -> None:
     regularizer = ddplug.Regularizer(pool, 0.1)
-    one, last = (hosting.Layer(regularizer, steps=4, inner=inner) for inner in ("one", "last"))
+    one, last = (Layer(regularizer, steps=4, inner=inner) for inner in ("one", "last"))
     taken = [[step for step in range(4) if one._takes(step)] for _ in range(400)]
     assert all(len(steps) == 1 for steps in taken)
     assert all(70 < sum(steps == [step] for steps in taken) < 130 for step in range(4))
@@ -341,14 +341,14 @@ def test_sets_distilled_in_turn_by_one_attached_regulariser_have_a_record_each(
     assert [round_["number"] for round_ in second["history"]] == [2, 3, 4]
     assert len(handle.history) == 5
     Path("first.json").unlink()
-    hosting.save_all()
+    save_all()
     assert not Path("first.json").exists(), "what is done is not written again when the program ends"
 
 
 def test_ending_before_the_layer_is_put_in_is_an_error() -> None:
     with (
         pytest.raises(HostError, match="ended before its synthetic images were made"),
-        hosting.require_rounds("x", True),
+        require_rounds("x", True),
     ):
         pass
 
@@ -403,7 +403,7 @@ def test_defaults_are_off_and_any_config_can_hold_them() -> None:
 
 
 def test_off_loads_nothing_and_returns_the_very_same_tensor(untouched: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.hosting.from_options.upstream", lambda name: pytest.fail("nobody should be asked"))
+    monkeypatch.setattr("ddplug.hosting.host.upstream", lambda name: pytest.fail("nobody should be asked"))
     layer = hosting.start("dm", argparse.Namespace(cmi_weight=0.0, cmi_proxies="/nowhere"))
     views = torch.zeros(2, 3, 4, 4, requires_grad=True)
     assert layer(views, 0) is views
@@ -505,7 +505,7 @@ def test_paper_weights_are_looked_up_by_the_hosts_own_options(pool: ProxyPool, t
         args.ipc = 20
         with pytest.raises(ddplug.errors.InputError, match="no weight for dm, cifar10, 20"):
             hosting.start("dm", args, exp=0, space=([0.0] * 3, [1.0] * 3))
-    hosting.save_all()
+    save_all()
     assert not list(tmp_path.iterdir()), "nothing happened, nothing is written"
 
 
@@ -569,7 +569,7 @@ _RUN = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
-import ddplug, ddplug.hosting as hosting
+import ddplug
 from ddplug.hosting.layer import Layer, started
 
 how, steps = sys.argv[1], int(sys.argv[2])

@@ -214,8 +214,8 @@ def test_one_lambda_means_the_same_whichever_steps_are_used(
     pool: ddplug.ProxyPool, batch: tuple[Tensor, Tensor]
 ) -> None:
     """Where all inner steps see the same views and the host pulls on each of them alike."""
-    import ddplug.hosting as hosting
     from ddplug.hosting.host import Host
+    from ddplug.hosting.layer import layer_of
 
     class Host(Host):
         name = "host"
@@ -231,7 +231,7 @@ def test_one_lambda_means_the_same_whichever_steps_are_used(
     found = {}
     for inner in ("one", "last", "all"):
         regularizer = ddplug.Regularizer(pool, 0.1, weighting=ddplug.Relative(1), announce=lambda text: None)
-        layer = hosting.layer.layer_of(Host(), regularizer, None, {"steps": STEPS}, "host", inner)
+        layer = layer_of(Host(), regularizer, None, {"steps": STEPS}, "host", inner)
         layer.record = None
         leaf = images.clone().requires_grad_()
         sum((layer(leaf * 1.0, labels, step=step) * pull).sum() for step in range(STEPS)).backward()

@@ -383,7 +383,7 @@ def test_what_an_adapter_does_not_say_is_named() -> None:
         "setting": (object(),), "record": (None, {}), "saved": (nowhere, ()),
         "expected_setting": ((),),
     }.items():  # fmt: skip
-        with pytest.raises(HostError, match=f"adapter of silent does not say .* a method `{method}`"):
+        with pytest.raises(HostError, match=f"adapter of silent does not know .* a method `{method}`"):
             getattr(silent, method)(*arguments)
     assert silent.experts(None, {}) is silent.space(None, {}) is silent.real(None, {}) is None
     silent.preflight(())
