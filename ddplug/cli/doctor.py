@@ -76,22 +76,17 @@ def _pools() -> Iterator[str]:
 
 
 def _hosts(folder: Path | None) -> Iterator[str]:
-    """The state of each host's checkout, and last the hosts that have none."""
+    """The state of each host's checkout, or the reason for which it has none."""
     from ddplug.attaching.registry import names
-    from ddplug.errors import HostError
     from ddplug.hosting.checkout import find_repo
     from ddplug.hosting.host import upstream
     from ddplug.utils.files import user_path
 
-    missing = []
     for name in names():
         try:
             spec = upstream(name).spec()
             repo = find_repo(spec, user_path(folder) / spec.folder if folder is not None else None)
             held = set(spec.states(repo).values())
             yield f"host      {name}: {STATES[held.pop()] if len(held) == 1 else 'patched in part'} in {repo}"
-        except HostError:
-            missing.append(name)
         except Exception as error:  # adapters of other packages may raise anything
-            yield f"host      {name}: {type(error).__name__}: {error}"
-    yield f"no checkout of {', '.join(missing) or '-'}"
+            yield f"host      {name}: {type(error).__name__}: {re.split('[;.] ', str(error))[0]}"

@@ -79,7 +79,8 @@ def test_versions_and_devices(report: Callable[..., str], hosts: Path) -> None:
 def test_states_of_a_host(report: Callable[..., str], hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, repo = Loop().spec(), hosts / "loop"
     assert "loop: the patch fits" in report()
-    assert "loop: " not in report(hosts / "elsewhere") + report(None)
+    assert "loop: HostError: there is no folder" in report(hosts / "elsewhere")
+    assert "loop: HostError: no checkout of our own loop was found\n" in report(None)
     monkeypatch.setenv("DDPLUG_HOSTS", str(hosts))
     assert "loop: the patch fits" in report(None)
     spec.apply(repo)
