@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,14 @@ class Round:
 
 
 Reader = Callable[[Sequence[Round]], None]
-"""What is told of rounds: it gets them in order, each once."""
+"""A function that is called with new rounds, in order."""
 
 
 class History:
-    """A sequence of `Round`s; reading it waits for the device, writing does not."""
+    """A sequence of `Round`s. Reading it waits for the device, writing does not.
+
+    Rounds that wait for a step of the images are hidden: they may still be undone.
+    """
 
     def __init__(self, block: int = 64) -> None:
         self._block = block
@@ -66,13 +70,14 @@ class History:
         self._buffer: Tensor | None = None
         self._readers: list[tuple[Reader, int]] = []
         self._earlier = self._told = self._skipped = 0
+        self._hidden_from: int | None = None
+        """The position of the first hidden round."""
 
     def tell(self, reader: Reader) -> Callable[[], None]:
-        """Have `reader` told of every round that this process adds; returns what tells it the last ones and ends it.
+        """Call `reader` with all rounds that this process adds; return a function that passes the last and ends it.
 
-        It is told of those that have been read from the device already, and of each only when the next has begun, as an
-        exception within a round undoes it. A reader that fails is warned about and not called again: no run ends
-        because of a log.
+        Every round is passed once, when it is neither hidden nor on the device. A reader that raises is warned about
+        and not called again.
         """
         entry = (reader, os.getpid())
         self._readers.append(entry)
@@ -88,34 +93,35 @@ class History:
         return end
 
     def _tell_read(self) -> None:
-        """Tell readers of the rounds that have been read and not been told of."""
-        told, self._told = self._told, len(self._rounds)
+        """Pass the new rounds that are neither hidden nor on the device to the readers."""
+        new = self._rounds[self._told : self._hidden_from]
+        self._told += len(new)
         for entry in list(self._readers):
-            self._tell_one(entry, self._rounds[told:])
+            self._tell_one(entry, new)
 
     def _tell_one(self, entry: tuple[Reader, int], rounds: Sequence[Round]) -> None:
         reader, process = entry
-        if not rounds or process != os.getpid():  # a forked process is not to write into its parent's logs
+        if not rounds or process != os.getpid():  # a forked process must not write into the logs of its parent
             return
         try:
             reader(rounds)
         except Exception as error:
             self._readers.remove(entry)
             warnings.warn(
-                f"{reader!r} failed ({type(error).__name__}: {error}) and is told of no further rounds. All are still "
+                f"{reader!r} failed ({type(error).__name__}: {error}) and gets no further rounds. All are still "
                 "in the history: history.save(PATH) writes them.",
                 DDPlugWarning,
                 stacklevel=2,
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the readers: a copy of a history is written into nobody's log."""
-        return {**self.__dict__, "_readers": []}
+        """The state without the readers, so that a copy is not logged."""
+        return {**self.__dict__, "_readers": [], "_hidden_from": None}
 
     def append(
         self, number: int, lam: float, images: int, value: Tensor, finite: Tensor, share: Tensor | None = None
     ) -> Sequence[Round]:
-        """Note a round; return the rounds whose values were read from the device by that, mostly none on a GPU."""
+        """Add a round; return the rounds that were read from the device for it, mostly none on a GPU."""
         if self._readers:
             self._tell_read()
         if self._buffer is None or self._buffer.device != value.device:
@@ -132,8 +138,19 @@ class History:
         self.flush()
         return self._rounds[-read:]
 
+    @property
+    def total(self) -> int:
+        """The number of rounds, hidden ones included."""
+        return len(self._rounds) + len(self._pending)
+
+    def hide(self, start: int | None) -> None:
+        """Hide all rounds from position `start` on, or none."""
+        self._hidden_from = start
+        if self._readers:
+            self._tell_read()
+
     def truncate(self, length: int) -> None:
-        """Forget all rounds but the first `length`."""
+        """Forget all rounds but the first `length`, hidden ones included."""
         if length < len(self._rounds):
             self.flush()
             self._skipped -= sum(round_.skipped for round_ in self._rounds[length:])
@@ -143,7 +160,7 @@ class History:
             del self._pending[length - len(self._rounds) :]
 
     def flush(self) -> None:
-        """Read what has collected on the device."""
+        """Read the values that are on the device."""
         if self._buffer is not None and self._pending:
             values = self._buffer[: len(self._pending)].tolist()
             for (number, lam, images), (value, finite, share) in zip(self._pending, values, strict=True):
@@ -167,7 +184,8 @@ class History:
     def skipped(self) -> int:
         """Rounds left out because their gradient was not finite."""
         self.flush()
-        return self._skipped
+        hidden = () if self._hidden_from is None else self._rounds[self._hidden_from :]
+        return self._skipped - sum(round_.skipped for round_ in hidden)
 
     @property
     def share(self) -> list[float | None]:
@@ -176,14 +194,15 @@ class History:
 
     def __iter__(self) -> Iterator[Round]:
         self.flush()
-        return iter(self._rounds)
+        return islice(self._rounds, self._hidden_from)
 
     def __len__(self) -> int:
-        return len(self._rounds) + len(self._pending)
+        return self.total if self._hidden_from is None else min(self.total, self._hidden_from)
 
     def __getitem__(self, index: int) -> Round:
         self.flush()
-        return self._rounds[index]
+        shown = self._rounds if self._hidden_from is None else self._rounds[: self._hidden_from]
+        return shown[index]
 
     def __repr__(self) -> str:
         return f"History({len(self)} rounds, {self.skipped} skipped)"

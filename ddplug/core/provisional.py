@@ -2,6 +2,7 @@
 
 A pass whose gradient is wiped before the step, that the host ends by an exception, or that only computes a gradient
 for a log, leaves no trace: its round is undone. Only the newest rounds can be undone, as later ones build on them.
+Until a round is committed, it is hidden in the history, and announcements made in it wait.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -52,18 +53,22 @@ class Counts(Protocol):
     watch: Watch
     weighting: Lambda
     estimator: Estimator
+    announcements: dict[int, str]
+
+    def publish(self, pending: Snapshot | None) -> None:
+        """Show and announce the rounds before `pending`, the state before the oldest provisional round."""
 
 
 class Snapshot:
-    """Everything that a round modifies, as it is now; restored if an exception leaves the `with` block.
+    """Everything that a round modifies, as it is now; the round is undone if an exception leaves the `with` block.
 
     The generators of a user's own `view` are not included.
     """
 
     def __init__(self, keeper: Counts) -> None:
         self._keeper = keeper
-        self._rounds, self._seen, self._watched = keeper.rounds, keeper.seen, keeper.watch.rounds
-        self._history = len(keeper.history)
+        self.rounds, self._seen, self._watched = keeper.rounds, keeper.seen, keeper.watch.rounds
+        self.history = keeper.history.total
         # A weighting replaces its tensors and never writes to them.
         self._weighting = dict(vars(keeper.weighting))
         self._generators = keeper.estimator.generators()
@@ -73,13 +78,19 @@ class Snapshot:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
-            self.restore()
+            self.undo()
+
+    def undo(self) -> None:
+        """Restore the state, and drop the rounds and announcements since."""
+        self.restore()
+        self._keeper.history.truncate(self.history)
+        for number in [number for number in self._keeper.announcements if number >= self.rounds]:
+            del self._keeper.announcements[number]
 
     def restore(self) -> None:
-        """Undo everything since the snapshot."""
+        """Restore all but the history and the announcements."""
         keeper = self._keeper
-        keeper.rounds, keeper.seen, keeper.watch.rounds = self._rounds, self._seen, self._watched
-        keeper.history.truncate(self._history)
+        keeper.rounds, keeper.seen, keeper.watch.rounds = self.rounds, self._seen, self._watched
         vars(keeper.weighting).update(self._weighting)
         keeper.estimator.set_generators(self._generators)
 
@@ -118,7 +129,7 @@ class _End:
 
     def __call__(self) -> None:
         self._round.ended = True
-        self._rounds.note()
+        self._rounds.end()
 
 
 class ProvisionalRound:
@@ -163,11 +174,13 @@ class ProvisionalRound:
 
 
 class ProvisionalRounds:
-    """The rounds that are not committed yet, oldest first."""
+    """The rounds of `keeper` that are not committed yet, oldest first."""
 
-    def __init__(self, lock: ThreadLock) -> None:
-        self._lock = lock
+    def __init__(self, lock: ThreadLock, keeper: Counts) -> None:
+        self._lock, self._keeper = lock, weakref.ref(keeper)
         self._rounds: list[ProvisionalRound] = []
+        self.by_optimizer = False
+        """True if an optimizer has stepped the images of a round."""
         _ALL.add(self)
 
     def begin(self, before: Snapshot, calls: list[Call]) -> None:
@@ -182,19 +195,24 @@ class ProvisionalRounds:
     def add(self, before: Snapshot, calls: list[Call], sources: list[Tensor]) -> None:
         """Add a round of several passes, which is over; `sources` are its views."""
         self._add(ProvisionalRound(before, calls, [(leaf, True) for leaf in leaves(sources)], ended=True), calls)
+        self.end()
 
     def _add(self, round_: ProvisionalRound, calls: list[Call]) -> None:
         _watch_steps()
         self._rounds.append(round_)
         for call in calls:
             call.provisional = weakref.ref(round_)
+        self.publish()
 
-    def note(self) -> None:
+    def end(self) -> None:
         """Remember the leaves' present gradients, after a pass that added to them."""
         with self._lock:
             for round_ in self._rounds:
                 for mark in round_.marks:
                     mark.note()
+            keeper = self._keeper()
+            if keeper is not None and keeper.announcements:
+                self.commit_unheld()
 
     def adds_up(self, calls: list[Call]) -> bool:
         """Return True if the running pass adds to a leaf whose newest round has not been stepped."""
@@ -202,6 +220,15 @@ class ProvisionalRounds:
             return False
         waiting = {id(leaf) for leaf in self._rounds[-1].leaves()}
         return any(id(node.variable) in waiting and executed(node) for node in _behind(calls))
+
+    def oldest(self) -> Snapshot | None:
+        """Return the state before the oldest round; None if all are committed."""
+        return self._rounds[0].before if self._rounds else None
+
+    def publish(self) -> None:
+        """Show and announce the rounds that are committed."""
+        if (keeper := self._keeper()) is not None:
+            keeper.publish(self.oldest())
 
     def settle(self, held: set[int] | None = None) -> None:
         """Undo the newest rounds that left no gradient; commit those whose leaves were stepped.
@@ -211,36 +238,56 @@ class ProvisionalRounds:
         """
         with self._lock:
             while self._rounds and self._gone(self._rounds[-1]):
-                self._rounds.pop().before.restore()
-            for position in reversed(range(len(self._rounds))):
-                if self._committed(self._rounds[position], held):
-                    del self._rounds[: position + 1]
-                    break
+                self._rounds.pop().before.undo()
+            if held is not None:
+                self._commit(lambda round_: self._takes(round_, held))
+            # Without an optimizer that holds the images, a step leaves no trace: the pass counts as the step.
+            self._commit(
+                lambda round_: round_.stepped() or ((len(self._rounds) > MANY or round_.wiped()) and _unheld(round_))
+            )
+
+    def commit_unheld(self) -> None:
+        """Commit the rounds whose images were changed in place, or are held by no optimizer."""
+        with self._lock:
+            self._commit(lambda round_: round_.stepped() or _unheld(round_))
+
+    def _commit(self, chosen: Callable[[ProvisionalRound], bool]) -> None:
+        """Commit the newest round that has ended and is `chosen`, and all before it."""
+        for position in reversed(range(len(self._rounds))):
+            if self._rounds[position].ended and chosen(self._rounds[position]):
+                del self._rounds[: position + 1]
+                break
+        self.publish()
 
     def undo(self, round_: ProvisionalRound) -> None:
         """Undo `round_` if it is the newest."""
         if self._rounds and self._rounds[-1] is round_:
-            self._rounds.pop().before.restore()
+            self._rounds.pop().before.undo()
+            self.publish()
 
     def clear(self) -> None:
-        """Commit all rounds."""
+        """Forget all rounds."""
         with self._lock:
             self._rounds.clear()
 
     @staticmethod
     def _gone(round_: ProvisionalRound) -> bool:
-        return round_.raised or (round_.wiped() and any(_has_optimizer(leaf) for leaf in round_.leaves()))
+        return round_.raised or (round_.wiped() and not _unheld(round_))
 
-    def _committed(self, round_: ProvisionalRound, held: set[int] | None) -> bool:
-        if held is not None and any(id(leaf) in held for leaf in round_.leaves()):
-            for leaf in round_.leaves():
-                _WITH_OPTIMIZER[leaf] = _WITH_OPTIMIZER.get(leaf, False) or id(leaf) in held
-            return True
-        if not round_.ended:
+    def _takes(self, round_: ProvisionalRound, held: set[int]) -> bool:
+        """Return True if a step of the leaves `held` is one of the images of `round_`."""
+        alive = round_.leaves()
+        if not any(id(leaf) in held for leaf in alive):
             return False
-        # Without an optimizer that holds the images, a step leaves no trace: the pass counts as the step.
-        unheld = (len(self._rounds) > MANY or round_.wiped()) and not any(map(_has_optimizer, round_.leaves()))
-        return round_.stepped() or unheld
+        for leaf in alive:
+            _WITH_OPTIMIZER[leaf] = _WITH_OPTIMIZER.get(leaf, False) or id(leaf) in held
+        self.by_optimizer = True
+        return True
+
+
+def _unheld(round_: ProvisionalRound) -> bool:
+    """Return True if no optimizer holds a leaf of the round."""
+    return not any(map(_has_optimizer, round_.leaves()))
 
 
 def _behind(calls: list[Call]) -> list[Any]:

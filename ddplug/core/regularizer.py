@@ -28,7 +28,7 @@ from ddplug.core.rounds import RoundKeeper
 from ddplug.core.state import check_kind, check_pool, check_settings
 from ddplug.core.step import PieceByPiece
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import MeasuredLambda, start
+from ddplug.core.weighting import start
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, noted
@@ -212,13 +212,17 @@ class Regularizer:
 
     @property
     def history(self) -> History:
-        """CMI, lambda, share and images of each round."""
+        """CMI, lambda, share and images of each round whose images were stepped.
+
+        Where no optimizer holds the images, a backward pass counts as their step.
+        """
+        self._keeper.committed()
         return self._keeper.history
 
     @property
     def rounds(self) -> int:
-        """Rounds so far, skipped and lazy ones included."""
-        return self._keeper.rounds
+        """Rounds so far whose images were stepped, left-out rounds included."""
+        return self._keeper.committed()
 
     @property
     def enabled(self) -> bool:
@@ -300,13 +304,13 @@ class Regularizer:
         return self._keeper.at_once(self._checked(images, labels), grad) if self.active else None
 
     def stands_for(self, steps: int) -> None:
-        """Take a measured lambda `steps` times: the views of one unrolled step stand for those of all steps.
+        """Note that the views of one unrolled step stand for those of `steps` steps.
 
-        Over all steps the host's gradient is sqrt(steps) times as long as on one step's views, and CMI's, a mean over
-        steps times as many views, 1/sqrt(steps) times.
+        A measured lambda is multiplied by `steps`, and the recorded share divided. Over all steps the host's gradient
+        is sqrt(steps) times as long as on one step's views, and CMI's, a mean over steps times as many views,
+        1/sqrt(steps) times.
         """
-        if isinstance(self._lambda, MeasuredLambda):
-            self._lambda.factor = float(steps)
+        self._lambda.factor = float(steps)
 
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come: it passes as it is, and is no round."""
@@ -327,16 +331,16 @@ class Regularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs: what was measured, the generators, the history; and what it belongs to."""
-        self._keeper.provisional.settle()
-        return {
-            "weighting": self._lambda.state_dict(),
-            **self._estimator.state_dict(),
-            "rounds": self.rounds,
-            "seen": self._keeper.seen,
-            "history": self.history.state_dict(),
-            "settings": self.settings(),
-            "pool": None if self.pool.pending else self.pool.digest(),
-        }
+        with self._keeper.as_committed():
+            return {
+                "weighting": self._lambda.state_dict(),
+                **self._estimator.state_dict(),
+                "rounds": self._keeper.rounds,
+                "seen": self._keeper.seen,
+                "history": self._keeper.history.state_dict(),
+                "settings": self.settings(),
+                "pool": None if self.pool.pending else self.pool.digest(),
+            }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`; nothing is changed if it is refused.
@@ -368,7 +372,6 @@ class Regularizer:
         self.history.load_state_dict(state["history"])
         self._keeper.rounds = self.watch.rounds = int(state["rounds"])
         self._keeper.seen = int(state["seen"])
-        self._keeper.skips_reported = self.history.skipped
 
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"

@@ -147,8 +147,6 @@ class RoundKeeper:
     seen: int = 0
     """Images so far, or rounds where no `set_size` is given: `set_size` images, or one round, are a passage."""
     enabled: bool = True
-    skips_reported: int = 0
-    """The number of skipped rounds at the last warning about them."""
 
     def __post_init__(self) -> None:
         self._start()
@@ -156,12 +154,14 @@ class RoundKeeper:
     def _start(self) -> None:
         self._pending: list[weakref.ref[Call]] = []
         self._lock = ThreadLock()
-        self.provisional = ProvisionalRounds(self._lock)
+        self.provisional = ProvisionalRounds(self._lock, self)
+        self.announcements: dict[int, str] = {}
+        """Announcements to make once their round, by its number, is committed."""
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without calls: a copy has its own."""
-        without = ("_pending", "_lock", "provisional", "_local")
+        without = ("_pending", "_lock", "provisional", "announcements", "_local")
         return {key: value for key, value in self.__dict__.items() if key not in without}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -204,8 +204,11 @@ class RoundKeeper:
                 "and each has the whole set: pass processes='replicated'."
             )
         with self._lock:
+            self.provisional.by_optimizer = True
             self._start_round([call])
-            return self._hand_out(call, grad)
+            extra = self._hand_out(call, grad)
+            self.provisional.publish()
+            return extra
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -234,6 +237,33 @@ class RoundKeeper:
             call.release()
         self._finish(block)
 
+    def publish(self, pending: Snapshot | None) -> None:
+        """Show and announce the rounds before `pending`, the state before the oldest provisional round."""
+        self.history.hide(None if pending is None else pending.history)
+        for number in sorted(self.announcements):
+            if pending is None or number < pending.rounds:
+                self.announce(self.announcements.pop(number))
+
+    def committed(self) -> int:
+        """Commit the rounds whose images no optimizer holds; return the number of rounds that are committed."""
+        with self._lock:
+            self.provisional.commit_unheld()
+            pending = self.provisional.oldest()
+            return self.rounds if pending is None else pending.rounds
+
+    @contextmanager
+    def as_committed(self) -> Iterator[None]:
+        """Restore, within the `with` block, the state before the rounds that wait for a step."""
+        with self._lock:
+            self.provisional.commit_unheld()
+            pending, now = self.provisional.oldest(), Snapshot(self)
+            if pending is not None:
+                pending.restore()
+            try:
+                yield
+            finally:
+                now.restore()
+
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come."""
         with self._lock:
@@ -246,9 +276,12 @@ class RoundKeeper:
 
     def stop(self) -> None:
         """Add nothing from now on, also not to calls whose backward pass is still to come."""
+        if self.enabled and (rounds := self.committed()) and not self.provisional.by_optimizer:
+            self.announce(
+                f"ddplug: no optimizer was seen to step the images; each of {rounds} rounds counted as a step"
+            )
         self.enabled = False
         self._pending.clear()
-        self.provisional.clear()
         if (block := self._block) is not None:
             block.drop()
         self.watch.close()
@@ -352,7 +385,7 @@ class RoundKeeper:
                 # The graph is kept, as the host may still use parts of it; it is freed with the calls.
                 torch.autograd.backward([s for s, _ in rest], [extra for _, extra in rest], retain_graph=True)
             except RuntimeError as error:
-                before.restore()
+                before.undo()
                 if "second time" not in str(error):
                     raise
                 raise InputError(
@@ -488,12 +521,14 @@ class RoundKeeper:
             news = self.weighting.observe(round_.host, own, ends=round_.ends_passage, pooled=round_.drawn < 1)
             if news is not None:
                 value = self.estimator.objective.describe(round_.value.item())
-                self.announce(
+                self.announcements[round_.number] = (
                     f"ddplug: {news} (weight {self.weight}, {self.weighting.kind}, after {round_.number + 1} rounds; "
                     f"{value})"
                 )
         applied = round_.lam * round_.factor
-        share = (round_.own / round_.host).sqrt() * applied if isinstance(round_.own, Tensor) else None
+        # Of a loop that is unrolled, the host's gradient on the images has a part of each inner step.
+        applied_once = applied / self.weighting.factor
+        share = (round_.own / round_.host).sqrt() * applied_once if isinstance(round_.own, Tensor) else None
         read = self.history.append(round_.number, applied, round_.images, round_.value, round_.finite, share)
         if any(past.share is not None and past.share > EXCESS * self.weighting.share for past in read):
             self.watch.warn(
@@ -503,8 +538,7 @@ class RoundKeeper:
                 "lambda was measured, the term's gradient has grown or the host's has fallen; nothing was clipped. "
                 "Measure it over more rounds, ddplug.Relative(rounds=...), or all the time, weighting='sustained'.",
             )
-        if read and self.history.skipped > self.skips_reported:
-            self.skips_reported = self.history.skipped
+        if any(past.skipped for past in read):
             self.watch.warn(
                 "not finite",
                 f"the gradient of {self.estimator.objective.label} was not finite in round {round_.number}; such "

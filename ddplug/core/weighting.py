@@ -35,6 +35,8 @@ class FixedLambda:
         self.so_far = self.lam
         self.share = math.inf
         """No share was asked for."""
+        self.factor = 1.0
+        """Inner steps of a host's unrolled loop for each that the layer sees. The recorded share is divided by it."""
 
     def observe(self, host: Tensor, own: Tensor, *, ends: bool, pooled: bool = False) -> str | None:
         """Do nothing: lambda is given."""
@@ -67,7 +69,8 @@ class MeasuredLambda:
         self.share, self.rounds = share, rounds
         self.lam: float | None = None
         self.factor = 1.0
-        """A factor on lambda besides the share, where views of part of a host's batch stand for all of it."""
+        """Inner steps of a host's unrolled loop for each that the layer sees. Lambda is multiplied by it, the recorded
+        share is divided by it."""
         self._sums = torch.zeros(2, dtype=torch.float64)
         """The squared norms of the passage under way: the host's, CMI's."""
         self._passages: tuple[Tensor, ...] = ()

@@ -297,6 +297,7 @@ def test_a_round_by_the_handle(pool: ddplug.ProxyPool, batch: Batch) -> None:
         with handle.round():
             for part in (slice(0, 6), slice(6, 12)):
                 trainer.augment(trainer.images[part], labels=labels[part]).sum().backward()
+        trainer.optimizer.step()
         assert [r.images for r in handle.history] == [12]
 
 

@@ -110,6 +110,8 @@ def test_a_list_of_leaves_per_class(pool: ddplug.ProxyPool, batch: Batch, kind: 
     options = {"images": parts} if kind == "given" else {}
     with attach(host, pool, **options) as handle:
         torch.cat([host.augment(part) for part in (leaves[2], leaves[0])]).sum().backward()
+        if kind == "optimizer":
+            host.optimizer.step()  # type: ignore[attr-defined]
         assert handle.regularizer.rounds == 1
     rows = torch.cat([(host.labels == 2).nonzero().flatten(), (host.labels == 0).nonzero().flatten()])
     expected = of_cmi(pool, ordered, rows, lambda x: x[rows] * 1.5)

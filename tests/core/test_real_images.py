@@ -244,7 +244,7 @@ def test_one_class_per_call_is_the_real_batchs_too(pool: ddplug.ProxyPool, batch
         loss.backward()
     assert leaf.grad is not None
     same(leaf.grad, chained(expected(pool, "mim", scaled(batch), scaled(real))))
-    assert "14 images" in told[-1]
+    assert any("14 images" in line for line in told)
 
 
 def test_an_unlabelled_batch_beside_views_of_several_classes(
@@ -430,7 +430,7 @@ def test_attach_samples_the_data_it_is_given(
     trainer, told = Trainer(), list[str]()
     with attached(trainer, pool, told, data=data):
         step(trainer, batch, None)
-    assert "a sample of noise" in told[-1]
+        assert "a sample of noise" in told[-1]
     trainer.data, told = data, []  # type: ignore[attr-defined]
     with attached(trainer, pool, told):
         step(trainer, batch, real)

@@ -250,3 +250,88 @@ def test_a_graph_that_is_walked_again_after_the_step(network: Callable[..., nn.M
     run.optimizer.step()
     with pytest.raises(ddplug.errors.InputError, match="anew"):
         loss.backward()
+
+
+# The record: each round once, when it is committed
+
+
+def recorded(run: Run) -> tuple[list[str], list[int]]:
+    """The run's announcements and the numbers of the rounds that a logger gets."""
+    said: list[str] = []
+    logged: list[int] = []
+    run.regularizer._keeper.announce = said.append
+    run.regularizer.history.tell(lambda rounds: logged.extend(round_.number for round_ in rounds))
+    return said, logged
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_lambda_is_announced_once_and_each_round_logged_once(
+    network: Callable[..., nn.Module], batch: Batch, case: Extra
+) -> None:
+    """Also if the pass that settled lambda is wiped, and the next one settles it again."""
+    clean, run = Run(network, batch), Run(network, batch)
+    expected, got = recorded(clean), recorded(run)
+    clean.go()
+    run.go(case)
+    assert len(expected[0]) == 1
+    assert got == expected == (expected[0], list(range(STEPS)))
+
+
+def test_a_pass_whose_step_never_comes_does_not_count(network: Callable[..., nn.Module], batch: Batch) -> None:
+    """It is in no history, no log and no state, and lambda is not announced by it."""
+    clean, run = Run(network, batch).go(steps=2), Run(network, batch)
+    said, logged = recorded(run)
+    run.go(steps=2)
+    run.optimizer.zero_grad()
+    run.loss().backward()  # the third, which would settle lambda
+    assert run.regularizer.rounds == len(run.regularizer.history) == 2
+    assert (said, logged) == ([], [0, 1])
+    state, expected = run.regularizer.state_dict(), clean.regularizer.state_dict()
+    for name in ("weighting", "rounds", "seen", "history"):
+        assert state[name] == expected[name]
+    for name in ("generator", "class_generator"):
+        assert torch.equal(state[name], expected[name])
+    run.optimizer.step()
+    assert run.regularizer.rounds == len(run.regularizer.history) == 3
+    assert (len(said), logged) == (1, [0, 1, 2])
+
+
+def test_images_that_no_optimizer_steps_are_named_in_one_line(network: Callable[..., nn.Module], batch: Batch) -> None:
+    by_hand, stepped = Run(network, batch), Run(network, batch)
+    by_hand.images = by_hand.images.detach().clone().requires_grad_()
+    said, expected = recorded(by_hand)[0], recorded(stepped)[0]
+    for _ in range(STEPS):
+        (grad,) = torch.autograd.grad(by_hand.loss(), by_hand.images)
+        by_hand.images.data -= 0.1 * grad
+    stepped.go()
+    for run in (by_hand, stepped):
+        run.regularizer.detach()
+        run.regularizer.detach()
+    assert len(expected) == 1
+    assert len(said) == 2
+    assert "no optimizer was seen to step the images; each of 6 rounds" in said[-1]
+
+
+@pytest.mark.parametrize("weighting", [ddplug.Relative(1), ddplug.Absolute()], ids=["relative", "absolute"])
+def test_the_share_of_an_unrolled_loop_is_what_reaches_the_images(
+    network: Callable[..., nn.Module], batch: Batch, weighting: Any
+) -> None:
+    """Eight inner steps with one gradient, of which one passes the layer: the recorded share is the images' own."""
+    images, labels = batch[0], batch[1]
+    regularizer = ddplug.Regularizer(
+        network(7), 0.5, weighting=weighting, representation="logit", announce=lambda line: None
+    )
+    regularizer.stands_for(8)
+    host = network(3)
+    for _ in range(3):
+        leaf, plain = images.clone().requires_grad_(), images.clone().requires_grad_()
+        for step in range(8):
+            views = regularizer(leaf, labels) if step == 5 else leaf
+            F.cross_entropy(host(views), labels).backward()
+        (8 * F.cross_entropy(host(plain), labels)).backward()
+        assert leaf.grad is not None
+        assert plain.grad is not None
+        share = ((leaf.grad - plain.grad).norm() / plain.grad.norm()).item()
+    assert regularizer.history[-1].share == pytest.approx(share, rel=1e-9)
+    if weighting.kind == "relative":
+        assert share == pytest.approx(0.5, rel=1e-9)

@@ -604,6 +604,7 @@ def test_a_copy_of_a_handle_has_nothing_to_undo(pool: ddplug.ProxyPool, batch: B
     assert not other.handle.attached
     other.handle.detach()
     loop.augment(loop.images, loop.labels).square().sum().backward()
+    loop.optimizer.step()
     assert loop.handle.attached  # type: ignore[attr-defined]
     assert len(loop.handle.history) == 1  # type: ignore[attr-defined]
     loop.handle.detach()  # type: ignore[attr-defined]
