@@ -73,9 +73,10 @@ class Host(Names):
 
     def recognises(self, host: object) -> bool:
         """Return True if `host` is the imported script and no other host's script of that name fits better."""
-        spec = self.spec()
-        file = Path(getattr(host, "__file__", None) or "")
-        if not isinstance(host, types.ModuleType) or file.name != Path(spec.script).name:
+        if not isinstance(host, types.ModuleType):
+            return False
+        spec, file = self.spec(), Path(getattr(host, "__file__", None) or "")
+        if file.name != Path(spec.script).name:
             return False
         others = (load(name, self.patches) for name in table(self.patches) if name != self.name)
         rivals = [other for other in others if Path(other.script).name == file.name]
@@ -89,8 +90,7 @@ class Host(Names):
         """Add `regularizer` to the imported, unedited module `host`; returns a function that removes it (idempotent).
 
         Raises:
-            HostError: already attached.
-            HostError: the module's file is not the one that the patch was made for.
+            HostError: already attached, or the module's file is not the one that the patch was made for.
         """
         assert isinstance(host, types.ModuleType)
         spec = self.spec()
