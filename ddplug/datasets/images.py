@@ -6,8 +6,10 @@ images. It never downloads, and it refuses what it does not recognise with a lis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,19 +72,31 @@ class ImageData:
         )
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that are equal for equal data, in every run, on every device, in every input space.
+        """Return sixteen hex digits that are equal for equal data, in any order, in every run, on every device.
 
-        Made of the name, the shape, the class names, and 64 images and labels spread over each split. Intensities
-        are rounded to 240 levels: neither n/255 nor n/16 falls on a rounding edge there, so the last bit of the
-        normalisation's arithmetic does not matter.
+        They are made of the name, the shape, the class names, and every image with its label in both splits. Images
+        are taken as intensities, so that they are equal in every input space. Computed once.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         parts: list[bytes | memoryview] = [repr((self.name, self.shape, self.class_names)).encode()]
         for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
-            chosen = torch.linspace(0, len(images) - 1, min(64, len(images)), dtype=torch.float64).long()
-            sample = self.space.to_unit(images[chosen.to(images.device)].cpu())
-            parts.append(repr((len(images), labels[chosen.to(labels.device)].tolist())).encode())
-            parts.append(tensor_bytes((sample * 240).round().to(torch.int16)))
+            parts += [b"split", *sorted(_digests(self.space, images, labels))]
         return short_sha256(parts)
+
+
+def _digests(space: AnySpace, images: Tensor, labels: Tensor) -> Iterator[bytes]:
+    """Yield a digest of each image (c, h, w) with its label.
+
+    Intensities are rounded to 240 levels. The edges between these lie off n / 255, n / 256 and n / 16, so that the
+    last bits of the normalisation's arithmetic do not matter for images that were bytes.
+    """
+    for some, of in zip(torch.split(images, 1024), torch.split(labels, 1024), strict=True):
+        levels = (space.to_unit(some.cpu()) * 240 + 0.155).round().to(torch.int16)
+        for level, label in zip(levels, of.tolist(), strict=True):
+            yield hashlib.blake2b(tensor_bytes(level), digest_size=16, salt=label.to_bytes(8, "little")).digest()
 
 
 def load(name: str, path: str | Path | None = None, *, progress: bool = True, size: int | None = None) -> ImageData:
@@ -94,8 +108,9 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
       that folder itself; or holds train/CLASS/*.png and test/CLASS/*.png; or holds one *train*.npz and one *test*.npz
       (or is one of the two) with the arrays jpeg, uint8, all files end to end; offsets, int64 (n + 1,); labels,
       uint8 (n,); and classes. Normalised by the usual constants.
-    - "folder": any folder of images train/CLASS/* and test/CLASS/*, all of one size; grey if all of them are. Opacity
-      is dropped. Normalised by the mean and std of the train split.
+    - "folder": any folder of images train/CLASS/* and test/CLASS/* (or val/CLASS/*), or CLASS/* alone, of which a tenth
+      of each class becomes the test split; all of one size, and grey if all of them are. Opacity is dropped.
+      Normalised by the mean and std of the train split.
 
     Raises `DataError` for an unknown name, a missing package, a layout that is none of these, a damaged file, or
     content that is not what the name says.
@@ -111,10 +126,7 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
     if path is None or not user_path(path).exists():
         raise DataError(f"{name} needs the path of the data, got {path}, which is not there. {_expected(name)}")
     where = user_path(path).resolve()
-    if name == "folder":
-        splits = layouts.image_folder(where, progress) if layouts.is_image_folder(where) else None
-    else:
-        splits = _cifar_splits(name, where, progress)
+    splits = layouts.image_folder(where, progress) if name == "folder" else _cifar_splits(name, where, progress)
     if splits is None:
         raise DataError(f"no {name} at {where}. {_expected(name)} Found there: {_listing(where)}.")
     return _normalized(name, splits)
@@ -313,16 +325,19 @@ def _digits(size: int | None) -> ImageData:
 
 def _cifar_splits(name: str, where: Path, progress: bool) -> tuple[Split, Split] | None:
     known = _KNOWN[name]
+    splits: tuple[Split, Split] | None
     for folder in (where / known.folder, where):
         if (folder / known.marker).is_file():
             splits = layouts.torchvision_splits(known.reader, folder)
             break
     else:
-        if layouts.is_image_folder(where):
+        if (where / "train").is_dir():
             splits = layouts.image_folder(where, progress)
         elif (pair := layouts.npz_pair(where)) is not None:
             splits = layouts.npz_split(pair[0], progress), layouts.npz_split(pair[1], progress)
         else:
+            splits = None
+        if splits is None:
             return None
     for split in splits:
         if len(split.class_names) != known.classes or split.images.shape[1:] != (3, 32, 32):
@@ -376,7 +391,9 @@ def _measured_space(images: Tensor) -> InputSpace:
 
 
 def _expected(name: str) -> str:
-    folder = "a folder with train/CLASS/*.png and test/CLASS/*.png, all of one size"
+    folder = (
+        "a folder with train/CLASS/*.png and test/CLASS/*.png (or val/), or with CLASS/*.png alone, all of one size"
+    )
     if name not in _KNOWN:
         return f"Expected {folder}."
     known = _KNOWN[name]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import sys
+import unicodedata
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,7 +20,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ddplug.errors import DataError
+from ddplug.datasets.splits import drawn_test
+from ddplug.errors import DataError, DDPlugWarning
 from ddplug.utils.output import Safe
 
 T = TypeVar("T")
@@ -57,29 +60,44 @@ def torchvision_splits(reader_name: str, folder: Path) -> tuple[Split, Split]:
     return first, second
 
 
-def is_image_folder(where: Path) -> bool:
-    """Return True if `where` holds train/ and test/."""
-    return (where / "train").is_dir() and (where / "test").is_dir()
+def image_folder(where: Path, progress: bool) -> tuple[Split, Split] | None:
+    """Return both splits of train/CLASS/* and test/CLASS/* (or val), or of CLASS/* alone; None for another layout.
 
-
-def image_folder(where: Path, progress: bool) -> tuple[Split, Split]:
-    """Both splits of train/CLASS/* and test/CLASS/*, the classes in the order of their names."""
-    names = tuple(sorted(folder.name for folder in (where / "train").iterdir() if folder.is_dir()))
-    others = tuple(sorted(folder.name for folder in (where / "test").iterdir() if folder.is_dir()))
-    if not names or names != others:
+    Classes are in the order of their names, pictures may lie deeper, and names that begin with a dot are left out. Of
+    classes alone a tenth of each becomes the test split.
+    """
+    tests = [where / name for name in ("test", "val", "valid", "validation") if (where / name).is_dir()]
+    split = (where / "train").is_dir()
+    if split and not tests:
+        return None
+    parts = [where / "train", tests[0]] if split else [where]
+    classes = [_classes(part) for part in parts]
+    if not split:
+        classes = [{name: folder for name, folder in classes[0].items() if _pictures(folder)}]
+        if not classes[0]:
+            return None
+    names = tuple(classes[0])
+    if not names or names != tuple(classes[-1]):
         raise DataError(
-            f"{where}/train and {where}/test must have the same class folders, found {names} and {others}; add or "
-            "rename folders until they agree"
+            f"{parts[0]} and {parts[-1]} must have the same class folders, found {names} and {tuple(classes[-1])}; "
+            "add or rename folders until they agree"
+        )
+    if all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
+        warnings.warn(
+            f"the class folders of {where} are numbers, and their order is that of text, as in torchvision: "
+            f"{', '.join(names[:4])}, ... Class numbers are places in this order.",
+            DDPlugWarning,
+            stacklevel=2,
         )
     files: list[Path] = []
-    origin: list[tuple[str, int]] = []
-    for part in ("train", "test"):
-        for label, name in enumerate(names):
-            found = sorted(file for file in (where / part / name).iterdir() if file.suffix.lower() in _SUFFIXES)
+    origin: list[tuple[int, int]] = []
+    for number, of_part in enumerate(classes):
+        for label, folder in enumerate(of_part.values()):
+            found = _pictures(folder)
             if not found:
-                raise DataError(f"{where / part / name} holds no image ({', '.join(_SUFFIXES)}); every class needs one")
+                raise DataError(f"{folder} holds no image ({', '.join(_SUFFIXES)}); every class needs one")
             files += found
-            origin += [(part, label)] * len(found)
+            origin += [(number, label)] * len(found)
 
     decoded: list[Pixels] = []
     for file in _track(files, "reading images", progress):
@@ -93,8 +111,20 @@ def image_folder(where: Path, progress: bool) -> tuple[Split, Split]:
         decoded = [image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in decoded]
     pixels = _channels_first(np.stack(decoded))
     labels = torch.tensor([label for _, label in origin])
-    in_test = torch.tensor([part == "test" for part, _ in origin])
+    in_test = torch.tensor([part == 1 for part, _ in origin]) if split else drawn_test(labels, names)
     return Split(pixels[~in_test], labels[~in_test], names), Split(pixels[in_test], labels[in_test], names)
+
+
+def _classes(part: Path) -> dict[str, Path]:
+    """Return the class folders of one split by name, in order; names are composed (NFC), as file systems differ."""
+    folders = (folder for folder in part.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    return dict(sorted((unicodedata.normalize("NFC", folder.name), folder) for folder in folders))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Return the pictures of a class, at any depth."""
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    return sorted(file for file in found if not any(p.startswith(".") for p in file.relative_to(folder).parts))
 
 
 def npz_pair(where: Path) -> tuple[Path, Path] | None:

@@ -1,7 +1,7 @@
 """Hashes by which data, weights, files and settings are known to be the same.
 
-Their values are recorded in pools, checkpoints and results, so they must never change; tests/utils/test_digest.py holds
-them.
+Their values are recorded in pools, checkpoints and results: a change makes those of others. tests/utils/test_digest.py
+holds them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.datasets.spaces import InputSpace
-from ddplug.errors import DataError
+from ddplug.errors import DataError, DDPlugWarning
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -285,6 +286,52 @@ def test_damaged_folders_are_refused(image_folder):
         load("cifar10", image_folder)
 
 
+def test_folders_of_other_layouts(tmp_path, recwarn):
+    """Hidden folders are no classes, pictures may lie deeper, val/ is a test split, as is a tenth of classes alone.
+
+    Kind: a folder that holds more, or less, than the layout that was expected. Looked at: notebooks' checkpoints in
+    any place, editors' hidden files, empty folders (refused within train/, no class beside others without it).
+    """
+    for number, name in enumerate(("ant", "bee")):
+        for part, count in (("train", 12), ("val", 3)):
+            folder = tmp_path / part / name / "deeper" if name == "bee" else tmp_path / part / name
+            folder.mkdir(parents=True)
+            for index, image in enumerate(pictures(count, 10 * number + count, (8, 8))):
+                Image.fromarray(image).save(folder / f"{index}.png")
+    for hidden in ("train/.ipynb_checkpoints", "val/.ipynb_checkpoints", "train/ant/.ipynb_checkpoints"):
+        (tmp_path / hidden).mkdir()
+        Image.fromarray(pictures(1, 99, (8, 8))[0]).save(tmp_path / hidden / "0-checkpoint.png")
+    data = load("folder", tmp_path, progress=False)
+    assert data.class_names == ("ant", "bee")
+    assert data.train_labels.bincount().tolist() == [12, 12]
+    assert data.test_labels.bincount().tolist() == [3, 3]
+    (tmp_path / "train" / "notes").mkdir()
+    with pytest.raises(DataError, match="same class folders.*notes"):
+        load("folder", tmp_path, progress=False)
+    (tmp_path / "train" / "notes").rmdir()
+    alone = load("folder", tmp_path / "train", progress=False)
+    assert alone.class_names == data.class_names
+    assert alone.train_labels.bincount().tolist() == [11, 11]
+    assert alone.test_labels.bincount().tolist() == [1, 1]
+    assert not recwarn.list
+
+
+def test_class_folders_that_are_numbers_or_composed_otherwise(tmp_path):
+    """Numbers sort as text, as torchvision has it, which is said; one name in two normal forms is one class."""
+    for name in map(str, range(11)):
+        (tmp_path / "numbers" / name).mkdir(parents=True)
+        for index, image in enumerate(pictures(2, int(name), (8, 8))):
+            Image.fromarray(image).save(tmp_path / "numbers" / name / f"{index}.png")
+    with pytest.warns(DDPlugWarning, match="order is that of text.*0, 1, 10, 2"):
+        assert load("folder", tmp_path / "numbers", progress=False).class_names[2] == "10"
+    for part, form in (("train", "NFC"), ("test", "NFD")):
+        for name in ("caf\u00e9", "th\u00e9"):
+            folder = tmp_path / "names" / part / unicodedata.normalize(form, name)
+            folder.mkdir(parents=True)
+            Image.fromarray(pictures(1, len(name), (8, 8))[0]).save(folder / "0.png")
+    assert load("folder", tmp_path / "names", progress=False).class_names == ("caf\u00e9", "th\u00e9")
+
+
 @pytest.mark.usefixtures("untouched")
 def test_nothing_moves_the_global_random_state(npz):
     load("cifar10", npz)
@@ -305,7 +352,7 @@ def test_digits_are_split_evenly_and_once_and_for_all():
     # no picture is in both splits, and the split is the same in every process, for pools outlive processes
     seen = {image.numpy().tobytes() for image in data.train_images}
     assert not any(image.numpy().tobytes() in seen for image in data.test_images)
-    assert data.fingerprint() == "12a352a2087e1f39"
+    assert data.fingerprint() == "1ad5c8fc92699b78"
 
 
 def test_digits_can_be_enlarged():
@@ -333,12 +380,19 @@ def test_fingerprint_is_of_the_data_and_not_of_its_normalisation():
         test_images=data.space.convert(data.test_images, other),
     )
     assert moved.fingerprint() == data.fingerprint()
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(1))
+    shuffled = replace(data, train_images=data.train_images[order], train_labels=data.train_labels[order])
+    assert shuffled.fingerprint() == data.fingerprint(), "the same images in another order are the same data"
     changed = data.train_images.clone()
-    changed[0, 0, 4, 4] += 0.1
+    changed[17, 0, 4, 4] += 0.1
+    swapped = data.train_labels.clone()
+    swapped[[5, 6]] = swapped[[6, 5]]
+    assert data.train_labels[5] != data.train_labels[6]
     for different in (
         {"name": "digit"},
         {"class_names": data.class_names[::-1]},
         {"train_images": changed},
+        {"train_labels": swapped},
         {"test_labels": data.test_labels.flip(0)},
         {"test_images": data.test_images[:-1], "test_labels": data.test_labels[:-1]},
     ):
