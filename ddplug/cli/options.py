@@ -41,7 +41,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 def takes(names: Iterable[str]) -> Callable[[Command], Command]:
     """Decorator of a command with `**options`: it has these options of `ddplug.core.flags.FLAGS`, by their names.
 
-    What comes in is as it was typed; `ddplug.core.flags.read` gives the value it stands for.
+    Values come in as they were typed; `ddplug.core.flags.read` gives the value that one stands for.
     """
 
     def add(command: Command) -> Command:

@@ -1,8 +1,8 @@
-"""The weight: how lambda, the factor in L_host + lambda * CMI, comes about.
+"""The state of a weighting: lambda, the factor in L_host + lambda * CMI, as given or as measured.
 
-A *share* says what users mean (a fraction of the host's own gradient) and is the same number in every host. The lambda
-that realises it is measured over the first rounds and then either frozen ("relative"), so that the objective is a fixed
-function whose share decays as the term falls, or measured anew all the time ("sustained"), so that the share stays.
+A *share* is a fraction of the host's own gradient, and the same number in every host. Its lambda is measured over the
+first rounds. "relative" then freezes it: the objective is a fixed function, and the share decays as the term falls.
+"sustained" measures lambda anew all the time, so that the share stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ddplug.core.options import Schedule
 from ddplug.errors import InputError
 
 BOUND = 10.0
-"""How many times the lambda of the first rounds a sustained one may become, as the term may all but vanish."""
+"""Largest sustained lambda, in multiples of the first: where the term vanishes, lambda would grow without end."""
 
 
 class FixedLambda:
@@ -28,7 +28,7 @@ class FixedLambda:
 
     kind = "absolute"
     measuring = False
-    """Whether the rounds to come are to be observed."""
+    """True if the next rounds are to be observed."""
 
     def __init__(self, lam: float) -> None:
         self.lam: float | None = lam
@@ -50,7 +50,7 @@ class FixedLambda:
         _check_state(state, self.state_dict(), ("kind", "lam"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing more than `check`: lambda is what it was made with."""
+        """Check the state, which has nothing else than the lambda."""
         self.check(state)
 
 
