@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -357,6 +358,12 @@ def test_a_shipped_host_has_a_page_and_is_in_the_help(name: str) -> None:
     assert host.commit in page.read_text()
     assert f"({page.name})" in (docs / "README.md").read_text()
     assert name in CliRunner().invoke(app, ["run", "--help"]).output
+
+
+def test_the_table_of_hosts_is_current() -> None:
+    docs = Path(__file__).parents[2] / "docs/hosts"
+    text = (docs / "README.md").read_text(encoding="utf-8")
+    assert runpy.run_path(str(docs / "make.py"))["written"](text) == text, "run docs/hosts/make.py"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
