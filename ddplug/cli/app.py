@@ -32,7 +32,7 @@ from ddplug.utils.output import say
 app = typer.Typer(
     help="CMI regularisation (arXiv 2412.09945) for dataset-distillation code.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddplug.cli.options import HOSTS as NAMED
-from ddplug.cli.options import takes, takes_those_of
+from ddplug.cli.options import grouped, takes, takes_those_of
 from ddplug.core.flags import COMPARED, FLAGS, HOSTS, read
 from ddplug.errors import InputError
 from ddplug.utils.output import say
@@ -35,7 +35,7 @@ def _setup(
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies; digits need none.")] = None,
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
-    ipc: Annotated[int | None, typer.Option(help="Images per class; 10. This and the next five: own only.")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class; 10.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300.")] = None,
     batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the synthetic images; 1.")] = None,
@@ -99,10 +99,19 @@ def _setup(
     return replace(setup, upstream=lambda changed: Upstream(spec, checkout, proxies, changed, download))
 
 
+PANELS = {
+    "Data and proxies": ("data", "data_path", "proxies", "heldout", "download"),
+    "Distillation (own)": (
+        "ipc", "iterations", "batch_real", "lr", "init", "checkpoints", "judge_last", "strategy", "arch", "width",
+    ),
+    "Judges": ("runs", "epochs", "judge_lr"),
+    "Regulariser": ("term",),
+}  # fmt: skip
 OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name in COMPARED]
 SWEPT = ("representation", "weighting")
 
 
+@grouped({**PANELS, "Judges": (*PANELS["Judges"], "references", "cross_arch")})
 @takes(OF_REGULARIZER)
 @takes_those_of(_setup)
 def compare(
@@ -178,6 +187,7 @@ def compare(
     say(page)
 
 
+@grouped(PANELS)
 @takes([name for name in OF_REGULARIZER if name not in SWEPT])
 @takes_those_of(_setup)
 def tune(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ddplug.cli.options import HOSTS as NAMED
-from ddplug.cli.options import takes
+from ddplug.cli.options import grouped, takes
 from ddplug.core.flags import FLAGS, HOSTS, read
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
@@ -19,6 +19,14 @@ HOST = typer.Argument(metavar="HOST", help=f"{NAMED}, or an installed package's.
 Host = Annotated[str, HOST]
 
 
+@grouped(
+    {
+        "A host": ("repo", "views", "download"),
+        "Any script": (
+            "script", "at", "labels", "rows", "steps", "history", "input_space", "path", "redirect_cuda", "old_numpy",
+        ),
+    }
+)  # fmt: skip
 @takes(HOSTS)
 def run(
     host: Annotated[str | None, HOST] = None,
@@ -38,31 +46,21 @@ def run(
     ] = None,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="With --script: that function, MODULE:FUNCTION or MODULE:CLASS.METHOD, or FILE.py:LINE."),
+        typer.Option(help="that function, MODULE:FUNCTION or MODULE:CLASS.METHOD, or FILE.py:LINE."),
     ] = None,
-    labels: Annotated[
-        str, typer.Option(help="With --script: the labels, an expression where it is called, or calls:CLASSES.")
-    ] = "",
-    rows: Annotated[
-        str, typer.Option(help="With --script: synthetic rows of a batch with real images, as in 'n:'.")
-    ] = "",
-    steps: Annotated[
-        str, typer.Option(help="With --script: calls per backward pass of an unrolled loop, an expression.")
-    ] = "",
-    history: Annotated[
-        Path | None, typer.Option(help="With --script: the file for CMI's history; cmi_SCRIPT.json here.")
-    ] = None,
+    labels: Annotated[str, typer.Option(help="the labels, an expression where it is called, or calls:CLASSES.")] = "",
+    rows: Annotated[str, typer.Option(help="synthetic rows of a batch with real images, as in 'n:'.")] = "",
+    steps: Annotated[str, typer.Option(help="calls per backward pass of an unrolled loop, an expression.")] = "",
+    history: Annotated[Path | None, typer.Option(help="the file for CMI's history; cmi_SCRIPT.json here.")] = None,
     input_space: Annotated[
-        str, typer.Option(help="With --script: unit, normalized:cifar10, ..., if the views' is not the pool's.")
+        str, typer.Option(help="unit, normalized:cifar10, ..., if the views' is not the pool's.")
     ] = "",
-    path: Annotated[
-        list[Path] | None, typer.Option(help="With --script: a folder for its imports besides its own.")
-    ] = None,
+    path: Annotated[list[Path] | None, typer.Option(help="a folder for its imports besides its own.")] = None,
     redirect_cuda: Annotated[
-        bool, typer.Option("--redirect-cuda", help="With --script: without CUDA, what it puts there is on the CPU.")
+        bool, typer.Option("--redirect-cuda", help="without CUDA, what it puts there is on the CPU.")
     ] = False,
     old_numpy: Annotated[
-        bool, typer.Option("--old-numpy", help="With --script: np.int and the like, for code that uses them.")
+        bool, typer.Option("--old-numpy", help="np.int and the like, for code that uses them.")
     ] = False,
     **options: Any,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -79,13 +79,27 @@ def takes_those_of(other: Callable[..., object]) -> Callable[[Command], Command]
     return add
 
 
+def grouped(panels: Mapping[str, Iterable[str]]) -> Callable[[Command], Command]:
+    """Decorator of a command: its help shows the options named in `panels` under these titles."""
+
+    def add(command: Command) -> Command:
+        parameters = inspect.signature(command, eval_str=True).parameters
+        for title, names in panels.items():
+            for name in names:
+                (option,) = parameters[name].annotation.__metadata__
+                option.rich_help_panel = title
+        return command
+
+    return add
+
+
 def _typed(name: str) -> tuple[Any, Any]:
     """Default and annotation of an option as a command's parameter."""
     about = FLAGS[name]
     default = about.default if isinstance(about.default, bool | str) else about.written(about.default)
     choices = f": {', '.join(about.choices)}" if about.choices and "(" not in about.help else ""
     text = f"{about.help[0].upper()}{about.help[1:]}{choices}."
-    return default, Annotated[type(default), typer.Option(help=text)]
+    return default, Annotated[type(default), typer.Option(help=text, rich_help_panel="Regulariser")]
 
 
 def load_data(name: str, path: Path | None) -> ImageData:

@@ -11,21 +11,28 @@ from typing import Any
 
 from ddplug.utils.output import Safe, say
 
+WIDE = 80
+"""Columns of a terminal from which on a bar has room for its note."""
+
 
 class Bars:
     """Bars by name: `bars(what, done, total, note)`. A context manager; off, it says nothing."""
 
     def __init__(self, *, on: bool = True) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self._on = on
-        self._live = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(file=Safe(sys.stdout)),  # type: ignore[arg-type]
-        )  # fmt: skip
+        console = Console(file=Safe(sys.stdout))  # type: ignore[arg-type]
+        shortened = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        columns = [
+            TextColumn("{task.description}", table_column=shortened), BarColumn(10), MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        ]  # fmt: skip
+        if console.width >= WIDE:
+            columns.append(TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)))
+        self._live = Progress(*columns, console=console, expand=True)
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, int] = {}
         self._lines = False
