@@ -16,7 +16,6 @@ import drive
 import numpy as np
 import torch
 
-import ddplug
 from ddplug.hosting.script import CudaOnCpu, old_names
 
 
@@ -39,7 +38,7 @@ def main() -> None:
 
         os.makedirs(args.save_dir, exist_ok=True)
         code = condense.condense.__code__
-        handle = ddplug.attach(condense, **json.loads(options))
+        handle = drive.attached(condense, options)
         try:
             condense.condense(args, Logger(args.save_dir))
         finally:

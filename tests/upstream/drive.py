@@ -184,9 +184,18 @@ class Spy:
         kind.__init__, kind.step = init, step
 
 
+def attached(host: object, options: str) -> Any:
+    """Attach with the options of a JSON object: the names of flags, and those of `attach` alone."""
+    import ddplug
+    from ddplug.core.flags import FLAGS, keywords
+
+    given = json.loads(options)
+    flags = {name: given.pop(name) for name in FLAGS if name in given}
+    return ddplug.attach(host, **keywords(given.pop("weight"), **flags), **given)
+
+
 def attach_and_run(script: str, options: str, *arguments: str, path: list[str]) -> None:
     """Import a script, attach, and run what it would do as a program: the block below `if __name__ == "__main__"`."""
-    import ddplug
 
     sys.path[:0] = [str(Path(script).parent), *path]
     sys.argv = [script, *arguments]
@@ -194,7 +203,7 @@ def attach_and_run(script: str, options: str, *arguments: str, path: list[str]) 
     last = ast.parse(Path(script).read_text()).body[-1]
     assert isinstance(last, ast.If)
     functions = {name: f.__code__ for name, f in vars(host).items() if isinstance(f, types.FunctionType)}
-    handle = ddplug.attach(host, **json.loads(options))
+    handle = attached(host, options)
     try:
         exec(compile(ast.Module(last.body, []), script, "exec"), vars(host))
     finally:
@@ -243,7 +252,6 @@ def main() -> None:
             sys.path[1:1] = world.get("path", [])
             runpy.run_path(rest[0], run_name="__main__")
     else:
-        import ddplug
 
         folder, module, function, options, *arguments = rest
         sys.path[:0] = [folder, *world.get("path", [])]
@@ -251,7 +259,7 @@ def main() -> None:
         host = importlib.import_module(module)
         code = getattr(host, function).__code__
         given = [argparse.Namespace(**world["options"])] if "options" in world else []
-        with ddplug.attach(host, **json.loads(options)):
+        with attached(host, options):
             getattr(host, function)(*given)
         assert getattr(host, function).__code__ is code
         assert "ddplug_cmi" not in vars(host)
