@@ -1,4 +1,4 @@
-"""Does a thousand classes of large images fit into memory, and how long is a round?
+"""Time and memory of a round on a thousand classes of large images.
 
     python benchmarks/classes.py --out classes.json [--images 10 20 40] [--whole 10000] [--device cuda]
 

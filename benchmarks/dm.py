@@ -1,4 +1,4 @@
-"""How much longer is an iteration of distribution matching with the regulariser in every step?
+"""Time of an iteration of distribution matching with the regulariser in every step, and without.
 
     python benchmarks/dm.py --out dm.json [--ipc 10] [--batch-real 256] [--architecture resnet18] [--device cuda]
 

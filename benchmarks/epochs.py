@@ -1,4 +1,4 @@
-"""After how many epochs does a network trained on a set with CMI know what it ends with on the set without?
+"""Epochs after which a network trained on a set with CMI reaches its final accuracy on the set without.
 
     python benchmarks/epochs.py COMPARISON weight-3-host --data cifar10 --data-path FOLDER --out epochs.json
 

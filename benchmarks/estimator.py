@@ -1,4 +1,4 @@
-"""Does CMI and its gradient, from features (float64, as in a round), cost more for many classes than for few?
+"""Time of CMI and its gradient from features, in float64 as in a round, by the number of classes.
 
 python benchmarks/estimator.py --out estimator.json [--images 2000] [--features 512] [--device cuda]
 """

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating runs, medians, the machine's name, and the pool they look at."""
+"""Functions that the benchmarks share: alternating runs, medians, the machine's name, and the pool they look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory does a round take beside what is there already, against the published recipe?
+"""Memory of a round against that of the published recipe.
 
     python benchmarks/memory.py --out memory.json [--images 5000] [--recipe-images 1000] [--device cuda]
 

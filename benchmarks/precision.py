@@ -1,4 +1,4 @@
-"""How far is the gradient in reduced precision from that in exact fp32?
+"""Distance of the gradient in reduced precision from that in exact fp32.
 
     python benchmarks/precision.py --pool POOL --data cifar10 --data-path ... --out precision.json
 

@@ -1,4 +1,4 @@
-"""How long is a round of the regulariser, against the published recipe and against a bare pass through the proxy?
+"""Time of a round of the regulariser against the published recipe and against a bare pass through the proxy.
 
     python benchmarks/step.py --out step.json [--images 100] [--device cuda]
 
