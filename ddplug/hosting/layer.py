@@ -287,7 +287,7 @@ def require_rounds(what: str, expected: bool) -> Iterator[list[Layer]]:
         save_all()
     if RAISED:
         raise HostError(
-            f"{what} caught an error of ddplug's and went on without CMI, so its results are not what was asked for: "
+            f"{what} caught an error of ddplug's and continued without CMI, so its results are not regularised: "
             f"{RAISED[0]}"
         )
     if expected and not any(layer.rounds for layer in layers):

@@ -110,7 +110,7 @@ def execute(
             raise
         except KeyboardInterrupt:
             saved = " and ".join(map(str, save_all()))
-            where = f"what CMI did so far is in {saved}" if saved else "CMI had not acted yet, so nothing is saved"
+            where = f"the history of CMI so far is in {saved}" if saved else "CMI had not acted, so nothing is saved"
             say(f"ddplug: interrupted; {where}.", error=True)
             sys.exit(INTERRUPTED)
         except Exception as error:
