@@ -20,14 +20,6 @@ from torch import Tensor
 
 from ddplug.errors import DDPlugWarning
 from ddplug.utils.files import write_json
-from ddplug.utils.records import entries, flag, number, optional, whole
-
-_SIZE = number(-1e30, 1e30, finite=False)
-ROUND = entries(
-    {"number": whole(), "value": _SIZE, "lam": number(-1e30, 1e30), "images": whole(), "skipped": flag},
-    {"share": optional(number(0, 1e30))},
-)
-"""A round in a file."""
 
 
 @dataclass(frozen=True, slots=True)

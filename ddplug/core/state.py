@@ -3,59 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from ddplug.core.history import ROUND
+from torch import Tensor
+
+from ddplug.core.history import Round
 from ddplug.errors import InputError
 from ddplug.proxies.pool import ProxyPool
-from ddplug.utils.records import (
-    anything,
-    check_record,
-    dict_of,
-    either,
-    entries,
-    flag,
-    list_of,
-    number,
-    optional,
-    tensor,
-    text,
-    whole,
-)
+from ddplug.utils.records import Count, Finite, check_record
 
-_POSITIVE, _SCALAR = number(0), optional(either(flag, text(), number(finite=False)))
-_NORMS = list_of(number(0, finite=False), 2, 2)
-"""Squared norms of the host's gradient and of the term's."""
-_STATE = entries(
-    {
-        "weighting": entries(
-            {"kind": text()},
-            {
-                "lam": optional(_POSITIVE), "first": optional(_POSITIVE), "rounds": whole(1),
-                **dict.fromkeys(("share", "factor"), _POSITIVE),
-                "complete": whole(), "sums": _NORMS, "passages": list_of(_NORMS, most=10_000),
-            },
-        ),
-        "generator": tensor("integer", (None,)), "class_generator": tensor("integer", (None,)),
-        "view": optional(dict_of(anything)), "rounds": whole(), "seen": whole(), "history": list_of(ROUND),
-        "settings": dict_of(either(list_of(_SCALAR), _SCALAR)),
-    },
-    {
-        "pool": optional(text()),
-        "real_generator": tensor("integer", (None,)),
-    },
-)  # fmt: skip
-"""What a state may hold."""
-PARTS = ("weighting", "generator", "class_generator", "view", "rounds", "seen", "history", "settings")
-"""What every state has."""
+
+class Weighting(TypedDict):
+    """The state of a weighting, as far as all weightings share it."""
+
+    kind: str
+    lam: NotRequired[Finite | None]
+
+
+class State(TypedDict):
+    """The state of a `Regularizer`."""
+
+    weighting: Weighting
+    generator: Tensor
+    class_generator: Tensor
+    view: dict[str, Any] | None
+    rounds: Count
+    seen: Count
+    history: list[Round]
+    settings: dict[str, Any]
+    pool: str | None
+    real_generator: NotRequired[Tensor]
 
 
 def check_kind(state: Mapping[str, Any]) -> None:
     """`InputError` for what is no state of a regulariser, or a damaged one."""
-    if not isinstance(state, Mapping) or (missing := set(PARTS) - set(state)):
-        lacking = f"it lacks {', '.join(sorted(missing))}" if isinstance(state, Mapping) else "it is no dictionary"
-        raise InputError(f"this is no state of a Regularizer: {lacking}.")
-    check_record(dict(state), _STATE, "this state of a Regularizer", "So nothing was taken from it.", error=InputError)
+    check_record(state, State, "this state of a Regularizer", "So nothing was taken from it.", error=InputError)
 
 
 def check_settings(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, NotRequired, TypedDict
 
 import torch
 from einops import rearrange
@@ -14,13 +14,17 @@ from torch.nn import functional as F
 
 from ddplug.errors import DataError
 from ddplug.utils.reading import load_tensors
-from ddplug.utils.records import entries, read_record, text, whole
+from ddplug.utils.records import between, read_record
 
 _IMAGES = "images_"
 _AVERAGED = "ema_"
 """What FTD puts before the names of files with a running average of the images."""
 _FORMED = re.compile(r"data(_?[0-9]{1,9}|_best)?\.pt")
-_ARGUMENTS = entries({"factor": whole(1, 4096)}, {"decode_type": text(100)})
+
+
+class _Arguments(TypedDict):
+    factor: Annotated[int, between(1, 4096)]
+    decode_type: NotRequired[str]
 
 
 class Beside(NamedTuple):
@@ -81,7 +85,7 @@ def factor(path: Path) -> int:
     """The factor of IDC's `data.pt`, from the host's own `args.txt` beside it; `DataError` if that is not there."""
     arguments = _arguments(path)
     try:
-        content = read_record(arguments, _ARGUMENTS, "the host's args.txt", "")
+        content = read_record(arguments, _Arguments, "the host's args.txt", "")
     except DataError as error:
         raise DataError(
             f"'{path}' is IDC's by its name, and does not say how many images are in each of its images: the host's "

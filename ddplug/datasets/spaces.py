@@ -7,6 +7,7 @@ plausible, wrong number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,9 +49,11 @@ class InputSpace:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.mean or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not self.mean or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std) or not finite:
             raise InputError(
-                f"an input space needs one mean and one positive std per channel, got mean={self.mean}, std={self.std}"
+                "an input space needs one finite mean and one positive std per channel, got "
+                f"mean={self.mean}, std={self.std}"
             )
 
     @classmethod
@@ -93,18 +96,6 @@ class InputSpace:
     def to_json(self) -> dict[str, Any]:
         """The record that a pool's header keeps."""
         return {"kind": "normalized", "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> InputSpace:
-        """The inverse of `to_json`; raises `InputError` for a kind that is not known."""
-        if record.get("kind") != "normalized":
-            raise InputError(f"unknown kind of input space {record.get('kind')!r} in {record}; expected 'normalized'")
-        try:
-            return cls.normalized(record["mean"], record["std"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{record} is no record of an input space: it needs a mean and a std per channel"
-            ) from error
 
     def __str__(self) -> str:
         if self == InputSpace.unit(self.channels):

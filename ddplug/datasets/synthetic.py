@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,18 +18,22 @@ from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors, write_tensors
-from ddplug.utils.records import anything, check_record, dict_of, entries, number, number_kind, one_of, optional, text
+from ddplug.utils.records import between, check_record
 
 Meaning = Literal["normalized", "zca"]
 
 MOST_CLASSES = 2**20
-_FACTS = entries(
-    {},
-    {
-        "dataset": optional(text(200)), "meaning": optional(one_of("normalized", "zca")),
-        "lr": optional(number(1e-30, 1e30)), "space": optional(dict_of(anything)),
-    },
-)  # fmt: skip
+
+
+class _Facts(TypedDict):
+    """Entries of a set's file besides images and labels."""
+
+    dataset: NotRequired[str | None]
+    meaning: NotRequired[Meaning | None]
+    lr: NotRequired[Annotated[float, between(1e-30)] | None]
+    space: NotRequired[dict[str, Any] | None]
+
+
 """What the entries of a set's file may be, beside its images and labels."""
 
 
@@ -105,7 +109,7 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     _check(path, record, images, labels)
     if isinstance(record, dict) and "accs_all_exps" in record:
         extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
-    check_record(extra, _FACTS, f"'{path}', a synthetic set,", _AGAIN)
+    check_record(extra, _Facts, f"'{path}', a synthetic set,", _AGAIN)
     space = _space(path, extra)
     images = images.float()
     given = _classes(path, extra, len(images))
@@ -158,8 +162,9 @@ def _check_images(path: Path, images: Tensor) -> None:
 
 def _check_classes(path: Path, labels: Tensor) -> None:
     """Hard labels (n,): whole numbers from 0 on, of whatever type."""
-    kind = number_kind(labels)
-    numbers = labels.double() if kind != "other" else torch.full((1,), -1.0)  # bytes cannot be compared with 2**20
+    if labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"'{path}' holds labels of type {labels.dtype}; expected the numbers of classes.")
+    numbers = labels.double()  # bytes cannot be compared with 2**20
     if not bool(((numbers >= 0) & (numbers < MOST_CLASSES) & (numbers == numbers.round())).all()):
         raise DataError(
             f"'{path}' holds labels {labels[:4].tolist()}... of type {labels.dtype}; expected the numbers of classes, "

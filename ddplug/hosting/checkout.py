@@ -11,29 +11,37 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from ddplug.errors import HostError
 from ddplug.hosting.patch import Patch, State, clear, inside, parse, states, write_all
 from ddplug.utils.files import exclusive_lock, user_path
-from ddplug.utils.records import anything, check_record, dict_of, entries, flag, list_of, text
+from ddplug.utils.records import check_record, like
 
 LOCK = ".ddplug-patch.lock"
 _AGAIN = "Reinstall the package that it is a part of."
-_NAMES = list_of(text(200), 0, 1000)
-_LINE = text(9, "[0-9]+")
-_REQUIRED = {
-    **dict.fromkeys(("title", "url", "licence", "folder", "script"), text(500)), "commit": text(40, "[0-9a-f]{40}"),
-    "files": dict_of(text(40, "[0-9a-f]{40}")),
-}  # fmt: skip
-_OPTIONAL = {
-    "path": _NAMES, "packages": _NAMES, "numpy_aliases": _NAMES, "redirect_cuda": flag,
-    "places": dict_of(dict_of(text(), _LINE)), "adapter": dict_of(anything),
-}  # fmt: skip
-_RECORD, _KNOWN = entries(_REQUIRED, _OPTIONAL), {*_REQUIRED, *_OPTIONAL}
+_Hash = Annotated[str, like("[0-9a-f]{40}")]
 
 SHIPPED = "ddplug.patches"
 """The package of our own patches and their table."""
+
+
+class _Record(TypedDict):
+    """A host's table in `hosts.toml`."""
+
+    title: str
+    url: str
+    licence: str
+    folder: str
+    script: str
+    commit: _Hash
+    files: dict[str, _Hash]
+    path: NotRequired[list[str]]
+    packages: NotRequired[list[str]]
+    numpy_aliases: NotRequired[list[str]]
+    redirect_cuda: NotRequired[bool]
+    places: NotRequired[dict[str, dict[str, str]]]
+    adapter: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -159,8 +167,8 @@ def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
 
 def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
     """The host of a row of `hosts.toml` and the text of its patch."""
-    check_record(dict(record), _RECORD, f"the record of host '{name}' in hosts.toml", _AGAIN, error=HostError)
-    fields = {key: value for key, value in record.items() if key in _KNOWN}
+    check_record(dict(record), _Record, f"the record of host '{name}' in hosts.toml", _AGAIN, error=HostError)
+    fields = {key: value for key, value in record.items() if key in _Record.__annotations__}
     fields["places"] = {
         file: {int(line): text for line, text in lines.items()} for file, lines in fields.get("places", {}).items()
     }

@@ -13,7 +13,7 @@ from typing import Any
 from ddplug.errors import DataError, InputError
 from ddplug.lab.own_trainer import DONE, set_name
 from ddplug.lab.plan import Run
-from ddplug.lab.records import DISTILLED, JUDGEMENT, read_json
+from ddplug.lab.records import Distilled, Judgement, read_json
 from ddplug.utils.files import replacing, write_json
 
 TAKEN_FROM = "taken_from"
@@ -80,13 +80,13 @@ def _finished(folder: Path) -> tuple[dict[str, Any], dict[int, list[float]]]:
     Raises `DataError` if it is damaged.
     """
     advice = "name another --baseline"
-    distilled = read_json(folder / DONE, advice, DISTILLED)
+    distilled = read_json(folder / DONE, advice, Distilled)
     try:
         judgements: dict[int, list[float]] = {}
         for made in distilled["sets"]:
             file = folder / set_name(int(made["iteration"]))
             judged = file.is_file() and file.with_suffix(".json").is_file()
-            read = read_json(file.with_suffix(".json"), advice, JUDGEMENT)["accuracies"] if judged else []
+            read = read_json(file.with_suffix(".json"), advice, Judgement)["accuracies"] if judged else []
             judgements[int(made["iteration"])] = list(read)
         return distilled, judgements
     except (KeyError, TypeError, ValueError) as error:

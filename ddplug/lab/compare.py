@@ -23,7 +23,7 @@ from ddplug.lab.folder import REGULARIZERS, check_folder, claim, differing, made
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import DONE, set_name
 from ddplug.lab.plan import Arm, Run
-from ddplug.lab.records import AGAIN, DISTILLED, read_json
+from ddplug.lab.records import AGAIN, Distilled, read_json
 from ddplug.lab.references import Reference, ReferenceRun, check_references, make_reference
 from ddplug.lab.statistics import hopeless, summary
 from ddplug.terms import make
@@ -209,7 +209,7 @@ class _Work:
 
     def _judged(self, run: Run | ReferenceRun, folder: Path, step: int, note: str) -> dict[str, Any]:
         """Return the complete record of a finished run, with its judged sets."""
-        distilled = read_json(folder / DONE, AGAIN, DISTILLED)
+        distilled = read_json(folder / DONE, AGAIN, Distilled)
         checkpoints, times, last = [], [], distilled["sets"][-1]["iteration"]
         for made in distilled["sets"]:
             iteration = made["iteration"]

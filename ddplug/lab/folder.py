@@ -11,8 +11,7 @@ import torch
 
 from ddplug.errors import DataError, InputError
 from ddplug.lab.judge import Judge
-from ddplug.lab.records import AGAIN, read_json
-from ddplug.lab.records import SETTINGS as SETTINGS_RECORD
+from ddplug.lab.records import read_json
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.files import write_json
 
@@ -62,7 +61,7 @@ def differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ())
     path = folder / SETTINGS
     if not path.is_file():
         raise DataError(f"'{folder}' is no folder of a comparison: it has no {SETTINGS}.")
-    there = read_json(path, AGAIN, SETTINGS_RECORD)
+    there = read_json(path)
     found, asked = _flat(there, ignored), _flat(wanted, ignored)
     return [
         f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"

@@ -17,7 +17,7 @@ from ddplug.lab.evaluate import judged
 from ddplug.lab.judging import DSAPerNetwork, Recipe, maker, resolve
 from ddplug.lab.measure import measure, measure_term
 from ddplug.lab.plan import Settings
-from ddplug.lab.records import AGAIN, JUDGEMENT, read_json
+from ddplug.lab.records import AGAIN, Judgement, read_json
 from ddplug.networks.zoo import seeded
 from ddplug.proxies.pool import ProxyPool
 from ddplug.terms import make
@@ -66,7 +66,7 @@ class Judge:
         network.
         """
         path = file.with_suffix(".json")
-        record = read_json(path, AGAIN, JUDGEMENT) if path.is_file() else {}
+        record = read_json(path, AGAIN, Judgement) if path.is_file() else {}
         names = [resolve(name) for name in self.cross_arch] if last else []
         by_arch: dict[str, list[float]] = record.get("accuracies_by_arch", {})
         complete = all(len(by_arch.get(name, [])) >= runs for name in names)

@@ -14,11 +14,9 @@ from typing import Any
 
 from ddplug.core.figures import PICTURES, figure_of, rounds_figure, save_figure
 from ddplug.errors import DataError, InputError
-from ddplug.lab.records import RUN as RUN_RECORD
-from ddplug.lab.records import comparison, read_json
+from ddplug.lab.records import Comparison, Rounds, read_json
 from ddplug.lab.statistics import by_views, curve, term_of, weight_name
 from ddplug.utils.files import user_path
-from ddplug.utils.records import UnfitError
 
 COMPARISON, RUN = "ddplug-compare", "ddplug-run"
 
@@ -75,23 +73,17 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / "compare.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi*.json of a run.")
-    content = read_json(file, "name another", _drawable, "the result of a comparison or of a run")
+    kind = Comparison if read_json(file, "name another").get("format") == COMPARISON else Rounds
+    content = read_json(file, "name another", kind, "the result of a comparison or of a run")
     if content["format"] == COMPARISON:
         return content
     return {"format": RUN, "term": content.get("term"), "history": _history(file, content)}
 
 
-def _drawable(content: Any) -> None:
-    """Check that content can be drawn: the result of a comparison, or the rounds of a run."""
-    if content.get("format") not in (COMPARISON, RUN):
-        raise UnfitError("it is neither the result of `ddplug compare` nor of a run")
-    (comparison if content["format"] == COMPARISON else RUN_RECORD)(content)
-
-
 def _history(file: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rounds of a run in which the regulariser acted; nothing else of its file is needed."""
     acted = [
-        {"number": of["number"], "value": of.get("value", of.get("cmi")), "lam": of["lam"], "share": of.get("share")}
+        {"number": of["number"], "value": of["value"], "lam": of["lam"], "share": of.get("share")}
         for of in content["history"]
         if not of["skipped"]
     ]

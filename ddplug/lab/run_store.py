@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ddplug.errors import InputError
 from ddplug.utils.files import exclusive_lock, user_path, write_json
-from ddplug.utils.records import anything, dict_of, entries, number, read_record
+from ddplug.utils.records import Fraction, read_record
 
-_RUNS = entries({"settings": dict_of(anything), "runs": dict_of(dict_of(number(0, 1)))})
+
+class _Runs(TypedDict):
+    settings: dict[str, Any]
+    runs: dict[str, dict[str, Fraction]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Finished:
 
     @classmethod
     def _read(cls, path: Path, ours: dict[str, Any]) -> Finished:
-        record = read_record(path, _RUNS, "the runs of an evaluation", "Delete it to begin anew.", error=InputError)
+        record = read_record(path, _Runs, "the runs of an evaluation", "Delete it to begin anew.", error=InputError)
         theirs, runs = record["settings"], record["runs"]
         differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
         if differing and any(runs.values()):

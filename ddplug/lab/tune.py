@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ddplug.core.flags import FLAGS, code
 from ddplug.errors import DataError, InputError
@@ -23,14 +23,24 @@ from ddplug.lab.records import read_json
 from ddplug.lab.setup import Setup
 from ddplug.lab.statistics import plus_minus, weight_name
 from ddplug.utils.files import user_path, write_json
-from ddplug.utils.records import anything, dict_of, entries, list_of, whole
+from ddplug.utils.records import Count
 
 RESULT, CONFIRMED = "tune.json", "confirmed.json"
-CONFIRMATIONS = entries(
-    {"confirmations": list_of(entries({"of": dict_of(anything), "first_seed": whole(), "end": whole()}))}
-)
-"""What `confirmed.json` may hold: of which sweep a confirmation is, and its seeds, `end` excluded."""
 Progress = Callable[[str, int, int, str], object]
+
+
+class Confirmation(TypedDict):
+    """The sweep that was confirmed, and the seeds, `end` excluded."""
+
+    of: dict[str, Any]
+    first_seed: Count
+    end: Count
+
+
+class Confirmations(TypedDict):
+    """Content of `confirmed.json`."""
+
+    confirmations: list[Confirmation]
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def _fresh_seed(out: Path, of: dict[str, Any]) -> int:
     """The first seed of the confirmation of a sweep: the one it had before, else one that nothing in `out` has seen."""
     path = out / CONFIRMED
     advice = "delete it, and give a --first-seed beyond all that were used here"
-    noted = read_json(path, advice, CONFIRMATIONS)["confirmations"] if path.is_file() else []
+    noted = read_json(path, advice, Confirmations)["confirmations"] if path.is_file() else []
     for each in noted:
         if each["of"] == of:
             return int(each["first_seed"])

@@ -28,8 +28,7 @@ from ddplug.lab.deterministic import TIMES
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import DONE, set_name, write_done
 from ddplug.lab.plan import Arm, Run, Settings
-from ddplug.lab.records import AGAIN, FACTS, read_json
-from ddplug.lab.records import TIMES as TIMES_RECORD
+from ddplug.lab.records import AGAIN, Facts, Times, read_json
 from ddplug.utils.digest import file_sha256, short_sha256
 from ddplug.utils.files import user_path
 from ddplug.utils.processes import environment_of_one
@@ -91,7 +90,7 @@ class Upstream:
         if not (folder / RUN).is_dir():
             self._run(run, folder)
         notes, facts = [], self._record(folder / RUN)
-        times = read_json(folder / RUN / TIMES, AGAIN, TIMES_RECORD)
+        times = read_json(folder / RUN / TIMES, AGAIN, Times)
         for iteration, made in sorted(comparable(self.spec.name).saved(folder / RUN, self.arguments).items()):
             save_set(made, folder / set_name(iteration))
             lam = facts["lambda"] if facts else None
@@ -166,7 +165,7 @@ class Upstream:
     def _record(self, run: Path) -> dict[str, Any] | None:
         """Read the layer's record beside the host's results; None if it is missing, as at weight 0."""
         found = sorted(run.rglob("cmi*.json"))
-        return read_json(found[-1], AGAIN, FACTS) if found else None
+        return read_json(found[-1], AGAIN, Facts) if found else None
 
 
 def code_digest(repo: Path) -> str:

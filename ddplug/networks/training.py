@@ -23,25 +23,6 @@ from ddplug.networks.precision import layers
 from ddplug.networks.zoo import seeded
 from ddplug.utils.digest import blake2b, typed_bytes
 from ddplug.utils.reading import load_tensors, reported_as, write_tensors
-from ddplug.utils.records import (
-    UnfitError,
-    anything,
-    check_record,
-    dict_of,
-    entries,
-    list_of,
-    optional,
-    tensor,
-    text,
-    whole,
-)
-
-_CHECKPOINT = entries(
-    {
-        "identity": text(100), "done": whole(1), "net": dict_of(anything), "generator": tensor("integer", (None,)),
-        "optimizer": entries({"state": anything, "param_groups": list_of(dict_of(anything))}),
-    }
-)  # fmt: skip
 
 FIRST_STEPS, MOST_STEPS = 100, 3000
 """Steps of the first cycle of `fit_until_steady`, and of all of them together."""
@@ -343,37 +324,14 @@ def _resume(
         return 0
     expected, advice = "a checkpoint of a training", "Delete it to train from the beginning."
     state = load_tensors(path, "checkpoint", expected, advice, error=ProxyError)
-    check_record(state, _CHECKPOINT, f"'{path}', {expected},", advice, error=ProxyError)
-    found, done = state["identity"], int(state["done"])
-    if found == identity:
-        if done > epochs:
-            raise ProxyError(f"'{path}' has {done} epochs done of a training of {epochs}: it is damaged. {advice}")
-        with reported_as(path, expected, advice, error=ProxyError):
-            net.load_state_dict(state["net"])
-            _load_optimizer(optimizer, state["optimizer"])
-            generator.set_state(state["generator"])
-    if found != identity:
-        raise ProxyError(
-            f"the checkpoint {path} is of a training with other arguments (settings, images, labels, augmentation or "
-            "initial weights). Call with the same ones, and a network built anew from the same seed, to go on, or "
-            "delete it to train from the beginning."
-        )
-    return done
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take the momentum buffers; `UnfitError` if they do not fit, or if a setting differs."""
-    own, theirs = optimizer.state_dict()["param_groups"], state["param_groups"]
-    if len(own) != len(theirs):
-        raise UnfitError("its optimizer has other settings")
-    groups = []
-    for ours, saved in zip(own, theirs, strict=True):
-        # Another version of torch may have more settings, or fewer; those are left as they are here.
-        both = {name: value for name, value in saved.items() if name in ours}
-        if any(ours[name] != value for name, value in both.items() if name != "lr"):
-            raise UnfitError("its optimizer has other settings")
-        groups.append({**ours, **both})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, buffers in state["state"].items():
-        entries({}, {"momentum_buffer": optional(tensor("float", parameters[index].shape))})(buffers)
-    optimizer.load_state_dict({**state, "param_groups": groups})
+    with reported_as(path, expected, advice, error=ProxyError):
+        if state["identity"] != identity:
+            raise ProxyError(
+                f"the checkpoint {path} is of a training with other arguments (settings, images, labels, augmentation "
+                "or initial weights). Call with the same ones, and a network built anew from the same seed, to go on, "
+                "or delete it to train from the beginning."
+            )
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        return int(state["done"])

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from torch import Tensor, nn
 
@@ -23,34 +23,44 @@ from ddplug.errors import DDPlugError, InputError, ProxyError
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import mode_of, user_path, write_bytes, write_json
-from ddplug.utils.records import anything, dict_of, entries, list_of, one_of, optional, read_record, text, whole
+from ddplug.utils.records import Count, between, like, read_record, sized
 
 HEADER = "pool.json"
 SPACE = "space.safetensors"
-FORMAT = "ddplug-pool"
-VERSION = 1
 MAKE_ONE = "Make one with `ddplug pretrain`, or from your own networks with ProxyPool.from_modules(...)."
 
-_SHA256 = text(64, "[0-9a-f]{64}")
-_NETWORK = {
-    "file": text(255, r"\w[\w.-]*"), "bytes": whole(), "sha256": _SHA256, "name": text(), "head": optional(text()),
-    "architecture": text(200), "options": dict_of(anything), "record": dict_of(anything),
-}  # fmt: skip
-"""What a header says of each network."""
-_DATASET = entries(
-    {
-        "name": optional(text()), "class_names": optional(list_of(text())),
-        "shape": optional(list_of(whole(1, 2**20), 3, 3)), "space": optional(dict_of(anything)),
-        "fingerprint": optional(text()),
-    },
-    {"space_file": _SHA256},
-)  # fmt: skip
-_HEADER = entries(
-    {
-        "format": one_of(FORMAT), "version": one_of(VERSION), "wanted": whole(1, 10**6), "dataset": _DATASET,
-        "recipe": dict_of(anything), "networks": list_of(entries(_NETWORK)),
-    }
-)  # fmt: skip
+_Sha256 = Annotated[str, like("[0-9a-f]{64}")]
+
+
+class Network(TypedDict):
+    """A network's entry in the header."""
+
+    file: Annotated[str, like(r"\w[\w.-]*")]
+    bytes: Count
+    sha256: _Sha256
+    name: str
+    head: str | None
+    architecture: str
+    options: dict[str, Any]
+    record: dict[str, Any]
+
+
+class _Dataset(TypedDict):
+    name: str | None
+    class_names: list[str] | None
+    shape: Annotated[list[Count], sized(3, 3)] | None
+    space: dict[str, Any] | None
+    fingerprint: str | None
+    space_file: NotRequired[_Sha256]
+
+
+class _Header(TypedDict):
+    format: Literal["ddplug-pool"]
+    version: Literal[1]
+    wanted: Annotated[int, between(1)]
+    dataset: _Dataset
+    recipe: dict[str, Any]
+    networks: list[Network]
 
 
 @dataclass
@@ -78,7 +88,7 @@ def read_header(folder: Path) -> Header:
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing" if folder.is_dir() else "no folder"
         raise ProxyError(f"there is no pool at '{folder}': it has no {HEADER} (found {held}). {MAKE_ONE}")
     advice = f"Copy the pool again, or delete the folder and make the pool again. {MAKE_ONE}"
-    record = read_record(path, _HEADER, "a pool's header", advice, error=ProxyError)
+    record = read_record(path, _Header, "a pool's header", advice, error=ProxyError)
     data = record["dataset"]
     info = PoolInfo(
         dataset=data["name"],
@@ -87,16 +97,15 @@ def read_header(folder: Path) -> Header:
         space=_read_space(folder, data) if data["space"] is not None else None,
         fingerprint=data["fingerprint"],
     )
-    networks = [{key: network[key] for key in _NETWORK} for network in record["networks"]]
-    return Header(info, record["wanted"], networks, record["recipe"])
+    return Header(info, record["wanted"], record["networks"], record["recipe"])
 
 
 def write_header(folder: Path, header: Header) -> None:
     """Write `pool.json`, by renaming."""
     info = header.info
     record: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": "ddplug-pool",
+        "version": 1,
         "wanted": header.wanted,
         "dataset": {
             "name": info.dataset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ddplug.errors import DataError, DDPlugError
 from ddplug.utils.files import write_bytes
-from ddplug.utils.records import UnfitError, check_depth, is_expanded, nested
+from ddplug.utils.records import UnfitError
 from ddplug.utils.sealing import BrokenError, check_archive, seal_archive
-
-MOST_EXPANDED = 2**26
-"""Bytes that a tensor may take beyond those that are stored: one number can stand for any number of them."""
 
 
 def write_tensors(content: object, path: str | Path) -> None:
@@ -59,25 +56,8 @@ def load_tensors(
         raise error(f"there is no {what} at '{path}'; expected {expected}. {advice}".rstrip())
     with reported_as(path, expected, advice, error=error), torch.serialization.safe_globals(_numbers()):
         check_archive(path)
-        content = _load(path, mmap)
-        check_depth(content)
-        _check_sizes(content)
-    return content
-
-
-def _load(path: Path, mmap: bool) -> Any:
-    if mmap:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # written in the old format, which cannot be mapped
-            pass
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _check_sizes(content: object) -> None:
-    for held in nested(content):
-        if isinstance(held, Tensor) and is_expanded(held, MOST_EXPANDED):
-            raise UnfitError(f"it has a tensor of shape {tuple(held.shape)} that is not stored number by number")
+        # Files in torch's old format are no archives and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
 
 
 @contextmanager

@@ -1,10 +1,13 @@
-"""Formats of files, written as tables, and one function that checks a record against them.
+"""Formats of files as types, and one function that checks a value against them.
 
-    NETWORK = entries({"file": text(255), "bytes": whole(), "head": optional(text())})
-    content = read_record(path, NETWORK, "a network's record", "Copy it again.")
+    class Network(TypedDict):
+        file: str
+        bytes: Count
+        head: NotRequired[str | None]
 
-A check is a function that takes a value and raises `UnfitError` if it is none of those allowed. Entries that a table
-does not name are left alone, as newer versions may write more.
+    content = read_record(path, Network, "a network's record", "Copy it again.")
+
+Entries that a type does not name are left alone.
 """
 
 from __future__ import annotations
@@ -12,296 +15,163 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from ddplug.errors import DataError, DDPlugError
 from ddplug.utils.sealing import BrokenError, unseal_record
 
-Check = Callable[[Any], None]
-
-DEEPEST = 64
-"""Levels of containers within containers; nothing that we write has more than ten."""
-LARGEST = 2**30
-"""Bytes of a JSON file."""
-_HUGE = 1e300
-_SHOWN = 60
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list"}
 
 
 class UnfitError(Exception):
-    """A value that is not one of those allowed: what was expected, what was given, and where it stands."""
-
-    def __init__(self, problem: str, where: tuple[str | int, ...] = ()) -> None:
-        super().__init__(problem)
-        self.problem, self.where = problem, where
-
-    def __str__(self) -> str:
-        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.where).lstrip(".")
-        return f"{place}: {self.problem}" if place else self.problem
-
-    def within(self, step: str | int) -> UnfitError:
-        """The same, seen from the container in which it stands at `step`."""
-        return UnfitError(self.problem, (step, *self.where))
+    """A value that its format does not allow."""
 
 
-# --- what a value may be
+class Rule(NamedTuple):
+    """A condition on values of a type, in `Annotated[type, rule]`."""
+
+    text: str
+    holds: Callable[[Any], bool]
 
 
-def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Check:
-    """A number from `low` to `high`; NaN and the infinities only if it need not be finite."""
-
-    def check(value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _unfit(f"a number {_span(low, high)}", value)
-        if isinstance(value, float) and not math.isfinite(value):
-            if finite:
-                raise _unfit("a finite number", value)
-        elif not low <= value <= high or abs(value) > _HUGE:  # a larger whole number is no float
-            raise _unfit(f"a number {_span(low, high)}", value)
-
-    return check
+def between(low: float = -math.inf, high: float = math.inf) -> Rule:
+    """Require a finite number from `low` to `high`."""
+    text = "that is finite" if (low, high) == (-math.inf, math.inf) else f"from {low:g} to {high:g}"
+    return Rule(text, lambda value: low <= value <= high and -math.inf < value < math.inf)
 
 
-def whole(low: int = 0, high: int = 2**53) -> Check:
-    """A whole number from `low` to `high`."""
-
-    def check(value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _unfit(f"a whole number from {low} to {high}", value)
-
-    return check
+def like(pattern: str) -> Rule:
+    """Require a string that matches `pattern` as a whole."""
+    return Rule(f"like {pattern}", lambda value: re.fullmatch(pattern, value) is not None)
 
 
-def text(longest: int = 10_000, pattern: str = "") -> Check:
-    """A string, which `pattern` has to match as a whole if one is given."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, str) or len(value) > longest:
-            raise _unfit(f"a string of at most {longest} characters", value)
-        if pattern and not re.fullmatch(pattern, value):
-            raise _unfit(f"a string like {pattern}", value)
-
-    return check
+def sized(least: int, most: int = 2**53) -> Rule:
+    """Require `least` to `most` entries."""
+    return Rule(f"of at least {least} entries", lambda value: least <= len(value) <= most)
 
 
-def flag(value: Any) -> None:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise _unfit("true or false", value)
+Count = Annotated[int, between(0)]
+Finite = Annotated[float, between()]
+Fraction = Annotated[float, between(0, 1)]
 
 
-def anything(value: Any) -> None:
-    """Whatever it is."""
+def check(value: Any, kind: Any, where: str = "") -> None:
+    """Raise `UnfitError` unless `value` is of `kind`, which may be any type that records are written with.
 
+    Dataclasses and typed dictionaries stand for dictionaries with their fields. A tuple passes as a list.
 
-def one_of(*allowed: Any) -> Check:
-    """One of some values."""
-
-    def check(value: Any) -> None:
-        if not any(type(value) is type(each) and value == each for each in allowed):
-            raise _unfit(f"one of {', '.join(map(repr, allowed))}", value)
-
-    return check
-
-
-def optional(inner: Check) -> Check:
-    """Accept None, or values that `inner` accepts."""
-
-    def check(value: Any) -> None:
-        if value is not None:
-            inner(value)
-
-    return check
-
-
-def either(*checks: Check) -> Check:
-    """Accept values that any of `checks` accepts; the last one raises."""
-
-    def check(value: Any) -> None:
-        for each in checks[:-1]:
-            try:
-                each(value)
-            except UnfitError:
-                continue
-            return
-        checks[-1](value)
-
-    return check
-
-
-def list_of(inner: Check, least: int = 0, most: int = 10_000_000) -> Check:
-    """A list or tuple of `least` to `most` values that `inner` allows."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, list | tuple):
-            raise _unfit("a list", value)
-        if not least <= len(value) <= most:
-            raise UnfitError(f"expected {least} to {most} entries, got {len(value)}")
-        for index, each in enumerate(value):
-            _at(index, inner, each)
-
-    return check
-
-
-def dict_of(inner: Check, keys: Check = anything) -> Check:
-    """A dictionary with strings for keys, which `keys` allows, of values that `inner` allows."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise _unfit("a dictionary with strings for keys", value)
-        for key, each in value.items():
-            keys(key)
-            _at(key, inner, each)
-
-    return check
-
-
-def entries(required: Mapping[str, Check], optionals: Mapping[str, Check] | None = None) -> Check:
-    """A dictionary that has the entries `required`, and may have `optionals` and any others."""
-    extra = optionals or {}
-
-    def check(value: Any) -> None:
-        if not isinstance(value, dict):
-            raise _unfit(f"a dictionary with {', '.join(required)}", value)
-        if missing := [key for key in required if key not in value]:
-            raise UnfitError(f"lacks {', '.join(missing)}")
-        for key, inner in {**required, **extra}.items():
-            if key in value:
-                _at(key, inner, value[key])
-
-    return check
-
-
-def tensor(kind: str = "any", shape: Sequence[int | None] | None = None, *, finite: bool = False) -> Check:
-    """A tensor whose numbers are of `kind` ("float", "integer" or "any"), with these sizes where they are not None."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, Tensor):
-            raise _unfit("a tensor", value)
-        if kind != "any" and kind != number_kind(value):
-            raise UnfitError(f"expected a tensor of {kind} numbers, got {value.dtype}")
-        fits = shape is None or (
-            len(shape) == value.ndim
-            and all(want is None or want == have for want, have in zip(shape, value.shape, strict=True))
-        )
-        if not fits:
-            raise UnfitError(f"expected a tensor of shape {shape}, got {tuple(value.shape)}")
-        if is_expanded(value):
-            raise UnfitError(f"the numbers of the tensor of shape {tuple(value.shape)} are not stored one by one")
-        if finite and not bool(torch.isfinite(value).all()):
-            raise UnfitError(f"the tensor of shape {tuple(value.shape)} holds NaN or infinity")
-
-    return check
-
-
-def is_expanded(of: Tensor, beyond: int = 0) -> bool:
-    """Return True if a tensor has more numbers than stored, by over `beyond` bytes, or is not a plain one."""
-    if of.layout != torch.strided or of.is_quantized:
-        return True
-    return of.numel() * of.element_size() > of.untyped_storage().nbytes() + beyond
-
-
-def number_kind(of: Tensor) -> str:
-    """ "float", "integer" or "other" (truth values, complex numbers)."""
-    if of.is_floating_point():
-        return "float"
-    return "integer" if not of.is_complex() and of.dtype != torch.bool else "other"
-
-
-# --- holding something to it
+    Args:
+        value: the value, as JSON or torch read it.
+        kind: its type.
+        where: its place in the file, for the error.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return
+    if origin in (NotRequired, Annotated):
+        check(value, inner[0], where)
+        fits = all(rule.holds(value) for rule in inner[1:])
+    elif is_typeddict(kind) or is_dataclass(kind):
+        fits = isinstance(value, dict)
+        for name, hint in _fields(kind).items() if fits else ():
+            if name in value:
+                check(value[name], hint, f"{where}.{name}")
+            elif get_origin(hint) is not NotRequired:
+                raise UnfitError(f"{where[1:]}: lacks {name}".removeprefix(": "))
+    elif origin in (Union, UnionType):
+        others = [each for each in inner if each is not NoneType]
+        fits = value is None and len(others) < len(inner)
+        if not fits and len(others) == 1:
+            return check(value, others[0], where)
+        fits = fits or any(_passes(value, each) for each in others)
+    elif origin is Literal:
+        fits = value in inner
+    elif origin is list:
+        fits = isinstance(value, list | tuple)
+        for index, each in enumerate(value if fits else ()):
+            check(each, inner[0], f"{where}[{index}]")
+    elif origin is dict:
+        fits = isinstance(value, dict)
+        for key, each in value.items() if fits else ():
+            check(each, inner[1], f"{where}.{key}")
+    else:
+        fits = isinstance(value, int | float if kind is float else kind)
+        fits = fits and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        given = repr(value)[:60] if isinstance(value, str | int | float | None) else type(value).__name__
+        raise UnfitError(f"{where.removeprefix('.')}: expected {_shown(kind)}, got {given}".removeprefix(": "))
 
 
 def read_record(
-    path: Path,
-    check: Check,
-    what: str,
-    advice: str,
-    *,
-    error: type[DDPlugError] = DataError,
+    path: Path, kind: Any, what: str, advice: str, *, error: type[DDPlugError] = DataError
 ) -> dict[str, Any]:
-    """The dictionary in a JSON file, without its checksum, if `check` allows it.
+    """Read the dictionary in a JSON file, without its checksum.
 
     Args:
         path: the file.
-        check: what it may hold.
-        what: what it is, with its article, for the errors.
+        kind: its type, see `check`.
+        what: its name with its article, for the errors.
         advice: what to do about a file that cannot be read, as a sentence.
         error: class of the errors.
 
-    Raises `error` if the file is not there, is not JSON, has another checksum or is not allowed.
+    Raises `error` if the file is missing, is not JSON, has another checksum or is not of this kind.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise UnfitError(f"it has more than {LARGEST:,} bytes")
-        content: object = json.loads(path.read_bytes().decode("utf-8"))
-        check_depth(content)
-        content = unseal_record(content)
-        if not isinstance(content, dict):
-            raise _unfit("a dictionary", content)
-        check(content)
+        content = unseal_record(json.loads(path.read_bytes()))
+        check(content, dict[str, Any] if kind is Any else kind)
     except (UnfitError, BrokenError, OSError, ValueError, RecursionError) as cause:
-        said = f"{type(cause).__name__}: {cause}" if isinstance(cause, ValueError) else str(cause)
-        problem = "it is nested too deeply" if isinstance(cause, RecursionError) else said
         raise error(
-            f"'{path}' cannot be read as {what} ({problem}): it is damaged or half-written, or of another kind or "
-            f"version. {advice}"
+            f"'{path}' cannot be read as {what} ({type(cause).__name__}: {cause}): it is damaged or half-written, or "
+            f"of another kind or version. {advice}"
         ) from cause
-    return content
+    return content  # type: ignore[return-value]
 
 
-def check_record(value: object, check: Check, what: str, advice: str, *, error: type[DDPlugError] = DataError) -> None:
-    """Raise `error` unless `check` allows `value`, which is `what`; `advice` says what to do."""
+def check_record(value: object, kind: Any, what: str, advice: str, *, error: type[DDPlugError] = DataError) -> None:
+    """Raise `error` unless `value`, which is `what`, is of `kind`; `advice` says what to do."""
     try:
-        check_depth(value)
-        check(value)
+        check(value, kind)
     except UnfitError as cause:
         raise error(f"{what} is damaged or of another version ({cause}). {advice}") from cause
 
 
-def check_depth(value: object) -> None:
-    """`UnfitError` if containers stand more than `DEEPEST` levels within each other."""
-    for _ in nested(value):
-        pass
+def _fields(kind: Any) -> dict[str, Any]:
+    """Return the fields of a typed dictionary or a dataclass, those with a default as not required."""
+    hints = get_type_hints(kind, include_extras=True)
+    if not is_dataclass(kind):
+        return hints
+    given = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    return {name: hint if name in given else NotRequired[hint] for name, hint in hints.items()}
 
 
-def nested(value: object) -> Iterator[object]:
-    """`value` and everything in it, without recursion; `UnfitError` below `DEEPEST` levels, as in a cycle."""
-    waiting: list[tuple[object, int]] = [(value, 0)]
-    seen: set[tuple[int, int]] = set()  # what stands in many places is looked at once for each level
-    while waiting:
-        held, depth = waiting.pop()
-        yield held
-        if isinstance(held, dict | list | tuple):
-            if (id(held), depth) in seen:
-                continue
-            seen.add((id(held), depth))
-            if depth == DEEPEST:
-                raise UnfitError(f"it is nested more than {DEEPEST} levels deep")
-            inner = held.values() if isinstance(held, dict) else held
-            waiting += [(each, depth + 1) for each in inner]
-
-
-def _at(step: str | int, check: Check, value: object) -> None:
+def _passes(value: Any, kind: Any) -> bool:
     try:
-        check(value)
-    except UnfitError as cause:
-        raise cause.within(step) from None
+        check(value, kind)
+    except UnfitError:
+        return False
+    return True
 
 
-def _span(low: float, high: float) -> str:
-    if math.isinf(low) and math.isinf(high):
-        return "of ordinary size"
-    return f">= {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-
-
-def _unfit(expected: str, value: object) -> UnfitError:
-    if isinstance(value, Tensor):
-        return UnfitError(f"expected {expected}, got a tensor of shape {tuple(value.shape)}")
-    if isinstance(value, int) and abs(value) > 10**_SHOWN:
-        return UnfitError(f"expected {expected}, got a whole number of more than {_SHOWN} digits")
-    shown = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    return UnfitError(f"expected {expected}, got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}")
+def _shown(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        return " ".join([_shown(get_args(kind)[0]), *(rule.text for rule in kind.__metadata__)])
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_origin(kind) is dict or is_typeddict(kind) or is_dataclass(kind):
+        return "a dictionary"
+    return _NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))

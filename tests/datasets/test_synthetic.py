@@ -37,17 +37,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more than single precision holds": ({"images": with_one(1.0).double() * 1e300}, "holds NaN or infinity"),
     "nothing": ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected at least one image"),
     "no pixels": ({"images": IMAGES[:, :, :0]}, "expected at least one image"),
-    "a rate that is NaN": ({"lr": NAN}, r"lr: expected a finite number"),
+    "a rate that is NaN": ({"lr": NAN}, r"lr: expected a number"),
     "a rate of zero": ({"lr": 0.0}, r"lr: expected a number"),
     "a rate that is a word": ({"lr": "fast"}, r"lr: expected a number"),
     "another data set": ({"dataset": 3}, r"dataset: expected a string"),
     "another meaning": ({"meaning": "whitened"}, r"meaning: expected one of 'normalized', 'zca'"),
     "a class of -1": ({"given_classes": torch.tensor([0, 0, 1, -1])}, "expected the numbers of classes"),
-    "an endless std": ({"space": {"kind": "normalized", "mean": [0.5], "std": [INF]}}, r"std\[0\]: expected a finite"),
-    "a mean that is NaN": ({"space": {"kind": "normalized", "mean": [NAN], "std": [1.0]}}, r"mean\[0\]: expected a"),
+    "an endless std": ({"space": {"kind": "normalized", "mean": [0.5], "std": [INF]}}, "one finite mean"),
+    "a mean that is NaN": ({"space": {"kind": "normalized", "mean": [NAN], "std": [1.0]}}, "one finite mean"),
     "a space that is a tensor": ({"space": IMAGES}, "space: expected a dictionary"),
     "whitened by a list": ({"space": {"kind": "zca", "shape": [1, 4, 4], "digest": "0"}, "space_tensors": [1]},
-                           "expected a dictionary"),
+                           "no record of an input space"),
 }  # fmt: skip
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +9,8 @@ from kornia.enhance import ZCAWhitening
 from torch import Tensor
 
 from ddplug.datasets.spaces import InputSpace
-from ddplug.datasets.zca import ZCASpace
-from ddplug.errors import InputError, ProxyError
+from ddplug.datasets.zca import ZCASpace, space_from_json
+from ddplug.errors import InputError
 
 pytestmark = pytest.mark.numerical
 
@@ -98,9 +96,8 @@ def test_half_precision_is_computed_in_single() -> None:
     torch.testing.assert_close(whitened.float(), space.from_unit(images.bfloat16().float()), atol=0, rtol=1e-2)
 
 
-def test_save_and_load_return_an_equal_space(space: ZCASpace, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    space.save(tmp_path / "zca.safetensors")
-    loaded = ZCASpace.load(tmp_path / "zca.safetensors")
+def test_a_space_survives_its_record_and_tensors(space: ZCASpace) -> None:
+    loaded = space_from_json(space.to_json(), {name: held.clone() for name, held in space.tensors().items()})
     assert loaded == space
     assert loaded.channels == 3
     images = intensities(5, torch.float64)
@@ -115,18 +112,9 @@ def test_save_and_load_return_an_equal_space(space: ZCASpace, tmp_path) -> None:
 def test_a_record_beside_the_wrong_tensors_is_refused(space: ZCASpace) -> None:
     other = ZCASpace.fit(intensities(dtype=torch.float64, seed=1))
     with pytest.raises(InputError, match="another ZCA"):
-        ZCASpace.from_json(space.to_json(), other.tensors())
+        space_from_json(space.to_json(), other.tensors())
     with pytest.raises(InputError, match=r"zca\.mean"):
-        ZCASpace.from_json(space.to_json(), {})
-    with pytest.raises(InputError, match="expected 'zca'"):
-        ZCASpace.from_json(InputSpace.unit(3).to_json(), space.tensors())
-
-
-def test_a_broken_or_missing_file_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "broken").write_bytes(b"not a safetensors file")
-    for name in ("broken", "missing"):
-        with pytest.raises(ProxyError, match=r"ZCASpace\.save"):
-            ZCASpace.load(tmp_path / name)
+        space_from_json(space.to_json())
 
 
 def test_a_whitening_without_an_inverse_is_refused() -> None:
@@ -173,13 +161,3 @@ def test_matrices_of_different_types_are_refused() -> None:
     space = ZCASpace.fit(torch.rand(9, 1, 3, 3, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(InputError, match=r"tensors are of one type, got torch\.float16, torch\.float32"):
         ZCASpace(space.shape, space.mean, space.whiten.half(), space.unwhiten)
-
-
-def test_a_flipped_bit_in_a_saved_space_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "zca.safetensors"
-    ZCASpace.fit(torch.rand(9, 1, 3, 3, generator=torch.Generator().manual_seed(0))).save(path)
-    whole = path.read_bytes()
-    for at in range(5, len(whole), 41):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises((ProxyError, InputError)):
-            ZCASpace.load(path)

@@ -182,7 +182,11 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     refusals: list[tuple[dict[str, Path], type[DDPlugError], str]] = [
         ({"a": made, "b": run}, InputError, "comparisons and runs cannot be drawn into one figure"),
         ({"a": tmp_path}, DataError, "there is no"),
-        ({"a": tmp_path / "other.json"}, DataError, "neither the result of `ddplug compare` nor of a run"),
+        (
+            {"a": tmp_path / "other.json"},
+            DataError,
+            "as the result of a comparison or of a run .*lacks format",
+        ),
     ]
     for paths, kind, said in refusals:
         with pytest.raises(kind, match=said):

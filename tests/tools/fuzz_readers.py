@@ -23,7 +23,7 @@ from ddplug.lab import folder as comparison_folder
 from ddplug.lab.dm_trainer import DistributionMatching
 from ddplug.lab.own_trainer import DONE, Own, set_name
 from ddplug.lab.plan import Arm, Settings
-from ddplug.lab.records import DISTILLED, read_json
+from ddplug.lab.records import Distilled, read_json
 from ddplug.lab.run_store import Finished
 from ddplug.lab.tune import CONFIRMED, _fresh_seed
 from ddplug.lab.upstream_host import Upstream
@@ -203,13 +203,6 @@ READERS["pool_header_of_whitened"] = pool_reader("pool.json", whitening)
 
 
 @reader
-def whitening_file(folder: Path) -> Reader:
-    path = folder / "zca.safetensors"
-    whitening().save(path)
-    return Reader(path, lambda: ZCASpace.load(path).tensors())
-
-
-@reader
 def expert_buffer(folder: Path) -> Reader:
     path = folder / "replay_buffer_0.pt"
     options = {"channels": 3, "width": 8, "depth": 3}
@@ -384,7 +377,7 @@ def entry(folder: Path) -> Path:
 def of_entry(folder: Path) -> Any:
     """As a comparison reads it, and as another that takes its baseline from it."""
     judging = judge.Judge(data(), Settings(runs=2, width=4, epochs=1), pool(), None, CPU, ("alexnet",))
-    distilled = read_json(folder / DONE, check=DISTILLED)
+    distilled = read_json(folder / DONE, kind=Distilled)
     judgements = [
         judging(folder / set_name(made["iteration"]), 0, 2, lambda done: None, last=True) for made in distilled["sets"]
     ]
@@ -404,7 +397,12 @@ def entry_judged(folder: Path) -> Reader:
 @reader
 def facts_of_host(folder: Path) -> Reader:
     write_json({"lambda": 2.0, "skipped": 0, "rounds": 5}, folder / "cmi.json")
-    return Reader(folder / "cmi.json", lambda: Upstream._record(None, folder))  # type: ignore[arg-type]
+
+    def read() -> Any:
+        facts: Any = Upstream._record(None, folder)  # type: ignore[arg-type]
+        return facts["lambda"], facts["skipped"]
+
+    return Reader(folder / "cmi.json", read)
 
 
 @reader

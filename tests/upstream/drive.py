@@ -252,7 +252,6 @@ def main() -> None:
             sys.path[1:1] = world.get("path", [])
             runpy.run_path(rest[0], run_name="__main__")
     else:
-
         folder, module, function, options, *arguments = rest
         sys.path[:0] = [folder, *world.get("path", [])]
         sys.argv = [module, *arguments]

@@ -140,7 +140,6 @@ LARGE: dict[str, Callable[[Path], object]] = {
     "a set": lambda path: save_set(SyntheticSet(torch.rand(100, 1, 16, 16), torch.arange(100) % 2), path),
     "a record": lambda path: write_json({"a": ["x" * 1000] * 100}, path),
     "a state": lambda path: write_tensors({"a": torch.rand(30_000)}, path),
-    "a whitening": ZCASpace.fit(torch.rand(9, 1, 12, 12, generator=torch.Generator().manual_seed(1))).save,
     "a pool": lambda path: small_pool(space=ZCASpace.fit(torch.rand(9, 1, 12, 12))).save(path),
     "pretraining": pretrained,
     "a comparison": compared,

@@ -24,7 +24,7 @@ def test_damaged_files_are_refused_or_mean_what_they_say(name: str, tmp_path: Pa
     (found,) = fuzz.run([name], 0, CASES, tmp_path)
     assert not found.failures
     assert found.counts.total() == CASES
-    assert sum(count for what, count in found.counts.items() if what.endswith("refused")) > 1
+    assert found.counts["refused"] > 1
 
 
 def test_a_reader_that_fails_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
