@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import types
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -106,7 +107,9 @@ class Host(Names):
 
     def comparable(self, arguments: Sequence[str]) -> None:
         """Raise for arguments that a comparison sets itself, or with which no set would be saved."""
-        reserved = (*self.reserved, *(word[2:] for word in self.compare if word.startswith("--")))
+        words = pairwise((*self.compare, "--"))  # flags of ours may be repeated, options with a value may not
+        ours = (word[2:] for word, value in words if word.startswith("--") and not value.startswith("--"))
+        reserved = (*self.reserved, *ours)
         refuse_short(arguments, (*reserved, *self.spelt_out, *self.defaults))
         refuse(arguments, reserved)
 

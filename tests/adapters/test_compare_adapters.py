@@ -128,6 +128,7 @@ def test_datm(here: Path, tmp_path: Path) -> None:
 def test_idc(here: Path, tmp_path: Path) -> None:
     idc, given = adapters.upstream("idc"), ("-d", "cifar10", "-i", "10", "--niter", "2", "--inner_loop", "4")
     idc.comparable(given)
+    idc.comparable((*given, "--test"))  # which `command` gives, too
     assert idc.expected_setting(given) == ("idc", "cifar10", 10)
     (here / "pretrained/cifar10").mkdir(parents=True)
     line = idc.command((*given, "--data_dir", "mine", "--imagenet_dir=theirs"), tmp_path)
