@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from ddplug.errors import InputError
+from ddplug.terms.base import transformed
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -188,3 +189,23 @@ def executed(node: Any) -> bool:
         return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:
         return False
+
+
+def check_plain(tensor: Tensor) -> None:
+    """Raise `InputError` for views, or their gradient, that the identity layer cannot see for what they are."""
+    batched = torch._C._functorch.is_legacy_batchedtensor(tensor)  # of is_grads_batched
+    if batched or (transformed() and _followed(tensor)):
+        raise InputError(
+            "the layer was used within torch.func (grad, vmap, jvp), forward-mode differentiation or "
+            "is_grads_batched=True, in which no backward pass of its own reaches it, so CMI would be left out. Use the "
+            "loss form there: loss = loss + lam * ddplug.CMI(proxies)(views, labels)."
+        )
+
+
+def _followed(tensor: Tensor) -> bool:
+    """Return True if some way of differentiating follows `tensor`."""
+    if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+        return True
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor) and not tensor.requires_grad:
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad

@@ -11,7 +11,7 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation
-from ddplug.terms.base import group
+from ddplug.terms.base import batched, group
 from ddplug.terms.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
 
 
@@ -60,6 +60,11 @@ class CMI(nn.Module):
             ProxyError: proxies that do not take the images, or give features that are not finite.
             InputError: an input space that cannot be converted to the pool's.
         """
+        if batched(images):
+            raise InputError(
+                "ddplug.CMI was called within torch.vmap, where it cannot look at values. Call it for each set in a "
+                "loop; torch.func.grad, jvp and jacfwd work."
+            )
         groups = group(labels, len(images), images.device)
         if groups.one_image_per_class and not self._warned:
             self._warned = True

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddplug.choices import Choice, Sharing, WeightingName
-from ddplug.core.autograd import Call, uncompiled
+from ddplug.core.autograd import Call, check_plain, uncompiled
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
 from ddplug.core.options import Compute, Views, Weighting, weighting_of
@@ -36,7 +36,7 @@ from ddplug.proxies.doubts import doubts
 from ddplug.proxies.pool import DeferredPool, ProxyPool
 from ddplug.proxies.representations import Representation, chosen
 from ddplug.terms import Term, TermSpec, make
-from ddplug.terms.base import check_labels, check_not_negative
+from ddplug.terms.base import check_labels, check_not_negative, transformed
 from ddplug.utils.output import say
 from ddplug.utils.processes import Processes
 
@@ -262,6 +262,8 @@ class Regularizer:
         Raises:
             InputError, ProxyError: views or labels that the pool cannot take, here or in the backward pass.
         """
+        if self.active and transformed():
+            check_plain(views)
         if not (self.active and torch.is_grad_enabled() and views.requires_grad):
             self.passed_by(views, labels)
             return views

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from ddplug.core.autograd import Call, Identity, gather, leaves, uncompiled
+from ddplug.core.autograd import Call, Identity, check_plain, gather, leaves, uncompiled
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.options import Schedule
@@ -291,6 +291,7 @@ class RoundKeeper:
     @noted
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
         """Return the addition to the host's gradient `grad` on this call's views; None for no addition."""
+        check_plain(grad)
         if call.cut:
             if call.source is None:
                 raise InputError(

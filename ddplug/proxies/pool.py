@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, named_space
 from ddplug.errors import InputError, ProxyError
@@ -247,7 +248,8 @@ class ProxyPool:
         An unknown space is taken to be the pool's own. Moves the pool to the images' device, once.
         """
         if self._device != images.device:
-            self.to(images.device)
+            with temporarily_clear_interpreter_stack():  # a move within torch.func's transforms breaks the weights
+                self.to(images.device)
         if self.info.space is None or space is None:
             return images
         with torch.autocast(images.device.type, enabled=False):  # the host's; a whitening is a product of matrices

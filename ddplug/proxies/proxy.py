@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugError, ProxyError
 from ddplug.networks.precision import Precision, layers
-from ddplug.proxies.representations import Flattening, Representation, Shape, pool_positions
+from ddplug.proxies.representations import Flattening, Representation, Shape, memory_of, pool_positions
 from ddplug.utils.digest import named_bytes, short_sha256
 from ddplug.utils.memory import out_of_memory
 
@@ -241,7 +241,7 @@ def _submodule(network: nn.Module, name: str, proxy: str) -> nn.Module:
 def _same(output: object, of_head: Tensor) -> bool:
     """Return True if the network's output is its head's (the first entry of a tuple counts)."""
     first = output[0] if isinstance(output, tuple | list) and output else output
-    return isinstance(first, Tensor) and first.numel() == of_head.numel() and first.data_ptr() == of_head.data_ptr()
+    return isinstance(first, Tensor) and first.numel() == of_head.numel() and memory_of(first) == memory_of(of_head)
 
 
 def _finite(value: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -88,7 +89,14 @@ class Flattening(TorchFunctionMode):
     def shape_of(self, rows: Tensor) -> Shape | None:
         """The maps that `rows`, (n, d), were flattened from, (d, 1, 1) if they had been pooled; None if not seen."""
         for seen, shape in reversed(self._rows):
-            if seen.data_ptr() == rows.data_ptr() and seen.shape == rows.shape:
+            if memory_of(seen) == memory_of(rows) and seen.shape == rows.shape:
                 # Where axes changed places, the first of the maps need not be channels.
                 return None if self._turned and shape[1:] != (1, 1) else shape
         return None
+
+
+def memory_of(tensor: Tensor) -> int:
+    """The address of the numbers of `tensor`, also within torch.func's transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.data_ptr()

@@ -173,6 +173,20 @@ class Groups:
         return table, there
 
 
+def transformed() -> bool:
+    """Return True within torch.func's transforms or forward-mode differentiation."""
+    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
+
+
+def batched(tensor: Tensor) -> bool:
+    """Return True if torch.vmap runs over `tensor`."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
+
+
 def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:
     """Group `rows` images by `labels`, (rows,) of any integer dtype; raises `InputError` for labels that are not such.
 
