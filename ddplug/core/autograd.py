@@ -204,7 +204,7 @@ def check_plain(tensor: Tensor) -> None:
 
 def _followed(tensor: Tensor) -> bool:
     """Return True if some way of differentiating follows `tensor`."""
-    if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+    if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
         return True
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor) and not tensor.requires_grad:
         tensor = torch._C._functorch.get_unwrapped(tensor)
