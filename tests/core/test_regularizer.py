@@ -688,7 +688,6 @@ def test_bad_settings(pool: ddplug.ProxyPool, options: dict[str, Any], says: str
         (ddplug.Relative, {"rounds": 0}, "rounds must be a whole number"),
         (ddplug.Sustained, {"set_size": 0.5}, "set_size must be a whole number"),
         (ddplug.Absolute, {"schedule": 0.5}, "schedule must be a function"),
-        (ddplug.Views, {"make": torch.tanh}, "give 2 views or more"),
         (ddplug.Views, {"count": 0}, "views must be a whole number"),
         (ddplug.Processes, {"sharing": "shared"}, "unknown processes='shared'"),
     ],
