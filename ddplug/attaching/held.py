@@ -17,10 +17,10 @@ _NOT_SEARCHED = (
 
 
 class Holder(Protocol):
-    """Values by dotted names."""
+    """Values by dotted names, in groups of which an earlier one counts before a later one."""
 
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Yield all names and values, nearest first."""
+    def groups(self) -> Iterator[Iterator[tuple[str, Any]]]:
+        """Yield the names and values of each group, nearest first."""
 
     def get(self, path: str) -> Any:
         """The value of a dotted name, None if there is none."""
@@ -32,9 +32,9 @@ class Held:
     def __init__(self, owner: Any) -> None:
         self._owner = owner
 
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Yield all names and values, nearest first."""
-        yield from items_of(self._owner)
+    def groups(self) -> Iterator[Iterator[tuple[str, Any]]]:
+        """Yield all names and values as one group."""
+        yield items_of(self._owner)
 
     def get(self, path: str) -> Any:
         """The value of a dotted name, None if there is none."""
@@ -42,6 +42,12 @@ class Held:
         for name in path.split("."):
             value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
         return value
+
+
+def all_items(host: Holder) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of all groups."""
+    for group in host.groups():
+        yield from group
 
 
 def items_of(owner: Any, depth: int = DEPTH) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddplug.attaching.held import Holder
+from ddplug.attaching.held import Holder, all_items
 from ddplug.attaching.probes import hooked, shows
 from ddplug.attaching.rows import Rows, lead, read_rows
 from ddplug.core.autograd import leaves as leaves_behind
@@ -115,7 +115,7 @@ class Images:
         # Leaves of the shape of images are no weights of an augmentation that is learned.
         like_images = [leaf for leaf in behind if leaf.shape[1:] == tensor.shape[1:]] or behind
         best: list[Tensor] = []
-        for _, value in self._host.items():
+        for _, value in all_items(self._host):
             held = leaves_in(value)
             shapes = {leaf.shape[1:] for leaf in held if any(leaf is other for other in like_images)}
             alike = [leaf for leaf in held if leaf.shape[1:] in shapes]

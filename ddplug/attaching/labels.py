@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddplug.attaching.held import Holder
+from ddplug.attaching.held import Holder, all_items
 from ddplug.attaching.images import Images, Shown
 from ddplug.attaching.probes import labels_by_probes
-from ddplug.errors import HostError, InputError
+from ddplug.errors import DDPlugError, HostError, InputError
 from ddplug.terms.base import check_labels
 
 LABELS = (
@@ -52,42 +53,53 @@ class one_class_per_call:  # noqa: N801, a function to its users
         if not self.classes or min(self.classes) < 0:
             raise InputError(f"one class per call needs class numbers >= 0, or how many there are, got {classes!r}.")
         self.calls = 0
-        self.of_rows: Tensor | None = None
-        """Classes of the rows of the images, -1 for those that were not seen yet."""
+        """Calls that were a class's turn."""
+        self._next = 0
+        self._of_rows: Tensor | None = None
         self._complete = False
 
     def __call__(self, views: Tensor) -> int:
         """The class of this call."""
         self.calls += 1
-        return self.classes[(self.calls - 1) % len(self.classes)]
+        self._next += 1
+        return self.classes[(self._next - 1) % len(self.classes)]
 
-    def of(self, shown: Shown, views: Tensor) -> Tensor | None:
-        """Classes of all rows after a call on `views`; None if the rows that they show are unknown."""
-        if shown.rows is None:
-            return None
-        if self.of_rows is None or len(self.of_rows) != shown.count:
-            self.of_rows, self._complete = torch.full((shown.count,), -1, device=shown.rows.device), False
-        self.of_rows = self.of_rows.to(shown.rows.device)
+    def of(self, rows: Tensor, count: int, views: Tensor) -> Tensor | None:
+        """Classes of all rows of the images after a call on `views`; None if `rows`, its own, have several.
+
+        Rows that were in no call yet have class -1.
+        """
+        if self._of_rows is None or len(self._of_rows) != count:
+            self._of_rows, self._complete = torch.full((count,), -1, device=rows.device), False
+        self._of_rows = self._of_rows.to(rows.device)
         if not self._complete:
-            known = self.of_rows[shown.rows] >= 0
-            if not known.any():
-                self.of_rows[shown.rows] = self(views)
-                self._complete = bool((self.of_rows >= 0).all())
-            elif not known.all():
-                raise HostError(
-                    "one_class_per_call: a call came on images of which some were in an earlier call and others in "
-                    "none, so that their classes are unknown. Pass labels= as a tensor, one label for each image."
-                )
-        return self.of_rows
+            known = self._of_rows[rows]
+            known = known[known >= 0]
+            if len(known) and bool((known != known[0]).any()):
+                return self._of_rows if len(known) == len(rows) else None
+            class_ = int(known[0]) if len(known) else self(views)
+            if len(known) and self.calls >= len(
+                self.classes
+            ):  # after the first passage it may be the turn of this class
+                self._next = self.classes.index(class_) + 1
+            self._of_rows[rows] = class_
+            self._complete = bool((self._of_rows >= 0).all())
+        return self._of_rows
 
     def state_dict(self) -> dict[str, Any]:
         """Number of the calls and classes of the rows."""
-        return {"calls": self.calls, "of_rows": self.of_rows}
+        return {"calls": self.calls, "next": self._next, "of_rows": self._of_rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.calls, self.of_rows = int(state["calls"]), state["of_rows"]
+        self.calls, self._next, self._of_rows = int(state["calls"]), int(state["next"]), state["of_rows"]
         self._complete = False
+
+
+ADVICE = (
+    "Pass labels=: a tensor (n,) of one class for each image, the name of an attribute or argument, a function from "
+    "the views to their labels, or ddplug.one_class_per_call(classes)."
+)
 
 
 class LabelReader:
@@ -98,14 +110,16 @@ class LabelReader:
         labels: as given to `attach`.
         host: what the host holds, by name.
         where: name of the place, for messages.
+        advice: the way to name labels, for messages.
     """
 
-    def __init__(self, images: Images, labels: Labels | None, host: Holder, where: str) -> None:
-        self._images, self._host, self._where = images, host, where
-        named = labels is None or isinstance(labels, str) or callable(labels)
-        self._given: Any = labels if named else torch.as_tensor(labels)
+    def __init__(self, images: Images, labels: Labels | None, host: Holder, where: str, advice: str = ADVICE) -> None:
+        self._images, self._host, self._where, self._advice = images, host, where, advice
+        self._given: Any = labels
         self._found: str | None = None
         self._compared: set[Any] = set()
+        self.source = ""
+        """Source of the last call's labels, for messages."""
 
     def read(self, argument: Tensor | None, views: Tensor, passed: Any) -> Labelled | None:
         """Return the labels of `views`, or None if these are real images.
@@ -117,58 +131,73 @@ class LabelReader:
         """
         given = self._given
         if isinstance(given, str) and passed is not None:
-            return Labelled(spread(passed, len(views), f"the argument '{given}' of {self._where}"))
+            return self._of_views(passed, views, None, f"the argument '{given}'")
         if callable(given) and not isinstance(given, one_class_per_call):
-            return Labelled(spread(given(views), len(views), "the function given as labels="))
+            return self._of_views(given(views), views, None, "the function given as labels")
         shown = self._images.shown(argument, views)
         if shown is None:
             return None
         if isinstance(given, one_class_per_call):
-            if (by_row := given.of(shown, views)) is None:
-                return Labelled(spread(given(views), len(views), "one_class_per_call"))
+            self.source = f"the number of the call, of {len(given.classes)}"
+            if shown.rows is None:
+                return self._of_views(given(views), views, shown, self.source)
+            synthetic = shown.rows[shown.rows >= 0] if shown.mixed else shown.rows
+            if (by_row := given.of(synthetic, shown.count, views)) is None:
+                raise HostError(
+                    f"one_class_per_call: a call of {self._where} came on images of several classes, of which some "
+                    f"were in no call before. {self._advice}"
+                )
             return self._of_rows(by_row, shown, views)
         if given is None:
             return self._unnamed(shown, views, passed)
-        source = f"the attribute '{given}'" if isinstance(given, str) else "the tensor given as labels="
+        source = f"`{given}`" if isinstance(given, str) else "the tensor given as labels"
         found = self._host.get(given) if isinstance(given, str) else given
         if found is None:
-            raise HostError(
-                f"{self._where} was called on synthetic images without '{given}'. Pass the labels there, or labels= "
-                "as another name, a tensor, or a function of the views."
-            )
-        found = torch.as_tensor(found)
+            raise HostError(f"{self._where} was called on synthetic images without '{given}'. {self._advice}")
+        found = _tensor(found, source)
         if found.ndim == 1 and len(found) == shown.count and (shown.rows is not None or shown.by_probes):
-            return self._of_rows(spread(found, shown.count, source), shown, views)
-        return Labelled(spread(found, len(views), source))
+            self.source = f"{source}, one for each image"
+            return self._of_rows(spread(found, shown.count, source, self._advice), shown, views)
+        return self._of_views(found, views, shown, source)
+
+    def _of_views(self, found: Any, views: Tensor, shown: Shown | None, source: str) -> Labelled:
+        self.source = source
+        if shown is None or not shown.mixed or shown.rows is None:
+            return Labelled(spread(found, len(views), source, self._advice))
+        synthetic = (shown.rows >= 0).nonzero().flatten()
+        return Labelled(spread(found, len(synthetic), source, self._advice), synthetic)
 
     def _unnamed(self, shown: Shown, views: Tensor, passed: Any) -> Labelled:
         """Labels that the user did not name: of the rows, or else those that were passed to the call."""
         fits = isinstance(passed, Tensor) and passed.shape == (len(views),) and passed.dtype in INTEGERS
-        found = None
-        if shown.rows is not None or shown.by_probes:
-            found = self._of_host(shown.count)
-        if found is None and fits:
-            return Labelled(passed)
+        found = self._of_host(shown.count) if shown.rows is not None or shown.by_probes else None
         if found is None:
-            raise HostError(self._asks(shown, views))
+            if not fits:
+                raise HostError(self._asks(shown, views))
+            return self._of_views(passed, views, shown, "the labels passed to the call")
+        self.source = f"`{self._found}`, one for each image"
         labelled = self._of_rows(found, shown, views)
         if fits and labelled.synthetic is None and views.shape not in self._compared:
             self._compared.add(views.shape)  # once, as it waits for the device
             if not torch.equal(labelled.labels.cpu(), passed.to("cpu", labelled.labels.dtype)):
                 raise HostError(
                     f"the labels passed to {self._where} differ from '{self._found}', the labels of the images' rows. "
-                    "Say which are meant: labels='NAME', of the argument or of the attribute."
+                    f"Name those that are meant. {self._advice}"
                 )
         return labelled
 
     def _of_host(self, count: int) -> Tensor | None:
         """The host's labels of all rows: the integers that it holds under the name of labels."""
         if self._found is not None:
-            held = class_numbers(self._host.get(self._found))
-            if held is not None and len(held) == count:
-                return held
-        self._found, found = chosen_labels(self._host.items(), count, self._where)
-        return found
+            with suppress(DDPlugError):
+                held = class_numbers(self._host.get(self._found))
+                if held is not None and len(held) == count:
+                    return held
+        for group in self._host.groups():
+            self._found, found = chosen_labels(group, count, self._where, self._advice)
+            if found is not None:
+                return found
+        return None
 
     def _of_rows(self, by_row: Tensor, shown: Shown, views: Tensor) -> Labelled:
         by_row = by_row.to(shown.leaves[0].device)
@@ -177,32 +206,32 @@ class LabelReader:
             if labels is None:
                 raise HostError(
                     f"the views of {self._where} are made of several images each, and not all of these have one label, "
-                    "so the views have none. Attach before the images are mixed, or pass labels= as a function from "
-                    "the views to their labels."
+                    "so the views have none. Attach before the images are mixed, or name the labels of the views. "
+                    f"{self._advice}"
                 )
             return Labelled(labels)
         if not shown.mixed:
             return Labelled(by_row[shown.rows])
-        index = (shown.rows >= 0).nonzero().flatten()
-        return Labelled(by_row[shown.rows[index]], index)
+        synthetic = (shown.rows >= 0).nonzero().flatten()
+        return Labelled(by_row[shown.rows[synthetic]], synthetic)
 
     def _asks(self, shown: Shown, views: Tensor) -> str:
         if shown.rows is None and not shown.by_probes:
             return (
                 f"the labels of the {len(views)} views at {self._where} are unknown, as the rows of the synthetic "
-                f"images that they show cannot be read: {shown.why}. Pass labels=, a function from the views to their "
-                "labels."
+                f"images that they show cannot be read: {shown.why}. {self._advice}"
             )
-        others = [f"{name} {tuple(value.shape)}" for name, value in self._host.items() if _integers(value)]
+        others = [f"{name} {tuple(value.shape)}" for name, value in all_items(self._host) if _integers(value)]
         return (
             f"no labels for the {shown.count} synthetic images behind {self._where}: no integers ({shown.count},) of a "
             f"name like labels, targets or y were found. Integers of other names or lengths: "
-            f"{', '.join(others[:6]) or 'none'}. Pass labels= (a name, a tensor, a function of the views, or "
-            "ddplug.one_class_per_call(classes))."
+            f"{', '.join(others[:6]) or 'none'}. {self._advice}"
         )
 
 
-def chosen_labels(named: Iterable[tuple[str, Any]], count: int, where: str) -> tuple[str | None, Tensor | None]:
+def chosen_labels(
+    named: Iterable[tuple[str, Any]], count: int, where: str, advice: str = ADVICE
+) -> tuple[str | None, Tensor | None]:
     """The labels of `count` images among what a host holds, and their name; `HostError` if several differ."""
     found: list[tuple[str, Tensor]] = []
     for name, value in named:
@@ -211,8 +240,7 @@ def chosen_labels(named: Iterable[tuple[str, Any]], count: int, where: str) -> t
         if isinstance(value, Tensor) and value.ndim == 2 and len(value) == count and value.is_floating_point():
             raise HostError(
                 f"'{name}' {tuple(value.shape)} may be soft labels of the {count} synthetic images at {where}, and CMI "
-                "needs class numbers. Pass labels=, a tensor of shape "
-                f"({count},), one class for each image."
+                f"needs class numbers, one for each image. {advice}"
             )
         numbers = class_numbers(value)
         if numbers is not None and len(numbers) == count:
@@ -224,7 +252,7 @@ def chosen_labels(named: Iterable[tuple[str, Any]], count: int, where: str) -> t
     if any(other is not labels and not torch.equal(other.cpu(), labels.cpu()) for _, other in synthetic):
         raise HostError(
             f"the labels of the {count} synthetic images at {where} may be {', '.join(each for each, _ in synthetic)}, "
-            f"which differ. Say which: labels='{name}', say."
+            f"which differ. {advice}"
         )
     return name, labels
 
@@ -240,13 +268,13 @@ def require_labels(signature: inspect.Signature | None, labels: Labels | None, h
         if isinstance(held, Tensor | Sequence):
             return
     elif any(
-        class_numbers(value) is not None and LIKE_LABELS.search(held.rpartition(".")[2]) for held, value in host.items()
+        class_numbers(value) is not None and LIKE_LABELS.search(held.rpartition(".")[2])
+        for held, value in all_items(host)
     ):
         return
     raise HostError(
         f"no labels for '{name}{signature or ''}': looked for {labels or ', '.join(LABELS)} among its arguments "
-        "and for integers of such a name on its owner. Pass labels= (a name, a tensor, a function of the views, or "
-        "ddplug.one_class_per_call(classes))."
+        f"and for integers of such a name on its owner. {ADVICE}"
     )
 
 
@@ -256,19 +284,23 @@ def label_argument(signature: inspect.Signature | None, labels: Labels | None) -
     return argument_of(signature, wanted)
 
 
-def spread(labels: Any, count: int, source: str) -> Tensor:
+def spread(labels: Any, count: int, source: str, advice: str = ADVICE) -> Tensor:
     """`labels` of `count` views, one class number spread over all; the error for others says where they came from."""
-    found = torch.as_tensor(labels)
+    found = _tensor(labels, source)
     if found.ndim == 0:
         found = found.expand(count)
     try:
         check_labels(found, count)
     except InputError as error:
-        raise InputError(
-            f"{error} These labels are {source}. Pass one label for each synthetic image, or a function from the views "
-            "to their labels: labels=lambda views: ..."
-        ) from error
+        raise InputError(f"{error} These labels are {source}. {advice}") from error
     return found
+
+
+def _tensor(labels: Any, source: str) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{source} is {type(labels).__name__}, expected class numbers.") from error
 
 
 def argument_of(signature: inspect.Signature | None, names: tuple[str, ...]) -> str | None:

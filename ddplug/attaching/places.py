@@ -261,12 +261,12 @@ class _AtCalls:
         return self._signature.bind(*args, **kwargs).arguments.get(self._argument)
 
 
-def through(regularizer: Regularizer, views: Tensor, labelled: Labelled) -> Tensor:
-    """`views`, of which the synthetic ones went through the regulariser."""
-    labels, index = labelled
-    if index is None:
-        return regularizer(views, labels)
-    return views.index_copy(0, index, regularizer(views.index_select(0, index), labels))
+def through(layer: Callable[[Tensor, Tensor], Tensor], views: Tensor, labelled: Labelled) -> Tensor:
+    """`views`, of which the synthetic ones went through the layer."""
+    labels, synthetic = labelled
+    if synthetic is None:
+        return layer(views, labels)
+    return views.index_copy(0, synthetic, layer(views.index_select(0, synthetic), labels))
 
 
 def _argument_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

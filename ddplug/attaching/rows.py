@@ -83,7 +83,7 @@ class _Graph:
     """
 
     def __init__(self, starts: dict[int, Tensor], assume: bool) -> None:
-        self._starts, self._assume = starts, assume
+        self._starts, self.assume = starts, assume
         self._known: dict[tuple[Any, int], Tensor | None] = {}
         self._depth = 0
         self.mixed = self.assumed = False
@@ -93,7 +93,7 @@ class _Graph:
         """Row numbers of one output of `node`."""
         if (node, output) not in self._known:
             self._depth += 1
-            read = _READERS.get(node.name().rstrip("0123456789"), _kept if self._assume else None)
+            read = _READERS.get(node.name().rstrip("0123456789"), _kept if self.assume else None)
             found = None if read is None or self._depth > DEPTH else read(self, node, output)
             if found is None and not self.unknown:
                 self.unknown = node.name()
@@ -248,7 +248,7 @@ def _indexed(graph: _Graph, node: Any, output: int) -> Tensor | None:
     if places[0] >= rows.ndim and places == [places[0]]:
         return rows
     if places[-1] >= rows.ndim:
-        return None
+        return _picked(graph, node, output, rows, indices)
     taken: list[Tensor | None] = []
     for place, index in enumerate(indices):
         if index is not None and index.dtype in (torch.bool, torch.uint8):
@@ -259,6 +259,18 @@ def _indexed(graph: _Graph, node: Any, output: int) -> Tensor | None:
         taken.append(None if index is None else index.to(rows.device))
     found: Tensor = torch.ops.aten.index(rows, taken)
     return found
+
+
+def _picked(graph: _Graph, node: Any, output: int, rows: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
+    """Pixels picked by index tensors, as a crop at random does, of which the first is taken to number images."""
+    first = indices[0]
+    if not graph.assume or rows.ndim != 1 or any(index is None for index in indices):
+        return None
+    if first is None or not first.ndim or first.dtype in (torch.bool, torch.uint8):
+        return None
+    graph.assumed = True
+    numbers = first.flatten(1)[:, 0] if first.ndim > 1 else first
+    return rows[numbers.to(rows.device)] if len(numbers) == _shape(node, output)[0] else None
 
 
 def _embedded(graph: _Graph, node: Any, output: int) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ddplug.attaching.held import Held
+from ddplug.attaching.held import Held, all_items
 from ddplug.attaching.hooks import Arguments, Undo
 from ddplug.attaching.images import leaves_in
 from ddplug.attaching.labels import Labels, chosen_labels, spread
@@ -195,7 +195,7 @@ def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[
     """Return tensors that may be the synthetic images; those that an optimizer of the trainer holds, if any does."""
     found: list[Found] = []
     stepped: set[int] = set()
-    for name, value in host.items():
+    for name, value in all_items(host):
         leaves = leaves_in(value)
         if isinstance(value, Optimizer):
             stepped |= {id(leaf) for leaf in leaves}
@@ -208,7 +208,7 @@ def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[
         count = sum(math.prod(lead(leaf)) for leaf in leaves)
         given = host.get(labels) if isinstance(labels, str) else labels
         if labels is None:
-            named, given = chosen_labels(host.items(), count, f"'{name}'")
+            named, given = chosen_labels(all_items(host), count, f"'{name}'")
         else:
             named = labels if isinstance(labels, str) else None
         if callable(given) or (given is not None and torch.as_tensor(given).shape == (count,)):

@@ -23,7 +23,7 @@ Host = Annotated[str, HOST]
     {
         "A host": ("repo", "views", "download"),
         "Any script": (
-            "script", "at", "labels", "rows", "steps", "history", "input_space", "path", "redirect_cuda", "old_numpy",
+            "script", "at", "labels", "steps", "history", "input_space", "path", "redirect_cuda", "old_numpy",
         ),
     }
 )  # fmt: skip
@@ -49,7 +49,6 @@ def run(
         typer.Option(help="that function, MODULE:FUNCTION or MODULE:CLASS.METHOD, or FILE.py:LINE."),
     ] = None,
     labels: Annotated[str, typer.Option(help="the labels, an expression where it is called, or calls:CLASSES.")] = "",
-    rows: Annotated[str, typer.Option(help="synthetic rows of a batch with real images, as in 'n:'.")] = "",
     steps: Annotated[str, typer.Option(help="calls per backward pass of an unrolled loop, an expression.")] = "",
     history: Annotated[Path | None, typer.Option(help="the file for CMI's history; cmi_SCRIPT.json here.")] = None,
     input_space: Annotated[
@@ -74,7 +73,7 @@ def run(
                 raise InputError(f"{name} is for hosts with a patch; leave it out with --script.")
         run_script(
             script, [*([host] if host is not None else []), *(arguments or [])], weight, proxies, options,
-            at=at or [], labels=labels, rows=rows, steps=steps, inner=inner or "one", record=history,
+            at=at or [], labels=labels, steps=steps, inner=inner or "one", record=history,
             input_space=input_space, path=path or [], redirect_cuda=redirect_cuda, old_numpy=old_numpy,
         )  # fmt: skip
         return
@@ -83,7 +82,7 @@ def run(
     if given_for_script := [
         name
         for name, value in {
-            "--at": at, "--labels": labels, "--rows": rows, "--steps": steps, "--history": history, "--path": path,
+            "--at": at, "--labels": labels, "--steps": steps, "--history": history, "--path": path,
             "--input-space": input_space, "--redirect-cuda": redirect_cuda, "--old-numpy": old_numpy,
         }.items()
         if value

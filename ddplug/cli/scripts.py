@@ -102,8 +102,8 @@ def find(
     say(f"trying {len(places)} places")
     seen = try_places(script, list(places), arguments or [], passes=passes, seconds=seconds)
     for one in seen:
-        rows = f", rows {one.rows} of them synthetic" if one.rows else ""
-        say(f"--at {one.at}: called at {one.where} on synthetic images {one.calls} times, views {one.shape}{rows}")
+        say(f"--at {one.at}: called at {one.where} on synthetic images {one.calls} times, views {one.shape}")
+        say(f"   {one.rows}")
         say(f"   a gradient came in {one.passes} backward passes")
         say(f"   may be their labels: {', '.join(one.labels) or 'nothing'}; also of that length: "
               f"{', '.join(one.others) or 'nothing'}")  # fmt: skip

@@ -6,14 +6,19 @@ written to the script's folder. At weight 0 nothing is put anywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddplug.attaching.images import Images
+from ddplug.attaching.labels import LIKE_LABELS, LabelReader, one_class_per_call
+from ddplug.attaching.places import through
 from ddplug.core.flags import keywords
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError, InputError
@@ -22,13 +27,18 @@ from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner
 from ddplug.hosting.script import execute
 from ddplug.proxies.pool import ProxyPool
-from ddplug.scripts.found_labels import LabelReader
-from ddplug.scripts.frames import Expression
+from ddplug.scripts.frames import Expression, Variables
 from ddplug.scripts.placing import Place, named, sources, usual
 from ddplug.scripts.sources import File, with_imports
-from ddplug.scripts.view_calls import Call, Rows, ViewCalls
+from ddplug.scripts.view_calls import Call, ViewCalls
 from ddplug.utils.output import say
 
+OPTION = "--labels"
+CALLS = re.compile(r"calls:(\d+)")
+ADVICE = (
+    f"Name the labels: {OPTION} EXPRESSION, evaluated where the function is called, one class for each image of the "
+    f"set or for each view, or {OPTION} calls:K if each call is on one of K classes after the other."
+)
 OLD_NAMES = ("int", "float", "bool", "object", "complex")
 """What NumPy once had of Python's own types."""
 
@@ -40,7 +50,6 @@ class Unpatched:
     script: Path
     at: tuple[str, ...] = ()
     labels: str = ""
-    rows: str = ""
     steps: str = ""
     """An expression: how many calls, one per inner step of an unrolled loop, one backward pass covers."""
     inner: Inner = "one"
@@ -109,7 +118,7 @@ def run_unpatched(
     """
     files = given.read()
     places = given.places(files)
-    labels, rows = LabelReader(given.labels, None), Rows(given.rows) if given.rows else None
+    labels = _labels(given.labels)
     steps = Expression(given.steps, "--steps") if given.steps else None
     if weight == 0:
         given.execute(arguments, files, None, ())
@@ -120,10 +129,9 @@ def run_unpatched(
             "some with `ddplug pretrain POOL --data ...` and name them: --proxies POOL."
         )
     pool = ProxyPool.of(proxies)
-    labels.classes = len(pool.info.class_names) if pool.info.class_names is not None else pool.proxies[0].outputs
     regularizer = Regularizer(pool, input_space=input_space, **keywords(weight, **flags))
     layer = _LayerAtCalls(given, regularizer, labels, steps)
-    at = ViewCalls(layer.act, given.hosts(files), rows=rows, one=not given.at)
+    at = ViewCalls(layer.act, given.hosts(files), one=not given.at)
     say(f"ddplug: {given.name}, weight {weight}, {pool}, at {', '.join(map(str, places))}")
     with require_rounds(given.name, False):
         given.execute(arguments, files, at, places)
@@ -134,12 +142,24 @@ class _LayerAtCalls(Names):
     """Puts the views of every call through one layer, which is made at the first of them."""
 
     def __init__(
-        self, given: Unpatched, regularizer: Regularizer, labels: LabelReader, steps: Expression | None
+        self,
+        given: Unpatched,
+        regularizer: Regularizer,
+        labels: str | one_class_per_call | None,
+        steps: Expression | None,
     ) -> None:
         self.name, self._given = given.name, given
         self.regularizer, self.labels, self._steps = regularizer, labels, steps
         self.layer: Layer | None = None
+        self._variables = Variables(OPTION)
+        self._images = Images(self._variables)
+        self._readers: dict[str, LabelReader] = {}
         self._calls = 0
+
+    @property
+    def said(self) -> dict[str, str]:
+        """Source of the labels by the place of the calls."""
+        return {where: reader.source for where, reader in self._readers.items()}
 
     def setting(self, args: Any) -> tuple[str, str, int]:
         """Images per class are not known."""
@@ -149,17 +169,26 @@ class _LayerAtCalls(Names):
         """Return the file of CMI's history: the user's, or one in the folder that the script is started in."""
         return self._given.record or Path(f"cmi_{self._given.script.stem}.json")
 
-    def act(self, call: Call) -> Tensor:
-        """The views of one call, through the layer."""
-        labels = self.labels.read(call.where, call.scopes, call.stop - call.first)
+    def act(self, call: Call) -> Tensor | None:
+        """The views of one call, through the layer; None if they show real images."""
+        if call.where not in self._readers:
+            self._readers[call.where] = LabelReader(self._images, self.labels, self._variables, call.where, ADVICE)
+        self._variables.scopes = call.scopes
+        try:
+            labelled = self._readers[call.where].read(call.images, call.views, _passed(call))
+        finally:
+            self._variables.scopes = ()
+        if labelled is None:
+            return None
         if self.layer is None:
             self.layer = self._start(call)
         step = self._calls % self.layer.steps if self.layer.steps > 1 else None
         self._calls += 1
-        if call.stop == len(call.views):
-            return self.layer(call.views, labels, step=step, first=call.first)
-        passed = self.layer(call.views[: call.stop], labels, step=step, first=call.first)
-        return torch.cat([passed, call.views[call.stop :]])
+        if labelled.synthetic is not None and self.regularizer.objective.needs_real:
+            real = torch.ones(len(call.views), dtype=torch.bool, device=call.views.device)
+            real[labelled.synthetic] = False
+            self.regularizer.real.passed(call.views[real], None)
+        return through(partial(self.layer, step=step), call.views, labelled)
 
     def _start(self, call: Call) -> Layer:
         steps = int(self._steps.value(call.scopes)[0]) if self._steps is not None else 1
@@ -170,6 +199,25 @@ class _LayerAtCalls(Names):
         layer = layer_of(self, self.regularizer, None, {"steps": steps}, "host", self._given.inner)
         layer.facts = {"script": str(self._given.script), "dataset": self.regularizer.pool.info.dataset}
         return started(layer)
+
+
+def _labels(text: str) -> str | one_class_per_call | None:
+    """The labels as `--labels` names them: by `calls:K`, an expression, or not at all."""
+    if counted := CALLS.fullmatch(text.strip()):
+        if not int(counted[1]):
+            raise InputError(f"{OPTION} {text}: expected how many classes there are, {OPTION} calls:10.")
+        return one_class_per_call(int(counted[1]))
+    if text:
+        Expression(text, OPTION)
+    return text or None
+
+
+def _passed(call: Call) -> Tensor | None:
+    """Class numbers that the function was called with, one for each view."""
+    for name, value in (call.arguments.local if call.arguments is not None else {}).items():
+        if isinstance(value, Tensor) and value.shape == (len(call.views),) and LIKE_LABELS.search(name):
+            return value
+    return None
 
 
 def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Sequence[Place]) -> None:
@@ -184,7 +232,7 @@ def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Seque
         )
     rounds = layer.layer.rounds if layer.layer is not None else 0
     for (place, where), count in at.synthetic.items():
-        read = layer.labels.said.get(where, "not read")
+        read = layer.said.get(where, "not read")
         say(f"ddplug: {place}, called at {where} on synthetic images {count} times; labels: {read}")
     if not rounds:
         raise HostError(
@@ -194,10 +242,9 @@ def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Seque
     say(f"ddplug: CMI acted in {rounds} backward passes; {untouched} calls on other images were left alone.")
     if layer.layer is not None and layer.layer.record is not None:
         say(f"ddplug: wrote {layer.layer.record}")
-    counted = layer.labels.per_step
-    if counted and layer.labels.calls % counted:
+    counted = layer.labels
+    if isinstance(counted, one_class_per_call) and counted.calls % len(counted.classes):
         raise HostError(
-            f"--labels calls:{counted}: there were {layer.labels.calls} calls on synthetic images, which is no "
-            f"multiple of {counted}, so the classes were not what was said, and CMI was wrong. Name the labels: "
-            "--labels EXPRESSION."
+            f"{OPTION} calls:{len(counted.classes)}: there were {counted.calls} calls on new synthetic images, which "
+            f"is no multiple of {len(counted.classes)}, so the classes were wrong, and CMI with them. {ADVICE}"
         )

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ddplug.attaching.labels import LIKE_LABELS
 from ddplug.errors import HostError
 from ddplug.scripts.flow import Flow, dotted, leaves, mentions, requires_grad, without_no_grad
-from ddplug.scripts.found_labels import LIKE_LABELS
 from ddplug.scripts.placing import CALLED, NAMES, callable_in, has_value
 from ddplug.scripts.sources import File, Function, find_module, folders_of, read, with_imports
 
@@ -40,14 +40,13 @@ class Candidate:
     at: str
     """Spelling for `--at`."""
     labels: str = ""
-    rows: str = ""
     steps: str = ""
 
     @property
     def command(self) -> str:
         """Command that tries it; the script's own arguments go after --."""
         words = ["ddplug", "run", "--script", str(self.path), "--at", self.at]
-        for option, value in (("--labels", self.labels), ("--rows", self.rows), ("--steps", self.steps)):
+        for option, value in (("--labels", self.labels), ("--steps", self.steps)):
             words += [option, value] if value else []
         return f"{shlex.join(words)} --proxies POOL -- ..."
 
@@ -262,13 +261,13 @@ def _candidate(
 ) -> Candidate:
     loops = list(_loops(statement, parents))
     assert isinstance(call, ast.expr)
-    labels, rows, steps = _labels(call, flow, loops, images), _rows(call, images), _steps(loops)
+    labels, steps = _labels(call, flow, loops, images), _steps(loops)
     if loops:
         score += 1
     called = dotted(call.func) if isinstance(call, ast.Call) else ""
     line = call.lineno if has_value(file.tree, call.lineno) else statement.lineno
     at = _named(file, called) or f"{file.path.name}:{line}"
-    return Candidate(file.path, call.lineno, ast.unparse(call), score, why, at, labels, rows, steps)
+    return Candidate(file.path, call.lineno, ast.unparse(call), score, why, at, labels, steps)
 
 
 def _named(file: File, called: str) -> str:
@@ -340,21 +339,6 @@ def names_of(node: ast.AST) -> Iterable[str]:
     """The names in an expression, but for what is called."""
     called = {id(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)}
     return [part.id for part in ast.walk(node) if isinstance(part, ast.Name) and id(part) not in called]
-
-
-def _rows(call: ast.expr, images: set[str]) -> str:
-    """The synthetic rows of `torch.cat([real, syn])`, as --rows takes them."""
-    for part in ast.walk(call):
-        if isinstance(part, ast.Call) and dotted(part.func).endswith("cat") and part.args:
-            parts = part.args[0].elts if isinstance(part.args[0], ast.List | ast.Tuple) else []
-            synthetic = [bool(mentions(each, images)) for each in parts]
-            if all(synthetic):  # by name everything may depend on everything; people say what is synthetic
-                synthetic = ["syn" in ast.unparse(each).lower() for each in parts]
-            if synthetic == [False, True]:
-                return f"len({ast.unparse(parts[0])}):"
-            if synthetic == [True, False]:
-                return f":len({ast.unparse(parts[0])})"
-    return ""
 
 
 def _steps(loops: Sequence[ast.For]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddplug.attaching.held import items_of
 from ddplug.errors import HostError, InputError
 
 
@@ -58,6 +59,24 @@ class Expression:
                     ) from error
         known = "; ".join(f"{scope.where} has {', '.join(sorted(scope.local)) or 'none'}" for scope in scopes)
         raise HostError(f"{self.option} {self.text!r}: no function on the way knows all of its names. {known}.")
+
+
+class Variables:
+    """Variables of the functions under way at a call, by dotted names; empty between calls, to keep nothing alive."""
+
+    def __init__(self, option: str) -> None:
+        self._option = option
+        self.scopes: Sequence[Scope] = ()
+
+    def groups(self) -> Iterator[Iterator[tuple[str, Any]]]:
+        """Yield the variables of each function, from the innermost out; arguments belong to a call, not to the set."""
+        for scope in self.scopes:
+            if scope.code is not None:
+                yield items_of(scope.local or scope.everywhere)
+
+    def get(self, path: str) -> Any:
+        """The value of an expression; `HostError` if no function knows its names."""
+        return Expression(path, self._option).value(self.scopes)[0]
 
 
 def calling(is_hosts: Callable[[str], bool]) -> Iterator[types.FrameType]:

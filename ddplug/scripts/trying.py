@@ -15,15 +15,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddplug.attaching.held import items_of
+from ddplug.attaching.images import Images, Shown
+from ddplug.attaching.labels import INTEGERS, LIKE_LABELS
 from ddplug.errors import HostError
 from ddplug.scripts.any_script import Unpatched
-from ddplug.scripts.found_labels import candidates, unlikely
+from ddplug.scripts.frames import Variables
 from ddplug.scripts.placing import Place
 from ddplug.scripts.view_calls import Call, ViewCalls
 from ddplug.utils.files import write_json
@@ -44,11 +48,11 @@ class Seen:
     passes: int = 0
     """Backward passes that brought them a gradient."""
     rows: str = ""
-    """Where only a part of the rows is synthetic, which; "?" if that cannot be told."""
+    """Rows of the images that they show."""
     labels: list[str] = field(default_factory=list)
-    """What may be the labels, by name and length."""
+    """Integers, one for each image, under names of labels."""
     others: list[str] = field(default_factory=list)
-    """Other integers of that length."""
+    """Integers of that length under other names."""
 
 
 class Observer(ViewCalls):
@@ -58,35 +62,43 @@ class Observer(ViewCalls):
         super().__init__(self.see, hosts)
         self.out, self.passes, self.done = out, passes, 0
         self.found: dict[tuple[str, str], Seen] = {}
-        self._at, self._mixed = at, False
+        self._at = at
+        self._variables = Variables("--labels")
+        self._images = Images(self._variables)
         self._reached: set[tuple[str, str]] = set()
+        self._looking = False
 
-    def _known_rows(self, images: Tensor) -> tuple[int, int] | None:
-        try:
-            self._mixed = False
-            return super()._known_rows(images)
-        except HostError:
-            self._mixed = True
-            return None
-
-    def see(self, call: Call) -> Tensor:
+    def see(self, call: Call) -> Tensor | None:
         """Write a call down, and wait for its gradient."""
         key = str(call.place), call.where
-        rows = call.stop - call.first
+        self._variables.scopes = call.scopes
+        self._looking = True  # it may take gradients, which are none of the host's
+        try:
+            shown = self._images.shown(call.images, call.views)
+        finally:
+            self._variables.scopes = ()
+            self._looking = False
+        if shown is None:
+            return None
         if key not in self.found:
             seen = self.found[key] = Seen(self._at[call.place], call.where, list(call.views.shape))
-            if self._mixed or rows < len(call.views):
-                seen.rows = "?" if self._mixed else f"{call.first}:{call.stop}"
+            seen.rows = rows_in_words(shown)
             for scope in call.scopes:
-                seen.labels += [f"{each.text} ({each.kind} in {scope.where})" for each in candidates(scope, rows, None)]
-                seen.others += [f"{text} ({kind} in {scope.where})" for text, kind in unlikely(scope, rows)]
+                for name, value in items_of(scope.local or scope.everywhere) if scope.code is not None else ():
+                    if isinstance(value, Tensor) and value.shape == (shown.count,) and value.dtype in INTEGERS:
+                        like = LIKE_LABELS.search(name.rpartition(".")[2])
+                        (seen.labels if like else seen.others).append(f"{name} in {scope.where}")
         self.found[key].calls += 1
-        call.views.register_hook(lambda _: self._reached.add(key))  # type: ignore[no-untyped-call]
+        call.views.register_hook(partial(self._reach, key))  # type: ignore[no-untyped-call]
         return call.views
+
+    def _reach(self, key: tuple[str, str], _: Tensor) -> None:
+        if not self._looking:
+            self._reached.add(key)
 
     def passed(self) -> None:
         """A backward pass is over."""
-        if not self._reached:
+        if self._looking or not self._reached:
             return
         for key in self._reached:
             self.found[key].passes += 1
@@ -105,6 +117,15 @@ class Observer(ViewCalls):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def rows_in_words(shown: Shown) -> str:
+    """Description of the rows that the views of a call show."""
+    if shown.rows is None:
+        return f"which rows of the images they show cannot be read: {shown.why}"
+    synthetic = int((shown.rows >= 0).sum())
+    real = f", beside {len(shown.rows) - synthetic} real ones" if shown.mixed else ""
+    return f"{synthetic} views of the {shown.count} images{real}"
 
 
 def counting(observer: Observer) -> None:

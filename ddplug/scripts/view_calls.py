@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.errors import HostError, InputError, noted
-from ddplug.scripts.frames import Expression, Scope, arguments_of, calling, place_of, scope_of
-from ddplug.scripts.mixed import synthetic_rows
+from ddplug.errors import HostError, noted
+from ddplug.scripts.frames import Scope, arguments_of, calling, place_of, scope_of
 from ddplug.scripts.placing import Place
 
 OURS = str(Path(__file__).parents[1])
@@ -25,55 +24,36 @@ OURS = str(Path(__file__).parents[1])
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Views that a host has made of synthetic images."""
+    """Views that a host has made of images that need a gradient."""
 
     place: Place
     where: str
     """FILE:LINE of the call."""
+    images: Tensor | None
+    """The function's argument (n, c, h, w); None at a line."""
     views: Tensor
-    """(n, c, h, w), synthetic ones in the rows from `first` up to `stop`."""
-    first: int
-    stop: int
+    """(m, c, h, w)."""
+    arguments: Scope | None
+    """The function's arguments by name."""
     scopes: Sequence[Scope]
-    """The function's arguments, then the host's functions under way, from the innermost out."""
-
-
-class Rows:
-    """The synthetic rows of a batch, as the user says: `n:`, `:n` or `a:b`, expressions in the calling function."""
-
-    def __init__(self, text: str) -> None:
-        parts = text.split(":")
-        if len(parts) != 2:
-            raise InputError(f"--rows {text!r}: expected FROM:UP-TO, either of which may be missing, as in --rows n:")
-        self._ends = [Expression(part, "--rows") if part.strip() else None for part in parts]
-
-    def read(self, scopes: Sequence[Scope], count: int) -> tuple[int, int]:
-        """The first row, and the one after the last, of `count`; `HostError` if there is none between them."""
-        first, stop = (None if end is None else int(end.value(scopes)[0]) for end in self._ends)
-        start, end, _ = slice(first, stop).indices(count)
-        if start >= end:
-            raise HostError(f"--rows: rows {first} to {stop} of {count} are none; name those of the synthetic images.")
-        return start, end
+    """These, then the variables of the host's functions under way, from the innermost out."""
 
 
 class ViewCalls:
     """Callable at the places: counts the calls, and passes on the views of those on synthetic images.
 
     Args:
-        act: from such a call to what the host gets in the place of its views.
+        act: from such a call to what the host gets in the place of its views; None if these show real images.
         hosts: the host's files and folders, whose functions' variables may be looked at.
-        rows: which rows of a batch are synthetic; None: all, or those that need a gradient.
-        one: whether only one place may see synthetic images, as it was found by its name.
+        one: if only one place may see synthetic images, as it was found by its name.
     """
 
-    def __init__(
-        self, act: Callable[[Call], Tensor], hosts: Sequence[Path], *, rows: Rows | None = None, one: bool = False
-    ) -> None:
+    def __init__(self, act: Callable[[Call], Tensor | None], hosts: Sequence[Path], *, one: bool = False) -> None:
         self.synthetic: Counter[tuple[Place, str]] = Counter()
         """Calls on synthetic images by place and caller."""
         self.untouched: Counter[Place] = Counter()
         """Calls on images that need no gradient."""
-        self._act, self._rows, self._one = act, rows, one
+        self._act, self._one = act, one
         self._inside = False
         within = tuple(str(path) for path in hosts)
 
@@ -97,13 +77,12 @@ class ViewCalls:
             if images is None or not _synthetic(images):
                 self.untouched[place] += images is not None
                 return function(*args, **kwargs)
-            rows = self._known_rows(images)
             self._inside = True
             try:
                 result = function(*args, **kwargs)
             finally:
                 self._inside = False
-            return self._passed(place, result, rows, len(images), lambda: arguments_of(function, args, kwargs))
+            return self._passed(place, result, images, lambda: arguments_of(function, args, kwargs))
 
         return viewed
 
@@ -113,20 +92,12 @@ class ViewCalls:
         if images is None or not _synthetic(images):
             self.untouched[place] += images is not None
             return value
-        return self._passed(place, value, self._known_rows(images), len(images), lambda: None)
-
-    def _known_rows(self, images: Tensor) -> tuple[int, int] | None:
-        return synthetic_rows(images) if self._rows is None else None
+        return self._passed(place, value, None, lambda: None)
 
     def _passed(
-        self,
-        place: Place,
-        result: Any,
-        rows: tuple[int, int] | None,
-        count: int,
-        arguments: Callable[[], Scope | None],
+        self, place: Place, result: Any, images: Tensor | None, arguments_now: Callable[[], Scope | None]
     ) -> Any:
-        """`result` with the views in it passed on; `count` images went in, and synthetic ones were in `rows`."""
+        """`result` with the views in it passed on; `images` went in."""
         parts = list(result) if isinstance(result, tuple | list) else [result]
         found = [index for index, part in enumerate(parts) if _is_batch(part) and _synthetic(part)]
         if not found:
@@ -139,21 +110,14 @@ class ViewCalls:
                 f"{place} returns {len(found)} batches that need a gradient, and which of them are the views cannot be "
                 f"told. Name the line where the views get their name: --at FILE.py:LINE, after {where}."
             )
+        arguments = arguments_now()
+        scopes = [*([arguments] if arguments is not None else []), *map(scope_of, frames)]
+        passed = self._act(Call(place, where, images, parts[found[0]], arguments, scopes))
+        if passed is None:
+            self.untouched[place] += 1
+            return result
         self._count(place, where)
-        views = parts[found[0]]
-        scopes = [scope for scope in (arguments(), *map(scope_of, frames)) if scope is not None]
-        if self._rows is not None:
-            first, stop = self._rows.read(scopes, len(views))
-        elif rows == (0, count) or rows is None:
-            first, stop = 0, len(views)
-        elif len(views) == count:
-            first, stop = rows
-        else:
-            raise HostError(
-                f"at {where}, {place} makes {len(views)} views of {count} images, of which some are real, so their "
-                "rows cannot be told. Say which views are of synthetic images: --rows FROM:UP-TO."
-            )
-        parts[found[0]] = self._act(Call(place, where, views, first, stop, scopes))
+        parts[found[0]] = passed
         if not isinstance(result, tuple | list):
             return parts[0]
         return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)

@@ -74,7 +74,9 @@ def test_labels_per_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
 def test_labels_that_do_not_fit_say_where_they_are_from(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
     with (
-        pytest.raises(ddplug.errors.InputError, match=r"labels of shape \(5,\) for 4 images.*tensor given.*lambda"),
+        pytest.raises(
+            ddplug.errors.InputError, match=r"labels of shape \(5,\) for 4 images.*tensor given.*Pass labels="
+        ),
         attach(trainer, pool, labels=torch.arange(5)),
     ):
         trainer.augment(trainer.images[:4])

@@ -23,16 +23,15 @@ from ddplug.hosting.layer import Layer
 from ddplug.hosting.script import Source, execute
 from ddplug.scripts.any_script import Unpatched, run_unpatched
 from ddplug.scripts.frames import Expression, Scope
-from ddplug.scripts.mixed import synthetic_rows
 
 STANDINS = Path(__file__).parents[1] / "standins"
 
 SHAPES: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     # options, the line that a patch would put in at "# 4: views", and what its layer is made with
-    "perclass": ([], "views = LAYER(views, c)", {}),
+    "perclass": (["--labels", "torch.arange(12) // 4"], "views = LAYER(views, c)", {}),
     "unrolled": (["--steps", "args.syn_steps"], "x = LAYER(x, y, step=step)", {"steps": 4}),
     "gated": (["--labels", "chosen // 4"], "x = LAYER(x, chosen // 4)", {}),
-    "formed": ([], "both = LAYER(both, lab_syn, first=n)", {}),
+    "formed": (["--labels", "lab_syn"], "both = LAYER(both, lab_syn, first=n)", {}),
 }
 THEIRS = {"gated": ["--threshold", "9"]}
 
@@ -247,13 +246,14 @@ def expected(pool: ProxyPool) -> Tensor:
 @pytest.mark.parametrize(
     ("parts", "options", "said"),
     [
-        ({}, (), "`labels`, a variable in train.py:"),
-        ({"made": "which = torch.arange(3).repeat_interleave(4)"}, ("--labels", "which"), "`which` in train.py:"),
-        ({"made": "n = 4"}, ("--labels", "torch.arange(12) // n"), "`torch.arange(12) // n`"),
+        ({}, (), "`labels`, one for each image"),
+        ({"made": "which = torch.arange(3).repeat_interleave(4)"}, ("--labels", "which"), "`which`, one for each"),
+        ({"made": "n = 4"}, ("--labels", "torch.arange(12) // n"), "`torch.arange(12) // n`, one for each image"),
         ({"top": "def augment(images, y):\n    return images.flip(3) * 1.1",
           "views": "views = augment(images, torch.arange(3).repeat_interleave(4))", "made": ""}, (),
-         "`y`, an argument in the arguments of augment"),
-        ({"made": LABELS + "; y_syn = labels.clone()"}, (), "(held to agree with `y_syn`)"),
+         "the labels passed to the call"),
+        ({"made": "class Set: pass\nsynset = Set(); synset.targets = torch.arange(3).repeat_interleave(4)"}, (),
+         "`synset.targets`, one for each image"),
     ],
 )  # fmt: skip
 def test_labels_are_found_and_said(
@@ -268,17 +268,19 @@ def test_labels_are_found_and_said(
 @pytest.mark.parametrize(
     ("parts", "options", "said"),
     [
-        ({"made": "indices = torch.arange(12)"}, (), r"no labels of the 12 views .* indices \(int64 from 0 to 11\)"),
-        ({"made": LABELS + "; targets = labels.flip(0)"}, (), r"may be labels \(a variable\), targets"),
-        ({"made": LABELS + "; y = labels.clone()", "views": "views = augment(images); y[:] = 0"}, (),
-         "gave the same labels at first, and other ones now"),
+        ({"made": "indices = torch.arange(12)"}, (), r"no labels for the 12 synthetic .* indices \(12,\)"),
+        ({"made": LABELS + "; targets = labels.flip(0)"}, (), r"may be labels, targets, which differ"),
+        ({"made": "soft = torch.zeros(12, 3)", "views": "y = soft; views = augment(images)"}, (), "may be soft labels"),
+        ({"views": "for labels in range(3): views = augment(images)"}, (), "no labels for the 12"),
+        ({"views": "views = augment(torch.compile(lambda x: x[:6] * 1.0, backend='aot_eager')(images))"}, (),
+         "CompiledFunctionBackward.*Name the labels: --labels"),
         ({}, ("--labels", "labls"), "no function on the way knows all of its names"),
         ({}, ("--labels", "labels["), "is no expression"),
         ({}, ("--labels", "labels / 0"), r"labels must be integers"),
-        ({}, ("--labels", "labels[:3]"), r"shape \(3,\) for 12 images.*These are --labels"),
+        ({}, ("--labels", "labels[:3]"), r"shape \(3,\) for 12 images.*These labels are `labels"),
         ({}, ("--labels", "1 // 0"), "could not be evaluated in .*ZeroDivisionError"),
         ({}, ("--labels", "calls:0"), "expected how many classes"),
-        ({}, ("--labels", "calls:5"), "2 calls on synthetic images, which is no multiple of 5"),
+        ({}, ("--labels", "calls:5"), "1 calls on new synthetic images, which is no multiple of 5"),
         ({}, ("--at", "agument"), "no function, and no class .* of that name .*There are: augment"),
         ({}, ("--at", "nowhere:augment"), "no module 'nowhere'"),
         ({}, ("--at", "train.py:1"), "no assignment, return"),
@@ -291,9 +293,6 @@ def test_labels_are_found_and_said(
           "views": "views = diff_augment(augment(images))"}, (), "both .* are called on synthetic images"),
         ({"views": "views = images; seen = augment(images)"}, (), "no backward pass ever reached the views"),
         ({}, ("--steps", "0"), "expected how many calls"),
-        ({}, ("--rows", "3"), "expected FROM:UP-TO"),
-        ({}, ("--rows", "12:"), "name those of the synthetic images"),
-        ({"views": "views = augment(torch.cat([images, images.detach()]).flip(3))"}, (), "cannot be told here"),
         ({}, ("--views", "clean"), "--views is for hosts with a patch"),
         ({}, ("--inner", "some"), "unknown inner"),
         ({}, ("--weight", "paper"), "must be a number"),
@@ -321,44 +320,43 @@ def test_without_proxies_or_script_it_says_so(repo: Path) -> None:
 
 
 def test_a_class_per_call(repo: Path, command: Callable[..., None], pool: ProxyPool) -> None:
-    """By the loop's variable, which is found, and by counting: the same."""
+    """By counting, by the labels of the views and by those of the images: the same."""
     outs = []
-    for number, options in enumerate(([], ["--labels", "calls:3"], ["--labels", "c"])):
-        command("perclass.py", *options, *ON, theirs=("--out", f"{number}.pt"))
+    for number, labels in enumerate(("calls:3", "c", "torch.arange(12) // 4")):
+        command("perclass.py", "--labels", labels, *ON, theirs=("--out", f"{number}.pt"))
         outs.append(images(f"{number}.pt"))
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 
 
-def test_rows_said_are_rows_found(repo: Path, command: Callable[..., None]) -> None:
-    for number, options in enumerate(([], ["--rows", "n:"], ["--rows", "5:n + 16"])):
-        command("formed.py", *options, *ON, theirs=("--out", f"{number}.pt"))
-    assert torch.equal(images("0.pt"), images("1.pt"))
-    assert torch.equal(images("0.pt"), images("2.pt"))
+@pytest.mark.parametrize("select", ["which", "which[:8]", "which > 5"])
+def test_labels_of_the_images_go_with_their_rows(
+    select: str, repo: Path, command: Callable[..., None], pool: ProxyPool
+) -> None:
+    """A loop of ten steps, whose variable is no class, draws images at random."""
+    text = loop(repo, made=LABELS, views=f"which = torch.randperm(12); views = augment(images[{select}])")
+    command(text, *ON)
+    torch.manual_seed(0)
+    leaf = torch.randn(12, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(3).repeat_interleave(4)
+    optimizer = torch.optim.SGD([leaf], lr=0.1)
+    layer = Regularizer(pool, 0.5, weighting=Relative(1), announce=lambda _: None)
+    for _ in range(2):
+        rows = eval(select, {"which": torch.randperm(12)})
+        loss = (layer(leaf[rows].flip(3) * 1.1, labels[rows]) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.equal(images("out.pt"), leaf.detach())
 
 
-def test_rows_before_real_ones(repo: Path, command: Callable[..., None], pool: ProxyPool) -> None:
+@pytest.mark.parametrize("line", [False, True])
+def test_real_images_in_the_same_batch(line: bool, repo: Path, command: Callable[..., None], pool: ProxyPool) -> None:
     real = "torch.ones(5, 3, 4, 4, dtype=torch.float64)"
-    views = f"views = augment(torch.cat([images, {real}]))[:12]"
-    command(loop(repo, views=views), *ON)
-    assert torch.equal(images("out.pt"), expected(pool))
-
-
-def test_which_rows_need_a_gradient() -> None:
-    syn, real = torch.zeros(6, 3, 4, 4, requires_grad=True), torch.zeros(5, 3, 4, 4)
-    assert synthetic_rows(syn) == (0, 6)
-    assert synthetic_rows(syn * 2) == (0, 6)
-    assert synthetic_rows((torch.cat([real, syn * 2], dim=-4) - 0.5) / 0.25) == (5, 11)
-    assert synthetic_rows(torch.cat([real, real, syn, syn])) == (10, 22)
-    assert synthetic_rows(torch.cat([syn, real])) == (0, 6)
-    assert synthetic_rows(torch.cat([syn, torch.zeros(6, 1, 4, 4)], dim=1)) == (0, 6)
-    for mixed in (torch.cat([syn, real, syn]), torch.cat([real, syn]).flip(3)):
-        with pytest.raises(HostError, match="which are which cannot be told"):
-            synthetic_rows(mixed)
-    batch = torch.cat([real, syn])
-    synthetic_rows(batch)
-    batch.sum().backward()
-    assert torch.equal(syn.grad, torch.ones_like(syn))  # type: ignore[arg-type]
+    name = loop(repo, views=f"views = augment((torch.cat([images, {real}]) - 0.5) + 0.5)[:12]")
+    number = next(n for n, text in enumerate((repo / name).read_text().splitlines(), 1) if "views =" in text)
+    command(name, *(("--at", f"{name}:{number}") if line else ()), *ON)
+    torch.testing.assert_close(images("out.pt"), expected(pool), rtol=1e-9, atol=1e-12)
 
 
 def test_expressions_are_evaluated_in_the_first_function_that_knows_their_names() -> None:

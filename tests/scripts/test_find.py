@@ -119,25 +119,23 @@ def line_of(candidate: Candidate) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "at", "labels", "rows", "steps"),
+    ("text", "line", "at", "labels", "steps"),
     [
-        (DM, "img_syn = DiffAugment(img_syn)", "aug:DiffAugment", "c", "", ""),
-        (MTT, "x = A.wobble(x)", "script.py:13", "y", "", "args.syn_steps"),
+        (DM, "img_syn = DiffAugment(img_syn)", "aug:DiffAugment", "c", ""),
+        (MTT, "x = A.wobble(x)", "script.py:13", "y", "args.syn_steps"),
         (MTT.replace("torch.zeros(6).long()", "soft.requires_grad_()"), "x = A.wobble(x)", "script.py:13",
-         "which // args.ipc", "", "args.syn_steps"),
-        (IDC, "img_aug = aug(torch.cat([img, img_syn]))", "script.py:15", "lab_syn", "len(img):", ""),
-        (WITHOUT, "x = images[:4]", "script.py:4", "", "", ""),
-        (ELSEWHERE, "syn = DiffAugment(syn)", "aug:DiffAugment", "", "", ""),
+         "which // args.ipc", "args.syn_steps"),
+        (IDC, "img_aug = aug(torch.cat([img, img_syn]))", "script.py:15", "lab_syn", ""),
+        (WITHOUT, "x = images[:4]", "script.py:4", "", ""),
+        (ELSEWHERE, "syn = DiffAugment(syn)", "aug:DiffAugment", "", ""),
     ],
 )  # fmt: skip
-def test_the_place_comes_first(
-    text: str, line: str, at: str, labels: str, rows: str, steps: str, tmp_path: Path
-) -> None:
+def test_the_place_comes_first(text: str, line: str, at: str, labels: str, steps: str, tmp_path: Path) -> None:
     folder = write(tmp_path, script=text)
     for path in (folder, folder / "script.py"):
         first = find(path)[0]
         assert line_of(first) == line
-        assert (first.at, first.labels, first.rows, first.steps) == (at, labels, rows, steps)
+        assert (first.at, first.labels, first.steps) == (at, labels, steps)
         assert f"--script {folder / 'script.py'} --at {at}" in first.command
 
 
@@ -172,15 +170,17 @@ def test_a_few_steps_show_which_places_get_synthetic_images(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    labelled = DM.replace("real = DiffAugment(real)", "lab_syn = torch.full((2,), c); which = torch.arange(2)")
+    labelled = DM.replace("for it in", "lab_syn = torch.arange(len(image_syn)); which = lab_syn\n        for it in", 1)
     folder = write(tmp_path, script=labelled.replace("range(9)", "range(10 ** 9)"))
     app(["find", str(folder / "script.py"), "--try", "--passes", "2"], standalone_mode=False)
     said = capfd.readouterr().out
-    assert "1. script.py:12  DiffAugment(img_syn)" in said
-    assert "--at aug:DiffAugment: called at script.py:12 on synthetic images 20 times, views [2, 3, 8, 8]" in said
+    assert "1. script.py:13  DiffAugment(img_syn)" in said
+    assert "--at aug:DiffAugment: called at script.py:13 on synthetic images 20 times, views [2, 3, 8, 8]" in said
     assert "a gradient came in 2 backward passes" in said
-    assert "lab_syn (a variable in main() of script.py:12); also of that length: which" in said
-    assert "script.py:10" in said
+    assert "2 views of the 20 images" in said
+    assert "may be their labels: lab_syn in main()" in said
+    assert "also of that length: which in main()" in said
+    assert "script.py:11" in said
 
 
 def test_rows_and_places_that_never_come_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +189,9 @@ def test_rows_and_places_that_never_come_are_said(tmp_path: Path, monkeypatch: p
     repo = shutil.copytree(STANDINS, tmp_path / "repo", ignore=shutil.ignore_patterns("__pycache__"))
     script = Unpatched(repo / "formed.py")
     (seen,) = try_places(script, ["flipping:augment", "formed:formed"], ["--steps", "1"], passes=9)[1:]
-    assert (seen.at, seen.where, seen.shape, seen.rows) == ("flipping:augment", "formed.py:22", [21, 3, 4, 4], "5:21")
+    assert (seen.at, seen.where, seen.shape) == ("flipping:augment", "formed.py:22", [21, 3, 4, 4])
+    assert seen.rows == "16 views of the 12 images, beside 5 real ones"
     assert seen.calls == seen.passes == 3
-    assert seen.labels == ["lab_syn (a variable in condense() of formed.py:22)"]
     with pytest.raises(HostError, match="ended with status 2 before"):
         try_places(script, ["flipping:augment"], ["--no-such-option"])
     with pytest.raises(InputError, match="--try runs one script"):
