@@ -169,8 +169,7 @@ def _features(
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     pool.check(images, found)
     for proxy in pool:
-        batches = [proxy(pool.prepare(batch, found), representation) for batch in torch.split(images, batch_size)]
-        features = torch.cat(batches)
+        features = pool.features(proxy, images, found, representation, batch_size)
         if not torch.isfinite(features).all():
             raise ProxyError(
                 f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for this set. Check "

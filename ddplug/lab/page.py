@@ -189,11 +189,7 @@ def _embedding(kept: Mapping[str, tuple[Tensor, Tensor]], judge: Judge) -> _Pict
         some = ByClass(labels).first(max(1, _SYNTHETIC // data.num_classes))
         parts[arm] = (images[some].to(data.test_images.device), labels[some])
     with torch.no_grad():
-        features = [
-            pool.proxies[0](pool.prepare(piece, data.space)).float().cpu()
-            for images, _ in parts.values()
-            for piece in torch.split(images, 256)
-        ]
+        features = [pool.features(pool.proxies[0], images, data.space).float().cpu() for images, _ in parts.values()]
     points = torch.split(_tsne(torch.cat(features)), [len(labels) for _, labels in parts.values()])
     columns = min(3, len(kept))
     rows = -(-len(kept) // columns)

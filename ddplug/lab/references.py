@@ -23,7 +23,7 @@ from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.errors import DataError, InputError
 from ddplug.lab.own_trainer import DONE, set_name, write_done
-from ddplug.proxies.pool import ProxyPool
+from ddplug.proxies.pool import Proxy, ProxyPool
 
 KINDS = ("random", "kmeans", "start")
 _RANDOM = 0x5EED_0000
@@ -148,11 +148,10 @@ def _features(images: Tensor, proxy: str | None, data: ImageData, pool: ProxyPoo
     """(n, d) on the CPU: the pixels, or what a proxy makes of them."""
     if proxy is None:
         return images.flatten(1).float().cpu()
-    network = _proxy(proxy, pool)
-    return torch.cat([network(pool.prepare(piece, data.space)).float().cpu() for piece in torch.split(images, 256)])
+    return pool.features(_proxy(proxy, pool), images, data.space).float().cpu()
 
 
-def _proxy(name: str, pool: ProxyPool) -> Any:
+def _proxy(name: str, pool: ProxyPool) -> Proxy:
     for proxy in pool.proxies:
         if proxy.name == name:
             return proxy

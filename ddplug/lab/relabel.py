@@ -31,12 +31,7 @@ def relabel(
     space = teachers.derived_space(synthetic.space)
     teachers.check(synthetic.images, space)
     said = [
-        torch.cat(
-            [
-                torch.softmax(teacher(teachers.prepare(batch, space), "logit").double() / temperature, 1)
-                for batch in torch.split(synthetic.images, batch_size)
-            ]
-        )
+        teachers.features(teacher, synthetic.images, space, "logit", batch_size).double().div(temperature).softmax(1)
         for teacher in teachers
     ]
     labels, classes = torch.stack(said).mean(0), synthetic.classes

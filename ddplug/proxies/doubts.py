@@ -85,8 +85,7 @@ def _recognised(pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace 
     proxy, accuracy, _ = known
     some = slice(None, None, ceil(len(views) / SEEN))
     with torch.no_grad():
-        pieces = torch.split(views.detach()[some], AT_ONCE)
-        answers = torch.cat([proxy(pool.prepare(piece, space), "logit").argmax(1) for piece in pieces])
+        answers = pool.features(proxy, views.detach()[some], space, "logit", AT_ONCE).argmax(1)
     right, shown = int((answers == labels[some].to(answers.device)).sum()), len(answers)
     expected = accuracy / 2
     odds = sum(comb(shown, k) * expected**k * (1 - expected) ** (shown - k) for k in range(right + 1))

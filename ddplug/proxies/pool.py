@@ -255,6 +255,18 @@ class ProxyPool:
         with torch.autocast(images.device.type, enabled=False):  # the host's; a whitening is a product of matrices
             return space.convert(images, self.info.space)
 
+    def features(
+        self,
+        proxy: Proxy,
+        images: Tensor,
+        space: AnySpace | None,
+        representation: Representation = "feature",
+        batch_size: int = 256,
+    ) -> Tensor:
+        """Features (n, d) of images in `space` by one of the proxies, in batches; differentiable."""
+        pieces = torch.split(images, batch_size)
+        return torch.cat([proxy(self.prepare(piece, space), representation) for piece in pieces])
+
     def to(self, device: torch.device | str) -> ProxyPool:
         """Move all proxies to `device`; returns the pool."""
         for proxy in self.proxies:
