@@ -157,7 +157,7 @@ def readers(
     if request.param.name == "augment.md":
         names.update(real=colour, synthetic=colour[:8], images=colour[:8], views=colour[:8])
         names.update(InputSpace=ddplug.InputSpace, intensities=torch.rand(400, 3, 8, 8), mean=(0.5,) * 3)
-    if request.param.name == "guide.md":
+    if request.param.name == "data.md":
         classes = torch.arange(40) % 2
         names.update(images=colour, labels=classes, train=(colour, classes), test=(colour[:8], classes[:8]))
     yield names
