@@ -72,6 +72,11 @@ class Stepped:
         if self._optimizer is None:
             return register_optimizer_step_pre_hook(before_step).remove
         optimizer = self._optimizer
+        if hasattr(optimizer, "first_step"):
+            raise HostError(
+                f"{type(optimizer).__name__} has a first_step, as SAM has: it perturbs the images along their gradient "
+                "before CMI's part is added. Attach to the trainer, whose views pass the layer: attach(trainer, ...)."
+            )
         optimizer.__dict__[_MARK] = True
         hook = optimizer.register_step_pre_hook(before_step)
 

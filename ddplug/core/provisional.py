@@ -12,11 +12,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.core.autograd import Call, accumulators, executed, leaves
@@ -182,6 +182,7 @@ class ProvisionalRounds:
         self.by_optimizer = False
         """True if an optimizer has stepped the images of a round."""
         _ALL.add(self)
+        _watch_steps()
 
     def begin(self, before: Snapshot, calls: list[Call]) -> None:
         """Add the round that starts in the running backward pass."""
@@ -198,8 +199,13 @@ class ProvisionalRounds:
         self.end()
 
     def _add(self, round_: ProvisionalRound, calls: list[Call]) -> None:
-        _watch_steps()
         self._rounds.append(round_)
+        for leaf in round_.leaves():
+            # The first evaluation of a closure notes the images' version, and a later one compares it.
+            if id(leaf) in _SEARCHED and (_SEARCHED[id(leaf)] or leaf._version) != leaf._version:
+                cast(Counts, self._keeper()).watch.warn("closure", _SEARCH)
+            elif id(leaf) in _SEARCHED:
+                _SEARCHED[id(leaf)] = leaf._version
         for call in calls:
             call.provisional = weakref.ref(round_)
         self.publish()
@@ -317,9 +323,22 @@ def _watch_steps() -> None:
     if not _watching:
         _watching = True
         register_optimizer_step_pre_hook(_about_to_step)
+        register_optimizer_step_post_hook(lambda *_: _SEARCHED.clear())
 
 
-def _about_to_step(optimizer: Optimizer, *_: object) -> None:
+_SEARCHED: dict[int, int | None] = {}
+"""By the id of each leaf in a step that has a closure: its version when the closure was first evaluated."""
+_SEARCH = (
+    "an optimizer evaluates its closure at several images within one step, as LBFGS does to search along a line. It "
+    "compares losses, and the layer adds CMI to gradients only, so it minimises another loss. Use the "
+    "loss form there: loss = loss + lam * ddplug.CMI(proxies)(views, labels)."
+)
+
+
+def _about_to_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _SEARCHED.clear()
+    if any(map(callable, (*args[1:], kwargs.get("closure")))):
+        _SEARCHED.update({id(parameter): None for group in optimizer.param_groups for parameter in group["params"]})
     rounds = [found for found in list(_ALL) if found._rounds]
     if rounds:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

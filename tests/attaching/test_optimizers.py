@@ -183,3 +183,45 @@ def test_an_optimizer_of_one_tensor_per_class(pool: ddplug.ProxyPool, batch: Bat
     assert whole.grad is not None
     first = images[labels == 0] - 2 - LAM * whole.grad[: int((labels == 0).sum())]
     torch.testing.assert_close(leaves[0].detach(), first, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["line search", "several", "once"])
+def test_a_closure_that_is_evaluated_at_several_images(kind: str, pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """A layer in a closure that is evaluated at several images in a step warns, and names the loss form.
+
+    Kind: steps that need the loss itself. Looked at: LBFGS with and without a line search, attached to the optimizer
+    (refused, above), a closure evaluated once, as Lightning does (no warning), and SAM (refused, below).
+    """
+    leaf = batch[0].clone().requires_grad_()
+    layer = ddplug.Regularizer(pool, 0.5, announce=lambda _: None)
+    options: dict[str, Any] = {
+        "line search": {"line_search_fn": "strong_wolfe", "max_iter": 4}, "several": {"max_iter": 3},
+    }.get(kind, {})  # fmt: skip
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS([leaf], lr=0.1, **options)
+    if kind == "once":
+        optimizer = torch.optim.SGD([leaf], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = layer(leaf * 1, batch[1]).square().sum()
+        loss.backward()
+        return loss
+
+    if options:
+        with pytest.warns(ddplug.DDPlugWarning, match="loss form"):
+            optimizer.step(closure)  # type: ignore[arg-type]
+    else:
+        for _ in range(3):
+            optimizer.step(closure)  # type: ignore[arg-type]
+    layer.detach()
+
+
+def test_an_optimizer_with_a_first_step_is_refused(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """SAM perturbs the images along the gradient before CMI's part of it is there."""
+
+    class SAM(torch.optim.SGD):
+        def first_step(self) -> None:
+            """Perturb the images."""
+
+    with pytest.raises(ddplug.errors.HostError, match="first_step"):
+        attach(SAM([batch[0].clone().requires_grad_()], lr=0.1), pool, labels=batch[1])
