@@ -216,13 +216,14 @@ class Regularizer:
 
         Where no optimizer holds the images, a backward pass counts as their step.
         """
-        self._keeper.committed()
+        self._keeper.provisional.commit_unheld()
         return self._keeper.history
 
     @property
     def rounds(self) -> int:
         """Rounds so far whose images were stepped, left-out rounds included."""
-        return self._keeper.committed()
+        with self._keeper.as_committed():
+            return self._keeper.rounds
 
     @property
     def enabled(self) -> bool:
@@ -241,7 +242,8 @@ class Regularizer:
     @property
     def lam(self) -> float | None:
         """Lambda, once it is settled; None while a share is still being measured."""
-        return self._lambda.lam
+        with self._keeper.as_committed():
+            return self._lambda.lam
 
     @property
     def active(self) -> bool:

@@ -244,13 +244,6 @@ class RoundKeeper:
             if pending is None or number < pending.rounds:
                 self.announce(self.announcements.pop(number))
 
-    def committed(self) -> int:
-        """Commit the rounds whose images no optimizer holds; return the number of rounds that are committed."""
-        with self._lock:
-            self.provisional.commit_unheld()
-            pending = self.provisional.oldest()
-            return self.rounds if pending is None else pending.rounds
-
     @contextmanager
     def as_committed(self) -> Iterator[None]:
         """Restore, within the `with` block, the state before the rounds that wait for a step."""
@@ -276,7 +269,9 @@ class RoundKeeper:
 
     def stop(self) -> None:
         """Add nothing from now on, also not to calls whose backward pass is still to come."""
-        if self.enabled and (rounds := self.committed()) and not self.provisional.by_optimizer:
+        with self.as_committed():
+            rounds = self.rounds
+        if self.enabled and rounds and not self.provisional.by_optimizer:
             self.announce(
                 f"ddplug: no optimizer was seen to step the images; each of {rounds} rounds counted as a step"
             )
@@ -292,6 +287,9 @@ class RoundKeeper:
     def _on_backward(self, call: Call, grad: Tensor) -> Tensor | None:
         """Return the addition to the host's gradient `grad` on this call's views; None for no addition."""
         check_plain(grad)
+        block: RoundBlock | None = call.block
+        if block is not None and not block.arrived and not _walking.rest:
+            self.provisional.settle()  # now: this pass adds to gradients that may have been wiped before
         if call.cut:
             if call.source is None:
                 raise InputError(
@@ -303,7 +301,6 @@ class RoundKeeper:
             torch.autograd.backward(call.source, grad, retain_graph=True)
         if _walking.rest:
             return None  # this pass carries the term's part of a round of some layer
-        block: RoundBlock | None = call.block
         if block is not None:
             if self.enabled:
                 block.arrive(call, grad)
@@ -375,7 +372,6 @@ class RoundKeeper:
                     "host's, and at the end the regulariser's. What it computes of each, a norm say, is not of both.",
                 )
             sources, arrived = [call.source for call in calls], [call.host_grad for call in calls]
-            self.provisional.settle()
             before = self._start_round(calls)
             extras = [self._hand_out(call, grad) for call, grad in zip(calls, arrived, strict=True) if grad is not None]
         found = zip(sources, extras, strict=True)
