@@ -156,7 +156,7 @@ def compare(
     from ddplug.lab.plan import arms, read_weights
     from ddplug.lab.references import read_references
     from ddplug.lab.standing import Standing
-    from ddplug.lab.statistics import left_out, stopped, tables
+    from ddplug.lab.tables import left_out, stopped, tables
     from ddplug.utils.files import user_path
     from ddplug.utils.processes import place
     from ddplug.utils.progress import Bars

@@ -21,7 +21,8 @@ from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import Own, set_name
 from ddplug.lab.plan import BASELINE, Arm, Settings, arms
 from ddplug.lab.standing import Standing
-from ddplug.lab.statistics import cost, curve, plus_minus, ratio_interval, term_of
+from ddplug.lab.statistics import cost, curve, ratio_interval
+from ddplug.lab.tables import plus_minus, term_of
 from ddplug.networks.precision import fast_bf16
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.pretrain import pretrain

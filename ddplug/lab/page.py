@@ -24,12 +24,12 @@ from ddplug.errors import DataError
 from ddplug.lab.evaluate import with_space
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import set_name
-from ddplug.lab.statistics import (
+from ddplug.lab.statistics import curve
+from ddplug.lab.tables import (
     COSTS,
     between_terms,
     by_views,
     costs,
-    curve,
     further_tables,
     judging,
     left_out,

@@ -15,7 +15,8 @@ from typing import Any
 from ddplug.core.figures import PICTURES, figure_of, rounds_figure, save_figure
 from ddplug.errors import DataError, InputError
 from ddplug.lab.records import Comparison, Rounds, read_json
-from ddplug.lab.statistics import by_views, curve, term_of, weight_name
+from ddplug.lab.statistics import curve
+from ddplug.lab.tables import by_views, term_of, weight_name
 from ddplug.utils.files import user_path
 
 COMPARISON, RUN = "ddplug-compare", "ddplug-run"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ddplug.lab.statistics import plus_minus, summary
+from ddplug.lab.statistics import summary
+from ddplug.lab.tables import plus_minus
 from ddplug.terms import make
 
 _COLUMNS = "{:>4}  {:<{width}}  {:>10}  {:>10}  {:>14}  {}"

@@ -1,16 +1,13 @@
-"""Statistics of a comparison: means over seeds, paired differences with their interval, and a table."""
+"""Statistics of a comparison: means over seeds, and paired differences with their interval."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import exp, log, sqrt
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddplug.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
 _T = (
@@ -19,8 +16,6 @@ _T = (
     2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272,
 )  # fmt: skip
 _NORMAL = 1.959964
-STANDARD_RECIPE = "1000 at 0.01"
-"""Epochs and learning rate with which sets are judged elsewhere."""
 
 
 def t_quantile(freedom: int) -> float:
@@ -139,7 +134,7 @@ def hopeless(entries: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str
         gains = [score - other for score, other in zip(scores[arm], scores[best], strict=True)]
         half = interval(gains)
         if half and fmean(gains) + half < 0:  # equal differences have an interval without width, and say nothing
-            below = plus_minus(fmean(gains), half, sign=True)
+            below = f"{100 * fmean(gains):+.2f} ± {100 * half:.2f}"
             reasons[arm] = f"after {len(gains)} seeds {below} points against {best}, the best"
     return reasons
 
@@ -156,134 +151,6 @@ def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[i
         if None not in row
     ]
     return [iteration for iteration, _ in kept], [row for _, row in kept]
-
-
-def tables(result: dict[str, Any]) -> list[Table]:
-    """Return, for each kind of views, a table of results and one of costs, with the baseline; 80 columns wide."""
-    made: list[Table] = []
-    label, unit = term_of(result)
-    for views, rows in by_views(result).items():
-        title = f"{result['host']} on {result['data']['name']}, {views} views: "
-        title += f"{result['seeds']} seeds x {result['settings']['runs']} networks\n{judging(result)}"
-        caption = (
-            f"± after an accuracy: std over seeds; after a difference: 95 % t-interval. {label} in {unit}, and over "
-            "that of weight 0. Reaches: the first checkpoint at least as accurate as the end of weight 0."
-        )
-        made.append(_table(title, result_columns(result), [results(row) for row in rows], caption))
-        made.append(_table("", ("weight", *COSTS), [[weight_name(row), *costs(result, row)] for row in rows], None))
-        for columns, cells in (*further_tables(rows), *between_terms(result, rows)):
-            made.append(_table("", columns, cells, None))
-    return made
-
-
-def judging(result: Mapping[str, Any]) -> str:
-    """Describe the judges' training beside the standard one, as their accuracies cannot be compared."""
-    settings = result["settings"]
-    return f"{settings['epochs']} epochs at rate {settings['judge_lr']:g} each; standard is {STANDARD_RECIPE}"
-
-
-def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    """Columns and cells of what only some comparisons have: other architectures, and the gain over random images."""
-    made: list[tuple[tuple[str, ...], list[list[str]]]] = []
-    known = [row.get("by_arch", {}) for row in rows]
-    for arch in (name for name in known[0] if all(name in each for each in known)):
-        columns = ("weight", f"{arch}: accuracy %", "difference")
-        cells = [
-            [weight_name(row), plus_minus(of["accuracy"], of["accuracy_std"]),
-             "" if is_baseline(row) else plus_minus(of["difference"], of["interval"], sign=True)]
-            for row, of in ((row, row["by_arch"][arch]) for row in rows)
-        ]  # fmt: skip
-        made.append((columns, cells))
-    over = [row for row in rows if "over_random" in row]
-    if over:
-        gains = [(weight_name(row), *row["over_random"].values()) for row in over]
-        cells = [[name, plus_minus(gain, half, sign=True)] for name, gain, half in gains]
-        made.append((("weight", "improvement over random (IOR)"), cells))
-    return made
-
-
-def between_terms(
-    result: Mapping[str, Any], rows: Sequence[dict[str, Any]]
-) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    """Columns and cells of how further terms' arms differ from the first one's, paired by seed, if there are any."""
-    arms = [row for row in rows if row.get("term")]
-    if len({row["term"] for row in arms}) < 2:
-        return []
-    first = arms[0]
-    cells = []
-    for row in arms[1:]:
-        found = against(result["entries"], row["arm"], first["arm"])
-        assert found["difference"] is not None
-        cells.append([weight_name(row), plus_minus(found["difference"], found["interval"], sign=True)])
-    return [(("weight", f"difference to {weight_name(first)}"), cells)]
-
-
-def stopped(result: Mapping[str, Any]) -> str | None:
-    """Return sentences that name the arms without further seeds; None if all got them."""
-    reasons = result.get("stopped") or {}
-    return " ".join(f"{arm} was stopped: {reason}." for arm, reason in reasons.items()) or None
-
-
-def left_out(result: Mapping[str, Any]) -> str | None:
-    """Return a sentence about what the folder holds beyond the report; None if it holds nothing more."""
-    names = result.get("left_out")
-    if not names:
-        return None
-    return (
-        f"Left out of this report, but in the folder: {', '.join(names)}. Name their weights, views and seeds, too, to "
-        "have them in it."
-    )
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title or None, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")  # a digit that is cut off would be another number
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-COSTS = ("lambda", "share", "s/iteration", "memory")
-
-
-def term_of(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Label and unit of the term that a comparison is about; older ones know CMI only."""
-    term = result.get("term")
-    return (term["label"], term["unit"]) if isinstance(term, Mapping) else ("CMI", "nats")
-
-
-def result_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns of `results`."""
-    label, _ = term_of(result)
-    return "weight", "accuracy %", "difference", "reaches", label, f"{label} held out"
-
-
-def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The summary's rows by kind of views, in each the baseline first and references, which have none, last."""
-    baseline, *others = result["summary"]
-    kinds = list(dict.fromkeys(row["views"] for row in others if row["views"] is not None)) or ["host"]
-    return {kind: [baseline, *(row for row in others if row["views"] in (kind, None))] for kind in kinds}
-
-
-def results(row: dict[str, Any]) -> list[str]:
-    """A row of the summary in words, by `result_columns`."""
-    baseline = is_baseline(row)
-    return [
-        weight_name(row), plus_minus(row["accuracy"], row["accuracy_std"]),
-        "" if baseline else plus_minus(row["difference"], row["interval"], sign=True),
-        _shown(row["reaches"], "d"), *(_cmi(row, key, baseline) for key in ("cmi", "cmi_heldout")),
-    ]  # fmt: skip
-
-
-def costs(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    """Return an arm's lambda and costs, by `COSTS`."""
-    seconds, memory = cost(result, row["arm"])
-    of_cmi = ["", ""] if is_baseline(row) else [_shown(row["lambda"], ".4g"), _shown(row["share"], ".3f")]
-    return [*of_cmi, _shown(seconds, ".3g"), "-" if memory is None else f"{memory / 2**20:.0f} MiB"]
 
 
 def cost(result: dict[str, Any], arm: str) -> tuple[float | None, int | None]:
@@ -320,31 +187,3 @@ def _reaches(runs: Sequence[dict[str, Any]], aim: float) -> int | None:
         if all(scores) and fmean(map(fmean, scores)) >= aim:
             return int(points[0]["iteration"])
     return None
-
-
-def weight_name(row: dict[str, Any]) -> str:
-    """A row's weight in words; a reference's name."""
-    if row["weight"] is None:
-        return str(row["arm"])
-    weight = row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
-    return f"{row['term']} {weight}" if row.get("term") else weight
-
-
-def is_baseline(row: Mapping[str, Any]) -> bool:
-    """Return True if a row is of weight 0."""
-    return row["views"] is None and row["weight"] is not None
-
-
-def _cmi(row: dict[str, Any], key: str, baseline: bool) -> str:
-    ratio = row[f"{key}_ratio"]
-    return _shown(row[key], ".2e") + ("" if baseline or ratio is None else f" x{ratio:.2f}")
-
-
-def plus_minus(value: float, spread: float | None, sign: bool = False) -> str:
-    """A share in [0, 1] in percent, or points, and its spread if there is one."""
-    shown = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
-    return shown if spread is None else f"{shown} ± {100 * spread:.2f}"
-
-
-def _shown(value: float | None, how: str) -> str:
-    return "-" if value is None else format(value, how)

@@ -21,7 +21,7 @@ from ddplug.lab.folder import SETTINGS
 from ddplug.lab.plan import arms
 from ddplug.lab.records import read_json
 from ddplug.lab.setup import Setup
-from ddplug.lab.statistics import plus_minus, weight_name
+from ddplug.lab.tables import plus_minus, weight_name
 from ddplug.utils.files import user_path, write_json
 from ddplug.utils.records import Count
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddplug.lab.records import read_json
-from ddplug.lab.statistics import COSTS, between_terms, by_views, costs, result_columns, results
+from ddplug.lab.tables import COSTS, between_terms, by_views, costs, result_columns, results
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- (?:table: (\S+)|hosts) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -27,7 +27,8 @@ from ddplug.lab.dm_trainer import DistributionMatching
 from ddplug.lab.judge import Judge, judge_seed
 from ddplug.lab.own_trainer import PEEKS, Own
 from ddplug.lab.plan import Arm, Run, Settings, arms, read_weights
-from ddplug.lab.statistics import cost, left_out
+from ddplug.lab.statistics import cost
+from ddplug.lab.tables import left_out
 from ddplug.utils.files import write_json
 from ddplug.utils.sealing import unseal_record
 

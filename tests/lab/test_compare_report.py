@@ -18,7 +18,8 @@ from ddplug.cli import app as cli
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DDPlugError, InputError
 from ddplug.lab.page import template
-from ddplug.lab.statistics import curve, result_columns, summary, t_quantile, term_of
+from ddplug.lab.statistics import curve, summary, t_quantile
+from ddplug.lab.tables import result_columns, term_of
 from ddplug.terms import base
 from ddplug.terms.base import Groups, Term
 

@@ -23,7 +23,8 @@ from ddplug.lab.measure import measure_term
 from ddplug.lab.own_trainer import Own
 from ddplug.lab.plan import Arm, Run, Settings, arms
 from ddplug.lab.plot import plot
-from ddplug.lab.statistics import against, between_terms
+from ddplug.lab.statistics import against
+from ddplug.lab.tables import between_terms
 from ddplug.terms import make
 
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")

@@ -23,7 +23,8 @@ from ddplug.lab.page import write_page
 from ddplug.lab.plan import Settings, arms
 from ddplug.lab.plot import plot
 from ddplug.lab.references import Reference, centres, nearest, read_references
-from ddplug.lab.statistics import further_tables, hopeless, stopped, summary, tables
+from ddplug.lab.statistics import hopeless, summary
+from ddplug.lab.tables import further_tables, stopped, tables
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
