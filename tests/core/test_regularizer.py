@@ -430,6 +430,25 @@ def test_weights_by_name(pool: ddplug.ProxyPool) -> None:
         ddplug.paper("mtt", "cifar10", 10)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "logit"),
+        ({"weighting": "sustained"}, "logit"),
+        ({"weighting": "absolute"}, "feature"),
+        ({"weighting": ddplug.paper("dm", "cifar10", 10)}, "feature"),
+        ({"weighting": "absolute", "representation": "logit"}, "logit"),
+        ({"representation": "feature"}, "feature"),
+    ],
+    ids=str,
+)
+def test_by_default_logits_for_a_share_and_features_for_a_lambda(
+    pool: ddplug.ProxyPool, options: dict[str, Any], expected: str
+) -> None:
+    regularizer = ddplug.Regularizer(pool, **options)
+    assert regularizer.representation == regularizer.settings()["representation"] == expected
+
+
 # A run that is continued
 
 
