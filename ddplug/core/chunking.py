@@ -2,7 +2,7 @@
 
 The gradient needs the centroids, and those need the features of every image. So each proxy is passed twice: once for
 the features, piece by piece, then piece by piece for the gradient. Graphs of the last pieces are kept from the first
-pass as far as memory allows; only the others are computed again. What comes out is the gradient of the whole batch.
+pass as far as memory allows; only the others are computed again. The result is the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ddplug.networks.precision import Observer
 BUDGET = 2 << 30
 """Bytes of kept graphs under "auto"."""
 
-# On the CPU, tensors beyond this size are handed back to the operating system at every release, and faulted in again
-# page by page; below it the allocator keeps them. ResNet-18 at 100 images is up to a third faster in three pieces.
+# On the CPU, the allocator returns larger tensors to the operating system when they are freed, and new ones are faulted
+# in page by page. It keeps smaller ones. ResNet-18 at 100 images is up to a third faster in three pieces.
 LARGEST_ON_CPU = 12 << 20
 
 
@@ -32,33 +32,33 @@ class Cost:
 
     total: float
     largest: int
-    """Of its tensors."""
+    """Bytes of the largest tensor in the graph of one image."""
     mixes: bool
-    """Whether features of an image depend on the other images, so that a batch must not be taken apart."""
+    """True if features of an image depend on the other images, so that a batch must not be split."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Pieces of `piece` images (the last may be smaller), the graphs of the last `kept` of which stay."""
+    """A split into pieces of `piece` images (the last may be smaller), of which the last `kept` keep their graphs."""
 
     piece: int
     kept: int
     whole: bool = False
-    """Whether the batch must not be taken apart."""
+    """True if the batch must not be split."""
 
     def smaller(self) -> Plan | None:
-        """Pieces of half the size, with one graph at a time, or None where there is nothing smaller."""
+        """Return pieces of half the size with one graph at a time, or None if the pieces cannot be smaller."""
         return None if self.whole or self.piece == self.kept == 1 else Plan(math.ceil(self.piece / 2), 1)
 
     def at_most(self, images: int | None) -> Plan:
-        """This plan, with pieces of no more than `images`, if that is a number and it may be taken apart."""
+        """Return this plan with pieces of at most `images`, if that is a number and the batch may be split."""
         return self if images is None or self.whole or self.piece <= images else Plan(images, 1)
 
 
 def plan(images: int, cost: Cost, chunk: Chunk, device: torch.device) -> Plan:
-    """The plan for `images` images; a number for `chunk` is the size of a piece, of which one graph is alive at a time.
+    """Return the plan for `images` images. A number for `chunk` is the size of a piece; one graph is kept at a time.
 
-    Raises `InputError` if a batch must be taken apart that cannot be.
+    Raises `InputError` if the batch would be split and must not be.
     """
     if chunk != "auto":
         if cost.mixes and chunk < images:
@@ -83,13 +83,14 @@ def plan(images: int, cost: Cost, chunk: Chunk, device: torch.device) -> Plan:
 def measure(features: Callable[[Tensor], Tensor], views: Tensor) -> Cost:
     """Measure, on one image and on two, the memory that `features`, (n, c, h, w) to (n, d), keeps for backward.
 
-    The images are made up, in the shape and dtype and on the device of `views`, and differ, so that mixtures show.
+    The images are artificial, like `views` in shape, dtype and device. They differ, so that a network that mixes
+    images is recognised.
     """
     ramp = torch.linspace(-1, 1, views[0].numel(), dtype=views.dtype, device=views.device).reshape(1, *views.shape[1:])
     pair = torch.cat([ramp, -(ramp.flip(-1, -2) ** 3)])
     (alone, of_one), (together, of_two) = (_saved(features, images) for images in (pair[:1], pair))
     difference = (together[0] - alone[0]).float().norm()
-    # Twice the images hold twice as much; what does not double, such as weights, belongs to no image.
+    # Memory of images doubles with their number. Memory that does not, such as that of weights, is not counted.
     total = max(sum(of_two) - sum(of_one), 0)
     growing = [two - one for one, two in zip(of_one, of_two, strict=True)] if len(of_one) == len(of_two) else of_two
     return Cost(total, max(growing, default=0), bool(difference > 0.05 * alone[0].float().norm()))
@@ -109,4 +110,4 @@ class _Sizes(dict[int, int], Observer):
     def __call__(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self.setdefault(storage.data_ptr(), storage.nbytes())
-        return tensor.detach()  # with the graph behind it, a node that saves its output would hold itself alive
+        return tensor.detach()  # without its graph, as a node that saves its output would keep itself alive

@@ -14,7 +14,7 @@ from ddplug.proxies.representations import Representation
 
 
 class Compiled(Proxy):
-    """A copy of a proxy's network, compiled up to its head or all of it, for any proxy of the same `kind`."""
+    """A compiled copy of a proxy's network, with or without its head, for any proxy of the same `kind`."""
 
     def __init__(self, of: Proxy, representation: Representation) -> None:
         try:
@@ -40,7 +40,7 @@ class Compiled(Proxy):
 
     @torch.no_grad()
     def check(self, of: Proxy, images: Tensor) -> None:
-        """Raise `ProxyError` unless it gives for `images` what `of` does; checked once per proxy."""
+        """Raise `ProxyError` unless the copy computes the same as `of` for `images`; checked once per proxy."""
         if id(of) in self._checked:
             return
         images = images.to(self.dtype)

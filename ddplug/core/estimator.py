@@ -1,4 +1,4 @@
-"""One estimate of the term and its gradient: which proxies, which classes, and which further views it is made on."""
+"""One estimate of the term and its gradient: the proxies, the classes and the further views that it is made on."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ddplug.utils.processes import SEPARATE, Processes
 
 
 class Estimate(NamedTuple):
-    """Estimate that a round needs."""
+    """The result of an estimate."""
 
     value: Tensor
     """The term, a scalar in its own unit."""
     grad: Tensor | None
-    """Its derivative on the views, (n, c, h, w), in fp32 or better; None if only the value was asked for."""
+    """Its derivative on the views, (n, c, h, w), in fp32 or better; None for an estimate of the value alone."""
     images: int
-    """How many views it was made on, in all processes that have different ones."""
+    """The number of views, over all processes that have views of their own."""
     groups: Groups
     """The classes of those views."""
     drawn: float = 1.0
-    """Part of the classes that it was made on."""
+    """The part of the classes that the estimate was made on."""
 
 
 class Estimator:
@@ -46,8 +46,8 @@ class Estimator:
         views_per_image: views of every image that the estimate is made on.
         view: function that makes such a view; None for the images themselves.
         seed: of our own generators, the only ones drawn from.
-        processes: those whose images the term is of.
-        real: where a term that compares with real images gets them.
+        processes: the processes whose images the term is computed on.
+        real: the source of real images, for a term that compares with them.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Estimator:
         self.pool, self.step, self.draw, self.classes = pool, step, draw, classes
         self.views_per_image, self.view = views_per_image, view
         self.generator = torch.Generator().manual_seed(seed)
-        # Of another seed: of one, the classes would go with the proxy that is drawn in the same round.
+        # Another seed, so that the classes do not depend on the proxy drawn in the same round.
         self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
 
     @property
@@ -118,17 +118,17 @@ class Estimator:
         return tuple(generator.get_state() for generator in self._generators().values())
 
     def set_generators(self, states: tuple[Tensor, ...]) -> None:
-        """Go on with the draws of `generators()`."""
+        """Continue the draws of `generators()`."""
         for generator, state in zip(self._generators().values(), states, strict=True):
             generator.set_state(state)
 
     def _generators(self) -> dict[str, torch.Generator]:
-        """By what is drawn with them."""
+        """Return the generators by the name of the draw."""
         own = {"proxies": self.generator, "classes": self.class_generator}
         return own if self.real is None else {**own, "real images": self.real.generator}
 
     def draws(self) -> dict[str, str]:
-        """Return the coming draws as short hashes: processes of one run draw the same."""
+        """Return hashes of the next draws, which are the same in all processes of a run."""
         found = self._generators().items()
         return {f"the {what} drawn": short_sha256([each.get_state().numpy().tobytes()]) for what, each in found}
 
@@ -142,7 +142,7 @@ class Estimator:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the draws of a `state_dict`."""
+        """Continue the draws of a `state_dict`."""
         self.generator.set_state(state["generator"].cpu())
         self.class_generator.set_state(state["class_generator"].cpu())
         if self.real is not None and "real_generator" in state:
@@ -165,7 +165,7 @@ class Estimator:
         return group(every, len(every), views.device), len(every)
 
     def _compared(self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None]) -> Reals | None:
-        """The real images as the step takes them, in further views of their own where the synthetic ones are."""
+        """Return the real images for the step, in further views if the synthetic images are."""
         if self.real is None:
             return None
         given = self.real.of_round(offered, labels)
@@ -183,7 +183,7 @@ class Estimator:
         return self.pool.draw(self.draw, self.generator)
 
     def _some_classes(self, labels: Tensor) -> _Some | None:
-        """Images of `self.classes` classes, drawn without replacement; None if that is all of them."""
+        """Return the images of `self.classes` classes drawn without replacement; None if these are all classes."""
         assert self.classes is not None
         every, own = self.processes.gather(labels)
         present, of = torch.unique(every, return_inverse=True)
@@ -210,24 +210,25 @@ class Estimator:
 
 @dataclass
 class ToPool:
-    """Brings images into the pool's space; apart from the regulariser, which would else be kept alive by its step."""
+    """Converts images to the pool's space; a class of its own, so that the step does not keep the regulariser alive."""
 
     pool: ProxyPool
     space: AnySpace | None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """`images` (n, c, h, w) as the proxies want them."""
+        """Return `images` (n, c, h, w) in the pool's space."""
         return self.pool.prepare(images, self.space)
 
     def of_views(self) -> AnySpace | None:
-        """The space that the views are in: the pool's own, if nothing was said."""
+        """Return the space of the views, which is the pool's unless another was given."""
         return self.space or self.pool.info.space
 
 
 class _Some(NamedTuple):
-    """Images that stand for all, and what their term is to be multiplied by for that."""
+    """The images of the drawn classes."""
 
     rows: Tensor
     factor: float
+    """The factor that makes their term an unbiased estimate of the whole term."""
     drawn: float
-    """Part of the classes that they are."""
+    """The part of the classes that was drawn."""

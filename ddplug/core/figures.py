@@ -12,15 +12,15 @@ from ddplug.terms.base import Term
 from ddplug.utils.files import replacing
 
 PICTURES = (".png", ".svg", ".pdf")
-"""What the name of a picture ends in."""
+"""The endings of a picture's name."""
 
 
 def plot_history(history: History, term: Term, path: str | Path | None = None) -> Any:
     """A figure of the rounds of `history` in which the regulariser acted, saved to `path` if there is one.
 
     Raises:
-        InputError: `path` is no picture's name.
-        DataError: there is no such round, or matplotlib is missing.
+        InputError: `path` does not end as a picture's name.
+        DataError: the regulariser has acted in no round, or matplotlib is missing.
         FileError: it cannot be written.
     """
     rounds = [each for each in history.state_dict() if not each["skipped"]]
@@ -39,7 +39,7 @@ def rounds_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], term: str) ->
 
     Args:
         runs: by label, the rounds in which the regulariser acted, as `History.state_dict` has them.
-        term: what the value is, with its unit, for the axis.
+        term: the label of the axis of the value, with its unit.
     """
     shares = {label: [of for of in rounds if of["share"] is not None] for label, rounds in runs.items()}
     shown = [("value", term), ("lam", "lambda")]
@@ -51,7 +51,7 @@ def rounds_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], term: str) ->
         for number, label in enumerate(runs):
             rounds = shares[label] if key == "share" else runs[label]
             if rounds:
-                # A line through one or two rounds is none; a run keeps its colour where another has no share.
+                # One or two rounds need markers. A run has one colour in all panels.
                 axis.plot(
                     [of["number"] for of in rounds], [of[key] for of in rounds], label=label, color=f"C{number}",
                     linewidth=1.2, marker="o" if len(rounds) < 3 else None,

@@ -1,6 +1,6 @@
 """History of rounds, kept without holding a device back.
 
-On a GPU every number read is a wait for the device, so values collect in one small tensor there and are read in blocks.
+On a GPU, reading a number waits for the device. Values are collected in a small tensor there and read in blocks.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Round:
     images: int
     """Views in the round."""
     skipped: bool
-    """Whether the gradient was not finite and was left out."""
+    """True if the gradient was not finite and was left out."""
     share: float | None = None
-    """The norm of what was added over that of the host's own gradient on the views; None where it is not known."""
+    """The norm of what was added over that of the host's own gradient on the views; None if it is unknown."""
 
     @property
     def cmi(self) -> float:
@@ -61,7 +61,7 @@ class History:
         self._pending: list[tuple[int, float, int]] = []
         self._buffer: Tensor | None = None
         self._readers: list[tuple[Reader, int]] = []
-        self._earlier = self._told = self._skipped = 0
+        self._earlier = self._passed = self._skipped = 0
         self._hidden_from: int | None = None
         """The position of the first hidden round."""
 
@@ -73,25 +73,25 @@ class History:
         """
         entry = (reader, os.getpid())
         self._readers.append(entry)
-        self._tell_one(entry, self._rounds[self._earlier : self._told])
+        self._pass_to(entry, self._rounds[self._earlier : self._passed])
 
         def end() -> None:
             if entry in self._readers:
                 self.flush()
-                self._tell_read()
+                self._pass_read()
                 with suppress(ValueError):  # it has just failed
                     self._readers.remove(entry)
 
         return end
 
-    def _tell_read(self) -> None:
+    def _pass_read(self) -> None:
         """Pass the new rounds that are neither hidden nor on the device to the readers."""
-        new = self._rounds[self._told : self._hidden_from]
-        self._told += len(new)
+        new = self._rounds[self._passed : self._hidden_from]
+        self._passed += len(new)
         for entry in list(self._readers):
-            self._tell_one(entry, new)
+            self._pass_to(entry, new)
 
-    def _tell_one(self, entry: tuple[Reader, int], rounds: Sequence[Round]) -> None:
+    def _pass_to(self, entry: tuple[Reader, int], rounds: Sequence[Round]) -> None:
         reader, process = entry
         if not rounds or process != os.getpid():  # a forked process must not write into the logs of its parent
             return
@@ -115,7 +115,7 @@ class History:
     ) -> Sequence[Round]:
         """Add a round; return the rounds that were read from the device for it, mostly none on a GPU."""
         if self._readers:
-            self._tell_read()
+            self._pass_read()
         if self._buffer is None or self._buffer.device != value.device:
             self.flush()
             self._buffer = torch.zeros(self._block if value.is_cuda else 1, 3, dtype=torch.float64, device=value.device)
@@ -139,7 +139,7 @@ class History:
         """Hide all rounds from position `start` on, or none."""
         self._hidden_from = start
         if self._readers:
-            self._tell_read()
+            self._pass_read()
 
     def truncate(self, length: int) -> None:
         """Forget all rounds but the first `length`, hidden ones included."""
@@ -147,7 +147,7 @@ class History:
             self.flush()
             self._skipped -= sum(round_.skipped for round_ in self._rounds[length:])
             del self._rounds[length:]
-            self._told = min(self._told, length)
+            self._passed = min(self._passed, length)
         else:
             del self._pending[length - len(self._rounds) :]
 
@@ -214,6 +214,6 @@ class History:
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Replace all rounds by those of a `state_dict`."""
         self._pending.clear()
-        self._earlier = self._told = len(state)  # an earlier run's, which told of them
+        self._earlier = self._passed = len(state)  # rounds of an earlier run, which its readers got
         self._rounds = [Round(**record) for record in state]
         self._skipped = sum(round_.skipped for round_ in self._rounds)

@@ -41,7 +41,7 @@ class CMI(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A plain attribute of a plain class: the proxies' weights never show up among the host's parameters.
+        # Not a submodule, so that the proxies' weights are not among the parameters of a host's module.
         self.pool = ProxyPool.of(proxies)
         self.representation = check_representation(representation)
         self.temperature = check_temperature(temperature)
@@ -56,7 +56,7 @@ class CMI(nn.Module):
         """CMI of `images`, (n, c, h, w) floats, with class numbers `labels`, (n,): a scalar.
 
         Raises:
-            InputError: images or labels that are not such.
+            InputError: invalid images or labels.
             ProxyError: proxies that do not take the images, or give features that are not finite.
             InputError: an input space that cannot be converted to the pool's.
         """

@@ -16,7 +16,7 @@ from ddplug.terms import Term
 from ddplug.terms.base import check_labels
 
 PER_CLASS = 64
-"""Images of a class that a sample has."""
+"""Images of each class in a sample."""
 _FIXED = 0x9EA1
 """Seed of a sample that is drawn once."""
 
@@ -27,18 +27,18 @@ class RealBatch(NamedTuple):
     images: Tensor
     """(m, c, h, w)."""
     labels: Tensor | None
-    """(m,) class numbers; None if they are of the one class of the views that come next."""
+    """(m,) class numbers; None if all are of the class of the next views."""
 
 
 class RealImages:
-    """The real images of each round, and word of where they came from.
+    """The real images of each round.
 
     Args:
-        objective: the term that wants them.
+        objective: the term that compares with them.
         seed: of our own generator, which samples.
-        announce: told once of each source.
+        announce: called with a line about each source, once.
         space: the input space of the views, once it is known.
-        data: what is sampled where the host shows no batch of its own.
+        data: the data to sample where no real batch of the host has passed.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class RealImages:
         data: ImageData | None = None,
     ) -> None:
         self.objective, self.announce, self.space, self.data = objective, announce, space, data
-        # Of another seed than the proxies' and the classes'.
+        # Another seed than that of the proxies and the classes.
         self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
         self._passing: RealBatch | None = None
         self._fixed: RealBatch | None = None
         self._by_class: ByClass | None = None
-        self._told = set[str]()
+        self._announced = set[str]()
 
     def passed(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
@@ -65,14 +65,14 @@ class RealImages:
         self._passing = RealBatch(images.detach().clone(), None if labels is None else labels.clone())
 
     def sample_from(self, data: Callable[[], ImageData | None]) -> None:
-        """Real data to sample, if there is none yet; it is asked for only if the term needs it."""
+        """Set the data to sample, unless it is set; `data` is called only if the term needs it."""
         if self.objective.needs_real and self.data is None:
             self.data = data()
 
     def given(self, real: tuple[Tensor, Tensor] | None, labels: Tensor) -> RealBatch | None:
         """The batch of a call on views of `labels`: the one passed along, else the one that passed before.
 
-        Raises `InputError` for labels that are none of the images'.
+        Raises `InputError` for labels that do not fit the images.
         """
         if not self.objective.needs_real or self.objective.keeps_real:
             return None
@@ -95,15 +95,15 @@ class RealImages:
     def of_round(self, offered: Sequence[RealBatch | None], labels: Tensor) -> RealBatch:
         """The batches of a round's calls together, else a sample of the classes of `labels`, (n,), in the views' space.
 
-        Raises `InputError` where there is neither.
+        Raises `InputError` if there are neither batches nor data.
         """
         found = [batch for batch in offered if batch is not None and batch.labels is not None]
         if found:
             images = torch.cat([batch.images for batch in found])
             classes = torch.cat([batch.labels.to(images.device, torch.int64) for batch in found])  # type: ignore[union-attr]
-            # A host that steps class by class shows one class only, with which nothing can be contrasted.
+            # A host that steps class by class passes images of one class only, which a contrast cannot use.
             if not (self.objective.contrasts and self.data is not None and (classes == classes[0]).all()):
-                self._tell("the host's own batch", f", {len(images)} images the first time")
+                self._announce_source("the host's own batch", f", {len(images)} images the first time")
                 return RealBatch(images, classes)
         fixed = self.objective.keeps_real
         if self.data is None and fixed:
@@ -118,7 +118,7 @@ class RealImages:
                 "sample is taken in each round."
             )
         drawn = "drawn once" if fixed else "drawn anew in each round"
-        self._tell(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, {drawn}")
+        self._announce_source(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, {drawn}")
         if not fixed:
             wanted = self.data.train_labels if self.objective.contrasts else labels
             return self._sample(self.data, torch.unique(wanted.cpu()))
@@ -145,8 +145,8 @@ class RealImages:
         images = data.train_images[rows.to(data.train_images.device)]
         return RealBatch(data.space.convert(images, self.space() or data.space), data.train_labels.cpu()[rows])
 
-    def _tell(self, what: str, more: str) -> None:
-        """Say where real images come from, once each: a host that shows its own batch now and then is told of both."""
-        if what not in self._told:
-            self._told.add(what)
+    def _announce_source(self, what: str, more: str) -> None:
+        """Announce the source of the real images, each source once."""
+        if what not in self._announced:
+            self._announced.add(what)
             self.announce(f"ddplug: {self.objective.label} compares with {what}{more}")

@@ -66,7 +66,7 @@ class Regularizer:
         weighting: "relative" (the share in the first rounds, whose lambda is then frozen), "sustained" (the share
             during the whole run) or "absolute" (lambda itself); these with options, `ddplug.Relative(rounds=20)`,
             `ddplug.Sustained(...)`, `ddplug.Absolute(...)`; or `ddplug.paper("dm", "cifar10", 10)`.
-        term: what is added: the name of a term (`ddplug.terms.terms()`), a sum such as "cmi+0.3*proxy_ce", the same as
+        term: the name of a term (`ddplug.terms.terms()`), a sum such as "cmi+0.3*proxy_ce", the same as
             {"cmi": 1, "proxy_ce": 0.3}, or a `Term`, such as `ddplug.terms.CMI(temperature=0.5)` or one of your own.
         representation: "logit", "feature" for penultimate features (the paper's choice), or "pooled" for these averaged
             over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
@@ -253,13 +253,13 @@ class Regularizer:
     @uncompiled
     @noted
     def __call__(self, views: Tensor, labels: Tensor, *, real: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`views`, unchanged; their gradient will gain that of CMI.
+        """Return `views` unchanged; CMI's part is added to their gradient.
 
         Args:
             views: (n, c, h, w) floats. Without a gradient, at weight 0 or after `detach()` they come back untouched.
             labels: (n,) class numbers, in any order. Calls of one round are regularised together.
             real: real images (m, c, h, w) under the same augmentation and their class numbers (m,), for a term that
-                compares with such; others ignore them.
+                compares with them; other terms ignore them.
 
         Raises:
             InputError, ProxyError: views or labels that the pool cannot take, here or in the backward pass.
@@ -272,9 +272,9 @@ class Regularizer:
         return self._keeper.passed(views, self._checked(views, labels, real))
 
     def passed_by(self, images: Tensor | None = None, labels: Tensor | None = None) -> None:
-        """Told that views came that are not to be regularised; many such and no others are warned about.
+        """Record a call whose views are not regularised. Warns if no other calls follow.
 
-        They are real images, to a term that compares with such: of `labels` (m,), or of the class of the next views.
+        A term that compares with real images takes them as real, of `labels` (m,) or of the class of the next views.
         """
         if self.active:
             self.watch.untouched()
@@ -283,11 +283,11 @@ class Regularizer:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """All backward passes within are one round: CMI of the views of all of them, around common centroids.
+        """Make all backward passes within the block one round: CMI of all their views, around common centroids.
 
-        The host's own gradient reaches its images as ever; CMI's is added to it when the block ends, so the step comes
-        after. Lambda then means the same however the batch was cut. Views are kept until then. A block that is left by
-        an exception adds nothing.
+        The host's own gradient reaches its images as usual. CMI's is added when the block ends, and the step comes
+        after it. Lambda means the same however the batch is cut. Views are kept until the end of the block. A block
+        that is left by an exception adds nothing.
 
         Raises:
             InputError: rounds within each other, a step of an optimizer of the images within, or a backward pass with
@@ -301,7 +301,7 @@ class Regularizer:
 
     @uncompiled
     def added(self, images: Tensor, labels: Tensor, grad: Tensor) -> Tensor | None:
-        """Lambda * dCMI/dimages, to be added to `grad` by the caller: one round on images that no layer could see.
+        """Return lambda * dCMI/dimages, which the caller adds to `grad`: a round on images that pass no layer.
 
         Shapes as in a call; `grad` is the host's gradient, (n, c, h, w). None if this round adds nothing.
         """
@@ -317,11 +317,11 @@ class Regularizer:
         self._lambda.factor = float(steps)
 
     def skip(self) -> None:
-        """Leave out the calls whose backward pass is still to come: it passes as it is, and is no round."""
+        """Leave out the calls whose backward pass is still to come."""
         self._keeper.skip()
 
     def detach(self) -> None:
-        """Switch off for good: calls become no-ops, also those whose backward pass is still to come. Idempotent."""
+        """Switch off for good, also for calls whose backward pass is still to come. Idempotent."""
         self._keeper.stop()
 
     def settings(self) -> dict[str, Any]:
@@ -334,7 +334,7 @@ class Regularizer:
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a continued run needs: what was measured, the generators, the history; and what it belongs to."""
+        """Return everything a continued run needs: the measurement, the generators, the history, and the settings."""
         with self._keeper.as_committed():
             return {
                 "weighting": self._lambda.state_dict(),
@@ -351,7 +351,7 @@ class Regularizer:
 
         Raises:
             InputError: it is of another weight or weighting.
-            InputError: it is no such state, or of another term, representation, `every`, `draw`, ... or pool.
+            InputError: it is not a state of a regulariser, or one of another term, representation, `every`, ... or pool.
         """
         check_kind(state)
         self._lambda.check(state["weighting"])
@@ -394,7 +394,7 @@ class Regularizer:
             return Call(views.detach(), labels.detach())
         check_labels(labels, len(views))
         if labels.device.type == "cpu":
-            check_not_negative(labels)  # a wrong label is best said where it was given
+            check_not_negative(labels)  # raises where the label was passed, not in the backward pass
             self.pool.check_classes(labels)
         self.pool.check(views, self.input_space)
         if not self._probed:

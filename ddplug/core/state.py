@@ -36,12 +36,12 @@ class State(TypedDict):
 
 
 def check_kind(state: Mapping[str, Any]) -> None:
-    """`InputError` for what is no state of a regulariser, or a damaged one."""
+    """Raise `InputError` unless `state` is a complete state of a regulariser."""
     check_record(state, State, "this state of a Regularizer", "So nothing was taken from it.", error=InputError)
 
 
 def check_settings(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """`InputError` if a state made with the options `given` does not go with `own`."""
+    """Raise `InputError` if the options `given`, which a state was made with, differ from `own`."""
     if differing := [f"{key} {given.get(key)!r} (here {own[key]!r})" for key in own if given.get(key) != own[key]]:
         raise InputError(
             f"this state was made with {', '.join(differing)}; the lambda in it would mean something else here. "
@@ -50,7 +50,7 @@ def check_settings(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def check_pool(expected: str | None, pool: ProxyPool) -> None:
-    """`InputError` unless `pool` has the digest `expected`; None expects nothing."""
+    """Raise `InputError` unless `pool` has the digest `expected`; None accepts any pool."""
     if expected is not None and expected != pool.digest():
         raise InputError(
             f"this state was made with other proxies than {pool}; the lambda in it would mean something else "

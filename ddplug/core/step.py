@@ -1,4 +1,4 @@
-"""A term of views and its gradient: what the regulariser computes once per round."""
+"""The term of a batch of views and its gradient, which the regulariser computes once per round."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ddplug.utils.memory import out_of_memory
 from ddplug.utils.processes import SEPARATE, Processes
 
 FAITHFUL = 0.99
-"""Cosine between the gradients of a bf16 and of an exact pass below which that is said."""
+"""Cosine between the gradients of a bf16 and of an exact pass below which a warning is issued."""
 
 Result = TypeVar("Result")
 Step = Callable[..., tuple[Tensor, Tensor]]
@@ -54,9 +54,9 @@ def cmi_gradient(
         real: the real images, for a term that compares with them.
         measured: True if lambda is measured from the gradient, which is then zero where it is rounding errors alone.
     """
-    # The host may be in autocast during its backward pass; neither direction of ours is.
+    # The host may be in autocast during its backward pass. Our passes are not.
     with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
-        # In half precision a pixel's share of it, 1e-8 and less, would be gone before lambda has made it large again.
+        # In half precision a pixel's gradient, 1e-8 and less, would underflow before it is multiplied by lambda.
         wide = views if views.dtype == torch.float64 else views.float()
         images = wide.detach().requires_grad_()
         augmented = images if augment is None else augment(images)
@@ -77,12 +77,12 @@ class PieceByPiece:
 
     Args:
         space: the representation: "feature", "pooled" or "logit".
-        objective: the term of the features that is computed.
-        prepare: brings images into the proxies' input space.
+        objective: the term.
+        prepare: converts images to the proxies' input space.
         precision: of the network's layers; see `ddplug.networks.precision`.
         chunk: images per piece; see `ddplug.core.chunking`.
         compile: pass images through torch.compile's version of the network, made once per kind of proxy.
-        processes: those whose images are in the batch; `groups` are then of the images of all of them.
+        processes: the processes that share the batch; `groups` are then those of all their images.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class PieceByPiece:
         self.space, self.objective, self.prepare = space, objective, prepare
         self.precision, self.chunk, self.compile, self.processes = precision, chunk, compile, processes
         self._fits: int | None = None
-        """Images that memory suffices for, once it did not for more."""
+        """The largest number of images that fits into memory, once more did not fit."""
         self._compiled_kinds: dict[object, Compiled] = {}
         self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
         self._bound: dict[tuple[str, torch.device], Term] = {}
-        """The term bound to a fixed sample of real images, by the proxy's weights and where they are."""
+        """The term bound to a fixed sample of real images, by the proxy's weights and device."""
 
     def __call__(
         self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None, *, measured: bool = False
@@ -120,7 +120,7 @@ class PieceByPiece:
         return value, grad
 
     def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, objective: Term) -> None:
-        """Warn if a bf16 forward pass turns the gradient under `proxy`, as it does under untrained networks."""
+        """Warn if a bf16 forward pass changes the direction of the gradient under `proxy`."""
         exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk, processes=self.processes)
         _, expected = exact._computed(proxy, views, groups, objective)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
@@ -138,7 +138,7 @@ class PieceByPiece:
         self, proxy: Proxy, views: Tensor, groups: Groups, objective: Term, *, measured: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The term and its gradient on the views."""
-        if not len(views):  # of one process; the term is that of the others' images
+        if not len(views):  # in one of several processes: the term is that of the other processes' images
             every = self.processes.gather(self._of_none(proxy, views))[0].double()
             value, _ = objective.value_and_grad(every, groups)
             return value.to(views.dtype), torch.zeros_like(views)
@@ -147,7 +147,7 @@ class PieceByPiece:
             proxy = self._compiled(proxy, views)
         (features, graphs), plan = self._fitting(lambda now: self._forward(proxy, views, now), plan)
         gathered, own = self.processes.gather(features)
-        # In float64, as P is nearly uniform for tight classes and log(P / Q) all but cancels; the table is small.
+        # In float64, because log(P / Q) nearly cancels for tight classes. The table of features is small.
         every = gathered.double()
         value, derivative = objective.value_and_grad(every, groups)
         if measured:
@@ -165,7 +165,7 @@ class PieceByPiece:
         return torch.finfo(torch.bfloat16 if self.precision == "bf16" else features.dtype).eps
 
     def _fitting(self, work: Callable[[Plan], Result], plan: Plan) -> tuple[Result, Plan]:
-        """Return `work(plan)`, or that of a plan with smaller pieces where memory does not suffice; and the plan."""
+        """Return `work(plan)` and the plan, which has smaller pieces if memory runs out."""
         while True:
             try:
                 return work(plan), plan
@@ -173,7 +173,7 @@ class PieceByPiece:
                 smaller = plan.smaller() if out_of_memory(error) else None
                 if smaller is None:
                     raise
-            # Only now has the error let go of what the attempt had made.
+            # Outside the except clause, the error no longer keeps the tensors of the attempt alive.
             if self._fits is None:
                 warnings.warn(
                     f"memory ran out with {plan.piece} images at a time in a proxy, so {smaller.piece} are taken from "
@@ -200,10 +200,10 @@ class PieceByPiece:
     def _backward(
         self, proxy: Proxy, views: Tensor, derivative: Tensor, plan: Plan, graphs: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
-        """The gradient on `views` that the `derivative` on their features comes to; uses up `graphs`."""
+        """Return the gradient on `views` for the `derivative` on their features; consumes `graphs`."""
         parts, directions = torch.split(views, plan.piece), torch.split(derivative, plan.piece)
         gradients: list[Tensor] = []
-        # From the last, so that the kept graphs are gone before others are made again.
+        # From the last, so that the kept graphs are freed before other graphs are made.
         for part, direction in zip(reversed(parts), reversed(directions), strict=True):
             leaf, seen = graphs.pop() if graphs else self._with_graph(proxy, part)
             gradients += torch.autograd.grad(seen, leaf, direction.to(seen.dtype))
@@ -246,12 +246,12 @@ class PieceByPiece:
         return torch.cat([self.features(proxy, part) for part in torch.split(views, plan.piece)])
 
     def _of_none(self, proxy: Proxy, views: Tensor) -> Tensor:
-        """Features of no images, (0, d), which not every network can be asked for."""
+        """Return features of zero images, (0, d); not every network takes an empty batch."""
         with torch.no_grad():
             return self.features(proxy, views.new_zeros(1, *views.shape[1:]))[:0]
 
     def plan(self, proxy: Proxy, views: Tensor) -> Plan:
-        """Return the plan by which `views` are taken apart for `proxy`."""
+        """Return the plan by which `views` are split for `proxy`."""
         if len(views) == 1:
             return Plan(1, 1)
         key = (views.shape[1:], views.dtype, views.device, self.space, self.precision)
@@ -272,11 +272,11 @@ class PieceByPiece:
         return found
 
     def forget(self) -> None:
-        """Let go of compiled networks."""
+        """Drop the compiled networks."""
         self._compiled_kinds.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy compiles for itself."""
+        """The state without compiled networks."""
         return {**self.__dict__, "_compiled_kinds": {}, "_compared": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -295,7 +295,7 @@ class PieceByPiece:
 
 
 ROUNDINGS = 8
-"""Roundings of the largest feature that a feature may be off by: a network's last sums, in any order."""
+"""The error of a feature in roundings of the largest feature: that of a network's last sums in any order."""
 
 
 def _beyond_rounding(objective: Term, features: Tensor, groups: Groups, derivative: Tensor, eps: float) -> Tensor:
@@ -312,5 +312,5 @@ def _beyond_rounding(objective: Term, features: Tensor, groups: Groups, derivati
     signs = signs.view_as(features) * (1 - 2 * (torch.arange(len(features), device=features.device) % 2))[:, None]
     _, moved = objective.value_and_grad(features + signs * (ROUNDINGS * eps * features.abs().amax()), groups)
     known = (moved - derivative).norm() <= 0.5 * derivative.norm()
-    # What is not finite stays so, for the round to be left out and counted.
+    # A derivative that is not finite is returned as it is, so that the round is left out and counted.
     return torch.where(known | ~torch.isfinite(derivative).all(), derivative, 0.0)

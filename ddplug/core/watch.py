@@ -19,24 +19,24 @@ from torch.utils.hooks import RemovableHandle
 from ddplug.errors import RAISED, DDPlugWarning
 
 LOST = 40
-"""Graphs dropped without a backward pass, before the first round, after which that is said."""
+"""Graphs dropped without a backward pass, before the first round, after which a warning is issued."""
 UNTOUCHED = 200
-"""Calls on views that need no gradient, with no other call before, after which that is said."""
+"""Calls on views that need no gradient, with no other call before, after which a warning is issued."""
 STEPS = 50
-"""Steps of the images' optimizer without a round, after which that is said."""
+"""Steps of the images' optimizer without a round, after which a warning is issued."""
 LOOKED_AT = 30
-"""Rounds that are looked at for being parts of a larger batch; looking costs a wait for the device."""
+"""Rounds at the beginning that are checked for being parts of a larger batch, which waits for the device."""
 
 
 class Watch:
-    """Counts and compares what passes through one layer."""
+    """Counts the calls and rounds of one layer, and warns about likely mistakes."""
 
     def __init__(self, where: str = "the layer") -> None:
         self.where = where
-        """Where it is, for the messages."""
+        """The layer's name in messages."""
         self.rounds = 0
         self.expects_action = False
-        """Whether it is a mistake if no round ever comes: after the first call, or once attached."""
+        """True if a program without a round is a mistake: after the first call, or once attached."""
         self._warned: set[str] = set()
         self._untouched = self._lost = self._steps = self._cut = 0
         self._single: set[int] | None = set()
@@ -44,7 +44,7 @@ class Watch:
         _WATCHES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has seen nothing of the graphs yet, and nothing is expected of it before it is called."""
+        """The state of a copy, which is not expected to act before it is called."""
         return {**self.__dict__, "expects_action": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -58,11 +58,11 @@ class Watch:
             warnings.warn(text, DDPlugWarning, stacklevel=2)
 
     def expect(self, about: str) -> None:
-        """Do not warn `about` something: it is meant."""
+        """Do not warn `about` something that is intended."""
         self._warned.add(about)
 
     def untouched(self) -> None:
-        """Views came that need no gradient."""
+        """Count a call on views that need no gradient."""
         self._untouched += 1
         if self._untouched == UNTOUCHED and not self.expects_action and not self.rounds:
             self.warn(
@@ -73,7 +73,7 @@ class Watch:
             )
 
     def called(self, lost: int) -> None:
-        """Views came that need a gradient; `lost` earlier calls were dropped without a backward pass meanwhile."""
+        """Count a call on views that need a gradient, and `lost` earlier calls that got no backward pass."""
         self.expects_action = True
         self._lost += lost
         if self._lost >= LOST and not self.rounds:
@@ -85,7 +85,7 @@ class Watch:
             )
 
     def stepped(self) -> None:
-        """The optimizer of the host's images has taken a step."""
+        """Count a step of the optimizer of the host's images."""
         self._steps += 1
         if self._steps == STEPS and not self.rounds:
             self.warn(
@@ -95,11 +95,11 @@ class Watch:
             )
 
     def began(self, single_class: int | None, *, absolute: bool, adds_up: bool) -> None:
-        """A round of one backward pass begins.
+        """Count a round of one backward pass.
 
         Args:
             single_class: the class of all its images, if they are of one.
-            absolute: True if lambda was given, and so is not measured on such rounds.
+            absolute: True if lambda was given, so that it is not measured on these rounds.
             adds_up: True if the gradient of the round before still waits for a step.
         """
         self.rounds += 1
@@ -129,14 +129,14 @@ class Watch:
             )
 
     def scaled(self, grad: Tensor) -> None:
-        """Look for a GradScaler at work, of whose factor nothing was said, where `grad` looks as if it had it."""
-        if not bool(grad.abs().max() > 1):  # unscaled, a pixel's gradient is far below
+        """Warn about an active GradScaler if `grad` is as large as a scaled gradient."""
+        if not bool(grad.abs().max() > 1):  # the gradient of an unscaled loss is far below 1
             return
         for found in gc.get_objects():
             if issubclass(type(found), torch.amp.GradScaler) and found.is_enabled() and found._scale is not None:
                 factor = found.get_scale()
-                if factor != 1 and found not in _ASKED_ABOUT:
-                    _ASKED_ABOUT.add(found)
+                if factor != 1 and found not in _KNOWN_SCALERS:
+                    _KNOWN_SCALERS.add(found)
                     self.warn(
                         "scaled",
                         f"a GradScaler is at work, and its factor is {factor:g}. If it scales the loss of these views, "
@@ -147,11 +147,11 @@ class Watch:
                     return
 
     def close(self) -> None:
-        """The layer was switched off: nothing more is to be said at the end of the program."""
+        """Issue no warning at the end of the program: the layer was switched off."""
         _WATCHES.discard(self)
 
     def report(self) -> None:
-        """At the end: say so if the layer never came into action; of a forked process nothing is expected."""
+        """Warn if the layer never acted, except in a forked process."""
         if self.expects_action and not self.rounds and self._process == os.getpid():
             self.warn(
                 "never acts",
@@ -162,14 +162,14 @@ class Watch:
 
 
 _WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
-_ASKED_ABOUT: weakref.WeakSet[torch.amp.GradScaler] = weakref.WeakSet()
-"""Scalers that were asked about once: one that belongs to another model is not to be a nuisance to every layer."""
+_KNOWN_SCALERS: weakref.WeakSet[torch.amp.GradScaler] = weakref.WeakSet()
+"""Scalers that a warning was issued about: each is named once, not by every layer."""
 
 
 def count_steps(watch: Watch, holds: Callable[[Optimizer, list[Tensor]], bool]) -> Callable[[], None]:
-    """Have the steps of optimizers that hold images only, and of which `holds` says so, counted; returns what ends it.
+    """Count the steps of optimizers that hold images only, if `holds` is True for them; return a function that ends it.
 
-    There is one hook for all watches, whose owners it does not keep alive.
+    One hook serves all watches. It keeps no layer alive.
     """
     global _hook
     _COUNTED[watch] = holds
@@ -202,7 +202,7 @@ def _stepped(optimizer: Optimizer, *_: object) -> None:
 
 @atexit.register
 def _report() -> None:
-    """Report layers that never acted by the end of the program; not after a failure, which has its own error."""
+    """Warn about layers that never acted, unless the program ends by an exception."""
     if getattr(sys, "last_value", None) is not None:
         return
     for watch in list(_WATCHES):
