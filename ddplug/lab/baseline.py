@@ -1,6 +1,7 @@
-"""Weight 0 taken over from another comparison, as the baseline is the same whatever regulariser it is held against.
+"""Reuse of the baseline, weight 0, of another comparison.
 
-A sweep over spaces, temperatures or pools would otherwise distil and judge the same sets again for each of them.
+The baseline does not depend on the regulariser. A sweep over representations, temperatures or pools would otherwise
+distil and judge the same sets again for each of them.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddplug.errors import DataError, InputError
+from ddplug.errors import InputError
 from ddplug.lab.own_trainer import DONE, set_name
 from ddplug.lab.plan import Run
 from ddplug.lab.records import Distilled, Judgement, read_json
 from ddplug.utils.files import replacing, write_json
 
 TAKEN_FROM = "taken_from"
-"""In a run's `distilled.json`: the folder that it was taken from."""
+"""Entry of `distilled.json`: the folder that the run was taken from."""
 
 
 def to_make(out: Path, runs: Sequence[Run]) -> list[Run]:
@@ -26,10 +27,10 @@ def to_make(out: Path, runs: Sequence[Run]) -> list[Run]:
 
 
 def to_take(source: Path, lacking: Sequence[Run], differing: Sequence[str]) -> list[Run]:
-    """Those of the lacking runs that the folder `source` of runs has finished.
+    """Return those of the lacking runs that the folder `source` of runs has finished.
 
     Args:
-        differing: in what the two comparisons differ that the baseline depends on.
+        differing: settings that differ between the two comparisons and that the baseline depends on.
 
     Raises:
         InputError: they differ, or `source` has none of them.
@@ -50,7 +51,7 @@ def to_take(source: Path, lacking: Sequence[Run], differing: Sequence[str]) -> l
 
 
 def take(source: Path, target: Path) -> None:
-    """Copy a finished run from folder to folder; what says that it is there comes last.
+    """Copy a finished run from folder to folder; `distilled.json`, which marks it as finished, comes last.
 
     Sets and accuracies are taken. CMI is not: it is measured anew, under the pools and in the space of the new
     comparison. Seconds and memory stay those of the run that they were measured in.
@@ -75,19 +76,14 @@ def _judged(folder: Path) -> bool:
 
 
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[int, list[float]]]:
-    """Read `distilled.json` and the accuracies of each set, empty where it is not judged.
-
-    Raises `DataError` if it is damaged.
-    """
+    """Read `distilled.json` and the accuracies of each set, empty where it is not judged."""
     advice = "name another --baseline"
     distilled = read_json(folder / DONE, advice, Distilled)
-    try:
-        judgements: dict[int, list[float]] = {}
-        for made in distilled["sets"]:
-            file = folder / set_name(int(made["iteration"]))
-            judged = file.is_file() and file.with_suffix(".json").is_file()
-            read = read_json(file.with_suffix(".json"), advice, Judgement)["accuracies"] if judged else []
-            judgements[int(made["iteration"])] = list(read)
-        return distilled, judgements
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the run in '{folder}' is damaged ({type(error).__name__}: {error}); {advice}.") from error
+    judgements: dict[int, list[float]] = {}
+    for made in distilled["sets"]:
+        file = folder / set_name(made["iteration"])
+        judged = file.is_file() and file.with_suffix(".json").is_file()
+        judgements[made["iteration"]] = (
+            read_json(file.with_suffix(".json"), advice, Judgement)["accuracies"] if judged else []
+        )
+    return distilled, judgements

@@ -1,4 +1,4 @@
-"""Settings of a comparison's folder, in `settings.json`: the same for all runs, and not to change."""
+"""Settings of a comparison's folder, in `settings.json`, which are the same for all of its runs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def _digests(pool: ProxyPool | None) -> list[str] | None:
 
 
 def check_folder(out: Path) -> None:
-    """Raise if `out` holds something else than a comparison."""
+    """Raise `DataError` if `out` is not empty and is not the folder of a comparison."""
     foreign = out.exists() and (not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir()))
-    if foreign and not (out / SETTINGS).is_file():  # asked last, as another process may be about to make it
+    if foreign and not (out / SETTINGS).is_file():  # last, as another process may be making it
         raise DataError(f"'{out}' exists and is no folder of a comparison; choose another --out.")
 
 
 def claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Note in `out` what its runs are made with, or raise if that is something else than `wanted`."""
+    """Write the settings `wanted` into `out`; raise `InputError` if it has others."""
     path = out / SETTINGS
     if not path.is_file():
         write_json(wanted, path)
@@ -71,7 +71,7 @@ def differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ())
 
 
 def _flat(record: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names, but for the first level's."""
+    """Return nested settings as one dictionary."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
         if key in ignored:

@@ -41,7 +41,7 @@ class Judge:
     def check(self) -> None:
         """Raise for a network or an augmentation that cannot be made, before anything is done."""
         recipe = self.recipe
-        assert isinstance(recipe.augment, DSAPerNetwork)  # made, and so checked
+        assert isinstance(recipe.augment, DSAPerNetwork)  # its making has checked it
         names = [resolve(name) for name in self.cross_arch]
         if len({*names, resolve(self.settings.arch)}) <= len(names):
             raise InputError(
@@ -59,7 +59,7 @@ class Judge:
         return Recipe(settings.epochs, settings.judge_lr, augment=DSAPerNetwork(settings.strategy))
 
     def __call__(self, file: Path, seed: int, runs: int, tell: Callable[[int], object], last: bool) -> dict[str, Any]:
-        """The judgement of the set in `file`, from the file beside it, or made and kept there network by network.
+        """Judge the set in `file`; results are kept in a file beside it, network by network, and read from there.
 
         Returns accuracies of `runs` networks in [0, 1]; those of `cross_arch` by architecture, if the set is the `last`
         of its run; and the term under the training and the held-out proxies (None without). `tell(done)` after each
@@ -93,7 +93,7 @@ class Judge:
         return _of(record, names)
 
     def _term(self, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> dict[str, float | None]:
-        """The term under both pools. The keys are those of CMI, whatever the term: older records have them."""
+        """The term under both pools. The keys are those of CMI, whatever the term."""
         return {
             "cmi": self._value(self.pool, synthetic, images, space),
             "cmi_heldout": None if self.heldout is None else self._value(self.heldout, synthetic, images, space),
@@ -117,7 +117,7 @@ class Judge:
 
 
 def _of(record: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The judgement without architectures that are not asked for."""
+    """Return the judgement with the architectures `names` only."""
     by_arch = record.get("accuracies_by_arch", {})
     kept = {name: by_arch[name] for name in names}
     plain = {key: value for key, value in record.items() if key != "accuracies_by_arch"}

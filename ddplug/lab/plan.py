@@ -23,7 +23,7 @@ class Arm:
     """A number, or "paper"."""
     views: Views = "host"
     term: str = ""
-    """What is added, where a comparison has arms of several terms; else what its settings say."""
+    """The term, where a comparison has arms of several terms; else that of its settings."""
 
     @property
     def baseline(self) -> bool:
@@ -41,14 +41,14 @@ class Arm:
 
 
 OF_OUR_TRAINER = ("ipc", "iterations", "batch_real", "lr", "init", "checkpoints", "judge_last")
-"""Settings that an upstream host has itself, or that mean nothing there."""
+"""Settings that do not apply to an upstream host, or that it has itself."""
 
 BASELINE = Arm(0.0)
 
 
 @dataclass(frozen=True)
 class Run:
-    """An arm and a seed. Runs of one seed share everything but what is added to the loss."""
+    """An arm and a seed. Runs of one seed differ only in the term that is added to the loss."""
 
     arm: Arm
     seed: int
@@ -77,7 +77,7 @@ def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",), terms
         raise InputError(f"views must be host, clean or both, got {', '.join(unknown) or 'none'}.")
     checked = [weight if weight == "paper" else check_weight(weight) for weight in weights]  # type: ignore[arg-type]
     for term in filter(None, terms):
-        make(term)  # complains of what it does not know
+        make(term)  # raises for an unknown term
     others = [
         Arm(weight, kind, term)  # type: ignore[arg-type]
         for kind in views
@@ -112,7 +112,7 @@ class Settings:
     lr: float = 1.0
     """Learning rate of the synthetic images."""
     init: Init = "real"
-    """What these start as."""
+    """Their initial values."""
     strategy: str = "color_crop_cutout_flip_scale_rotate"
     """DSA's operations, in distilling and in judging."""
     arch: str = "convnet"
@@ -120,7 +120,7 @@ class Settings:
     width: int | None = None
     """Its channels; None for the architecture's own."""
     checkpoints: int = 5
-    """How often along the iterations the set is kept, measured and judged, the end included."""
+    """Number of times that the set is kept, measured and judged along the iterations, the end included."""
     judge_last: bool = False
     """Judge the last set only; those before it are measured."""
     runs: int = 3
@@ -132,7 +132,7 @@ class Settings:
     regularizer: Mapping[str, Any] = field(default_factory=dict)
     """Of `ddplug.core.flags.FLAGS`, as far as they are not the defaults."""
     arguments: tuple[str, ...] | None = None
-    """An upstream host's own, which then say what the settings of our trainer would."""
+    """Arguments of an upstream host, in the place of the settings of our trainer."""
 
     def __post_init__(self) -> None:
         for name in ("ipc", "iterations", "batch_real", "checkpoints", "runs", "epochs"):
@@ -146,7 +146,7 @@ class Settings:
             raise InputError(
                 f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
             )
-        make(self.term)  # complains of what it does not know
+        make(self.term)  # raises for an unknown term
         if unknown := sorted(set(self.regularizer) - set(COMPARED)):
             raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(COMPARED)}.")
 
@@ -163,7 +163,7 @@ class Settings:
         return 0 if self.judge_last and iteration != last else self.runs
 
     def check_arms(self, arms: Sequence[Arm], ipc: int, rounds: int | None = None) -> None:
-        """Raise `InputError` for weights with which nothing would be compared: no term, or no lambda, to speak of.
+        """Raise `InputError` for weights that would compare nothing: the term is 0, or lambda is never measured.
 
         `rounds` are those in which a run's layer acts, None if that is not known.
         """

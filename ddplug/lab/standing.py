@@ -13,16 +13,16 @@ _COLUMNS = "{:>4}  {:<{width}}  {:>10}  {:>10}  {:>14}  {}"
 
 
 class Standing:
-    """Says a line for every record that is new, the columns' names before the first.
+    """Printer of a line for every new record, with the columns' names before the first.
 
     A line has the run's accuracy in percent, its difference to the baseline of its seed in points, the mean of these
     over the seeds so far with half its 95 % t-interval, and the term over the baseline's, under held-out proxies where
     there are some.
 
     Args:
-        say: gets each line.
-        arms: their names; a mapping to what they are to be called in its place.
-        term: what is measured, as `ddplug.terms.make` reads it.
+        say: called with each line.
+        arms: their names, or a mapping from these to names for the table.
+        term: the term that is measured, as `ddplug.terms.make` reads it.
     """
 
     def __init__(

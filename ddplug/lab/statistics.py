@@ -58,7 +58,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     "cmi" and is in its own unit. All but `reaches` is of the
     last checkpoint. `difference` is to the baseline, paired by seed, and `interval` half its 95 % t-interval.
     `cmi_ratio` is its mean over the baseline's. `reaches` is the first checkpoint at which the arm's mean accuracy is
-    at least the baseline's last one, None if there is none. What cannot be had (one seed, no held-out pool) is None.
+    at least the baseline's last one. Values that are not known (one seed, no held-out pool) are None.
     """
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
@@ -83,7 +83,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _accuracy(scores: Sequence[float], against: Sequence[float]) -> dict[str, float | None]:
-    """Mean and spread of accuracies by seed, and what they are more than those they are paired with."""
+    """Mean and spread of accuracies by seed, and their paired difference to others."""
     gains = [score - other for score, other in zip(scores, against, strict=True)]
     return {
         "accuracy": fmean(scores), "accuracy_std": stdev(scores) if len(scores) > 1 else None,
@@ -124,8 +124,8 @@ def against(entries: Sequence[dict[str, Any]], arm: str, other: str) -> dict[str
 def hopeless(entries: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, str]:
     """Those of `arms` that are worse than the best of them so far, with the reason; the first, the baseline, never is.
 
-    An arm is if the 95 % t-interval of its accuracy less that of the arm with the best mean, paired by seed, lies below
-    0 as a whole. It takes at least two seeds. It is asked after every seed, so that a rule of 5 % is one of more.
+    An arm is worse if the whole 95 % t-interval of its difference to the arm with the best mean, paired by seed, lies
+    below 0. This takes at least two seeds. As it is computed after every seed, its error rate is above 5 %.
     """
     scores = {arm: _last_accuracies([entry for entry in entries if entry["arm"] == arm]) for arm in arms}
     best = max(arms, key=lambda arm: fmean(scores[arm]))
@@ -133,7 +133,7 @@ def hopeless(entries: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str
     for arm in arms[1:]:
         gains = [score - other for score, other in zip(scores[arm], scores[best], strict=True)]
         half = interval(gains)
-        if half and fmean(gains) + half < 0:  # equal differences have an interval without width, and say nothing
+        if half and fmean(gains) + half < 0:  # equal differences have an interval of width 0
             below = f"{100 * fmean(gains):+.2f} ± {100 * half:.2f}"
             reasons[arm] = f"after {len(gains)} seeds {below} points against {best}, the best"
     return reasons

@@ -40,7 +40,7 @@ def judging(result: Mapping[str, Any]) -> str:
 
 
 def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    """Columns and cells of what only some comparisons have: other architectures, and the gain over random images."""
+    """Columns and cells for other architectures, and for the gain over random images, in comparisons that have them."""
     made: list[tuple[tuple[str, ...], list[list[str]]]] = []
     known = [row.get("by_arch", {}) for row in rows]
     for arch in (name for name in known[0] if all(name in each for each in known)):
@@ -62,7 +62,7 @@ def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...]
 def between_terms(
     result: Mapping[str, Any], rows: Sequence[dict[str, Any]]
 ) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    """Columns and cells of how further terms' arms differ from the first one's, paired by seed, if there are any."""
+    """Columns and cells of the differences of further terms' arms to the first one's, paired by seed."""
     arms = [row for row in rows if row.get("term")]
     if len({row["term"] for row in arms}) < 2:
         return []

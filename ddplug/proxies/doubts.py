@@ -13,21 +13,21 @@ from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.proxy import Proxy
 
 FLOOR = 1 / 3
-"""Part of the way from guessing to always being right below which a proxy's test accuracy is remarked upon."""
+"""Test accuracy below which a warning is issued: 0 is guessing, 1 is always right."""
 SEEN, AT_ONCE, RARE = 256, 32, 0.01
-"""How many of the first views a proxy is shown, and at a time; odds below which it is wrong by no accident."""
+"""Number of the first views that a proxy classifies, and in a batch; probability below which errors are no accident."""
 
 
 def doubts(
     pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace | None, *, from_noise: bool = False
 ) -> list[str]:
-    """Sentences on the pool and the first views; waits for the device.
+    """Return warnings about the pool and the first views; waits for the device.
 
     Args:
         pool: the proxies.
-        views: (n, c, h, w), of a host whose input space is `space`; None if that was not said.
+        views: (n, c, h, w), of a host whose input space is `space`; None if not given.
         labels: (n,) class numbers.
-        from_noise: images begin as noise, and it is no mistake that a proxy recognises none of them.
+        from_noise: the images begin as noise, of which a proxy recognises nothing.
     """
     found = [text for text in (_range(pool, views, space), _outputs(pool, labels), _accuracy(pool)) if text]
     # Each of these would explain that nothing is recognised.
@@ -100,7 +100,7 @@ def _recognised(pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace 
 
 
 def _known(pool: ProxyPool) -> Iterator[tuple[Proxy, float, int]]:
-    """Proxies of which a test accuracy is known, it, and the number of classes."""
+    """Yield proxies whose test accuracy is known, the accuracy, and the number of classes."""
     for proxy in pool:
         accuracy = proxy.record.get("test_accuracy")
         classes = len(pool.info.class_names) if pool.info.class_names is not None else proxy.outputs
