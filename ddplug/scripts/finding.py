@@ -1,4 +1,4 @@
-"""`ddplug find`: where in somebody's code the synthetic views enter the loss, from its text alone, the likeliest first.
+"""`ddplug find`: places where synthetic views enter the loss of a code base, from its text alone, the likeliest first.
 
 Looked for are calls on what becomes of a leaf that an optimizer has, whose result comes to a backward pass, and which
 augment: by their name, or because what they call draws and moves pixels. It is a list of places to try.
@@ -24,7 +24,7 @@ MOVES_PIXELS = {"affine_grid", "grid_sample", "flip", "roll", "rot90", "crop", "
 DRAWS = {"rand", "randn", "randint", "random", "uniform", "rand_like", "choice", "randperm"}
 EVALUATES = re.compile(r"eval|test|valid|infer", re.IGNORECASE)
 DEEP = 3
-"""How many calls deep synthetic images are followed."""
+"""Depth of calls to which synthetic images are followed."""
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass(eq=False)
 class Code:
-    """All that is known of the code that is searched."""
+    """Files and definitions of the code that is searched."""
 
     files: dict[Path, File]
     named: dict[str, list[tuple[File, str]]] = field(default_factory=lambda: defaultdict(list))

@@ -71,18 +71,18 @@ class Leaf:
     name: str
     line: int
     optimized: bool
-    """Whether an optimizer has it."""
+    """True if an optimizer holds it."""
 
 
 @dataclass(eq=False)
 class Flow:
-    """The assignments of a function, and what is at the end of each chain of them."""
+    """The assignments of a function, and the expressions that end in a backward pass."""
 
     scope: ast.AST
     assigned: list[tuple[list[str], ast.expr, int]] = field(default_factory=list)
     """Targets, value and line."""
     ended: list[ast.expr] = field(default_factory=list)
-    """What a backward pass starts from."""
+    """Expressions that a backward pass starts from."""
     returned: list[ast.expr] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -201,8 +201,8 @@ def requires_grad(value: ast.AST) -> bool:
         if not isinstance(node, ast.Call):
             continue
         last = dotted(node.func).rpartition(".")[2] or (node.func.attr if isinstance(node.func, ast.Attribute) else "")
-        said = [each.value for each in node.keywords if each.arg == "requires_grad"]
-        if any(isinstance(each, ast.Constant) and each.value is True for each in said):
+        values = [each.value for each in node.keywords if each.arg == "requires_grad"]
+        if any(isinstance(each, ast.Constant) and each.value is True for each in values):
             return True
         if last == "requires_grad_" and not any(isinstance(a, ast.Constant) and a.value is False for a in node.args):
             return True

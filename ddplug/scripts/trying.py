@@ -43,7 +43,7 @@ class Seen:
     where: str
     """FILE:LINE of the calls."""
     shape: list[int]
-    """Of the views, at first."""
+    """Shape of the views in the first call."""
     calls: int = 0
     passes: int = 0
     """Backward passes that brought them a gradient."""
@@ -56,7 +56,7 @@ class Seen:
 
 
 class Observer(ViewCalls):
-    """At the places in the layer's stead: passes everything, and writes down what came."""
+    """Observer in the place of the layer: changes nothing, and records the calls."""
 
     def __init__(self, out: Path, at: dict[Place, str], passes: int, hosts: Sequence[Path]) -> None:
         super().__init__(self.see, hosts)
@@ -69,7 +69,7 @@ class Observer(ViewCalls):
         self._looking = False
 
     def see(self, call: Call) -> Tensor | None:
-        """Write a call down, and wait for its gradient."""
+        """Record a call, and whether a gradient reaches its views."""
         key = str(call.place), call.where
         self._variables.scopes = call.scopes
         self._looking = True  # it may take gradients, which are none of the host's
@@ -131,7 +131,7 @@ def rows_in_words(shown: Shown) -> str:
 def counting(observer: Observer) -> None:
     """Report every backward pass to the observer from now on; never undone, as the process is its own."""
 
-    def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
@@ -140,8 +140,8 @@ def counting(observer: Observer) -> None:
 
         return called
 
-    torch.autograd.backward = told(torch.autograd.backward)
-    torch.autograd.grad = told(torch.autograd.grad)
+    torch.autograd.backward = counted(torch.autograd.backward)
+    torch.autograd.grad = counted(torch.autograd.grad)
 
 
 def main() -> None:
