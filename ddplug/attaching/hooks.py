@@ -1,4 +1,4 @@
-"""Interception of a callable of the host, which leaves no trace when undone.
+"""Putting something before or after a callable that belongs to somebody else, and taking it away without a trace.
 
 Functions and methods are replaced on their owner; an `nn.Module` keeps its place and gets torch's own hooks, so that
 no object of the user's is ever wrapped in another type.
@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -117,7 +116,7 @@ def intercept(
 
 
 class Interception:
-    """Interception of the calls of one attribute of one owner. Copies of the owner are not intercepted.
+    """The change to the calls of one place of one owner; it belongs to no copy of that owner.
 
     The calls that an intercepted callable makes of itself are not intercepted.
     """
@@ -144,7 +143,7 @@ class Interception:
             self._within.call = False
 
     def around(self, target: Any) -> Any:
-        """Return what replaces `target`. An object of a Python class stays itself, and its calls are intercepted."""
+        """The callable to use in the place of `target`; an object of a Python class is itself, its calls changed."""
         if not callable(target):
             return target
         if _is_object(target):
@@ -156,7 +155,7 @@ class Interception:
         return self._made
 
     def stop(self) -> None:
-        """Undo all changes."""
+        """Restore what was changed on the way."""
         self.active, self._made = False, None
         while self._undo:
             self._undo.pop()()
@@ -166,7 +165,7 @@ class Interception:
 
 
 class Intercepted:
-    """A callable that replaces a callable of the host. It calls the host's, and has its attributes.
+    """A callable in the place of somebody's own, which it calls, and whose attributes it has; switched off, no more.
 
     Copies and pickles of the owner get the owner's own callable: what is attached to one trainer is not to its copy.
     """
@@ -190,7 +189,7 @@ class Intercepted:
 
 
 class Attribute:
-    """The attribute `name` of a class of which some instances are intercepted. It changes nothing for the others.
+    """A class's attribute `name` while some of its instances are intercepted there; for all others it is as before.
 
     The instances keep what they hold, so that copies have their own, and a callable put there later is intercepted too.
     """
@@ -298,7 +297,7 @@ def _put_back(kind: type, name: str, before: Any) -> None:
 
 
 class ModuleHook:
-    """A hook of one module, which does nothing on copies of that module, as `copy.deepcopy` and pickle make them.
+    """A hook of one module, which on copies of that module, as `copy.deepcopy` and pickle make them, does nothing.
 
     The replicas that `nn.DataParallel` makes for each forward pass are the module itself, on another device.
     """
@@ -320,16 +319,11 @@ def _itself(given: Any) -> Any:
 
 
 def _nothing(*given: Any) -> None:
-    """Hook of a copied module, which changes nothing."""
+    """A hook that leaves everything as it is."""
 
 
 def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo:
     handles = []
-    if isinstance(module, torch.jit.ScriptModule):
-        raise HostError(
-            f"{type(module).__name__} is compiled by torch.jit, which takes no hooks. Call it in a function or method "
-            "and attach there: at='NAME'."
-        )
     if before is not None:
         handles.append(module.register_forward_pre_hook(ModuleHook(module, before), with_kwargs=True))
     if after is not None:

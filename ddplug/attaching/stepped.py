@@ -36,18 +36,18 @@ class Found(NamedTuple):
 
 
 class Stepped:
-    """The synthetic images that an optimizer steps.
+    """The synthetic images that optimizers step.
 
     Args:
-        leaves: returns the leaf tensors that they are now, as hosts replace them.
+        leaves: returns the images among the tensors that an optimizer steps now, as hosts replace them.
         labels: returns their labels (n,) now, given the images (n, c, h, w).
         shape: (c, h, w) of one image, for leaves in which images are flat.
-        optimizer: the one that steps them; None for every optimizer that holds one of the leaves.
+        optimizer: the one that steps them; None for any.
     """
 
     def __init__(
         self,
-        leaves: Callable[[], list[Tensor]],
+        leaves: Callable[[Optimizer], list[Tensor]],
         labels: Callable[[Tensor], Any],
         shape: Shape | None = None,
         optimizer: Optimizer | None = None,
@@ -58,7 +58,7 @@ class Stepped:
         """Put the regulariser before the steps of the images; returns what takes it out."""
 
         def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            if not regularizer.active or not self._steps(optimizer):
+            if not regularizer.active or not self._leaves(optimizer):
                 return None
             add = partial(self._add, regularizer, optimizer)
             # Lightning steps with a closure, always; the gradient is made inside, so it is added to when that returns.
@@ -86,12 +86,6 @@ class Stepped:
 
         return undo
 
-    def _steps(self, optimizer: Optimizer) -> bool:
-        if self._optimizer is not None:
-            return True
-        ids = {id(leaf) for leaf in self._leaves()}
-        return any(id(held) in ids for group in optimizer.param_groups for held in group["params"])
-
     def _images(self, leaf: Tensor, shape: Shape | None) -> Tensor:
         """Images (n, c, h, w) of one leaf, which may be flat, or have more dimensions before the channels."""
         shape = tuple(leaf.shape[-3:]) if leaf.ndim > 3 else shape
@@ -104,7 +98,7 @@ class Stepped:
 
     def _add(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
         """Add CMI's gradient to the host's, which is complete."""
-        leaves, shared = self._leaves(), regularizer.processes.pooled
+        leaves, shared = self._leaves(optimizer), regularizer.processes.pooled
         if all(leaf.grad is None for leaf in leaves) and not shared:
             return
         shape = self._shape or regularizer.pool.info.shape
@@ -141,10 +135,7 @@ def of_optimizer(optimizer: Optimizer, labels: Labels | None) -> tuple[str, Step
         HostError: it holds no images, or others beside them; labels are missing; it is attached to already.
     """
 
-    def leaves() -> list[Tensor]:
-        return _images_of(optimizer)
-
-    held = leaves()
+    held = _images_of(optimizer)
     count = sum(math.prod(lead(leaf)) for leaf in held)
     if labels is None or isinstance(labels, str):
         raise HostError(
@@ -155,7 +146,7 @@ def of_optimizer(optimizer: Optimizer, labels: Labels | None) -> tuple[str, Step
         raise HostError("ddplug is already attached to this optimizer; detach() that handle first.")
     of = f"images {tuple(held[0].shape)}" if len(held) == 1 else f"{count} images in {len(held)} tensors"
     given = labels if callable(labels) else lambda _: labels
-    return f"{type(optimizer).__name__} of {of}", Stepped(leaves, given, optimizer=optimizer)
+    return f"{type(optimizer).__name__} of {of}", Stepped(_images_of, given, optimizer=optimizer)
 
 
 def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[str, Stepped] | None:
@@ -183,8 +174,10 @@ def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[
         )
     images, named = first.images, first.labels
 
-    def leaves() -> list[Tensor]:
-        return leaves_in(host.get(images))
+    def leaves(optimizer: Optimizer) -> list[Tensor]:
+        held = leaves_in(host.get(images))
+        stepped = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        return held if any(id(leaf) in stepped for leaf in held) else []
 
     def given(views: Tensor) -> Any:
         if named is not None:
@@ -206,7 +199,7 @@ def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[
             stepped |= {id(leaf) for leaf in leaves}
         elif isinstance(value, nn.Module) and not isinstance(value, nn.Embedding | nn.ParameterList | nn.ParameterDict):
             continue
-        if not leaves or name.endswith((".weight", ".bias")) or not all(_may_be_images(leaf, shape) for leaf in leaves):
+        if not leaves or name.endswith((".weight", ".bias")) or not all(may_be_images(leaf, shape) for leaf in leaves):
             continue
         if any({id(leaf) for leaf in leaves} <= {id(leaf) for leaf in other.leaves} for other in found):
             continue
@@ -222,7 +215,8 @@ def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[
     return held or found
 
 
-def _may_be_images(leaf: Tensor, shape: Shape | None) -> bool:
+def may_be_images(leaf: Tensor, shape: Shape | None) -> bool:
+    """Return True if `leaf` may hold images of `shape` (c, h, w), as rows of any shape."""
     if not leaf.is_floating_point():
         return False
     if shape is None:

@@ -31,8 +31,8 @@ UpstreamArguments = Annotated[
 def _setup(
     host: str,
     arguments: list[str] | None,
-    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100 or folder.")] = "digits",
-    data_path: Annotated[Path | None, typer.Option(help="Where the data lies; digits need none.")] = None,
+    data: Annotated[str, typer.Option(help="shapes, digits, cifar10, cifar100 or folder.")] = "digits",
+    data_path: Annotated[Path | None, typer.Option(help="Where the data lies; shapes and digits need none.")] = None,
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
     ipc: Annotated[int | None, typer.Option(help="Images per class; 10.")] = None,

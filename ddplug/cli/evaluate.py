@@ -16,7 +16,7 @@ def evaluate(
     synthetic: Annotated[
         Path, typer.Argument(metavar="SET", help="Ours, or a host's: res_*.pt, images_N.pt, data.pt.")
     ],
-    data: Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder.")] = "digits",
+    data: Annotated[str, typer.Option("--data", help="shapes, digits, cifar10, cifar100 or folder.")] = "digits",
     data_path: Annotated[Path | None, typer.Option("--data-path", help="Where it lies; digits need none.")] = None,
     arch: Annotated[str, typer.Option(help="Names, joined by commas: ConvNet,ResNet18,VGG11,AlexNet.")] = "ConvNet",
     runs: Annotated[int, typer.Option(help="Fresh networks of each.")] = 5,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from ddplug.datasets.images import ImageData
 
-DataName = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder.")]
-DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the data lies; digits need none.")]
+DataName = Annotated[str, typer.Option("--data", help="shapes, digits, cifar10, cifar100 or folder.")]
+DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the data lies; shapes and digits need none.")]
 RepresentationName = Annotated[
     str, typer.Option("--representation", "--space", help="What CMI is computed on: feature, pooled or logit.")
 ]

@@ -52,16 +52,9 @@ def run_script(
 
 
 def find(
-    where: Annotated[Path, typer.Argument(metavar="PATH", help="A script, or the folder of a repository.")],
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="With --try, the script's own.")
-    ] = None,
-    try_them: Annotated[
-        bool, typer.Option("--try", help="Run the script for a few steps, and see which places get synthetic images.")
-    ] = False,
-    most: Annotated[int, typer.Option(help="Candidates to list.")] = 10,
-    passes: Annotated[int, typer.Option(help="With --try: backward passes after which the script is ended.")] = 3,
-    seconds: Annotated[float, typer.Option(help="With --try: seconds after which it is ended in any case.")] = 600,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="The script that is started.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="The script's own.")] = None,
+    seconds: Annotated[float, typer.Option(help="The script is ended after so many.")] = 600,
     path: Annotated[list[Path] | None, typer.Option(help="A folder for the script's imports besides its own.")] = None,
     redirect_cuda: Annotated[
         bool, typer.Option("--redirect-cuda", help="Without CUDA, what the script puts there is on the CPU.")
@@ -70,43 +63,20 @@ def find(
         bool, typer.Option("--old-numpy", help="np.int and the like, for code that uses them.")
     ] = False,
 ) -> None:
-    """List where the synthetic views of a code base may enter its loss, by reading it, the likeliest first."""
+    """Run a script until it steps its images, and print the command that puts CMI in.
+
+    Views are followed by autograd from the functions that return them to the images that an optimizer steps.
+    """
     from ddplug.scripts.any_script import Unpatched
-    from ddplug.scripts.finding import find as find_places
+    from ddplug.scripts.finding import commands
+    from ddplug.scripts.finding import find as look
 
-    there = user_path(where).resolve()
-    folders = tuple(user_path(folder).resolve() for folder in path or [])
-    if not there.exists():
-        raise InputError(f"there is no '{there}'; name a script, or the folder of a repository.")
-    found = find_places(there, folders)
-    for number, each in enumerate(found[:most], 1):
-        say(f"{number}. {each.path.relative_to(there if there.is_dir() else there.parent)}:{each.line}  {each.code}")
-        say(f"   {'; '.join(each.why)}")
-        say(f"   {each.command}")
-    if len(found) > most:
-        say(f"and {len(found) - most} more, with --most {len(found)}")
-    if not found:
-        say(
-            "Nothing was found that augments what becomes of a tensor in an optimizer. Name the line where the "
-            "synthetic images are taken for the loss: ddplug run --script SCRIPT --at FILE.py:LINE."
-        )
-    if not try_them:
-        return
-    from ddplug.scripts.placing import usual
-    from ddplug.scripts.trying import try_places
-
+    there = user_path(script).resolve()
+    if there.is_dir():
+        raise InputError(f"'{there}' is a folder; name the script in it that is started, with its arguments after --.")
     if not there.is_file():
-        raise InputError("--try runs one script: ddplug find SCRIPT --try -- ARGUMENTS.")
-    script = Unpatched(there, path=folders, redirect_cuda=redirect_cuda, old_numpy=old_numpy)
-    places = dict.fromkeys([*(each.at for each in found), *(place.at for place in usual(script.read()))])
-    say(f"trying {len(places)} places")
-    seen = try_places(script, list(places), arguments or [], passes=passes, seconds=seconds)
-    for one in seen:
-        say(f"--at {one.at}: called at {one.where} on synthetic images {one.calls} times, views {one.shape}")
-        say(f"   {one.rows}")
-        say(f"   a gradient came in {one.passes} backward passes")
-        say(f"   may be their labels: {', '.join(one.labels) or 'nothing'}; also of that length: "
-              f"{', '.join(one.others) or 'nothing'}")  # fmt: skip
-    unseen = [at for at in places if at not in {one.at for one in seen}]
-    if unseen:
-        say(f"not called on synthetic images: {', '.join(unseen)}")
+        raise InputError(f"there is no '{there}'; name a script.")
+    folders = tuple(user_path(folder).resolve() for folder in path or [])
+    given = Unpatched(there, path=folders, redirect_cuda=redirect_cuda, old_numpy=old_numpy)
+    for line in commands(given, arguments or [], look(given, arguments or [], seconds=seconds)):
+        say(line)

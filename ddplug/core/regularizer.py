@@ -351,7 +351,7 @@ class Regularizer:
 
         Raises:
             InputError: it is of another weight or weighting.
-            InputError: it is not a state of a regulariser, or of another term, representation, `every`, ... or pool.
+            InputError: it is not a state of a regulariser, or one of another term, representation, `every`, ... or pool.
         """
         check_kind(state)
         self._lambda.check(state["weighting"])
@@ -393,8 +393,6 @@ class Regularizer:
             self.pool.check(views, self.input_space)
             return Call(views.detach(), labels.detach())
         check_labels(labels, len(views))
-        # A copy, as hosts refill one buffer of labels before the backward pass reads them.
-        labels = labels.detach().to(torch.int64, copy=True)
         if labels.device.type == "cpu":
             check_not_negative(labels)  # raises where the label was passed, not in the backward pass
             self.pool.check_classes(labels)
@@ -402,6 +400,8 @@ class Regularizer:
         if not self._probed:
             self._probe(views, labels)
             self._probed = True
+        # A copy, as hosts refill one buffer of labels before the backward pass reads them.
+        labels = labels.detach().clone()
         return Call(views.detach(), labels, self.real.given(real, labels))
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:

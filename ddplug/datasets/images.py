@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddplug.datasets import layouts, splits, torch_sets
+from ddplug.datasets import layouts, shapes, splits, torch_sets
 from ddplug.datasets.layouts import Split
 from ddplug.datasets.spaces import NORMALIZATIONS, AnySpace, InputSpace, named_space
 from ddplug.errors import DataError
@@ -104,6 +104,8 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
 
     - "digits": the 1797 handwritten digits, 1 x 8 x 8, that ship with scikit-learn, split once and for all into about
       1200 and 600, every class alike; no path. `size=16` enlarges them to 16 x 16, bilinearly.
+    - "shapes": eight figures of any colour, size, place and turn, 3 x 32 x 32, drawn by a generator: 500 of each to
+      train on and 100 to test; no path.
     - "cifar10", "cifar100": `path` is the folder holding torchvision's `cifar-10-batches-py` (`cifar-100-python`), or
       that folder itself; or holds train/CLASS/*.png and test/CLASS/*.png; or holds one *train*.npz and one *test*.npz
       (or is one of the two) with the arrays jpeg, uint8, all files end to end; offsets, int64 (n + 1,); labels,
@@ -115,8 +117,14 @@ def load(name: str, path: str | Path | None = None, *, progress: bool = True, si
     Raises `DataError` for an unknown name, a missing package, a layout that is none of these, a damaged file, or
     content that is not what the name says.
     """
-    if name not in ("digits", "folder", *_KNOWN):
-        raise DataError(f"unknown data set {name!r}; expected digits, {', '.join(_KNOWN)}, or folder with a path")
+    if name not in ("shapes", "digits", "folder", *_KNOWN):
+        raise DataError(
+            f"unknown data set {name!r}; expected shapes, digits, {', '.join(_KNOWN)}, or folder with a path"
+        )
+    if name == "shapes":
+        if path is not None or size is not None:
+            raise DataError("shapes are drawn, 32 pixels wide; leave out the path and the size")
+        return _shapes()
     if name == "digits":
         if path is not None:
             raise DataError(f"digits ship with scikit-learn and take no path, got {path}; leave it out")
@@ -292,6 +300,20 @@ def _check_classes(labels: Tensor, names: tuple[str, ...], what: str) -> None:
             f"the {what} labels go up to {int(labels.max())}, but there are {len(names)} classes, "
             f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}; labels are class numbers from 0 on."
         )
+
+
+def _shapes() -> ImageData:
+    (train, train_labels), (test, test_labels) = shapes.draw(500, seed=0), shapes.draw(100, seed=1)
+    space = _measured_space(train)
+    return ImageData(
+        name="shapes",
+        class_names=tuple(shapes.FIGURES),
+        space=space,
+        train_images=space.from_unit(train),
+        train_labels=train_labels,
+        test_images=space.from_unit(test),
+        test_labels=test_labels,
+    )
 
 
 def _digits(size: int | None) -> ImageData:

@@ -124,9 +124,7 @@ class Layer:
     def _pass(self, views: Tensor, labels: Tensor | int, step: int | None, first: int, real: Tensor | None) -> Tensor:
         if self.regularizer is None or not self.regularizer.active or not self._takes(step):
             return views
-        if time.monotonic() >= self._due:
-            with suppress(FileError):  # the last one reports it
-                self.save()
+        self.save_when_due()
         chosen = views[first:] if first else views
         if not isinstance(labels, Tensor):
             labels = torch.full((len(chosen),), labels)
@@ -147,6 +145,12 @@ class Layer:
     def rounds(self) -> int:
         """Number of backward passes through the layer so far."""
         return self.regularizer.rounds - self._before[0] if self.regularizer is not None else 0
+
+    def save_when_due(self) -> None:
+        """Save, if the last time is long ago."""
+        if time.monotonic() >= self._due:
+            with suppress(FileError):  # the last one reports it
+                self.save()
 
     def save(self) -> Path | None:
         """Write lambda and the history beside the host's results, and return the file; None if there were no rounds.

@@ -37,7 +37,7 @@ PAUSE = 0.2
 """Seconds after which a process looks again whether the others are done."""
 
 # Pictures of which a mirror image is a picture of the same class.
-MIRRORED = ("cifar10", "cifar100")
+MIRRORED = ("cifar10", "cifar100", "shapes")
 
 USUAL = "convnet"
 """The architecture of proxies unless one is named."""

@@ -19,7 +19,9 @@ from torch import Tensor
 from ddplug.attaching.images import Images
 from ddplug.attaching.labels import LIKE_LABELS, LabelReader, one_class_per_call
 from ddplug.attaching.places import through
+from ddplug.augment.dsa import DSA
 from ddplug.core.flags import keywords
+from ddplug.core.options import Views
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError, InputError
 from ddplug.hosting.layer import Layer, layer_of, require_rounds, started
@@ -27,10 +29,11 @@ from ddplug.hosting.names import Names
 from ddplug.hosting.options import Inner
 from ddplug.hosting.script import execute
 from ddplug.proxies.pool import ProxyPool
+from ddplug.scripts.at_steps import OPTIMIZER, LayerAtSteps
 from ddplug.scripts.frames import Expression, Variables
 from ddplug.scripts.placing import Place, named, sources, usual
 from ddplug.scripts.sources import File, with_imports
-from ddplug.scripts.view_calls import Call, ViewCalls
+from ddplug.scripts.view_calls import Call, ViewCalls, own_files
 from ddplug.utils.output import say
 
 OPTION = "--labels"
@@ -40,7 +43,7 @@ ADVICE = (
     f"set or for each view, or {OPTION} calls:K if each call is on one of K classes after the other."
 )
 OLD_NAMES = ("int", "float", "bool", "object", "complex")
-"""Names of Python types that NumPy had once."""
+"""What NumPy once had of Python's own types."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Unpatched:
 
     @property
     def name(self) -> str:
-        """Name for messages."""
+        """In messages."""
         return self.script.name
 
     def read(self) -> dict[Path, File]:
@@ -102,7 +105,7 @@ def run_unpatched(
     input_space: str | None = None,
     **flags: Any,
 ) -> None:
-    """Run the script with the layer in it, and print what the layer did.
+    """Run the script with the layer in, and say afterwards what it did.
 
     Args:
         given: the script, and where the layer goes.
@@ -113,11 +116,12 @@ def run_unpatched(
         flags: values by the names in `ddplug.core.flags.FLAGS`.
 
     Raises:
-        HostError: there is no such place, the labels are unknown, or the layer never acted.
+        HostError: no such place, labels that cannot be told, or the layer never came into action.
         InputError, ProxyError: options that mean nothing, or no pool.
     """
     files = given.read()
-    places = given.places(files)
+    at_steps = given.at == (OPTIMIZER,)
+    places = [] if at_steps else given.places(files)
     labels = _labels(given.labels)
     steps = Expression(given.steps, "--steps") if given.steps else None
     if weight == 0:
@@ -129,13 +133,46 @@ def run_unpatched(
             "some with `ddplug pretrain POOL --data ...` and name them: --proxies POOL."
         )
     pool = ProxyPool.of(proxies)
-    regularizer = Regularizer(pool, input_space=input_space, **keywords(weight, **flags))
+    options = keywords(weight, **flags)
+    if at_steps:
+        if options["views"].count == 1:
+            options["views"] = Views(1, DSA(seed=options["seed"]))
+        _run_at_steps(given, arguments, Regularizer(pool, input_space=input_space, **options), files)
+        return
+    regularizer = Regularizer(pool, input_space=input_space, **options)
     layer = _LayerAtCalls(given, regularizer, labels, steps)
     at = ViewCalls(layer.act, given.hosts(files), one=not given.at)
     say(f"ddplug: {given.name}, weight {weight}, {pool}, at {', '.join(map(str, places))}")
     with require_rounds(given.name, False):
         given.execute(arguments, files, at, places)
     _report(given, at, layer, places)
+
+
+def _run_at_steps(
+    given: Unpatched, arguments: Sequence[str], regularizer: Regularizer, files: Mapping[Path, File]
+) -> None:
+    """Run the script with CMI's gradient added before each step of its images."""
+    if given.steps or CALLS.fullmatch(given.labels):
+        raise InputError("--steps and --labels calls:K are for places that are called; leave them out at optimizer.")
+    record = given.record or Path(f"cmi_{given.script.stem}.json")
+    at = LayerAtSteps(given.name, regularizer, given.labels, record, own_files(given.hosts(files)))
+    say(f"ddplug: {given.name}, {regularizer.pool}, weight {regularizer.weight}, at the steps of its images")
+    undo = at.install()
+    try:
+        with require_rounds(given.name, False):
+            given.execute(arguments, files, None, ())
+    finally:
+        undo()
+    if at.layer is None or not at.layer.rounds:
+        shape = regularizer.pool.info.shape
+        raise HostError(
+            f"the CMI regulariser never came into action in {given.name}: no torch optimizer stepped images of the "
+            f"pool's shape, {shape}. Its results are those of the host alone. `ddplug find {given.script}` runs a few "
+            "steps and prints what is stepped."
+        )
+    say(f"ddplug: CMI acted in {at.layer.rounds} of {at.steps} steps of the images; labels: {at.source}")
+    if at.layer.record is not None:
+        say(f"ddplug: wrote {at.layer.record}")
 
 
 class _LayerAtCalls(Names):
@@ -157,12 +194,12 @@ class _LayerAtCalls(Names):
         self._calls = 0
 
     @property
-    def sources_of_labels(self) -> dict[str, str]:
+    def said(self) -> dict[str, str]:
         """Source of the labels by the place of the calls."""
         return {where: reader.source for where, reader in self._readers.items()}
 
     def setting(self, args: Any) -> tuple[str, str, int]:
-        """Host, data set and images per class, of which the last is unknown (0)."""
+        """Images per class are not known."""
         return self.name, self.regularizer.pool.info.dataset or "", 0
 
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
@@ -221,7 +258,7 @@ def _passed(call: Call) -> Tensor | None:
 
 
 def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Sequence[Place]) -> None:
-    """Print where the layer acted; `HostError` if it never did, or if the number of calls does not fit the classes."""
+    """Say what was done, and where; `HostError` if that is nothing, or the labels were counted wrongly."""
     untouched = sum(at.untouched.values())
     if not at.synthetic:
         raise HostError(
@@ -232,7 +269,7 @@ def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Seque
         )
     rounds = layer.layer.rounds if layer.layer is not None else 0
     for (place, where), count in at.synthetic.items():
-        read = layer.sources_of_labels.get(where, "not read")
+        read = layer.said.get(where, "not read")
         say(f"ddplug: {place}, called at {where} on synthetic images {count} times; labels: {read}")
     if not rounds:
         raise HostError(

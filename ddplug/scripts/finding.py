@@ -1,350 +1,324 @@
-"""`ddplug find`: places where synthetic views enter the loss of a code base, from its text alone, the likeliest first.
+"""`ddplug find`: the places in a script where views of the synthetic images are made, found by running it.
 
-Looked for are calls on what becomes of a leaf that an optimizer has, whose result comes to a backward pass, and which
-augment: by their name, or because what they call draws and moves pixels. It is a list of places to try.
+The script runs in a process of its own, `python -m ddplug.scripts.finding JSON`, until an optimizer has stepped images.
+Meanwhile every function that returns something like a batch of images is noted. Those whose result leads back to the
+stepped images, by autograd's graph, are places. No name decides.
 """
 
 from __future__ import annotations
 
-import ast
-import re
+import json
+import math
+import os
 import shlex
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ddplug.attaching.labels import LIKE_LABELS
-from ddplug.errors import HostError
-from ddplug.scripts.flow import Flow, dotted, leaves, mentions, requires_grad, without_no_grad
-from ddplug.scripts.placing import CALLED, NAMES, callable_in, has_value
-from ddplug.scripts.sources import File, Function, find_module, folders_of, read, with_imports
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-MOVES_PIXELS = {"affine_grid", "grid_sample", "flip", "roll", "rot90", "crop", "pad", "hflip", "vflip", "interpolate"}
-DRAWS = {"rand", "randn", "randint", "random", "uniform", "rand_like", "choice", "randperm"}
-EVALUATES = re.compile(r"eval|test|valid|infer", re.IGNORECASE)
-DEEP = 3
-"""Depth of calls to which synthetic images are followed."""
+from ddplug.attaching.labels import chosen_labels
+from ddplug.attaching.rows import lead
+from ddplug.core.autograd import leaves
+from ddplug.errors import DDPlugError, HostError
+from ddplug.scripts.any_script import Unpatched
+from ddplug.scripts.at_steps import OPTIMIZER, stepped_images
+from ddplug.scripts.frames import Variables, calling, place_of, scope_of
+from ddplug.scripts.placing import has_value
+from ddplug.scripts.sources import File, read
+from ddplug.scripts.view_calls import own_files
+from ddplug.utils.files import write_json
+
+NOTED = 3000
+"""Results that are kept until an optimizer steps."""
+SMALLEST = 6
+"""Pixels on a side of the smallest image."""
+
+SELECTING = {
+    f"{name}Backward" for name in (
+        "Slice", "Index", "IndexSelect", "Select", "Split", "SplitWithSizes", "Unbind", "Embedding", "Cat", "Stack",
+        "Clone", "View", "UnsafeView", "Reshape", "Alias", "ToCopy", "Unsqueeze", "Squeeze", "Permute",
+    )
+} | {"torch::autograd::AccumulateGrad"}  # fmt: skip
+"""Nodes of a graph by which rows are taken and joined, and nothing is changed."""
 
 
-@dataclass(eq=False)
-class Candidate:
-    """A place to try."""
+@dataclass
+class Found:
+    """A place for the layer."""
 
-    path: Path
-    line: int
-    code: str
-    """The call."""
-    score: int
-    why: list[str]
     at: str
     """Spelling for `--at`."""
+    where: str
+    """FILE:LINE of the last call."""
+    calls: int
+    """Calls in a step."""
+    shape: list[int]
+    """Shape of the views."""
+    changed: bool
+    """True if the views are more than rows of the images."""
+
+
+@dataclass
+class Report:
+    """Everything that a few steps of a script showed."""
+
+    images: list[list[int]] = field(default_factory=list)
+    """Shapes of the tensors that an optimizer stepped and that may be images."""
+    optimizer: str = ""
+    where: str = ""
+    """FILE:LINE of the step."""
     labels: str = ""
-    steps: str = ""
-
-    @property
-    def command(self) -> str:
-        """Command that tries it; the script's own arguments go after --."""
-        words = ["ddplug", "run", "--script", str(self.path), "--at", self.at]
-        for option, value in (("--labels", self.labels), ("--steps", self.steps)):
-            words += [option, value] if value else []
-        return f"{shlex.join(words)} --proxies POOL -- ..."
+    """Name of the images' labels among the variables there."""
+    doubt: str = ""
+    """The reason for which labels are missing."""
+    others: list[str] = field(default_factory=list)
+    """Descriptions of optimizers that stepped something else."""
+    places: list[Found] = field(default_factory=list)
+    """Places, the one nearest to the loss first."""
 
 
-@dataclass(eq=False)
-class Code:
-    """Files and definitions of the code that is searched."""
+@dataclass
+class _Result:
+    code: types.CodeType
+    caller: str
+    """FILE of the line that called."""
+    line: int
+    tensor: Tensor
+    within: list[types.CodeType]
+    """The functions under way then."""
 
-    files: dict[Path, File]
-    named: dict[str, list[tuple[File, str]]] = field(default_factory=lambda: defaultdict(list))
-    """Functions and classes by the last part of their names."""
-    holding: set[str] = field(default_factory=set)
-    """Names of classes whose objects hold synthetic images."""
 
-    def __post_init__(self) -> None:
-        for file in self.files.values():
-            for name, node in file.definitions.items():
-                self.named[node.name].append((file, name))
-                if isinstance(node, ast.ClassDef) and _holds_images(node):
-                    self.holding.add(node.name)
+class Looking:
+    """Notes what functions return until an optimizer steps images.
 
-    def function(self, name: str) -> Function | None:
-        """Return the function named `name`, if exactly one has that name."""
-        found = self.named.get(name.rpartition(".")[2], [])
-        if len({node_name for _, node_name in found}) != 1 or not found:
+    Args:
+        script: the script that runs.
+        files: its own files.
+        found: called with the report at the first step of images.
+    """
+
+    def __init__(self, script: Unpatched, files: dict[Path, File], found: Callable[[Report], object]) -> None:
+        self.report, self._found = Report(), found
+        self._is_hosts = own_files(script.hosts(files))
+        self._files = dict(files)
+        self._results: deque[_Result] = deque(maxlen=NOTED)
+        self._variables = Variables("--labels")
+
+    def start(self) -> None:
+        """Begin to look."""
+        register_optimizer_step_pre_hook(self._step)
+        sys.setprofile(self._returned)
+
+    def _returned(self, frame: types.FrameType, event: str, result: Any) -> None:
+        if event != "return" or not isinstance(result, Tensor | tuple | list):
+            return
+        caller = frame.f_back
+        tensor = result if isinstance(result, Tensor) else next(iter(result), None)
+        if caller is None or not isinstance(tensor, Tensor) or not _like_images(tensor):
+            return
+        if self._is_hosts(frame.f_code.co_filename) or self._is_hosts(caller.f_code.co_filename):
+            within = [frame.f_code for frame in calling(self._is_hosts)]
+            self._results.append(_Result(frame.f_code, caller.f_code.co_filename, caller.f_lineno, tensor, within[1:]))
+
+    def _step(self, optimizer: Optimizer, *_: object) -> None:
+        images = stepped_images(optimizer, None)
+        images = [each for each in images if each.ndim < 4 or (min(each.shape[-2:]) >= SMALLEST and each.shape[-3] < 5)]
+        frames = list(calling(self._is_hosts))
+        report = self.report
+        report.where = place_of(frames[0]) if frames else ""
+        report.labels, report.doubt = self._labels(images, frames)
+        flat = images and images[0].ndim < 4
+        if not images or (flat and not report.labels):  # rows of a matrix are images only if they have labels
+            shapes = [tuple(each.shape) for group in optimizer.param_groups for each in group["params"]]
+            said = f"{type(optimizer).__name__} of {len(shapes)} tensors, {', '.join(map(str, shapes[:3]))}"
+            if said not in report.others:
+                report.others.append(said)
+            return
+        sys.setprofile(None)
+        report.images, report.optimizer = [list(each.shape) for each in images], type(optimizer).__name__
+        report.places = self._places(images)
+        self._found(report)
+
+    def _labels(self, images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, str]:
+        """Return the name of the images' labels among the variables of `frames`, or the reason why none is taken."""
+        self._variables.scopes = [scope_of(frame) for frame in frames]
+        count = sum(math.prod(lead(each)) for each in images)
+        try:
+            for group in self._variables.groups():
+                name, _ = chosen_labels(group, count, place_of(frames[0]))
+                if name is not None:
+                    return name, ""
+        except DDPlugError as error:
+            return "", str(error)
+        finally:
+            self._variables.scopes = ()
+        return "", ""
+
+    def _places(self, images: list[Tensor]) -> list[Found]:
+        """Return the places of the results that lead back to `images`, the last one first."""
+        ids = {id(each) for each in images}
+        found: dict[str, Found] = {}
+        results = [
+            each
+            for each in self._results
+            if each.tensor.grad_fn is not None and any(id(leaf) in ids for leaf in leaves([each.tensor]))
+        ]
+        makers = {each.code for each in results}
+        for result in reversed(results):
+            if any(code in makers for code in result.within) or (at := self._at(result)) is None:
+                continue  # a part of a place
+            if at not in found:
+                changed = _changes(result.tensor.grad_fn)
+                where = f"{Path(result.caller).name}:{result.line}"
+                found[at] = Found(at, where, 0, list(result.tensor.shape), changed)
+            found[at].calls += 1
+        return sorted(found.values(), key=lambda each: not each.changed)
+
+    def _at(self, result: _Result) -> str | None:
+        """Spelling of a place for `--at`: the function if it is the host's, else the line that calls it."""
+        path = Path(result.code.co_filename)
+        if self._is_hosts(str(path)):
+            file = self._file(path)
+            name = result.code.co_qualname
+            return f"{path.stem}:{name}" if file is not None and name in file.definitions else None
+        caller = self._file(Path(result.caller))
+        if caller is None or not has_value(caller.tree, result.line):
             return None
-        file, qualified = found[0]
-        node = file.definitions[qualified]
-        if isinstance(node, Function):
-            return node
-        return next((m for c in CALLED if isinstance(m := file.definitions.get(f"{qualified}.{c}"), Function)), None)
+        return f"{Path(result.caller).name}:{result.line}"
+
+    def _file(self, path: Path) -> File | None:
+        if path not in self._files:
+            try:
+                self._files[path] = read(path)
+            except (DDPlugError, OSError):
+                return None
+        return self._files[path]
 
 
-def _holds_images(node: ast.ClassDef) -> bool:
-    """Return True if objects of a class have a tensor that requires a gradient, and are no network."""
-    if any("Module" in ast.unparse(base) for base in node.bases):
-        return False
-    made = Flow(node).assigned
-    return any(targets and targets[0].startswith("self.") and requires_grad(value) for targets, value, _ in made)
+def _changes(node: Any) -> bool:
+    """Return True if the graph that ends in `node` has more than selections and joins of rows."""
+    names, waiting = set(), [node]
+    seen = set()
+    while waiting:
+        if (one := waiting.pop()) is not None and one not in seen:
+            seen.add(one)
+            names.add(one.name().rstrip("0123456789"))
+            waiting += [before for before, _ in one.next_functions]
+    return not names <= SELECTING
 
 
-def find(path: Path, folders: Sequence[Path] = ()) -> list[Candidate]:
-    """Places in the script or folder `path`, the likeliest first.
+def _like_images(tensor: Tensor) -> bool:
+    shape = tensor.shape
+    return tensor.requires_grad and len(shape) == 4 and shape[1] < 5 and min(shape[2:]) >= SMALLEST
+
+
+def find(script: Unpatched, arguments: Sequence[str], *, seconds: float = 600) -> Report:
+    """Run a script until an optimizer has stepped images, or for so many seconds, and report what was seen.
+
+    Args:
+        script: the script, and how it is run.
+        arguments: its own command line.
+        seconds: after which it is ended.
 
     Raises:
-        HostError: nothing there that can be read as Python.
+        HostError: the script failed before; what it printed is above.
     """
-    files = with_imports(path, folders) if path.is_file() else _all(path)
-    if not files:
-        raise HostError(f"there are no Python files in '{path}'; expected a script, or the folder of a repository.")
-    code = Code(files)
-    found: dict[tuple[Path, int], Candidate] = {}
-    for file in files.values():
-        for candidate in _in_file(code, file):
-            key = candidate.path, candidate.line
-            if key not in found or found[key].score < candidate.score:
-                found[key] = candidate
-    return sorted(found.values(), key=lambda each: (-each.score, str(each.path), each.line))
+    if script.script.suffix == ".ipynb":
+        raise HostError(
+            f"{script.name} is a notebook, which find does not run. Attach in a cell: "
+            "with ddplug.attach(optimizer, labels=labels, proxies='POOL'): ..."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "report.json"
+        given = {
+            "script": str(script.script), "path": [str(path) for path in script.path], "out": str(out),
+            "arguments": list(arguments), "seconds": seconds, "redirect_cuda": script.redirect_cuda,
+            "old_numpy": script.old_numpy,
+        }  # fmt: skip
+        ended = subprocess.run([sys.executable, "-m", "ddplug.scripts.finding", json.dumps(given)], check=False)
+        if not out.is_file():
+            text = script.script.read_text(encoding="utf-8", errors="replace")
+            jax = " It uses JAX, whose images ddplug cannot reach." if "import jax" in text else ""
+            package = (
+                " It is a part of a package: write a file that holds only `import runpy; "
+                "runpy.run_module('PACKAGE.MODULE', run_name='__main__')` beside the package, and name that."
+                if "from ." in text
+                else ""
+            )
+            raise HostError(
+                f"{script.name} ended with status {ended.returncode} before an optimizer stepped anything; see above. "
+                f"Its own arguments go after --.{jax}{package}"
+            )
+        content = json.loads(out.read_text())["report"]
+        return Report(**{**content, "places": [Found(**each) for each in content["places"]]})
 
 
-def _all(folder: Path) -> dict[Path, File]:
-    found = {}
-    for path in sorted(folder.rglob("*.py")):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            try:
-                found[path] = read(path)
-            except HostError:
-                continue
-    return found
+def commands(script: Unpatched, arguments: Sequence[str], report: Report) -> list[str]:
+    """Return the lines that `ddplug find` prints: the tensors that are stepped, and commands, the best first."""
+    if not report.images:
+        seen = "; ".join(report.others) or "nothing"
+        return [
+            f"No torch optimizer stepped a tensor that may be images (n, c, h, w) or (n, d). Stepped were: {seen}.",
+            "If images are made of these, by a generator say, name the line where: ddplug run --script SCRIPT --at "
+            "FILE.py:LINE --labels EXPRESSION. If images are moved without an optimizer, put the layer into the loop.",
+        ]
+    how = [
+        *(word for folder in script.path for word in ("--path", str(folder))),
+        *(["--redirect-cuda"] if script.redirect_cuda else []), *(["--old-numpy"] if script.old_numpy else []),
+    ]  # fmt: skip
+    shapes = ", ".join(str(tuple(shape)) for shape in report.images[:4])
+    labels = f"labels '{report.labels}'" if report.labels else report.doubt or "no labels among the variables there"
+    lines = [f"{report.optimizer} steps images {shapes} at {report.where}; {labels}."]
+    ask = [] if report.labels else ["--labels", "EXPRESSION"]
+    for place in report.places[:3]:
+        kind = "makes views" if place.changed else "takes rows"
+        lines.append(f"{place.at} {kind} {tuple(place.shape)}, {place.calls} calls in a step, last at {place.where}:")
+        lines.append(f"   {_command(script, place.at, [*how, *ask], arguments)}")
+    lines.append("At the steps of the images, with augmented views of the regulariser's own:")
+    lines.append(f"   {_command(script, OPTIMIZER, [*how, *ask], arguments)}")
+    return lines
 
 
-def _in_file(code: Code, file: File) -> Iterator[Candidate]:
-    """The candidates in one file: of its top level, and of each function that has synthetic images."""
-    own = {name for name, node in file.definitions.items() if isinstance(node, Function)}
-    scopes: list[tuple[str, ast.AST]] = [("", file.tree)]
-    scopes += [(name, file.definitions[name]) for name in own if name.rpartition(".")[0] not in own]
-    members = {
-        leaf.name: leaf.optimized
-        for node in file.definitions.values()
-        if isinstance(node, ast.ClassDef)
-        for leaf in leaves(Flow(node), code.holding)
-        if leaf.name.startswith("self.")
-    }
-    for name, scope in scopes:
-        flow = Flow(scope)
-        held = {leaf.name: leaf.optimized for leaf in leaves(flow, code.holding)}
-        if "." in name:
-            held |= {member: optimized for member, optimized in members.items() if member not in held}
-        if held:
-            yield from _in_scope(code, file, name, flow, held, ended=False, deep=0)
+def _command(script: Unpatched, at: str, how: Sequence[str], arguments: Sequence[str]) -> str:
+    words = ["ddplug", "run", "--script", str(script.script), "--at", at, *how, "--proxies", "POOL"]
+    return shlex.join([*words, *(["--", *arguments] if arguments else [])])
 
 
-def _in_scope(
-    code: Code, file: File, name: str, flow: Flow, held: dict[str, bool], *, ended: bool, deep: int
-) -> Iterator[Candidate]:
-    """The candidates in a function some of whose variables, `held`, are synthetic images, in an optimizer or not."""
-    sure = flow.from_names(name for name, optimized in held.items() if optimized)
-    maybe = flow.from_names(held)
-    parents = {child: node for node in ast.walk(flow.scope) for child in ast.iter_child_nodes(node)}
-    for node in without_no_grad(flow.scope):
-        if isinstance(node, ast.Assign) and _takes_images(node, held):
-            targets = [target for target in map(dotted, node.targets) if target]
-            if flow.to_backward(targets) and node.lineno in _lines_with_value(file):
-                yield _candidate(code, file, flow, node.value, node, parents, 5, ["the images, not augmented"], sure)
-        if not isinstance(node, ast.Call):
-            continue
-        given = [*node.args, *(keyword.value for keyword in node.keywords)]
-        reached = [part for part in given if mentions(part, maybe)]
-        if not reached:
-            continue
-        statement = _statement_of(node, parents)
-        made = _made(statement, flow)
-        reaches = ended or flow.to_backward(made) or _in_an_end(node, flow)
-        called = dotted(node.func)
-        score, why = _augments(code, called)
-        if score:
-            optimized = any(mentions(part, sure) for part in reached)
-            score += 3 if optimized else 1
-            which = sorted({n for n, o in held.items() if not optimized or o})
-            why = [
-                *why,
-                f"on what becomes of {', '.join(which[:3])}" + (", which an optimizer has" if optimized else ""),
-            ]
-            if reaches:
-                score, why = score + 3, [*why, "its result comes to a backward pass"]
-            if EVALUATES.search(name):
-                score, why = score - 4, [*why, f"but in {name}()"]
-            yield _candidate(code, file, flow, node, statement, parents, score, why, sure)
-        elif deep < DEEP:
-            yield from _followed(code, node, called, maybe, reaches, deep)
+def main() -> None:
+    """Run what the command line says."""
+    given = json.loads(sys.argv[1])
+    script = Unpatched(
+        Path(given["script"]), path=tuple(map(Path, given["path"])), redirect_cuda=given["redirect_cuda"],
+        old_numpy=given["old_numpy"],
+    )  # fmt: skip
+    out = Path(given["out"])
+
+    def end(report: Report) -> None:
+        """Write the report and end the process, whatever the script would do about an exception."""
+        write_json({"report": asdict(report)}, out)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    files = script.read()
+    looking = Looking(script, files, end)
+    timer = threading.Timer(given["seconds"], lambda: end(looking.report))
+    timer.daemon = True
+    timer.start()
+    looking.start()
+    script.execute(given["arguments"], files, None, ())
+    end(looking.report)
 
 
-def _followed(code: Code, call: ast.Call, called: str, images: set[str], ended: bool, deep: int) -> Iterator[Candidate]:
-    """The candidates in the function that is called with synthetic images."""
-    found = code.named.get(called.rpartition(".")[2], []) if called else []
-    if len(found) != 1 or not isinstance(function := found[0][0].definitions[found[0][1]], Function):
-        return
-    file, name = found[0]
-    parameters = [each.arg for each in [*function.args.posonlyargs, *function.args.args]]
-    if parameters[:1] == ["self"]:
-        parameters = parameters[1:]
-    held = {p: True for p, value in zip(parameters, call.args, strict=False) if mentions(value, images)}
-    known = {each.arg for each in [*function.args.args, *function.args.kwonlyargs]}
-    held |= {k.arg: True for k in call.keywords if k.arg in known and mentions(k.value, images)}
-    if held:
-        flow = Flow(function)
-        yield from _in_scope(code, file, name, flow, held, ended=ended, deep=deep + 1)
-
-
-def _augments(code: Code, called: str) -> tuple[int, list[str]]:
-    """Return the evidence that a called function augments, and its reasons; 0 without any."""
-    last = called.rpartition(".")[2]
-    if not last:
-        return 0, []
-    if NAMES.fullmatch(last):
-        return 5, [f"{last} is called like an augmentation"]
-    if re.search("aug", last, re.IGNORECASE):
-        return 4, [f"{last} is called much like an augmentation"]
-    function = code.function(called)
-    if function is None:
-        return 0, []
-    used = {dotted(node.func).rpartition(".")[2] for node in ast.walk(function) if isinstance(node, ast.Call)}
-    if used & MOVES_PIXELS and used & DRAWS:
-        return 2, [f"{last} draws ({', '.join(sorted(used & DRAWS))}) and moves pixels"]
-    return 0, []
-
-
-def _takes_images(node: ast.Assign, held: dict[str, bool]) -> bool:
-    """Return True if a statement takes a part of the optimizer's images: `x = images[which]`."""
-    return any(
-        isinstance(part, ast.Subscript) and held.get(dotted(part.value)) for part in ast.walk(node.value)
-    ) and not any(
-        isinstance(part, ast.Call) and dotted(part.func) for part in ast.walk(node.value) if _is_function(part)
-    )
-
-
-def _is_function(node: ast.AST) -> bool:
-    """A call other than a method's of a tensor, like reshape."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-
-
-def _lines_with_value(file: File) -> set[int]:
-    return {node.lineno for node in ast.walk(file.tree) if isinstance(node, ast.Assign)}
-
-
-def _statement_of(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.stmt:
-    while not isinstance(node, ast.stmt):
-        node = parents[node]
-    return node
-
-
-def _made(statement: ast.stmt, flow: Flow) -> list[str]:
-    """The names that the values of a statement get."""
-    return [name for targets, _, line in flow.assigned if line == statement.lineno for name in targets]
-
-
-def _in_an_end(node: ast.AST, flow: Flow) -> bool:
-    """Return True if a call is part of the start of a backward pass, or of a returned value."""
-    return any(node is part for end in (*flow.ended, *flow.returned) for part in ast.walk(end))
-
-
-def _candidate(
-    code: Code,
-    file: File,
-    flow: Flow,
-    call: ast.AST,
-    statement: ast.stmt,
-    parents: dict[ast.AST, ast.AST],
-    score: int,
-    why: list[str],
-    images: set[str],
-) -> Candidate:
-    loops = list(_loops(statement, parents))
-    assert isinstance(call, ast.expr)
-    labels, steps = _labels(call, flow, loops, images), _steps(loops)
-    if loops:
-        score += 1
-    called = dotted(call.func) if isinstance(call, ast.Call) else ""
-    line = call.lineno if has_value(file.tree, call.lineno) else statement.lineno
-    at = _named(file, called) or f"{file.path.name}:{line}"
-    return Candidate(file.path, call.lineno, ast.unparse(call), score, why, at, labels, steps)
-
-
-def _named(file: File, called: str) -> str:
-    """Return `--at`'s spelling of the function that a file calls by the name `called`; empty if unknown."""
-    if callable_in(file, called):
-        return f"{file.module}:{called}"
-    for node in ast.walk(file.tree):
-        if not isinstance(node, ast.ImportFrom) or not node.module:
-            continue
-        for alias in node.names:
-            there = find_module(node.module, folders_of(file.path)) if (alias.asname or alias.name) == called else None
-            if there is not None and callable_in(read(there), alias.name):
-                return f"{node.module}:{alias.name}"
-    return ""
-
-
-def _loops(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> Iterator[ast.For]:
-    """The loops around a statement, from the innermost out."""
-    while node in parents:
-        node = parents[node]
-        if isinstance(node, ast.For):
-            yield node
-
-
-def _over_range(loop: ast.For) -> str:
-    """The variable of a loop over `range`, if it is one."""
-    ranged = isinstance(loop.iter, ast.Call) and dotted(loop.iter.func) in ("range", "trange", "tqdm")
-    return loop.target.id if ranged and isinstance(loop.target, ast.Name) else ""
-
-
-def _labels(call: ast.expr, flow: Flow, loops: Sequence[ast.For], images: set[str]) -> str:
-    """An expression for the labels of a call's images, by where these come from; empty if nothing says so."""
-    counters = [name for loop in loops if (name := _over_range(loop))]
-    grown = [targets[0] for targets, value, _ in flow.assigned if targets and requires_grad(value)]
-    learned = flow.from_names(name for name in grown if LIKE_LABELS.search(name))
-    if counted := _counted(call, counters):
-        return counted
-    for image in _likeliest(list(dict.fromkeys(name for name in names_of(call) if name in images))):
-        for targets, value, line in sorted(flow.values_of(image), key=lambda each: -each[2]):
-            if line > call.lineno:
-                continue
-            partner = [name for name in targets if name != image and LIKE_LABELS.search(name)]
-            if partner:
-                return partner[0]
-            if counted := _counted(value, counters):
-                return counted
-            for index in (part.slice for part in ast.walk(value) if isinstance(part, ast.Subscript)):
-                for others, other, _ in flow.assigned:
-                    same = isinstance(other, ast.Subscript) and ast.dump(other.slice) == ast.dump(index)
-                    if same and others and LIKE_LABELS.search(others[0]):
-                        return others[0] if others[0] not in learned else f"{ast.unparse(index)} // args.ipc"
-    return ""
-
-
-def _counted(value: ast.expr, counters: Sequence[str]) -> str:
-    """The loop's variable by which an expression picks its images: `images[c * ipc : (c + 1) * ipc]`, `sample(c)`."""
-    picked = [part.slice for part in ast.walk(value) if isinstance(part, ast.Subscript)]
-    picked += [arg for part in ast.walk(value) if isinstance(part, ast.Call) for arg in part.args if dotted(arg)]
-    within = {node.id for part in picked for node in ast.walk(part) if isinstance(node, ast.Name)}
-    return next((name for name in counters if name in within), "")
-
-
-def _likeliest(names: list[str]) -> list[str]:
-    """Sort names: first those that contain a word for synthetic."""
-    return sorted(names, key=lambda name: "syn" not in name.lower())
-
-
-def names_of(node: ast.AST) -> Iterable[str]:
-    """The names in an expression, but for what is called."""
-    called = {id(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)}
-    return [part.id for part in ast.walk(node) if isinstance(part, ast.Name) and id(part) not in called]
-
-
-def _steps(loops: Sequence[ast.For]) -> str:
-    """The number of inner steps, where the innermost loop is unrolled: it differentiates with create_graph=True."""
-    if not loops or not _over_range(loops[0]):
-        return ""
-    unrolled = any(isinstance(node, ast.keyword) and node.arg == "create_graph" for node in ast.walk(loops[0]))
-    counted = loops[0].iter
-    return ast.unparse(counted.args[-1]) if unrolled and isinstance(counted, ast.Call) and counted.args else ""
+if __name__ == "__main__":
+    main()

@@ -39,6 +39,17 @@ class Call:
     """These, then the variables of the host's functions under way, from the innermost out."""
 
 
+def own_files(hosts: Sequence[Path]) -> Callable[[str], bool]:
+    """Return a function that is True for the files of the host: those of `hosts`, its files and folders."""
+    within = tuple(str(path) for path in hosts)
+
+    @functools.cache
+    def is_hosts(file: str) -> bool:
+        return file.startswith(within) and not file.startswith(OURS) and "site-packages" not in file
+
+    return is_hosts
+
+
 class ViewCalls:
     """Callable at the places: counts the calls, and passes on the views of those on synthetic images.
 
@@ -55,13 +66,7 @@ class ViewCalls:
         """Calls on images that need no gradient."""
         self._act, self._one = act, one
         self._inside = False
-        within = tuple(str(path) for path in hosts)
-
-        @functools.cache
-        def is_hosts(file: str) -> bool:
-            return file.startswith(within) and not file.startswith(OURS) and "site-packages" not in file
-
-        self._is_hosts = is_hosts
+        self._is_hosts = own_files(hosts)
 
     def at(self, place: Place) -> Callable[[Any], Any]:
         """Return a decorator of a function, or for a line a function of its value."""
@@ -74,8 +79,8 @@ class ViewCalls:
             if self._inside:
                 return function(*args, **kwargs)
             images = _images([*args, *kwargs.values()])
-            if images is None or not _synthetic(images):
-                self.untouched[place] += images is not None
+            if images is not None and not _synthetic(images):
+                self.untouched[place] += 1
                 return function(*args, **kwargs)
             self._inside = True
             try:
@@ -101,7 +106,7 @@ class ViewCalls:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         found = [index for index, part in enumerate(parts) if _is_batch(part) and _synthetic(part)]
         if not found:
-            self.untouched[place] += 1
+            self.untouched[place] += images is not None
             return result
         frames = list(calling(self._is_hosts))
         where = place_of(frames[0]) if frames else str(place)

@@ -13,6 +13,7 @@ import torchvision
 from PIL import Image
 
 from ddplug.datasets.images import ImageData, load, random_real
+from ddplug.datasets.shapes import FIGURES, draw
 from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import DataError, DDPlugWarning
 
@@ -231,7 +232,7 @@ def test_unknown_layouts_are_answered_with_the_three_known_ones(tmp_path):
 
 
 def test_unknown_names_and_stray_arguments_are_refused(tmp_path):
-    with pytest.raises(DataError, match="'mnist'; expected digits, cifar10, cifar100, or folder"):
+    with pytest.raises(DataError, match="'mnist'; expected shapes, digits, cifar10, cifar100, or folder"):
         load("mnist")
     with pytest.raises(DataError, match="take no path"):
         load("digits", tmp_path)
@@ -362,6 +363,30 @@ def test_digits_can_be_enlarged():
     shrunk = torch.nn.functional.avg_pool2d(large.space.to_unit(large.train_images), 2)
     assert (shrunk - small.space.to_unit(small.train_images)).abs().mean() < 0.1
     assert large.fingerprint() != small.fingerprint()
+
+
+def test_shapes_are_drawn_alike_every_time_and_can_be_told_apart():
+    """Eight figures, as many of each; a figure covers pixels, and the same seed draws the same pictures."""
+    images, labels = draw(6, seed=3)
+    assert images.shape == (48, 3, 32, 32)
+    assert labels.tolist() == [label for label in range(8) for _ in range(6)]
+    assert 0 <= images.min() < images.max() <= 1
+    again, _ = draw(6, seed=3)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, draw(6, seed=4)[0])
+    grid = torch.linspace(-1.2, 1.2, 97)
+    areas = {name: float(inside(grid[None], grid[:, None]).float().mean()) for name, inside in FIGURES.items()}
+    assert all(0.05 < area < 0.6 for area in areas.values()), areas
+
+
+def test_shapes_are_a_data_set(monkeypatch):
+    monkeypatch.setattr("ddplug.datasets.images.shapes.draw", lambda count, seed: draw(count // 50, seed))
+    data = load("shapes")
+    assert data.class_names == tuple(FIGURES)
+    assert (len(data.train_images), len(data.test_images)) == (80, 16)
+    assert data.train_images.mean().abs() < 1e-3
+    with pytest.raises(DataError, match="leave out the path"):
+        load("shapes", "somewhere")
 
 
 def test_digits_without_scikit_learn(monkeypatch):

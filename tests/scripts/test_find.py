@@ -1,200 +1,224 @@
-"""`ddplug find`: places in small scripts written here, found by reading them and by running a few steps."""
+"""`ddplug find`: scripts of many shapes are run until they step their images, and the command that is printed works."""
 
 from __future__ import annotations
 
-import shutil
+import shlex
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from ddplug.cli.app import app
 from ddplug.errors import HostError, InputError
+from ddplug.proxies.pool import PoolInfo, ProxyPool
 from ddplug.scripts.any_script import Unpatched
-from ddplug.scripts.finding import Candidate, find
-from ddplug.scripts.trying import try_places
-
-STANDINS = Path(__file__).parents[1] / "standins"
+from ddplug.scripts.finding import find
 
 AUG = """
     import torch
     def wobble(x):
-        return torch.roll(x, int(torch.randint(3, ())), 3)
+        return torch.roll(x, 1, 3)
     def DiffAugment(x, seed=0):
-        return x.flip(3)
+        return wobble(x).flip(3)
 """
 """A module that the scripts import from."""
 
-DM = """
-    import torch
+CLASS_BY_CLASS = """
+    import argparse, torch
     from aug import DiffAugment
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int)
     def main():
+        args = parser.parse_args()
         image_syn = torch.randn(20, 3, 8, 8, requires_grad=True)
+        label_syn = torch.arange(10).repeat_interleave(2)
         optimizer = torch.optim.SGD([image_syn, ], lr=1)
-        for it in range(9):
+        net = torch.nn.Conv2d(3, 2, 3)
+        net_optimizer = torch.optim.SGD(net.parameters(), lr=1)
+        for it in range(args.rounds):
             loss = 0
             for c in range(10):
-                real = torch.randn(5, 3, 8, 8)
-                img_syn = image_syn[c * 2:(c + 1) * 2].reshape((2, 3, 8, 8))
-                real = DiffAugment(real)
-                img_syn = DiffAugment(img_syn)
+                real = DiffAugment(torch.randn(5, 3, 8, 8))
+                img_syn = DiffAugment(image_syn[c * 2:(c + 1) * 2])
                 loss += ((real.mean(0) - img_syn.mean(0)) ** 2).sum()
-            with torch.no_grad():
-                seen = DiffAugment(image_syn)
-            kept = DiffAugment(image_syn.detach())
+            net_optimizer.step()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     if __name__ == "__main__":
         main()
 """
-MTT = """
+WITHOUT_AUGMENTATION = """
     import torch
-    import aug as A
-    images, soft = torch.randn(6, 3, 8, 8), torch.zeros(6)
-    images = images.detach().requires_grad_(True)
-    optimizer = torch.optim.SGD([images], lr=1)
-    labels = torch.zeros(6).long()
-    for it in range(9):
-        w = torch.zeros(192, requires_grad=True)
-        for step in range(args.syn_steps):
-            which = torch.randperm(6)[:4]
-            x = images[which]
-            y = labels[which]
-            x = A.wobble(x)
-            w = w - torch.autograd.grad((x.flatten(1) @ w - y).sum(), w, create_graph=True)[0]
-        total = (w ** 2).sum()
-        total.backward()
+    images = torch.nn.Parameter(torch.randn(6, 3, 8, 8))
+    labels = [0, 0, 1, 1, 2, 2]
+    optimizer = torch.optim.Adam([{"params": [images]}])
+    for it in range(3):
+        x = torch.roll(images, 1, 3)
+        optimizer.zero_grad()
+        x.square().sum().backward()
         optimizer.step()
 """
-IDC = """
+LEAVES = """
     import torch
-    class Held:
+    class Images:
         def __init__(self):
-            self.data = torch.rand(4, 3, 8, 8, requires_grad=True)
-        def sample(self, c):
-            return self.data, torch.full((4,), c)
-        def parameters(self):
-            return [self.data]
-    def main(aug):
-        synset = Held()
-        optim_img = torch.optim.SGD(synset.parameters(), lr=1)
-        for c in range(2):
-            img = torch.rand(5, 3, 8, 8)
-            img_syn, lab_syn = synset.sample(c)
-            img_aug = aug(torch.cat([img, img_syn]))
-            loss = (img_aug[:5].mean(0) - img_aug[5:].mean(0)).sum()
-            loss.backward()
-            optim_img.step()
-"""
-WITHOUT = """
-    import torch
-    images = torch.randn(6, 3, 8, 8, requires_grad=True)
-    optimizer = torch.optim.Adam([{"params": images}])
-    x = images[:4]
-    loss = x.sum()
-    loss.backward()
-"""
-ELSEWHERE = """
-    import torch
-    from aug import DiffAugment
-    def matched(real, syn):
-        syn = DiffAugment(syn)
-        return (real - syn).sum()
+            self.leaves = [torch.randn(2, 3, 8, 8, requires_grad=True) for c in range(3)]
+            self.targets = torch.tensor([0, 0, 1, 1, 2, 2])
+        def batch(self):
+            return torch.cat(self.leaves)
     def main():
-        images = torch.randn(6, 3, 8, 8, requires_grad=True)
-        optimizer = torch.optim.SGD([images], lr=1)
-        matched(0, images).backward()
+        held = Images()
+        optimizer = torch.optim.SGD(held.leaves, lr=1)
+        for it in range(3):
+            optimizer.zero_grad()
+            held.batch().square().sum().backward()
+            optimizer.step()
+    main()
+"""
+EMBEDDING = """
+    import torch
+    table = torch.nn.Embedding(6, 192)
+    y = torch.tensor([0, 0, 1, 1, 2, 2])
+    optimizer = torch.optim.SGD(table.parameters(), lr=1)
+    def images(rows):
+        return table(rows).reshape(-1, 3, 8, 8)
+    for it in range(3):
+        optimizer.zero_grad()
+        images(torch.randperm(6)).square().sum().backward()
+        optimizer.step()
+"""
+UNROLLED = """
+    import torch
+    import aug as A
+    syn = torch.randn(6, 3, 8, 8, requires_grad=True)
+    lr = torch.tensor(1e-3, requires_grad=True)
+    optimizer = torch.optim.SGD([syn, lr], lr=1e-4)
+    syn_labels = torch.arange(6) // 2
+    for it in range(3):
+        w = torch.zeros(192, requires_grad=True)
+        for step in range(2):
+            rows = torch.randperm(6)[:4]
+            x = A.DiffAugment(syn[rows])
+            w = w - lr * torch.autograd.grad((x.flatten(1) @ w - 1).square().sum(), w, create_graph=True)[0]
+        optimizer.zero_grad()
+        (w ** 2).sum().backward()
+        optimizer.step()
+"""
+SCRIPTS = {
+    "class by class": (CLASS_BY_CLASS, "aug:DiffAugment", "label_syn", ["--rounds", "3"]),
+    "without an augmentation": (WITHOUT_AUGMENTATION, "optimizer", "labels", []),
+    "a leaf per class": (LEAVES, "script:Images.batch", "held.targets", []),
+    "an embedding": (EMBEDDING, "script:images", "y", []),
+    "unrolled": (UNROLLED, "aug:DiffAugment", "syn_labels", []),
+}
+
+
+def write(folder: Path, text: str, name: str = "script.py") -> Path:
+    (folder / "aug.py").write_text(textwrap.dedent(AUG))
+    (folder / name).write_text(textwrap.dedent(text))
+    return folder / name
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are started in a folder of their own, each on one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> ProxyPool:
+    """A pool in the place of any folder."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    made = ProxyPool.from_modules([network], info=PoolInfo(shape=(3, 8, 8), class_names=tuple("abcdefghij")))
+    monkeypatch.setattr(ProxyPool, "load", classmethod(lambda *_: made))
+    return made
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.usefixtures("pool")
+def test_the_first_command_works_as_printed(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text, at, labels, theirs = SCRIPTS[name]
+    script = write(tmp_path, text)
+    app(["find", str(script), "--", *theirs], standalone_mode=False)
+    said = capfd.readouterr().out
+    assert f"labels '{labels}'" in said
+    commands = [shlex.split(line) for line in said.splitlines() if line.startswith("   ddplug run")]
+    assert commands[0][commands[0].index("--at") + 1] == at
+    assert commands[-1][commands[-1].index("--at") + 1] == "optimizer"
+    for command in (commands[0], commands[-1]):
+        app(command[1:], standalone_mode=False)
+        assert "ddplug: CMI acted in 3" in capfd.readouterr().out
+
+
+def test_at_the_steps_the_gradient_is_that_of_attaching_to_the_optimizer(tmp_path: Path, pool: ProxyPool) -> None:
+    """The same images as with `ddplug.attach(optimizer, labels=labels)` in the script, to the bit."""
+    text = textwrap.dedent(WITHOUT_AUGMENTATION)
+    text = text.replace("images = torch", "torch.manual_seed(0)\nimages = torch")
+    text += "torch.save(images.detach(), OUT)\n"
+    script = write(tmp_path, text.replace("OUT", "'a.pt'"))
+    given = ["run", "--script", str(script), "--at", "optimizer", "--proxies", "pool", "--calibrate", "1"]
+    app(given, standalone_mode=False)
+    attached = "import ddplug\nddplug.attach(optimizer, labels=labels, proxies='pool', weighting=ddplug.Relative(1))\n"
+    inside = text.replace("for it", f"{attached}for it", 1).replace("OUT", "'b.pt'")
+    exec(compile(inside, "inside.py", "exec"), {"__name__": "inside"})
+    plain = write(tmp_path, text.replace("OUT", "'c.pt'"), "plain.py")
+    app(["run", "--script", str(plain), "--at", "optimizer", "--weight", "0"], standalone_mode=False)
+    ours, theirs, without = (torch.load(f"{name}.pt") for name in "abc")
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, without)
+
+
+GENERATOR = """
+    import torch
+    generator = torch.nn.Linear(5, 192)
+    optimizer = torch.optim.SGD(generator.parameters(), lr=1)
+    for it in range(3):
+        generator(torch.randn(6, 5)).square().sum().backward()
+        optimizer.step()
 """
 
 
-def write(folder: Path, **texts: str) -> Path:
-    for name, text in {"aug": AUG, **texts}.items():
-        (folder / f"{name}.py").write_text(textwrap.dedent(text).lstrip())
-    return folder
-
-
-def line_of(candidate: Candidate) -> str:
-    return candidate.path.read_text().splitlines()[candidate.line - 1].strip()
+def test_what_cannot_be_found_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    app(["find", str(write(tmp_path, GENERATOR))], standalone_mode=False)
+    said = capfd.readouterr().out
+    assert "No torch optimizer stepped a tensor that may be images" in said
+    assert "SGD of 2 tensors, (192, 5), (192,)" in said
+    unlabelled = write(tmp_path, WITHOUT_AUGMENTATION.replace("labels = [0, 0, 1, 1, 2, 2]", "numbers = 6"))
+    app(["find", str(unlabelled)], standalone_mode=False)
+    said = capfd.readouterr().out
+    assert "no labels among the variables there" in said
+    assert "--at optimizer --labels EXPRESSION" in said
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "at", "labels", "steps"),
+    ("text", "says"),
     [
-        (DM, "img_syn = DiffAugment(img_syn)", "aug:DiffAugment", "c", ""),
-        (MTT, "x = A.wobble(x)", "script.py:13", "y", "args.syn_steps"),
-        (MTT.replace("torch.zeros(6).long()", "soft.requires_grad_()"), "x = A.wobble(x)", "script.py:13",
-         "which // args.ipc", "args.syn_steps"),
-        (IDC, "img_aug = aug(torch.cat([img, img_syn]))", "script.py:15", "lab_syn", ""),
-        (WITHOUT, "x = images[:4]", "script.py:4", "", ""),
-        (ELSEWHERE, "syn = DiffAugment(syn)", "aug:DiffAugment", "", ""),
+        ("import sys\nsys.exit(3)\nimport jax\n", "uses JAX"),
+        ("from .aug import wobble\n", "part of a package.*runpy"),
+        ("raise SystemExit(2)\n", "ended with status 2 before"),
     ],
-)  # fmt: skip
-def test_the_place_comes_first(text: str, line: str, at: str, labels: str, steps: str, tmp_path: Path) -> None:
-    folder = write(tmp_path, script=text)
-    for path in (folder, folder / "script.py"):
-        first = find(path)[0]
-        assert line_of(first) == line
-        assert (first.at, first.labels, first.steps) == (at, labels, steps)
-        assert f"--script {folder / 'script.py'} --at {at}" in first.command
+)
+def test_scripts_that_end_before(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=says):
+        find(Unpatched(write(tmp_path, text)), [])
 
 
-def test_what_has_no_gradient_is_no_candidate(tmp_path: Path) -> None:
-    found = [line_of(each) for each in find(write(tmp_path, script=DM))]
-    assert len(found) == 2  # the views, and the images before they are augmented
-    assert not [line for line in found if "real" in line or "seen" in line or "kept" in line]
-
-
-def test_what_comes_to_a_backward_pass_is_likelier(tmp_path: Path) -> None:
-    more = DM.replace("optimizer.zero_grad()", "shown = DiffAugment(image_syn); optimizer.zero_grad()")
-    more = more.replace("for it in range(9):", "first = DiffAugment(image_syn)\n        for it in range(9):")
-    found = [line_of(each) for each in find(write(tmp_path, script=more))]
-    assert found[0] == "img_syn = DiffAugment(img_syn)"
-    assert found[1].startswith("shown") or found[2].startswith("shown")
-    comes = ["its result comes to a backward pass" in each.why for each in find(tmp_path)]
-    assert comes == [True, False, False, False]
-
-
-def test_files_that_are_no_python_are_passed_over(tmp_path: Path) -> None:
-    folder = write(tmp_path, script=DM, other="def f(", more="print 1")
-    assert len(find(folder)) == 2
-    with pytest.raises(HostError, match="no Python files"):
-        (tmp_path / "empty").mkdir()
-        find(tmp_path / "empty")
-    with pytest.raises(HostError, match="is no Python"):
-        find(folder / "other.py")
-
-
-def test_a_few_steps_show_which_places_get_synthetic_images(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-    labelled = DM.replace("for it in", "lab_syn = torch.arange(len(image_syn)); which = lab_syn\n        for it in", 1)
-    folder = write(tmp_path, script=labelled.replace("range(9)", "range(10 ** 9)"))
-    app(["find", str(folder / "script.py"), "--try", "--passes", "2"], standalone_mode=False)
-    said = capfd.readouterr().out
-    assert "1. script.py:13  DiffAugment(img_syn)" in said
-    assert "--at aug:DiffAugment: called at script.py:13 on synthetic images 20 times, views [2, 3, 8, 8]" in said
-    assert "a gradient came in 2 backward passes" in said
-    assert "2 views of the 20 images" in said
-    assert "may be their labels: lab_syn in main()" in said
-    assert "also of that length: which in main()" in said
-    assert "script.py:11" in said
-
-
-def test_rows_and_places_that_never_come_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-    repo = shutil.copytree(STANDINS, tmp_path / "repo", ignore=shutil.ignore_patterns("__pycache__"))
-    script = Unpatched(repo / "formed.py")
-    (seen,) = try_places(script, ["flipping:augment", "formed:formed"], ["--steps", "1"], passes=9)[1:]
-    assert (seen.at, seen.where, seen.shape) == ("flipping:augment", "formed.py:22", [21, 3, 4, 4])
-    assert seen.rows == "16 views of the 12 images, beside 5 real ones"
-    assert seen.calls == seen.passes == 3
-    with pytest.raises(HostError, match="ended with status 2 before"):
-        try_places(script, ["flipping:augment"], ["--no-such-option"])
-    with pytest.raises(InputError, match="--try runs one script"):
-        app(["find", str(repo), "--try"], standalone_mode=False)
+def test_what_is_no_script(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; name the script"):
+        app(["find", str(tmp_path)], standalone_mode=False)
     with pytest.raises(InputError, match="there is no"):
-        app(["find", str(repo / "none")], standalone_mode=False)
+        app(["find", str(tmp_path / "nothing.py")], standalone_mode=False)
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text("{}")
+    with pytest.raises(HostError, match="Attach in a cell"):
+        find(Unpatched(notebook), [])
+
+
+def test_a_script_that_never_steps_is_ended(tmp_path: Path) -> None:
+    script = write(tmp_path, "import time\ntime.sleep(600)\n")
+    assert find(Unpatched(script), [], seconds=1).images == []
