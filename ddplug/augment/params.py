@@ -58,11 +58,9 @@ class Params:
 
     def __post_init__(self) -> None:
         check_known(self.ops)
-        missing = [name for op in self.ops for name in OPERATIONS[op] if name not in self.tensors()]
-        if missing:
+        needed = [name for op in self.ops for name in (*OPERATIONS[op], *(["size"] if op in NEED_SIZE else []))]
+        if missing := [name for name in needed if getattr(self, name) is None]:
             raise InputError(f"parameters for the operations {self.ops} need {missing}, which are None; give them too")
-        if self.size is None and not NEED_SIZE.isdisjoint(self.ops):
-            raise InputError(f"parameters for the operations {self.ops} need the images' size, (height, width)")
         lengths = {name: len(values) for name, values in self.tensors().items()}
         if len(set(lengths.values())) > 1 or (self.siamese and set(lengths.values()) - {1}):
             expected = "exactly one row, as siamese says" if self.siamese else "one row per image"

@@ -26,8 +26,6 @@ def plot_history(history: History, term: Term, path: str | Path | None = None) -
     rounds = [each for each in history.state_dict() if not each["skipped"]]
     if not rounds:
         raise DataError("there is no round to draw: none has come through the layer yet, or each was skipped.")
-    if path is not None and Path(path).suffix not in PICTURES:
-        raise InputError(f"cannot draw '{path}'; a picture's name ends in {', '.join(PICTURES)}.")
     figure = rounds_figure({"this run": rounds}, f"{term.label} of the views ({term.unit})")
     if path is not None:
         save_figure(figure, path)
@@ -73,5 +71,7 @@ def figure_of(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: str | Path) -> None:
     """Write a figure whole or not at all, in the format that the file's ending names."""
+    if Path(path).suffix not in PICTURES:
+        raise InputError(f"cannot draw '{path}'; a picture's name ends in {', '.join(PICTURES)}.")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, bbox_inches="tight")

@@ -98,10 +98,10 @@ class DistributionMatching:
         return loss.detach()
 
     def peek(self, *, clean: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the next iteration's views and the loss's gradient on them, both (n, c, h, w); nothing is moved.
+        """Return the next iteration's views and the loss's gradient on them, both (n, c, h, w), without a step.
 
-        That is the views, or with `clean` the images themselves. It draws as an iteration does: put the trainer back
-        with `state_dict` and `load_state_dict` if the run is to go on as if nobody had looked.
+        With `clean` it is the images instead of their views. Random numbers are drawn as in an iteration: save the
+        trainer with `state_dict` and restore it with `load_state_dict` to continue as if this was not called.
         """
         views, loss = self._match()
         seen = self.images if clean else views
@@ -120,9 +120,6 @@ class DistributionMatching:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict` of a trainer of the same arguments, bit for bit; `InputError` for another's."""
-        missing = {"images", "optimizer", "generator", "dsa", "iteration"} - set(state)
-        if missing:
-            raise InputError(f"this is no state of a DistributionMatching: it lacks {', '.join(sorted(missing))}.")
         if state["images"].shape != self.images.shape:
             raise InputError(
                 f"this state is of {tuple(state['images'].shape)} images, expected {tuple(self.images.shape)}; load it "
@@ -136,7 +133,7 @@ class DistributionMatching:
         self.iteration = state["iteration"]
 
     def run(self, iterations: int, on_iteration: Callable[[int, Tensor], object] | None = None) -> Tensor:
-        """`iterations` more steps; `on_iteration(done, loss)` is told after each. Returns the synthetic images."""
+        """`iterations` more steps; `on_iteration(done, loss)` is called after each. Returns the synthetic images."""
         for _ in range(iterations):
             loss = self.step()
             if on_iteration is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ddplug.core.figures import PICTURES, figure_of, rounds_figure, save_figure
+from ddplug.core.figures import figure_of, rounds_figure, save_figure
 from ddplug.errors import DataError, InputError
 from ddplug.lab.records import Comparison, Rounds, read_json
 from ddplug.lab.statistics import curve
@@ -51,8 +51,6 @@ def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
         InputError: comparisons and runs are mixed, or the picture is of another kind.
         DataError: nothing is there, or it is something else; matplotlib is missing.
     """
-    if Path(out).suffix not in PICTURES:
-        raise InputError(f"cannot draw '{out}'; a picture's name ends in {', '.join(PICTURES)}.")
     results = {label: _read(path) for label, path in paths.items()}
     kinds = {result["format"] for result in results.values()}
     if len(kinds) > 1:

@@ -159,13 +159,12 @@ class ProxyPool:
 
     def check_draw(self, count: int) -> None:
         """`InputError` if so many different proxies cannot be drawn; nothing is known of a pool that is to come."""
-        if not self.pending and count > len(self):
+        if not self.pending and not 1 <= count <= len(self):
             raise InputError(f"draw must be between 1 and the pool's size, {len(self)}, got {count}.")
 
     def draw(self, count: int, generator: torch.Generator) -> list[Proxy]:
         """`count` different proxies, drawn with `generator` (a CPU generator of the caller's own)."""
-        if not 1 <= count <= len(self):
-            raise ProxyError(f"cannot draw {count} different proxies from a pool of {len(self)}.")
+        self.check_draw(count)
         if len(self) == 1:
             return list(self.proxies)
         order = torch.randperm(len(self), generator=generator)[:count]

@@ -447,7 +447,7 @@ def test_draws_come_from_the_given_generator_only(five: ProxyPool, untouched: No
 
 @pytest.mark.parametrize("count", [0, 6, -1])
 def test_more_proxies_than_there_are_cannot_be_drawn(five: ProxyPool, count: int) -> None:
-    with pytest.raises(ProxyError, match=f"{count} different proxies from a pool of 5"):
+    with pytest.raises(InputError, match=f"between 1 and the pool's size, 5, got {count}"):
         five.draw(count, torch.Generator())
 
 
