@@ -143,7 +143,7 @@ def test_two_handles_on_one_trainer(pool: ddplug.ProxyPool, batch: Batch) -> Non
     plain = trainer.gradient()
     first = ddplug.attach(trainer, LAM, proxies=pool, **QUIET)
     of_views = trainer.gradient() - plain
-    second = ddplug.attach(trainer.optimizer, LAM, proxies=pool, labels=batch[1], **QUIET)
+    second = ddplug.attach(trainer.optimizer, LAM, proxies=pool, labels=batch[1], augment="none", **QUIET)
     both = trainer.gradient()
     first.detach()
     of_images = trainer.gradient() - plain
