@@ -351,7 +351,7 @@ class Regularizer:
 
         Raises:
             InputError: it is of another weight or weighting.
-            InputError: it is not a state of a regulariser, or one of another term, representation, `every`, ... or pool.
+            InputError: it is not a state of a regulariser, or of another term, representation, `every`, ... or pool.
         """
         check_kind(state)
         self._lambda.check(state["weighting"])

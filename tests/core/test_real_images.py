@@ -445,7 +445,7 @@ def test_an_optimizer_has_data_only(
     pool = ddplug.ProxyPool.from_modules([network(7)], input_space=data.space)
     leaf = batch[0].clone().requires_grad_()
     optimizer = torch.optim.SGD([leaf], lr=1.0)
-    with attached(optimizer, pool, [], data=data, labels=batch[1]):
+    with attached(optimizer, pool, [], data=data, labels=batch[1], augment="none"):
         host(leaf).backward()
         optimizer.step()
     same(batch[0] - leaf.detach(), expected(pool, "mim", batch, (seen[-1][0].double(), seen[-1][1])))
