@@ -220,7 +220,7 @@ def attach(
         regularizer.pool.check_data(real.known.name, real.known.fingerprint())
     if regularizer.input_space is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
-    # At weight 0 nothing is put anywhere, but for an augmentation that was asked for, and what an adapter has to do.
+    # At weight 0 nothing is installed, except an augmentation that the user passed and whatever an adapter installs.
     where = place.where
     idle = not regularizer.active and replacement is None and not known
     regularizer.watch.where = where
@@ -261,10 +261,10 @@ def _compiling_anew(undo: Undo) -> Undo:
 
 
 def _counting_steps(trainer: object, watch: Watch, undo: Undo) -> Undo:
-    """Have the steps of the images' optimizer counted, until undone: many steps without a round are told of."""
+    """Count the steps of the images' optimizer until undone, and warn if many pass without a round."""
     try:
         held = weakref.ref(trainer)
-    except TypeError:  # not to be asked about without being kept alive
+    except TypeError:  # no weak reference to it can be made
         return undo
     end = count_steps(watch, lambda optimizer, images: _holds(held(), optimizer, images))
 
@@ -292,11 +292,11 @@ def _configure(known: tuple[str, object], augment: Augment | DSA, inner: Inner) 
         raise HostError(
             f"host {name} augments real and synthetic images itself; augment='kornia' or a DSA is for loops without."
         )
-    asked = {"views": "clean" if augment == "none" else "host", "inner": inner}
+    wanted = {"views": "clean" if augment == "none" else "host", "inner": inner}
     configure = getattr(adapter, "configure", None)
     if configure is not None:
-        configure(**asked)
-    elif asked != {"views": "host", "inner": "one"}:
+        configure(**wanted)
+    elif wanted != {"views": "host", "inner": "one"}:
         raise HostError(f"the adapter of {name} has no options; leave out augment= and inner=.")
 
 

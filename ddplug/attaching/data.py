@@ -13,7 +13,7 @@ from ddplug.datasets.splits import checked, gathered
 from ddplug.datasets.torch_sets import fitting, found_in, space_of
 
 LOOKED_AT = 16
-"""Images that show whether a `Normalize` explains them, without the whole data set being read."""
+"""Number of images by which a `Normalize` is checked, so that the whole data set need not be read."""
 
 
 class RealData:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -324,6 +325,11 @@ def _nothing(*given: Any) -> None:
 
 def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo:
     handles = []
+    if isinstance(module, torch.jit.ScriptModule):
+        raise HostError(
+            f"{type(module).__name__} is compiled by torch.jit, which takes no hooks. Call it in a function or method "
+            "and attach there: at='NAME'."
+        )
     if before is not None:
         handles.append(module.register_forward_pre_hook(ModuleHook(module, before), with_kwargs=True))
     if after is not None:

@@ -1,6 +1,6 @@
 """Rounds where people look for them: CSV, `logging`, TensorBoard, Weights & Biases.
 
-A logger is anything with `write(rounds)` and `close()`. It is told of rounds that have been read from the device, in
+A logger is anything with `write(rounds)` and `close()`. Rounds that have been read from the device are passed to it, in
 blocks, so that it makes nobody wait: the host has logged later steps by then. Under torch.distributed, log in one
 process.
 """

@@ -393,6 +393,8 @@ class Regularizer:
             self.pool.check(views, self.input_space)
             return Call(views.detach(), labels.detach())
         check_labels(labels, len(views))
+        # A copy, as hosts refill one buffer of labels before the backward pass reads them.
+        labels = labels.detach().to(torch.int64, copy=True)
         if labels.device.type == "cpu":
             check_not_negative(labels)  # raises where the label was passed, not in the backward pass
             self.pool.check_classes(labels)
@@ -400,8 +402,6 @@ class Regularizer:
         if not self._probed:
             self._probe(views, labels)
             self._probed = True
-        # A copy, as hosts refill one buffer of labels before the backward pass reads them.
-        labels = labels.detach().clone()
         return Call(views.detach(), labels, self.real.given(real, labels))
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:

@@ -72,6 +72,7 @@ class CMIMetric(Metric):
         if not len(features):  # as a process may have it that lacks a share of the last batch
             return
         check_labels(labels, len(features))
+        labels = labels.to(torch.int64)
         if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise InputError(
                 f"got labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {self.num_classes - 1}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ddplug.datasets.spaces import SPELLINGS, AnySpace, named_space
 from ddplug.errors import InputError, ProxyError
+from ddplug.proxies.draws import drawing
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.utils.digest import short_sha256
@@ -60,7 +62,7 @@ class ProxyPool:
         if names is not None and len(names) != len(modules):
             raise ProxyError(f"got {len(names)} names for {len(modules)} networks, expected one each.")
         names = names or [f"{type(module).__name__}-{i}" for i, module in enumerate(modules)]
-        proxies = [Proxy(copy.deepcopy(m), head, name) for m, name in zip(modules, names, strict=True)]
+        proxies = [Proxy(_copied(m), head, name) for m, name in zip(modules, names, strict=True)]
         info = info or PoolInfo()
         if input_space is not None:
             if isinstance(input_space, str):
@@ -220,19 +222,19 @@ class ProxyPool:
         return short_sha256(proxy.digest().encode() for proxy in self.proxies)
 
     def probe(self, images: Tensor, input_space: AnySpace | None, representation: Representation) -> None:
-        """Show one of `images` to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
+        """Show a batch to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
 
         A proxy that is broken, or of another kind of images, is best found out before it is relied on.
         """
         with torch.no_grad():
-            image = self.prepare(images.detach()[:1], input_space)
+            # Two images, as some code draws for batches only, and a copy, as some changes its input.
+            image = self.prepare(torch.cat([images.detach()[:1]] * 2), input_space)
             for proxy in self.proxies:
-                before = _random_state(image.device)
-                features = proxy(image, representation)
-                if not torch.equal(before, _random_state(image.device)):
+                features, drew = drawing(partial(proxy, image, representation), image.device)
+                if drew:
                     raise ProxyError(
-                        f"proxy '{proxy.name}' draws random numbers even in eval mode, from the generator that is the "
-                        "host's; dropout called as a function does so. Make it respect eval mode."
+                        f"proxy '{proxy.name}' draws random numbers even in eval mode, from {drew}'s generator, which "
+                        "is the host's; dropout called as a function does so. Make it respect eval mode."
                     )
                 if bool(torch.isfinite(image).all() & ~torch.isfinite(features).all()):
                     raise ProxyError(
@@ -315,8 +317,10 @@ def scheme_of(given: str) -> str | None:
     return name if colon and name.isalnum() and len(name) > 1 else None
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.default_generator.get_state()
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of `module`, whose weights may be computed anew in each pass, as by the old `weight_norm`."""
+    held = [value for each in module.modules() for value in vars(each).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in held if not value.is_leaf})
 
 
 def _channels(network: nn.Module) -> int | None:

@@ -144,9 +144,11 @@ class Proxy:
         Raises `ProxyError` if the network does not take such images, its head is not where it was said to be, or it
         cannot be told what positions there are to pool.
         """
+        seen = images.to(self.dtype)
+        version = None if seen.is_inference() else seen._version
         try:
             with layers(images.device, precision):
-                features = self._read(images.to(self.dtype), representation)
+                features = self._read(seen, representation)
         except Exception as error:  # what a network raises for images it was not made for is its own affair
             if isinstance(error, DDPlugError) or out_of_memory(error):
                 raise
@@ -155,6 +157,11 @@ class Proxy:
                 f"{tuple(images.shape)} ({type(error).__name__}: {_first_line(error)}). Use proxies trained on images "
                 "of this size and number of channels."
             ) from error
+        if version is not None and seen._version != version:
+            raise ProxyError(
+                f"proxy '{self.name}' ({type(self.network).__name__}) changes its input in place, which is the host's. "
+                "Have its first layer work on a copy: inplace=False."
+            )
         if len(features) != len(images):
             raise ProxyError(
                 f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "

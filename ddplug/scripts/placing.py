@@ -18,7 +18,7 @@ from ddplug.hosting.script import Source
 from ddplug.scripts.sources import File, Function, find_module, folders_of, of_tree, read
 
 NAMES = re.compile(r"(diff(erentiable)?_?)?aug(ment(ation)?)?s?(_?(fn|images?|imgs?|views?|batch))?|dsa", re.IGNORECASE)
-"""What augmentations are usually called, functions and classes."""
+"""Usual names of augmentations, functions and classes."""
 CALLED = ("__call__", "forward")
 """Methods by which an object is called."""
 OURS = "_ddplug_place_{}"

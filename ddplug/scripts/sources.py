@@ -13,12 +13,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
 
 LEVELS = 3
-"""How many folders above a script are looked in for its modules: many scripts put `..` on their search path."""
+"""Number of folders above a script that are searched for its modules; many scripts put `..` on their path."""
 
 
 @dataclass(frozen=True, eq=False)
 class File:
-    """A Python file, and which functions and classes it defines, by their names joined by dots."""
+    """A Python file, and the functions and classes that it defines, by dotted names."""
 
     path: Path
     tree: ast.Module

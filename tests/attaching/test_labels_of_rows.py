@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import ddplug
 from attaching.loop import LAM, Batch, attach
+from ddplug.attaching.held import Held
+from ddplug.attaching.images import Images
+from ddplug.attaching.labels import LabelReader
 
 pytestmark = pytest.mark.numerical
 
@@ -353,6 +357,32 @@ def test_a_checkpointed_step(pool: ddplug.ProxyPool, batch: Batch, reentrant: bo
                 checkpoint(step, host.images, use_reentrant=False)
             assert len(calls) == 1
         handle.regularizer.watch.expect("never acts")
+
+
+class Ops(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("select", [lambda x: x[4:], lambda x: x[ROWS], lambda x: torch.cat([x[MASK], x[ROWS]]) * 2.0])
+def test_a_device_is_not_waited_for(batch: Batch, select: Callable[[Tensor], Tensor]) -> None:
+    """After the first call of a kind."""
+    host = Host(batch)
+    reader = LabelReader(Images(Held(host)), None, Held(host), "Host.augment")
+    for _ in range(2):
+        images = select(host.images)
+        views = host.augment(images)
+        with Ops() as ops:
+            assert reader.read(images, views, None) is not None
+    assert "arange" in ops.seen
+    assert not {"_local_scalar_dense", "is_nonzero", "equal", "nonzero"} & set(ops.seen)
 
 
 def test_labels_are_copied_when_the_call_is_made(pool: ddplug.ProxyPool, batch: Batch) -> None:

@@ -1,0 +1,62 @@
+"""Random numbers that a function draws from generators that are not its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+T = TypeVar("T")
+TRIES = 3
+"""Calls after each of which a state must have moved; another thread draws from the same generators now and then."""
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices draws from torch's own generators in this thread."""
+
+    seen = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The operation as it is."""
+        if torch.Tag.nondeterministic_seeded in func.tags and not any(
+            isinstance(each, torch.Generator) for each in (*args, *(kwargs or {}).values())
+        ):
+            self.seen = True
+        return func(*args, **(kwargs or {}))
+
+
+def drawing(function: Callable[[], T], device: torch.device) -> tuple[T, str]:
+    """Return `function()`, and the name of the library whose own generator it draws from, or an empty string."""
+    states = _torch(device)
+    with _Draws() as draws:  # type: ignore[no-untyped-call]
+        result = function()
+    # An operation that may draw need not, as attention without dropout; and a state may move by another thread.
+    if draws.seen and states != _torch(device):
+        return result, "torch"
+    for library, state in (("Python", random.getstate), ("NumPy", _numpy)):
+        for _ in range(TRIES):
+            before = state()
+            result = function()
+            if state() == before:
+                break
+        else:
+            return result, library
+    return result, ""
+
+
+def _torch(device: torch.device) -> list[bytes]:
+    states = [torch.default_generator.get_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return [state.numpy().tobytes() for state in states]
+
+
+def _numpy() -> object:
+    state: Any = np.random.get_state()
+    return state[1].tobytes(), state[2:]
