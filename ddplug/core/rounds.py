@@ -369,7 +369,7 @@ class RoundKeeper:
                 self.watch.warn(
                     "hooks",
                     "a hook on the images' gradient sees it in two parts in a round of several backward passes: the "
-                    "host's, and at the end the regulariser's. What it computes of each, a norm say, is not of both.",
+                    "host's, and at the end the regulariser's. A norm that it computes is that of one part.",
                 )
             sources, arrived = [call.source for call in calls], [call.host_grad for call in calls]
             before = self._start_round(calls)

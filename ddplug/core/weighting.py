@@ -170,7 +170,7 @@ class SustainedLambda(MeasuredLambda):
         super().__init__(share, rounds)
         self.first: float | None = None
         """The first lambda."""
-        self._told = False
+        self._bound_announced = False
         """True if it was announced that lambda has reached its bound."""
 
     @property
@@ -188,8 +188,8 @@ class SustainedLambda(MeasuredLambda):
             return f"lambda = {lam:.6g} for now, measured anew every {self.rounds} rounds"
         limit = BOUND * self.first
         self.lam = min(lam, limit)
-        if lam > limit and not self._told:
-            self._told = True
+        if lam > limit and not self._bound_announced:
+            self._bound_announced = True
             return f"lambda = {limit:.6g}, {BOUND:g} times the first, and grows no further"
         return None
 
