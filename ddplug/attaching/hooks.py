@@ -1,4 +1,4 @@
-"""Putting something before or after a callable that belongs to somebody else, and taking it away without a trace.
+"""Interception of a callable of the host, which leaves no trace when undone.
 
 Functions and methods are replaced on their owner; an `nn.Module` keeps its place and gets torch's own hooks, so that
 no object of the user's is ever wrapped in another type.
@@ -117,7 +117,7 @@ def intercept(
 
 
 class Interception:
-    """The change to the calls of one place of one owner; it belongs to no copy of that owner.
+    """Interception of the calls of one attribute of one owner. Copies of the owner are not intercepted.
 
     The calls that an intercepted callable makes of itself are not intercepted.
     """
@@ -144,7 +144,7 @@ class Interception:
             self._within.call = False
 
     def around(self, target: Any) -> Any:
-        """The callable to use in the place of `target`; an object of a Python class is itself, its calls changed."""
+        """Return what replaces `target`. An object of a Python class stays itself, and its calls are intercepted."""
         if not callable(target):
             return target
         if _is_object(target):
@@ -156,7 +156,7 @@ class Interception:
         return self._made
 
     def stop(self) -> None:
-        """Restore what was changed on the way."""
+        """Undo all changes."""
         self.active, self._made = False, None
         while self._undo:
             self._undo.pop()()
@@ -166,7 +166,7 @@ class Interception:
 
 
 class Intercepted:
-    """A callable in the place of somebody's own, which it calls, and whose attributes it has; switched off, no more.
+    """A callable that replaces a callable of the host. It calls the host's, and has its attributes.
 
     Copies and pickles of the owner get the owner's own callable: what is attached to one trainer is not to its copy.
     """
@@ -190,7 +190,7 @@ class Intercepted:
 
 
 class Attribute:
-    """A class's attribute `name` while some of its instances are intercepted there; for all others it is as before.
+    """The attribute `name` of a class of which some instances are intercepted. It changes nothing for the others.
 
     The instances keep what they hold, so that copies have their own, and a callable put there later is intercepted too.
     """
@@ -298,7 +298,7 @@ def _put_back(kind: type, name: str, before: Any) -> None:
 
 
 class ModuleHook:
-    """A hook of one module, which on copies of that module, as `copy.deepcopy` and pickle make them, does nothing.
+    """A hook of one module, which does nothing on copies of that module, as `copy.deepcopy` and pickle make them.
 
     The replicas that `nn.DataParallel` makes for each forward pass are the module itself, on another device.
     """
@@ -320,7 +320,7 @@ def _itself(given: Any) -> Any:
 
 
 def _nothing(*given: Any) -> None:
-    """A hook that leaves everything as it is."""
+    """Hook of a copied module, which changes nothing."""
 
 
 def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo:

@@ -90,7 +90,10 @@ class _Probe:
         self._sizes = [math.prod(lead(leaf)) for leaf in leaves]
         self.count = sum(self._sizes)
         # Of both signs, and no two alike, so that nothing cancels.
-        noise = torch.rand(views.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5
+        noise = (
+            torch.rand(views.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+            - 0.5
+        )
         self._noise = noise.to(views.device, views.dtype)
 
     def touched(self, chosen: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class DSA(nn.Module):
         if not ops:
             return ()
         # The generator is on the CPU, so item() waits for no device.
-        return (ops[int(torch.randint(len(ops), (1,), generator=self._generator).item())],)
+        return (ops[int(torch.randint(len(ops), (1,), generator=self._generator, device="cpu").item())],)
 
     def _draw_one(self, op: str, rows: int, size: tuple[int, int]) -> dict[str, Any]:
         match op:
@@ -164,12 +164,12 @@ class DSA(nn.Module):
                 return {"rotate": self._uniform(-self.rotate, self.rotate, rows)}
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=self._generator, dtype=torch.float32)
+        return low + (high - low) * torch.rand(shape, generator=self._generator, dtype=torch.float32, device="cpu")
 
     def _whole(self, lowest: list[int], highest: list[int], rows: int) -> Tensor:
         """Whole numbers (rows, 2), uniform between `lowest` and `highest` inclusive on each axis."""
         pairs = [
-            torch.randint(low, high + 1, (rows,), generator=self._generator)
+            torch.randint(low, high + 1, (rows,), generator=self._generator, device="cpu")
             for low, high in zip(lowest, highest, strict=True)
         ]
         return torch.stack(pairs, dim=1)

@@ -189,7 +189,7 @@ class Estimator:
         present, of = torch.unique(every, return_inverse=True)
         if len(present) <= self.classes:
             return None
-        drawn = torch.randperm(len(present), generator=self.class_generator)[: self.classes]
+        drawn = torch.randperm(len(present), generator=self.class_generator, device="cpu")[: self.classes]
         of_drawn = torch.isin(of, drawn.to(of.device))
         some = of_drawn[own].nonzero().flatten()
         # A class's sum counts 1/n in the mean over all n images, but 1/m in that over the m drawn.

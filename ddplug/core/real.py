@@ -79,7 +79,7 @@ class RealImages:
         passing, self._passing = self._passing, None
         if real is not None:
             images, classes = real
-            classes = torch.as_tensor(classes)
+            classes = classes if isinstance(classes, Tensor) else torch.as_tensor(classes, device="cpu")
             check_labels(classes, len(images))
             return RealBatch(images.detach().clone(), classes.clone())
         if passing is None:
@@ -129,7 +129,7 @@ class RealImages:
     def _fixed_sample(self, data: ImageData) -> RealBatch:
         """Images of all classes, each once, and all of a class that has no more; equal in every run, with any seed."""
         labels = data.train_labels.cpu()
-        shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_FIXED))
+        shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_FIXED), device="cpu")
         return self._chosen(data, shuffled[ByClass(labels[shuffled]).first(PER_CLASS)])
 
     def _sample(self, data: ImageData, classes: Tensor) -> RealBatch:

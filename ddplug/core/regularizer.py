@@ -384,7 +384,7 @@ class Regularizer:
 
     def _checked(self, views: Tensor, labels: Tensor, real: tuple[Tensor, Tensor] | None = None) -> Call:
         """A call on views and labels that CMI can be estimated on."""
-        labels = torch.as_tensor(labels)
+        labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
         self.processes.check()
         if self.processes.together and not self._keeper.common:
             common = {**self.settings(), "weight": self.weight, "weighting": self.weighting.kind}

@@ -71,7 +71,7 @@ class MeasuredLambda:
         self.factor = 1.0
         """Inner steps of a host's unrolled loop for each that the layer sees. Lambda is multiplied by it, the recorded
         share is divided by it."""
-        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._sums = torch.zeros(2, dtype=torch.float64, device="cpu")
         """The squared norms of the passage under way: the host's, CMI's."""
         self._passages: tuple[Tensor, ...] = ()
         """The sums of the complete passages; replaced, never written to."""
@@ -151,8 +151,8 @@ class MeasuredLambda:
         self.check(state)
         self.lam, self._complete = state["lam"], state["complete"]
         self._measured = None
-        self._sums = torch.tensor(state["sums"], dtype=torch.float64)
-        self._passages = tuple(torch.tensor(held, dtype=torch.float64) for held in state["passages"])
+        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device="cpu")
+        self._passages = tuple(torch.tensor(held, dtype=torch.float64, device="cpu") for held in state["passages"])
         self.factor = state.get("factor", self.factor)
 
 

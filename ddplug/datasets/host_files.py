@@ -58,7 +58,7 @@ def beside(path: Path) -> Beside:
     if isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point() and labels.numel():
         images, kinds = labels.shape
         if images % kinds == 0:
-            classes = torch.arange(kinds).repeat_interleave(images // kinds)
+            classes = torch.arange(kinds, device="cpu").repeat_interleave(images // kinds)
         if not are_probabilities(labels):
             labels = labels.detach().float().softmax(1)
     rate = path.with_name(f"{before}lr_{name}")

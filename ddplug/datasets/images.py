@@ -329,10 +329,10 @@ def _digits(size: int | None) -> ImageData:
     if size is not None and size != 8:
         images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     generator = torch.Generator().manual_seed(0)
-    in_test = torch.zeros(len(labels), dtype=torch.bool)
+    in_test = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for label in range(10):
         members = (labels == label).nonzero().flatten()
-        in_test[members[torch.randperm(len(members), generator=generator)[: len(members) // 3]]] = True
+        in_test[members[torch.randperm(len(members), generator=generator, device="cpu")[: len(members) // 3]]] = True
     space = _measured_space(images[~in_test])
     return ImageData(
         name="digits",
@@ -392,7 +392,7 @@ def _normalized(name: str, splits: tuple[Split, Split]) -> ImageData:
 
 def _in_space(pixels: Tensor, space: InputSpace) -> Tensor:
     """Bytes (n, c, h, w) as float32 in `space`; piece by piece, so that a large set is in memory once."""
-    images = torch.empty(pixels.shape)
+    images = torch.empty(pixels.shape, dtype=torch.float32, device="cpu")
     for piece, target in zip(torch.split(pixels, 4096), torch.split(images, 4096), strict=True):
         target.copy_(space.from_unit(piece.float() / 255))
     return images

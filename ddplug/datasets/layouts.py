@@ -56,7 +56,9 @@ def torchvision_splits(reader_name: str, folder: Path) -> tuple[Split, Split]:
             "(train/CLASS/*.png, test/CLASS/*.png)."
         ) from error
     names = tuple(train.classes)
-    first, second = (Split(_channels_first(part.data), torch.tensor(part.targets), names) for part in (train, test))
+    first, second = (
+        Split(_channels_first(part.data), torch.tensor(part.targets, device="cpu"), names) for part in (train, test)
+    )
     return first, second
 
 
@@ -110,8 +112,8 @@ def image_folder(where: Path, progress: bool) -> tuple[Split, Split] | None:
     if any(image.ndim == 3 for image in decoded):  # grey files among coloured ones become three equal channels
         decoded = [image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in decoded]
     pixels = _channels_first(np.stack(decoded))
-    labels = torch.tensor([label for _, label in origin])
-    in_test = torch.tensor([part == 1 for part, _ in origin]) if split else drawn_test(labels, names)
+    labels = torch.tensor([label for _, label in origin], device="cpu")
+    in_test = torch.tensor([part == 1 for part, _ in origin], device="cpu") if split else drawn_test(labels, names)
     return Split(pixels[~in_test], labels[~in_test], names), Split(pixels[in_test], labels[in_test], names)
 
 

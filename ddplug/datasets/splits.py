@@ -28,7 +28,7 @@ def gathered(data: Any) -> tuple[Tensor, Tensor]:
             images, labels = held
             return images, torch.as_tensor(labels)
         pairs = items(data)
-        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs], device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"no images and labels could be made of {type(data).__name__} ({str(error).partition(chr(10))[0]}); "
@@ -74,11 +74,11 @@ def drawn_test(labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
     Drawn by a generator of its own, the same ones every time. Raises `DataError` if a class has only one image.
     """
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for label, name in enumerate(class_names):
         members = (labels.cpu() == label).nonzero().flatten()
         if len(members) == 1:
             raise DataError(f"class {name!r} has one image, which cannot train and test; give a test split: test=...")
-        order = torch.randperm(len(members), generator=generator)
+        order = torch.randperm(len(members), generator=generator, device="cpu")
         chosen[members[order[: max(1, len(members) // 10)]]] = True
     return chosen.to(labels.device)

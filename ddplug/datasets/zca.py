@@ -201,7 +201,7 @@ def _inverse(whiten: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def _undoes(unwhiten: Tensor, whiten: Tensor) -> bool:
     """Return True if unwhitening undoes whitening on a few images; False for non-finite numbers."""
     random = torch.Generator().manual_seed(0)
-    images = torch.rand(8, len(whiten), generator=random).to(whiten)
+    images = torch.rand(8, len(whiten), generator=random, dtype=torch.float32, device="cpu").to(whiten)
     return bool(((images @ whiten @ unwhiten - images).abs().amax() <= 1e-2).item())
 
 

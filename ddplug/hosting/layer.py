@@ -127,7 +127,7 @@ class Layer:
         self.save_when_due()
         chosen = views[first:] if first else views
         if not isinstance(labels, Tensor):
-            labels = torch.full((len(chosen),), labels)
+            labels = torch.full((len(chosen),), labels, device="cpu")
         if first or real is not None:
             self.regularizer.real.passed(views[:first] if real is None else real, None)
         chosen = self.regularizer(chosen, labels)
@@ -138,7 +138,7 @@ class Layer:
         if step is None or self.inner == "all" or self.steps == 1:
             return True
         if step == 0 and self.inner == "one":
-            self._chosen = int(torch.randint(self.steps, (), generator=self._generator))
+            self._chosen = int(torch.randint(self.steps, (), generator=self._generator, device="cpu"))
         return step == self._chosen
 
     @property

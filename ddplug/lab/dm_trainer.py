@@ -69,7 +69,7 @@ class DistributionMatching:
         self.dsa = DSA(strategy, seed=seed)
         start, self.labels = random_real(self.data, ipc, self.generator)
         if check_init(init) == "noise":
-            start = torch.randn(start.shape, generator=self.generator).to(start)
+            start = torch.randn(start.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(start)
         self.images = start.clone().requires_grad_()
         self.optimizer = torch.optim.SGD([self.images], lr=lr, momentum=0.5)
         self.iteration = 0
@@ -153,7 +153,7 @@ class DistributionMatching:
     def _random_network(self) -> Callable[[Tensor], Tensor]:
         channels, height, width = self.data.shape
         given = {"num_classes": self.data.num_classes, "channels": channels, "size": (height, width), **self.options}
-        with seeded(int(torch.randint(2**62, (), generator=self.generator))):
+        with seeded(int(torch.randint(2**62, (), generator=self.generator, device="cpu"))):
             network = build(self.architecture, **given)
         assert isinstance(network, Network)
         return network.to(self.images.device).requires_grad_(False).embed

@@ -140,7 +140,7 @@ def nearest(features: Tensor, points: Tensor) -> Tensor:
     for centre in range(len(points)):
         distances[chosen, centre] = torch.inf
         chosen.append(int(distances[:, centre].argmin()))
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device="cpu")
 
 
 @torch.no_grad()

@@ -91,9 +91,9 @@ def fit(
 
     batches = math.ceil(len(images) / batch_size)
     for epoch in range(done, epochs):
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        layer_seed = int(torch.randint(2**62, (), generator=generator))
-        total = torch.zeros((), device=device)
+        order = torch.randperm(len(images), generator=generator, device="cpu").to(images.device)
+        layer_seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        total = torch.zeros((), dtype=torch.float32, device=device)
         if loss_of is not None:
             loss_of.begin_epoch(net, images, labels)
         net.train()

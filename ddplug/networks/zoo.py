@@ -111,6 +111,23 @@ def build(architecture: str, **options: Any) -> nn.Module:
 
     Raises `ProxyError` for an unknown name, for options that the network does not have, and for impossible ones.
     """
+    with plain_defaults():
+        return _built(architecture, options)
+
+
+@contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Within, tensors are made in fp32 on the CPU unless another is named, whatever defaults the host has set."""
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _built(architecture: str, options: dict[str, Any]) -> nn.Module:
     if architecture.startswith(LIBRARIES):
         return build_from_library(architecture, options)
     if architecture not in _REGISTRY:

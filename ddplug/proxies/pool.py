@@ -169,7 +169,7 @@ class ProxyPool:
         self.check_draw(count)
         if len(self) == 1:
             return list(self.proxies)
-        order = torch.randperm(len(self), generator=generator)[:count]
+        order = torch.randperm(len(self), generator=generator, device="cpu")[:count]
         return [self.proxies[i] for i in order.tolist()]
 
     def check(self, images: Tensor, space: AnySpace | None) -> None:

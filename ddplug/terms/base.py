@@ -192,7 +192,7 @@ def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:
 
     Classes may have any sizes, any names (non-negative integers) and any order.
     """
-    labels = torch.as_tensor(labels)
+    labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
     check_labels(labels, rows)
     # Where the labels are: on a GPU the number of classes is waited for, which labels on the CPU spare us.
     classes, index, counts = torch.unique(labels.to(torch.int64), return_inverse=True, return_counts=True)

@@ -147,7 +147,7 @@ class Processes:
         """The `rows`, (n, ...), of all processes in their order, and where among them those of this one are."""
         if not self.pooled:
             return rows, slice(None)
-        sizes = [int(size) for size in self._all(torch.tensor([len(rows)]))]
+        sizes = [int(size) for size in self._all(torch.tensor([len(rows)], device="cpu"))]
         # All send as many, as not every backend takes parts of different sizes.
         sent = rows.new_zeros(max(sizes), *rows.shape[1:])
         sent[: len(rows)] = rows
