@@ -71,7 +71,11 @@ class Handle:
         return self.regularizer.lam
 
     def detach(self) -> None:
-        """Restore the host exactly; idempotent. Warns if the regulariser never came into action."""
+        """Restore the host exactly, and announce how many steps of the images had CMI; idempotent.
+
+        Warns if the regulariser never came into action. Raises `HostError`, at the end, if an optimizer stepped the
+        images all the same: these are the host's alone.
+        """
         if self._undo is None:
             return
         undo, self._undo = self._undo, None
@@ -79,7 +83,21 @@ class Handle:
         undo()
         while self._logs:
             self._logs.pop()()
-        self.regularizer.watch.report()
+        watch, rounds = self.regularizer.watch, self.regularizer.rounds
+        if rounds:
+            of = f" of {watch.steps}" if watch.steps else ""
+            share = next(
+                (f", share {r.share:.3g} at the last" for r in reversed(self.history) if r.share is not None), ""
+            )
+            self.regularizer.announce(f"ddplug: CMI acted in {rounds}{of} steps of the images at {self.where}{share}")
+        elif watch.steps and watch.expects_action and watch.due("never acts"):
+            watch.expect("never acts")
+            raise HostError(
+                f"an optimizer took {watch.steps} steps of the images, and CMI was added in none: no backward pass came "
+                f"through {self.where}. The images are the host's alone. Attach where they pass, at='NAME', or to the "
+                "optimizer that steps them."
+            )
+        watch.report()
 
     def round(self) -> AbstractContextManager[None]:
         """All backward passes within are one round; see `Regularizer.round`."""

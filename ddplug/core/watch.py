@@ -38,7 +38,9 @@ class Watch:
         self.expects_action = False
         """True if a program without a round is a mistake: after the first call, or once attached."""
         self._warned: set[str] = set()
-        self._untouched = self._lost = self._steps = self._cut = 0
+        self._untouched = self._lost = self._cut = 0
+        self.steps = 0
+        """Steps of the host's images by optimizers of which ddplug knows that they hold these only."""
         self._single: set[int] | None = set()
         self._process = os.getpid()
         _WATCHES.add(self)
@@ -56,6 +58,10 @@ class Watch:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(text, DDPlugWarning, stacklevel=2)
+
+    def due(self, about: str) -> bool:
+        """Return True if nothing was said `about` that yet."""
+        return about not in self._warned
 
     def expect(self, about: str) -> None:
         """Do not warn `about` something that is intended."""
@@ -86,8 +92,8 @@ class Watch:
 
     def stepped(self) -> None:
         """Count a step of the optimizer of the host's images."""
-        self._steps += 1
-        if self._steps == STEPS and not self.rounds:
+        self.steps += 1
+        if self.steps == STEPS and not self.rounds:
             self.warn(
                 "never acts",
                 f"the optimizer of the images took {STEPS} steps, and CMI was never added: no backward pass came "
