@@ -93,8 +93,8 @@ class Handle:
         elif watch.steps and watch.expects_action and watch.due("never acts"):
             watch.expect("never acts")
             raise HostError(
-                f"an optimizer took {watch.steps} steps of the images, and CMI was added in none: no backward pass came "
-                f"through {self.where}. The images are the host's alone. Attach where they pass, at='NAME', or to the "
+                f"an optimizer took {watch.steps} steps of the images, and CMI was added in none: no backward pass "
+                f"came through {self.where}. The images are the host's alone. Attach where they pass, at='NAME', or to the "
                 "optimizer that steps them."
             )
         watch.report()

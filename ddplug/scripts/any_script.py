@@ -43,7 +43,7 @@ ADVICE = (
     f"set or for each view, or {OPTION} calls:K if each call is on one of K classes after the other."
 )
 OLD_NAMES = ("int", "float", "bool", "object", "complex")
-"""What NumPy once had of Python's own types."""
+"""Names of Python types that NumPy had once."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Unpatched:
 
     @property
     def name(self) -> str:
-        """In messages."""
+        """Name for messages."""
         return self.script.name
 
     def read(self) -> dict[Path, File]:
@@ -105,7 +105,7 @@ def run_unpatched(
     input_space: str | None = None,
     **flags: Any,
 ) -> None:
-    """Run the script with the layer in, and say afterwards what it did.
+    """Run the script with the layer in it, and print what the layer did.
 
     Args:
         given: the script, and where the layer goes.
@@ -116,7 +116,7 @@ def run_unpatched(
         flags: values by the names in `ddplug.core.flags.FLAGS`.
 
     Raises:
-        HostError: no such place, labels that cannot be told, or the layer never came into action.
+        HostError: there is no such place, the labels are unknown, or the layer never acted.
         InputError, ProxyError: options that mean nothing, or no pool.
     """
     files = given.read()
@@ -194,12 +194,12 @@ class _LayerAtCalls(Names):
         self._calls = 0
 
     @property
-    def said(self) -> dict[str, str]:
+    def sources_of_labels(self) -> dict[str, str]:
         """Source of the labels by the place of the calls."""
         return {where: reader.source for where, reader in self._readers.items()}
 
     def setting(self, args: Any) -> tuple[str, str, int]:
-        """Images per class are not known."""
+        """Host, data set and images per class, of which the last is unknown (0)."""
         return self.name, self.regularizer.pool.info.dataset or "", 0
 
     def record(self, args: Any, context: Mapping[str, Any]) -> Path:
@@ -258,7 +258,7 @@ def _passed(call: Call) -> Tensor | None:
 
 
 def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Sequence[Place]) -> None:
-    """Say what was done, and where; `HostError` if that is nothing, or the labels were counted wrongly."""
+    """Print where the layer acted; `HostError` if it never did, or if the number of calls does not fit the classes."""
     untouched = sum(at.untouched.values())
     if not at.synthetic:
         raise HostError(
@@ -269,7 +269,7 @@ def _report(given: Unpatched, at: ViewCalls, layer: _LayerAtCalls, places: Seque
         )
     rounds = layer.layer.rounds if layer.layer is not None else 0
     for (place, where), count in at.synthetic.items():
-        read = layer.said.get(where, "not read")
+        read = layer.sources_of_labels.get(where, "not read")
         say(f"ddplug: {place}, called at {where} on synthetic images {count} times; labels: {read}")
     if not rounds:
         raise HostError(

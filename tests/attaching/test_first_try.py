@@ -334,3 +334,27 @@ def test_one_line_for_a_lightning_module_with_manual_optimization() -> None:
     with ddplug.attach(module, weight=0.1) as handle:
         lightning.Trainer(accelerator="cpu", max_steps=STEPS, max_epochs=-1, **quiet).fit(module)
     assert [entry.images for entry in handle.history] == [COUNT] * STEPS
+
+
+def test_the_end_says_in_how_many_steps_cmi_acted(capsys: pytest.CaptureFixture[str]) -> None:
+    """A trainer whose augmentation never sees the images ends with an error, not with the host's images in silence."""
+    trainer = DistributionMatching()
+    with ddplug.attach(trainer, weight=0.1):
+        trainer.train()
+    said = f"CMI acted in {STEPS} of {STEPS} steps of the images at DistributionMatching.augment, share"
+    assert said in capsys.readouterr().out
+
+    class Elsewhere(DistributionMatching):
+        def train(self, steps: int = STEPS) -> Tensor:
+            for _ in range(steps):
+                self.opt.zero_grad()
+                self.net(self.syn).square().sum().backward()
+                self.opt.step()
+            return self.syn.detach()
+
+    elsewhere = Elsewhere()
+    handle = ddplug.attach(elsewhere, weight=0.1)
+    elsewhere.train()
+    with pytest.raises(ddplug.errors.HostError, match=f"took {STEPS} steps of the images, and CMI was added in none"):
+        handle.detach()
+    assert not handle.attached
