@@ -94,8 +94,8 @@ class Handle:
             watch.expect("never acts")
             raise HostError(
                 f"an optimizer took {watch.steps} steps of the images, and CMI was added in none: no backward pass "
-                f"came through {self.where}. The images are the host's alone. Attach where they pass, at='NAME', or to the "
-                "optimizer that steps them."
+                f"came through {self.where}. The images are the host's alone. Attach where they pass, at='NAME', or to "
+                "the optimizer that steps them."
             )
         watch.report()
 
