@@ -6,7 +6,6 @@ no object of the user's is ever wrapped in another type.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 import types
@@ -33,7 +32,7 @@ _HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def resolve(owner: object, path: str) -> tuple[object, str]:
-    """The object that holds the last name of a dotted `path`, and that name; `HostError` if there is no such."""
+    """Return the object that holds the last name of a dotted `path`, and that name; `HostError` if it has no such."""
     *parents, name = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent, _MISSING)
@@ -101,34 +100,32 @@ def intercept(
         )
     target = getattr(owner, name)
     replaced = target.__dict__.get("forward") if isinstance(target, nn.Module) else target
-    held = getattr(target, "__dict__", {}).get(_CALL)
-    taken = isinstance(replaced, Intercepted) or (held is not None and held.owner() is target)
+    taken = isinstance(replaced, Intercepted) or _intercepts(target, _CALL) is not None
     if taken or (isinstance(target, nn.Module) and target in _HOOKED):
         raise HostError(
             f"ddplug is already attached at {type(owner).__name__}.{name}; detach() that handle first, so that CMI is "
             "not counted twice."
         )
     if not isinstance(target, nn.Module):
-        return _replace(owner, name, before, instead, after)
+        return _replace(owner, name, Interception(before, instead, after))
     if instead is None:
         return _hook(target, before, after)
     # Torch has no hook in the place of a call; its own `forward` can be overridden on the instance, and is put back.
-    return _replace(target, "forward", before, instead, after)
+    return _replace(target, "forward", Interception(before, instead, after))
 
 
 class Interception:
-    """Interception of the calls of one attribute of one owner. Copies of the owner are not intercepted.
+    """Interception of the calls of one attribute of one owner.
 
     The calls that an intercepted callable makes of itself are not intercepted.
     """
 
-    def __init__(self, owner: object, before: Before | None, instead: Instead | None, after: After | None) -> None:
-        self.owner = _reference(owner)
+    def __init__(self, before: Before | None, instead: Instead | None, after: After | None) -> None:
         self._before, self._instead, self._after = before, instead, after
-        self.active = True
         self._within = threading.local()
         self._made: Intercepted | None = None
-        self._undo: list[Undo] = []
+        self.active = True
+        self.undo: list[Undo] = []
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call of `target`, intercepted."""
@@ -148,8 +145,8 @@ class Interception:
         if not callable(target):
             return target
         if _is_object(target):
-            if (found := vars(target).get(_CALL)) is None or found.owner() is not target:
-                self._undo.append(_on_class(target, self))
+            if _intercepts(target, _CALL) is None:
+                self.undo.append(_on_class(target, _CALL, self))
             return target
         if self._made is None or self._made._target != target:
             self._made = Intercepted(target, self)
@@ -158,11 +155,8 @@ class Interception:
     def stop(self) -> None:
         """Undo all changes."""
         self.active, self._made = False, None
-        while self._undo:
-            self._undo.pop()()
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _itself, (None,)
+        while self.undo:
+            self.undo.pop()()
 
 
 class Intercepted:
@@ -197,27 +191,24 @@ class Attribute:
 
     def __init__(self, kind: type, name: str) -> None:
         self._kind, self._name, self.users = kind, name, 0
-        self.before = kind.__dict__.get(name, _MISSING)
+        self.before = vars(kind).get(name, _MISSING)
 
     def _of_class(self) -> Any:
-        if self.before is not _MISSING:
-            return self.before
-        for base in self._kind.__mro__[1:]:
-            if self._name in base.__dict__:
-                return base.__dict__[self._name]
-        return _MISSING
+        bases = (vars(base) for base in self._kind.__mro__[1:])
+        inherited = next((names[self._name] for names in bases if self._name in names), _MISSING)
+        return inherited if self.before is _MISSING else self.before
 
     def __get__(self, instance: Any, kind: type | None = None) -> Any:
         held = self._of_class()
-        own = {} if instance is None else vars(instance)
+        own = {} if instance is None or self._name == _CALL else vars(instance)  # Python calls the class's `__call__`
         if self._name in own and not hasattr(type(held), "__set__"):
             value = own[self._name]
         elif held is _MISSING:
             raise AttributeError(f"{self._kind.__name__!r} object has no attribute {self._name!r}")
         else:
             value = held.__get__(instance, kind) if hasattr(type(held), "__get__") else held
-        interception = own.get(_AT + self._name) if type(instance) is self._kind else None
-        return value if interception is None or interception.owner() is not instance else interception.around(value)
+        interception = _intercepts(instance, self._name) if type(instance) is self._kind else None
+        return value if interception is None else interception.around(value)
 
     def __set__(self, instance: Any, value: Any) -> None:
         held = self._of_class()
@@ -234,67 +225,54 @@ class Attribute:
             raise AttributeError(self._name)
 
 
-class _OfObject:
-    """The interception of one object's calls."""
+class _Mark:
+    """The interception of one instance, kept among its attributes. Copies of the instance are not intercepted."""
 
     def __init__(self, owner: object, interception: Interception) -> None:
-        self.owner, self.interception = _reference(owner), interception
+        try:
+            self.owner: Callable[[], object] = weakref.ref(owner)
+        except TypeError:
+            self.owner = lambda: owner
+        self.interception = interception
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _itself, (None,)
 
 
-_AT, _CALL = "__ddplug_at_", "__ddplug_call__"
+_AT, _CALL = "__ddplug_at_", "__call__"
 _NAMES = ("__name__", "__qualname__", "__module__", "__doc__")
 
 
-def _reference(owner: object) -> Callable[[], Any]:
-    try:
-        return weakref.ref(owner)
-    except TypeError:
-        return lambda: owner
+def _intercepts(instance: object, name: str) -> Interception | None:
+    mark = getattr(instance, "__dict__", {}).get(_AT + name)
+    return mark.interception if mark is not None and mark.owner() is instance else None
 
 
 def _is_object(target: object) -> bool:
     """Return True if calls of `target` are of a Python class's `__call__`, on an object with attributes of its own."""
-    call = getattr(type(target), "__call__", None)  # noqa: B004, the class's is wanted
+    call = getattr(type(target), _CALL, None)
     return isinstance(call, types.FunctionType) and hasattr(target, "__dict__") and not isinstance(target, nn.Module)
 
 
-def _on_class(target: Any, interception: Interception) -> Undo:
-    kind: Any = type(target)
-    wrapper: Any = kind.__dict__.get("__call__")
-    if not hasattr(wrapper, _CALL):
-        before, original = kind.__dict__.get("__call__", _MISSING), kind.__call__
-
-        @functools.wraps(original)
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            found = vars(self).get(_CALL)
-            call = original.__get__(self)
-            if found is None or found.owner() is not self:
-                return call(*args, **kwargs)
-            return found.interception.call(call, args, kwargs)
-
-        setattr(wrapper, _CALL, [0, before])
-        kind.__call__ = wrapper
-    count = getattr(wrapper, _CALL)
-    count[0] += 1
-    vars(target)[_CALL] = _OfObject(target, interception)
+def _on_class(owner: object, name: str, interception: Interception) -> Undo:
+    kind = type(owner)
+    found = vars(kind).get(name)
+    attribute = found if isinstance(found, Attribute) else Attribute(kind, name)
+    setattr(kind, name, attribute)
+    attribute.users += 1
+    vars(owner)[_AT + name] = _Mark(owner, interception)
 
     def undo() -> None:
-        vars(target).pop(_CALL, None)
-        count[0] -= 1
-        if count[0] == 0 and kind.__dict__.get("__call__") is wrapper:
-            _put_back(kind, "__call__", count[1])
+        vars(owner).pop(_AT + name, None)
+        attribute.users -= 1
+        if attribute.users or vars(kind).get(name) is not attribute:
+            return
+        if attribute.before is _MISSING:
+            delattr(kind, name)
+        else:
+            setattr(kind, name, attribute.before)
 
     return undo
-
-
-def _put_back(kind: type, name: str, before: Any) -> None:
-    if before is _MISSING:
-        delattr(kind, name)
-    else:
-        setattr(kind, name, before)
 
 
 class ModuleHook:
@@ -344,32 +322,14 @@ def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo
     return undo
 
 
-def _replace(owner: object, name: str, before: Before | None, instead: Instead | None, after: After | None) -> Undo:
-    kind, interception = type(owner), Interception(owner, before, instead, after)
-    if isinstance(owner, types.ModuleType | nn.Module) or not hasattr(owner, "__dict__"):  # torch.compile follows these
-        return _replace_on_instance(owner, name, interception)
-    found = kind.__dict__.get(name)
-    attribute = found if isinstance(found, Attribute) else Attribute(kind, name)
-    try:
-        setattr(kind, name, attribute)
-    except (AttributeError, TypeError):  # a class of C, whose attributes cannot be set
-        return _replace_on_instance(owner, name, interception)
-    attribute.users += 1
-    vars(owner)[_AT + name] = interception
-
-    def undo() -> None:
-        if not interception.active:
-            return
-        interception.stop()
-        vars(owner).pop(_AT + name, None)
-        attribute.users -= 1
-        if attribute.users == 0 and kind.__dict__.get(name) is attribute:
-            _put_back(kind, name, attribute.before)
-
-    return undo
-
-
-def _replace_on_instance(owner: object, name: str, interception: Interception) -> Undo:
+def _replace(owner: object, name: str, interception: Interception) -> Undo:
+    on_instance = isinstance(owner, types.ModuleType | nn.Module)  # torch.compile follows these
+    if not on_instance and hasattr(owner, "__dict__"):
+        try:
+            interception.undo.append(_on_class(owner, name, interception))
+            return interception.stop
+        except (AttributeError, TypeError):  # a class of C, whose attributes cannot be set
+            pass
     target = getattr(owner, name)
     intercepted = interception.around(target)
     if intercepted is target:
@@ -384,15 +344,12 @@ def _replace_on_instance(owner: object, name: str, interception: Interception) -
         ) from error
 
     def undo() -> None:
-        if not interception.active:
-            return
-        interception.stop()
         if getattr(owner, name, None) is not intercepted:
             warnings.warn(
                 f"{type(owner).__name__}.{name} was replaced by somebody else after ddplug was attached; it was left "
                 "as it is, and ddplug's part of it does nothing any more.",
                 DDPlugWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         elif name not in getattr(owner, "__dict__", {}):
             setattr(owner, name, target)  # a slot, or a property with a setter
@@ -401,4 +358,5 @@ def _replace_on_instance(owner: object, name: str, interception: Interception) -
         else:
             setattr(owner, name, original)
 
-    return undo
+    interception.undo.append(undo)
+    return interception.stop
