@@ -101,6 +101,25 @@ def image_folder(where: Path, progress: bool) -> tuple[Split, Split] | None:
             files += found
             origin += [(number, label)] * len(found)
 
+    pixels = _read(files, progress)
+    labels = torch.tensor([label for _, label in origin], device="cpu")
+    in_test = torch.tensor([part == 1 for part, _ in origin], device="cpu") if split else drawn_test(labels, names)
+    return Split(pixels[~in_test], labels[~in_test], names), Split(pixels[in_test], labels[in_test], names)
+
+
+def class_folders(where: Path) -> Split | None:
+    """Return all pictures of CLASS/*, classes in the order of their names; None if there are no pictures."""
+    classes = {name: _pictures(folder) for name, folder in _classes(where).items()}
+    classes = {name: files for name, files in classes.items() if files}
+    if not classes:
+        return None
+    labels = [label for label, files in enumerate(classes.values()) for _ in files]
+    pixels = _read([file for files in classes.values() for file in files], progress=False)
+    return Split(pixels, torch.tensor(labels, device="cpu"), tuple(classes))
+
+
+def _read(files: list[Path], progress: bool) -> Tensor:
+    """Return the pixels of pictures of one size, uint8 (n, c, h, w)."""
     decoded: list[Pixels] = []
     for file in _track(files, "reading images", progress):
         decoded.append(_decode(file, str(file)))
@@ -111,10 +130,7 @@ def image_folder(where: Path, progress: bool) -> tuple[Split, Split] | None:
             )
     if any(image.ndim == 3 for image in decoded):  # grey files among coloured ones become three equal channels
         decoded = [image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in decoded]
-    pixels = _channels_first(np.stack(decoded))
-    labels = torch.tensor([label for _, label in origin], device="cpu")
-    in_test = torch.tensor([part == 1 for part, _ in origin], device="cpu") if split else drawn_test(labels, names)
-    return Split(pixels[~in_test], labels[~in_test], names), Split(pixels[in_test], labels[in_test], names)
+    return _channels_first(np.stack(decoded))
 
 
 def _classes(part: Path) -> dict[str, Path]:

@@ -36,17 +36,32 @@ def gathered(data: Any) -> tuple[Tensor, Tensor]:
         ) from error
 
 
+def plain_labels(labels: Any) -> Tensor:
+    """Return labels as a tensor: numbers (n, 1) as (n,), and one-hot rows (n, classes) as the classes' numbers (n,).
+
+    Raises `TypeError` or `ValueError` if they are no numbers.
+    """
+    given = torch.as_tensor(labels).detach()
+    if given.ndim != 2 or not given.numel():
+        return given
+    if given.shape[1] == 1:
+        return given[:, 0]
+    one_hot = bool(((given == 0) | (given == 1)).all() & ((given != 0).sum(1) == 1).all())
+    return (given != 0).int().argmax(1) if one_hot else given
+
+
 def checked(images: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """Images as float32 (n, c, h, w) and labels as int64 (n,), on the images' device, if they are such.
 
     Args:
         images: of any floating dtype, finite.
-        labels: of any integer dtype, none negative.
+        labels: of any integer dtype, none negative; or one-hot.
         what: the split's name, for errors.
 
     Raises:
         DataError: they are something else; it says what to write.
     """
+    labels = plain_labels(labels)
     if not images.is_floating_point():
         raise DataError(
             f"the {what} images are {images.dtype}, expected floats whose meaning a space says. Of bytes, "
@@ -59,7 +74,7 @@ def checked(images: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     if labels.shape != images.shape[:1]:
         raise DataError(
             f"the {what} labels have shape {tuple(labels.shape)}, expected ({len(images)},), the number of each "
-            "image's class; of one-hot labels, labels.argmax(1) makes these."
+            "image's class; of probabilities, labels.argmax(1) makes these."
         )
     if labels.min() < 0:
         raise DataError(f"the {what} labels begin at {int(labels.min())}; classes are numbered from 0.")

@@ -5,6 +5,7 @@ Ours, and the files that hosts leave; the files that belong together there are f
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ddplug.datasets import host_files as hostfiles
+from ddplug.datasets.layouts import class_folders
 from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.datasets.splits import plain_labels
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, InputError
 from ddplug.utils.files import user_path
@@ -39,7 +42,10 @@ class _Facts(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
-    """Images (n, c, h, w) floats and their labels, int64 (n,) or probabilities, float (n, classes)."""
+    """Images (n, c, h, w) and their labels, int64 (n,) or probabilities, float (n, classes).
+
+    Images become float32, and images and labels lose their graph.
+    """
 
     images: Tensor
     labels: Tensor
@@ -52,6 +58,10 @@ class SyntheticSet:
     """The learning rate that was learned with the images, if one was."""
     given_classes: Tensor | None = None
     """Where labels are learned, the class that each image was distilled for, int64 (n,), if that is known."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", self.images.detach().float())
+        object.__setattr__(self, "labels", self.labels.detach())
 
     @property
     def classes(self) -> Tensor:
@@ -67,8 +77,8 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
     The same set gives the same bytes. Raises `FileError` if it cannot be written.
     """
     content = {
-        "images": synthetic.images.detach().cpu(),
-        "labels": synthetic.labels.detach().cpu(),
+        "images": synthetic.images.cpu(),
+        "labels": synthetic.labels.cpu(),
         "space": synthetic.space.to_json() if synthetic.space else None,
         "space_tensors": getattr(synthetic.space, "tensors", dict)(),  # a whitening has matrices
         "dataset": synthetic.dataset,
@@ -80,7 +90,7 @@ def save_set(synthetic: SyntheticSet, path: str | Path) -> None:
 
 
 def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
-    """Read a set: ours, a dictionary with images and labels, a pair of them, or what a host leaves.
+    """Read a set: ours, a dictionary with images and labels, a pair of them, a folder, or what a host leaves.
 
     - DM, DC, DSA: `res_*.pt`, of which the last set is taken.
     - MTT, DATM: `images_N.pt`, with `labels_N.pt` beside it and, from DATM, `lr_N.pt`. Learned labels are logits
@@ -89,29 +99,40 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
       clamped to [0, 1], as the host does. Without `factor` it is read from the host's own `args.txt` beside the file.
       Where that is, the `dataN.pt` and `data_best.pt` of forks (DREAM, DSDM, DANCE) are read in the same way.
       A bare pair of another name is taken for IDC's if a factor is given.
+    - RDED, SRe2L: a folder of pictures CLASS/*, all of one size, whose classes are in the order of their names.
 
     With a `factor`, images of all other files are taken apart and enlarged as well; what their numbers mean stays what
     the file says, and `factor` has to divide their height and width.
 
-    Labels of a dictionary or a pair may be soft, (n, classes), but only as probabilities. Read with
+    Labels of a dictionary or a pair may be a list, one-hot, or soft, (n, classes), but only as probabilities. Read with
     `weights_only=True`, so nothing in the file is executed. Raises `DataError` for anything else, for a file of ours
     whose checksum differs, for a set without images, images that are not finite floats, labels that are no classes, and
     a factor that does not fit the images.
     """
     path = user_path(path)
-    record = load_tensors(path, "synthetic set", "a .pt file with images and labels", _AGAIN)
+    if path.is_dir() and (pictures := class_folders(path)) is not None:
+        images, labels = pictures.images.float() / 255, pictures.labels
+        if factor is not None:
+            images, labels = hostfiles.apart(images, labels, factor)
+        return SyntheticSet(images, labels, InputSpace.unit(images.shape[1]))
+    record = load_tensors(
+        path, "synthetic set", "a .pt file with images and labels, or a folder of pictures CLASS/*", _AGAIN
+    )
     images, labels, extra = _unpack(record)
     if isinstance(record, Tensor) and hostfiles.is_images(path):
         learned = hostfiles.beside(path)
         images, labels, extra = record, learned.labels, {"lr": learned.lr}
         extra["meaning"] = "zca" if learned.whitened else None
         extra["given_classes"] = learned.classes
+    if isinstance(labels, Tensor | list | tuple):
+        with suppress(TypeError, ValueError):
+            labels = plain_labels(labels)
     _check(path, record, images, labels)
     if isinstance(record, dict) and "accs_all_exps" in record:
         extra = {"meaning": "normalized"}  # DM, DC and DSA know nothing else
     check_record(extra, _Facts, f"'{path}', a synthetic set,", _AGAIN)
     space = _space(path, extra)
-    images = images.float()
+    images = images.detach().float()
     given = _classes(path, extra, len(images))
     if hostfiles.is_formed(path, record) or (factor is not None and not isinstance(record, dict | Tensor)):
         space = InputSpace.unit(images.shape[1])

@@ -103,7 +103,7 @@ def checkpoints(path: Path) -> list[Path]:
 
 
 def weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in `file`, by itself or as its entry "state_dict", without data-parallel prefixes."""
+    """The state dict in `file`, by itself or as its entry "state_dict", without the prefixes of wrappers."""
     held = load_tensors(
         file, "checkpoint", "a torch file of weights alone", "Copy it again, or train it again.", error=ProxyError
     )
@@ -116,7 +116,7 @@ def weights(file: Path) -> dict[str, Tensor]:
         or not all(value.numel() for value in held.values())
     ):
         raise ProxyError(f"'{file}' has {type(held).__name__} instead of a state dict; expected a checkpoint of IDC.")
-    return {str(name).removeprefix("module."): value for name, value in held.items()}
+    return {str(name).replace("_orig_mod.", "").removeprefix("module."): value for name, value in held.items()}
 
 
 def network(held: Weights, file: str, builder: Builder | None = None) -> nn.Module:

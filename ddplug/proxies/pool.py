@@ -59,6 +59,7 @@ class ProxyPool:
         for module in modules:
             if not isinstance(module, nn.Module):
                 raise ProxyError(f"got {type(module).__name__} as a proxy, expected a torch.nn.Module.")
+        modules = [getattr(module, "_orig_mod", module) for module in modules]  # of torch.compile
         if names is not None and len(names) != len(modules):
             raise ProxyError(f"got {len(names)} names for {len(modules)} networks, expected one each.")
         names = names or [f"{type(module).__name__}-{i}" for i, module in enumerate(modules)]

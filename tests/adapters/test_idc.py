@@ -285,10 +285,10 @@ def test_the_last_checkpoint_of_each_experiment_is_taken(tmp_path: Path) -> None
 
 
 def test_a_training_checkpoint_is_read_too(tmp_path: Path) -> None:
-    held = {f"module.{name}": value for name, value in theirs(fresh("convnet", 1, width=4)).items()}
+    held = {f"module._orig_mod.{name}": value for name, value in theirs(fresh("convnet", 1, width=4)).items()}
     torch.save({"epoch": 3, "arch": "convnet", "state_dict": held, "best_acc1": 9.5}, tmp_path / "checkpoint.pth.tar")
     (proxy,) = host_pool(tmp_path)
-    assert torch.equal(proxy.network.state_dict()["classifier.weight"], held["module.classifier.weight"])
+    assert torch.equal(proxy.network.state_dict()["classifier.weight"], held["module._orig_mod.classifier.weight"])
 
 
 def test_networks_of_another_data_set_are_refused(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ddplug.datasets.spaces import InputSpace
+from ddplug.datasets.splits import checked
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import DataError
@@ -65,6 +67,51 @@ def test_whole_numbers_of_any_type_are_labels(dtype: torch.dtype, tmp_path: Path
     loaded = load_set(tmp_path / "set.pt")
     assert torch.equal(loaded.labels, LABELS)
     assert (loaded.images.dtype, loaded.labels.dtype) == (torch.float32, torch.int64)
+
+
+LABELS_OF_SHAPES: dict[str, Any] = {
+    "a list": LABELS.tolist(),
+    "a column": LABELS[:, None],
+    "one-hot integers": torch.eye(2)[LABELS].long(),
+    "one-hot truth values": torch.eye(2)[LABELS].bool(),
+    "one-hot floats": torch.eye(2)[LABELS].bfloat16(),
+}
+
+
+@pytest.mark.parametrize("name", LABELS_OF_SHAPES)
+def test_labels_of_any_shape_that_name_one_class_are_read(name: str, tmp_path: Path) -> None:
+    for record in ({"images": IMAGES, "labels": LABELS_OF_SHAPES[name]}, (IMAGES, LABELS_OF_SHAPES[name])):
+        torch.save(record, tmp_path / "set.pt")
+        assert load_set(tmp_path / "set.pt").labels.tolist() == [0, 0, 1, 1]
+    if name != "a list":
+        assert checked(IMAGES, LABELS_OF_SHAPES[name], "training")[1].tolist() == [0, 0, 1, 1]
+
+
+def test_a_set_has_no_graph_and_single_precision(tmp_path: Path) -> None:
+    """A set that keeps its graph cannot be trained on twice, wherever its tensors came from."""
+    soft = torch.full((4, 2), 0.5)
+    for dtype in (torch.bfloat16, torch.float64):
+        leaf = IMAGES.to(dtype).requires_grad_()
+        torch.save({"images": leaf, "labels": soft.clone().requires_grad_()}, tmp_path / "set.pt")
+        for held in (load_set(tmp_path / "set.pt"), SyntheticSet(leaf * 1, soft.requires_grad_())):
+            assert (held.images.requires_grad, held.labels.requires_grad) == (False, False)
+            assert held.images.dtype == torch.float32
+            assert torch.equal(held.images, leaf.detach().float())
+
+
+def test_a_folder_of_pictures_is_a_set(tmp_path: Path) -> None:
+    """As RDED and SRe2L leave it: pictures in one folder for each class."""
+    pixels = torch.randint(256, (4, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for number, (picture, label) in enumerate(zip(pixels, LABELS.tolist(), strict=True)):
+        folder = tmp_path / "set" / f"new{label:03}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    loaded = load_set(tmp_path / "set")
+    assert torch.equal((loaded.images * 255).round().byte(), pixels)
+    assert (loaded.labels.tolist(), loaded.space) == ([0, 0, 1, 1], InputSpace.unit(3))
+    assert len(load_set(tmp_path / "set", factor=2).labels) == 16
+    with pytest.raises(DataError, match=r"no synthetic set at .*new000'.*a folder of pictures CLASS/\*"):
+        load_set(tmp_path / "set" / "new000")
 
 
 @pytest.mark.parametrize("space", [InputSpace.unit(1), ZCASpace.fit(IMAGES)], ids=["unit", "whitened"])

@@ -115,7 +115,7 @@ def test_sets_of_other_people_are_understood(record: object, tmp_path: Path) -> 
     [
         X,
         {"images": X},
-        {"images": X, "labels": [1, 0]},
+        {"images": X, "labels": ["cat", "dog"]},
         {"weights": X},
         {"data": []},
         {"data": [[X, Y, Y]]},
@@ -125,9 +125,9 @@ def test_sets_of_other_people_are_understood(record: object, tmp_path: Path) -> 
         {"images": X, "labels": torch.tensor(1)},
         {"images": X, "labels": torch.tensor([[0.9, 0.3], [0.2, 0.8]])},
         {"images": X, "labels": torch.tensor([[1.9, -0.9], [0.2, 0.8]])},
-        {"images": X, "labels": torch.tensor([[1, 0], [0, 1]])},
+        {"images": X, "labels": torch.tensor([[1, 1], [0, 1]])},
     ],
-    ids=["images only", "no labels", "labels are a list", "another dictionary", "no runs", "three things", "empty",
+    ids=["images only", "no labels", "labels are names", "another dictionary", "no runs", "three things", "empty",
          "swapped", "flat images", "one label", "sums of more than 1", "negative", "integers"],
 )  # fmt: skip
 def test_other_content_is_refused_with_what_was_expected(record: object, tmp_path: Path) -> None:

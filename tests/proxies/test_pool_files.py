@@ -83,6 +83,12 @@ def test_what_is_not_known_comes_back_unknown(tmp_path: Path) -> None:
     assert ProxyPool.load(tmp_path / "pool").info == PoolInfo()
 
 
+def test_a_compiled_network_comes_back(tmp_path: Path) -> None:
+    pool = ProxyPool.from_modules([torch.compile(small())])  # type: ignore[list-item]
+    pool.save(tmp_path / "pool")
+    assert ProxyPool.load(tmp_path / "pool").digest() == pool.digest()
+
+
 def test_a_torchvision_network_comes_back(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     with seeded(0):
