@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.attaching import registry
 from ddplug.attaching.data import RealData
+from ddplug.attaching.held import Held
 from ddplug.attaching.hooks import Undo, original
+from ddplug.attaching.images import leaves_of
 from ddplug.attaching.labels import Labels, one_class_per_call
 from ddplug.attaching.loggers import Logger, log
 from ddplug.attaching.places import ImagesGiven, On, Place, find_place
@@ -30,7 +33,7 @@ from ddplug.core.figures import plot_history
 from ddplug.core.history import History
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Options, Regularizer
-from ddplug.core.watch import Watch, count_steps
+from ddplug.core.watch import count_steps
 from ddplug.errors import HostError
 from ddplug.proxies.pool import DeferredPool
 
@@ -83,13 +86,14 @@ class Handle:
         undo()
         while self._logs:
             self._logs.pop()()
-        watch, rounds = self.regularizer.watch, self.regularizer.rounds
-        if rounds:
-            of = f" of {watch.steps}" if watch.steps else ""
+        watch = self.regularizer.watch
+        if self.regularizer.rounds:
+            acted = f"{watch.acted} of {watch.steps} steps of the images"
+            acted = acted if watch.steps else f"{len(self.history)} rounds"
             share = next(
                 (f", share {r.share:.3g} at the last" for r in reversed(self.history) if r.share is not None), ""
             )
-            self.regularizer.announce(f"ddplug: CMI acted in {rounds}{of} steps of the images at {self.where}{share}")
+            self.regularizer.announce(f"ddplug: CMI acted in {acted} at {self.where}{share}")
         elif watch.steps and watch.expects_action and watch.due("never acts"):
             watch.expect("never acts")
             raise HostError(
@@ -247,7 +251,7 @@ def attach(
     if compiled is not trainer and isinstance(trainer, torch.nn.Module) and not idle:
         undo = _compiling_anew(undo)
     if weight != 0:
-        undo = _counting_steps(trainer, regularizer.watch, undo)
+        undo = _counting_steps(trainer, regularizer, undo)
     handle = Handle(regularizer, where, undo, labels if isinstance(labels, one_class_per_call) else None)
     try:
         images = (
@@ -278,29 +282,32 @@ def _compiling_anew(undo: Undo) -> Undo:
     return undo_both
 
 
-def _counting_steps(trainer: object, watch: Watch, undo: Undo) -> Undo:
-    """Count the steps of the images' optimizer until undone, and warn if many pass without a round."""
+def _counting_steps(trainer: object, regularizer: Regularizer, undo: Undo) -> Undo:
+    """Count the steps of the images until undone, and warn if many pass without a round."""
     try:
         held = weakref.ref(trainer)
     except TypeError:  # no weak reference to it can be made
         return undo
-    end = count_steps(watch, lambda optimizer, images: _holds(held(), optimizer, images))
+    known: Any = WeakIdKeyDictionary()
+
+    def images(optimizer: Optimizer, parameters: list[Tensor]) -> list[Tensor]:
+        owner = held()
+        if owner is optimizer or isinstance(owner, ModuleType):  # a script's are variables of one of its functions
+            return parameters if all(parameter.ndim == 4 for parameter in parameters) else []
+        like_images = [parameter for parameter in parameters if parameter.ndim >= 4]
+        if any(parameter not in known for parameter in like_images):  # once for each, as it takes time
+            found = {id(leaf) for leaf in leaves_of(Held(owner))}
+            known.update({parameter: id(parameter) in found for parameter in like_images})
+        return [parameter for parameter in like_images if known[parameter]]
+
+    history = regularizer.history
+    end = count_steps(regularizer.watch, images, lambda: history.total)
 
     def undo_both() -> None:
         end()
         undo()
 
     return undo_both
-
-
-def _holds(owner: object, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
-    """Return True if `optimizer` steps the images of `owner`; a script's are variables of one of its functions."""
-    if owner is optimizer or isinstance(owner, ModuleType):
-        return True
-    held = vars(owner) if hasattr(owner, "__dict__") else {}
-    # A module has its parameters in a dictionary of its own.
-    known = {id(value) for value in (*held.values(), *held.get("_parameters", {}).values())}
-    return id(optimizer) in known or any(id(parameter) in known for parameter in parameters)
 
 
 def _configure(known: tuple[str, object], augment: Augment | DSA, inner: Inner) -> None:

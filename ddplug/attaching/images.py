@@ -143,6 +143,16 @@ def leaves_in(value: Any) -> list[Tensor]:
     return [each for each in held if isinstance(each, Tensor) and each.is_leaf and each.requires_grad]
 
 
+def leaves_of(host: Holder) -> list[Tensor]:
+    """Leaf tensors that need a gradient and that a host holds, except the weights of modules."""
+    return [
+        leaf
+        for name, value in all_items(host)
+        if not isinstance(value, Optimizer) and not name.endswith((".weight", ".bias"))
+        for leaf in leaves_in(value)
+    ]
+
+
 def _unknown(why: str) -> Shown:
     return Shown([], 0, None, False, f"between them is {why}")
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.errors import RAISED, DDPlugWarning
 
@@ -40,7 +41,9 @@ class Watch:
         self._warned: set[str] = set()
         self._untouched = self._lost = self._cut = 0
         self.steps = 0
-        """Steps of the host's images by optimizers of which ddplug knows that they hold these only."""
+        """Steps of the host's images by optimizers of which ddplug knows that they hold these."""
+        self.acted = 0
+        """Those of them whose gradient had CMI."""
         self._single: set[int] | None = set()
         self._process = os.getpid()
         _WATCHES.add(self)
@@ -90,9 +93,10 @@ class Watch:
                 "detached or copied on the way?",
             )
 
-    def stepped(self) -> None:
-        """Count a step of the optimizer of the host's images."""
+    def stepped(self, *, acted: bool) -> None:
+        """Count a step of the optimizer of the host's images, and whether CMI was added for it."""
         self.steps += 1
+        self.acted += acted
         if self.steps == STEPS and not self.rounds:
             self.warn(
                 "never acts",
@@ -172,13 +176,29 @@ _KNOWN_SCALERS: weakref.WeakSet[torch.amp.GradScaler] = weakref.WeakSet()
 """Scalers that a warning was issued about: each is named once, not by every layer."""
 
 
-def count_steps(watch: Watch, holds: Callable[[Optimizer, list[Tensor]], bool]) -> Callable[[], None]:
-    """Count the steps of optimizers that hold images only, if `holds` is True for them; return a function that ends it.
+def count_steps(
+    watch: Watch, images: Callable[[Optimizer, list[Tensor]], list[Tensor]], rounds: Callable[[], int]
+) -> Callable[[], None]:
+    """Count the steps of images until the function that is returned is called.
 
     One hook serves all watches. It keeps no layer alive.
+
+    Args:
+        watch: counts them.
+        images: returns the images among the tensors that an optimizer steps and that have a gradient.
+        rounds: returns the number of rounds in which CMI was added so far.
     """
     global _hook
-    _COUNTED[watch] = holds
+    at_last_step: Any = WeakIdKeyDictionary()
+    start = rounds()
+
+    def stepped(optimizer: Optimizer, parameters: list[Tensor]) -> None:
+        if held := images(optimizer, parameters):
+            now = rounds()
+            watch.stepped(acted=any(at_last_step.get(image, start) != now for image in held))
+            at_last_step.update(dict.fromkeys(held, now))
+
+    _COUNTED[watch] = stepped
     if _hook is None:
         _hook = register_optimizer_step_post_hook(_stepped)
     gone = weakref.ref(watch)
@@ -194,16 +214,15 @@ def count_steps(watch: Watch, holds: Callable[[Optimizer, list[Tensor]], bool]) 
     return end
 
 
-_COUNTED: weakref.WeakKeyDictionary[Watch, Callable[[Optimizer, list[Tensor]], bool]] = weakref.WeakKeyDictionary()
+_COUNTED: weakref.WeakKeyDictionary[Watch, Callable[[Optimizer, list[Tensor]], None]] = weakref.WeakKeyDictionary()
 _hook: RemovableHandle | None = None
 
 
 def _stepped(optimizer: Optimizer, *_: object) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if parameters and all(parameter.ndim == 4 for parameter in parameters):
-        for watch, holds in list(_COUNTED.items()):
-            if holds(optimizer, parameters):
-                watch.stepped()
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if parameters := [parameter for parameter in held if parameter.grad is not None]:
+        for stepped in list(_COUNTED.values()):
+            stepped(optimizer, parameters)
 
 
 @atexit.register
