@@ -119,7 +119,7 @@ def demo(
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.progress import Bars
 
-    preset = demonstration.DIGITS if data == "digits" else demonstration.CIFAR10
+    preset = demonstration.PRESETS.get(data, demonstration.CIFAR10)
     preset = preset.changed(weight=weight, ipc=ipc, iterations=iterations, seeds=seeds)
     where = device_of(device)
     real = load_data(data, data_path)

@@ -76,6 +76,13 @@ class Preset:
         return replace(self, settings=replace(self.settings, **wanted, checkpoints=max(1, points)), **own)
 
 
+SHAPES = Preset(
+    Settings(
+        ipc=10, iterations=60, batch_real=32, width=32, strategy="color_crop_cutout_flip_scale_rotate", checkpoints=5,
+        judge_last=True, runs=3, epochs=100, judge_lr=0.02,
+    ),
+    weight=3.0, proxy_width=32, proxies=2, held_out=1, proxy_epochs=12,
+)  # fmt: skip
 DIGITS = Preset(
     Settings(
         ipc=10, iterations=250, batch_real=64, width=64, strategy="color_crop_cutout_scale_rotate", checkpoints=10,
@@ -87,6 +94,10 @@ CIFAR10 = Preset(
     replace(DIGITS.settings, strategy="color_crop_cutout_flip_scale_rotate", iterations=150, runs=3, epochs=300),
     weight=3.0, seeds=1, proxy_arch="convnet", proxy_width=64, proxies=1, held_out=1, proxy_epochs=5, proxy_lr=0.05,
 )  # fmt: skip
+
+
+PRESETS = {"shapes": SHAPES, "digits": DIGITS}
+"""Presets by the name of the data; others have `CIFAR10`."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ class Outcome:
 def run_demo(
     data: ImageData,
     out: str | Path,
-    preset: Preset = DIGITS,
+    preset: Preset = SHAPES,
     *,
     device: torch.device | str = "cpu",
     pool: ProxyPool | None = None,

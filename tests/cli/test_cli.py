@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-DEMO = ("demo", "--iterations", "2", "--seeds", "1", "--ipc", "2", "--device", "cpu")
+DEMO = ("demo", "--data", "digits", "--iterations", "2", "--seeds", "1", "--ipc", "2", "--device", "cpu")
 
 
 def run(*arguments: object) -> str:

@@ -19,7 +19,7 @@ from ddplug.cli import app as cli
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import InputError
-from ddplug.lab.demo import DIGITS, Preset, run_demo
+from ddplug.lab.demo import DIGITS, PRESETS, Preset, run_demo
 from ddplug.lab.judging import Recipe
 from ddplug.lab.measure import measure
 from ddplug.lab.plan import Settings
@@ -38,12 +38,12 @@ TINY = Preset(
     ),
     seeds=2, proxy_width=8, proxies=1, held_out=1, proxy_epochs=1,
 )  # fmt: skip
-DEMO = ("demo", "--seeds", "1", "--ipc", "2", "--device", "cpu")
+DEMO = ("demo", "--data", "digits", "--seeds", "1", "--ipc", "2", "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddplug.lab.demo.DIGITS", TINY)
+    monkeypatch.setitem(PRESETS, "digits", TINY)
 
 
 def demo(*arguments: object) -> str:
