@@ -22,7 +22,7 @@ from ddplug.cli.options import (
     DeviceName,
     Factor,
     RepresentationName,
-    UnitImages,
+    SpaceOfSet,
     device_of,
     load_data,
 )
@@ -214,23 +214,25 @@ def relabel(
     teachers: Annotated[Path, typer.Option(help="A pool whose networks give the labels.")],
     out: Annotated[Path, typer.Option(help="The set with soft labels, .pt.")],
     temperature: Annotated[float, typer.Option(help="T in softmax(logits / T).")] = 1.0,
-    unit: UnitImages = False,
+    data: Annotated[
+        str | None, typer.Option(help="The set's real data, if its whitening or normalisation is not known otherwise.")
+    ] = None,
+    data_path: DataPath = None,
+    input_space: SpaceOfSet = None,
     factor: Factor = None,
     device: DeviceName = "auto",
 ) -> None:
     """Write a set with soft labels, those of teachers; `ddplug evaluate` judges it like any other."""
-    from ddplug.datasets.spaces import InputSpace
     from ddplug.datasets.synthetic import load_set, save_set
+    from ddplug.lab.meaning import seen_by
     from ddplug.lab.relabel import relabel as relabel_set
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.files import user_path
 
     where, loaded = device_of(device), load_set(synthetic, factor=factor)
-    space = InputSpace.unit(loaded.images.shape[1]) if unit else loaded.space
-    made = relabel_set(
-        replace(loaded, images=loaded.images.to(where), space=space), ProxyPool.load(teachers).to(where),
-        temperature=temperature,
-    )  # fmt: skip
+    pool = ProxyPool.load(teachers).to(where)
+    chosen = seen_by(pool, loaded, input_space, load_data(data, data_path) if data is not None else None)
+    made = relabel_set(replace(chosen, images=chosen.images.to(where)), pool, temperature=temperature)
     save_set(made, out)
     agree = (made.labels.argmax(1).cpu() == loaded.classes).float().mean()
     entropy = -(made.labels.clamp(min=1e-30).log() * made.labels).sum(1).mean()
@@ -248,7 +250,7 @@ def measure(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A real data set to measure instead, or for a --term that compares with real images."),
+        typer.Option(help="A real data set to measure; or a set's own, for its whitening or a --term that compares."),
     ] = None,
     data_path: DataPath = None,
     split: Annotated[str, typer.Option(help="train or test, of --data.")] = "test",
@@ -256,14 +258,14 @@ def measure(
     term: Annotated[str, typer.Option(help="Measure this term, or sum of several, instead of CMI.")] = "cmi",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
     separation: Annotated[str, typer.Option(help="cross_entropy, kl or centroid_kl.")] = "cross_entropy",
-    unit: UnitImages = False,
+    input_space: SpaceOfSet = None,
     factor: Factor = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     device: DeviceName = "auto",
 ) -> None:
     """CMI, NCMI and every class's CMI of a synthetic set or of a real data set, under a pool."""
-    from ddplug.datasets.spaces import InputSpace
     from ddplug.datasets.synthetic import SyntheticSet, load_set
+    from ddplug.lab.meaning import seen_by
     from ddplug.lab.measure import measure as measure_set
     from ddplug.lab.measure import measure_term
     from ddplug.proxies.pool import ProxyPool
@@ -272,13 +274,11 @@ def measure(
     objective = make(term, temperature=temperature)
     if synthetic is None and data is None:
         raise InputError("nothing to measure: give a synthetic set (its .pt file) or a real data set (--data NAME).")
-    if synthetic is not None and data is not None and not objective.needs_real:
-        raise InputError("measure one thing: a synthetic set (its .pt file) or a real data set (--data NAME).")
     if objective.needs_real and data is None:
         raise InputError(f"{objective.label} compares with real images: name their data set with --data.")
     if split not in ("train", "test"):
         raise InputError(f"unknown split {split!r}, expected train or test.")
-    if data is not None and factor is not None:
+    if synthetic is None and factor is not None:
         raise InputError(f"--factor {factor} is for a synthetic set whose images hold several; leave it out.")
     real = load_data(data, data_path) if data is not None else None
     if real is not None and synthetic is None:
@@ -290,14 +290,14 @@ def measure(
     else:
         assert synthetic is not None
         chosen, title = load_set(synthetic, factor=factor), str(synthetic)
-        pool = ProxyPool.load(proxies)
+        pool = ProxyPool.load(proxies, dataset=real.name if real is not None else None)
         if chosen.dataset is not None:
             pool.check_data(chosen.dataset, because=f"'{synthetic}' was distilled from {chosen.dataset}")
     where = device_of(device)
-    input_space = InputSpace.unit(chosen.images.shape[1]) if unit else chosen.space
+    chosen = seen_by(pool, chosen, input_space, real)
     if term != "cmi":
         told = measure_term(
-            objective, pool.to(where), replace(chosen, images=chosen.images.to(where), space=input_space), real,
+            objective, pool.to(where), replace(chosen, images=chosen.images.to(where)), real,
             representation=representation,
         )  # fmt: skip
         record = {"term": objective.name, "value": told, "unit": objective.unit}
@@ -309,7 +309,7 @@ def measure(
     result = measure_set(
         pool.to(where), chosen.images.to(where), chosen.classes.to(where), temperature=temperature,
         representation=representation,  # type: ignore[arg-type]
-        separation=separation, input_space=input_space if unit else pool.derived_space(input_space),  # type: ignore[arg-type]
+        separation=separation, input_space=pool.derived_space(chosen.space),  # type: ignore[arg-type]
     )  # fmt: skip
     if as_json:
         print(json.dumps(result.to_json()), flush=True)

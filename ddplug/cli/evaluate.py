@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddplug.cli.options import Factor
+from ddplug.cli.options import Factor, SpaceOfSet
 from ddplug.errors import InputError
 from ddplug.utils.output import say
 
@@ -28,10 +28,7 @@ def evaluate(
     no_dsa: Annotated[bool, typer.Option("--no-dsa", help="Train without augmentation.")] = False,
     width: Annotated[int | None, typer.Option(help="Channels; each architecture's own by default.")] = None,
     norm: Annotated[str | None, typer.Option(help="instance, batch or none; each one's own by default.")] = None,
-    input_space: Annotated[
-        str | None, typer.Option(help="What the set's images are, if it does not say: normalized, unit or zca.")
-    ] = None,
-    unit: Annotated[bool, typer.Option("--unit", help="The same as --input-space unit.")] = False,
+    input_space: SpaceOfSet = None,
     factor: Factor = None,
     proxies: Annotated[Path | None, typer.Option(help="A pool; the set's CMI under it is measured, too.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
@@ -46,15 +43,13 @@ def evaluate(
     from ddplug.datasets.synthetic import load_set
     from ddplug.lab.ddranking import check_export, export_ddranking
     from ddplug.lab.evaluate import evaluate as evaluate_set
-    from ddplug.lab.evaluate import with_space
     from ddplug.lab.judging import DSAViews
+    from ddplug.lab.meaning import with_space
     from ddplug.lab.report import evaluation_table
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.files import user_path, write_json
     from ddplug.utils.progress import Bars
 
-    if unit and input_space not in (None, "unit"):
-        raise InputError(f"--unit and --input-space {input_space} contradict each other; give one of them.")
     if export is not None and export[0] != "ddranking":
         raise InputError(f"unknown format {export[0]!r} to export to, expected ddranking.")
     synthetic = user_path(synthetic)  # and its neighbour, which is taken away at the end
@@ -63,7 +58,7 @@ def evaluate(
     loaded = load_set(synthetic, factor=factor)
     real = datasets.load(data, data_path)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies is not None else None
-    chosen = with_space(loaded, "unit" if unit else input_space, real)
+    chosen = with_space(loaded, input_space, real)
     augment = None if no_dsa or dsa.lower() in ("", "none") else DSAViews(dsa)
     names = [name.strip() for name in arch.split(",") if name.strip()]
     options: dict[str, Any] = {"width": width, "norm": norm}

@@ -25,7 +25,10 @@ DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the da
 RepresentationName = Annotated[
     str, typer.Option("--representation", "--space", help="What CMI is computed on: feature, pooled or logit.")
 ]
-UnitImages = Annotated[bool, typer.Option("--unit", help="The synthetic set's images are plain intensities in [0, 1].")]
+SpaceOfSet = Annotated[
+    str | None,
+    typer.Option("--input-space", help="What the set's images are, if it does not say: normalized, unit or zca."),
+]
 Factor = Annotated[
     int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
 ]

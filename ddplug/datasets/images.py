@@ -202,7 +202,7 @@ def as_image_data(
         space = torch_sets.range_space(images)
     elif isinstance(space, str):
         space = named_space(space, images.shape[1])
-    _check_space(space, images.shape[1])
+    _check_space(space, images)
     assert space is not None  # _check_space sees to it
     count, present = int(labels.max()) + 1, set(labels.tolist())
     if class_names is not None:
@@ -280,7 +280,8 @@ _KNOWN = {
 }
 
 
-def _check_space(space: AnySpace | None, channels: int) -> None:
+def _check_space(space: AnySpace | None, images: Tensor) -> None:
+    channels = images.shape[1]
     if space is None:
         raise DataError(
             "the normalisation of the images is not known: they leave [0, 1], and no Normalize(mean, std) among their "
@@ -291,6 +292,12 @@ def _check_space(space: AnySpace | None, channels: int) -> None:
         raise DataError(
             f"the images have {channels} channels and space is {space}, expected an input space of as many channels; "
             "images are (n, c, h, w), which images.permute(0, 3, 1, 2) makes of (n, h, w, c)."
+        )
+    lowest, highest = (float(end) for end in images.aminmax())
+    if space == InputSpace.unit(channels) and not -0.5 <= lowest <= highest <= 1.5:
+        raise DataError(
+            f"the images run from {lowest:.3g} to {highest:.3g}, and space is {space}. Of numbers up to 255, images / "
+            "255 makes intensities; if they were normalised, give space=InputSpace.normalized(mean, std)."
         )
 
 

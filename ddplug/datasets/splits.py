@@ -69,6 +69,11 @@ def checked(images: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
         )
     if images.ndim != 4 or not images.numel():
         raise DataError(f"the {what} images have shape {tuple(images.shape)}, expected (n, c, h, w) and at least one.")
+    if channels_last(images):
+        raise DataError(
+            f"the {what} images have shape {tuple(images.shape)}, which is (n, h, w, c), expected (n, c, h, w): "
+            "images.permute(0, 3, 1, 2)."
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"the {what} labels are {labels.dtype}, expected integers, the number of each image's class.")
     if labels.shape != images.shape[:1]:
@@ -81,6 +86,11 @@ def checked(images: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(images).all():
         raise DataError(f"the {what} images hold numbers that are not finite; take these images out.")
     return images.detach().float(), labels.detach().to(images.device, torch.int64)
+
+
+def channels_last(images: Tensor) -> bool:
+    """Return True if images with four dimensions are (n, h, w, c), by the numbers of their channels."""
+    return images.shape[1] > 4 and images.shape[3] in (1, 3, 4)
 
 
 def drawn_test(labels: Tensor, class_names: tuple[str, ...]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddplug.datasets import host_files as hostfiles
 from ddplug.datasets.layouts import class_folders
 from ddplug.datasets.spaces import AnySpace, InputSpace
-from ddplug.datasets.splits import plain_labels
+from ddplug.datasets.splits import channels_last, plain_labels
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, InputError
 from ddplug.utils.files import user_path
@@ -178,6 +178,11 @@ def _check_images(path: Path, images: Tensor) -> None:
         raise DataError(
             f"'{path}' holds images of shape {tuple(images.shape)}, whose content {wrong}; expected at least one image "
             "of finite floating numbers (n, c, h, w). Convert the images, or distil the set again."
+        )
+    if channels_last(images):
+        raise DataError(
+            f"'{path}' holds images of shape {tuple(images.shape)}, which is (n, h, w, c), expected (n, c, h, w): "
+            "images.permute(0, 3, 1, 2)."
         )
 
 

@@ -13,8 +13,8 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
-from ddplug.lab.evaluate import is_whitened, with_space
 from ddplug.lab.judging import STANDARD_LR, STANDARD_VIEWS, resolve
+from ddplug.lab.meaning import is_whitened, with_space
 from ddplug.networks.training import Augment
 from ddplug.utils.files import user_path, write_json
 from ddplug.utils.reading import write_tensors

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from ddplug.datasets.images import ImageData
-from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
 from ddplug.lab.judging import STANDARD_LR, STANDARD_VIEWS, Recipe, check_fits, maker, resolve
+from ddplug.lab.meaning import is_whitened, with_space
 from ddplug.lab.measure import Measurement, measure
 from ddplug.lab.run_store import Finished
 from ddplug.networks.training import Augment, named
@@ -150,28 +151,6 @@ def _tell_epoch(tell: Progress, what: str, before: int, total: int, note: str, d
     tell(what, before + done, total, note)
 
 
-def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> SyntheticSet:
-    """The set with a space: the one it has, or the one `given`, or the one that is known from its layout.
-
-    `given` is "normalized" (as `data` is), "unit" (intensities in [0, 1]), "zca" (whitened, fitted on `data`'s training
-    images), or None. Raises `InputError` if the set has another space than is given, or if nobody says.
-    """
-    known = synthetic.space
-    meaning = given or (synthetic.meaning if known is None else None)
-    if meaning is None:
-        if known is not None:
-            return synthetic
-        raise InputError(
-            "the set does not say what the numbers in its images mean. Say whether they are normalized as the data "
-            "set is, unit (intensities in [0, 1]), or zca (whitened): --input-space of the command, or `space` of the "
-            "SyntheticSet."
-        )
-    space = _named(meaning, data)
-    if known is not None and known != space:
-        raise InputError(f"the set's file says that its images are {known}, but {space} was asked for; leave it out.")
-    return replace(synthetic, space=space)
-
-
 def judged(synthetic: SyntheticSet, data: ImageData) -> tuple[AnySpace, ImageData]:
     """The space a set is in, and the data in the space it is judged in: whitened for whitened sets, else its own."""
     space = with_space(synthetic, None, data).space
@@ -191,20 +170,3 @@ def _check(synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int
         raise InputError("the set's images are not all finite; nothing can be learned from such a set")
     if pool is not None:
         pool.check_data(data.name)
-
-
-def is_whitened(space: AnySpace) -> bool:
-    """Return True if images of a space are ZCA-whitened."""
-    return bool(space.to_json()["kind"] == "zca")
-
-
-def _named(meaning: str, data: ImageData) -> AnySpace:
-    if meaning == "normalized":
-        return data.space
-    if meaning == "unit":
-        return InputSpace.unit(data.shape[0])
-    if meaning == "zca":
-        from ddplug.datasets.zca import ZCASpace
-
-        return ZCASpace.fit(data.space.to_unit(data.train_images).clamp(0, 1))
-    raise InputError(f"unknown input space {meaning!r}, expected normalized, unit or zca")

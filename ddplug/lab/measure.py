@@ -13,6 +13,8 @@ from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError
+from ddplug.lab.meaning import seen_by
+from ddplug.proxies.doubts import check_range
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation
 from ddplug.terms.base import Term, group
@@ -142,10 +144,11 @@ def measure_term(
     """
     how = check_representation(term.representation or representation)
     labels = synthetic.classes.to(synthetic.images.device)
+    seen = seen_by(pool, synthetic, data=data).space
     real = None
     if term.needs_real and data is not None:
-        real = some_real(data, synthetic.space or data.space)
-    space = pool.derived_space(synthetic.space)
+        real = some_real(data, seen or pool.info.space or data.space)
+    space = pool.derived_space(seen)
     return term_value(term, pool, synthetic.images, labels, representation=how, input_space=space, real=real)
 
 
@@ -168,6 +171,7 @@ def _features(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     pool.check(images, found)
+    check_range(pool, images, found)
     for proxy in pool:
         features = pool.features(proxy, images, found, representation, batch_size)
         if not torch.isfinite(features).all():

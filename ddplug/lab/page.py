@@ -21,8 +21,8 @@ from ddplug.core.figures import figure_of
 from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import DataError
-from ddplug.lab.evaluate import with_space
 from ddplug.lab.judge import Judge
+from ddplug.lab.meaning import with_space
 from ddplug.lab.own_trainer import set_name
 from ddplug.lab.statistics import curve
 from ddplug.lab.tables import (

@@ -8,6 +8,8 @@ import torch
 
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
+from ddplug.lab.meaning import seen_by
+from ddplug.proxies.doubts import check_range
 from ddplug.proxies.pool import ProxyPool
 from ddplug.terms.cmi import check_temperature
 
@@ -22,14 +24,15 @@ def relabel(
 
     Raises:
         InputError: T <= 0, or teachers of fewer classes than the set has.
-        InputError: the set's input space cannot be converted to the teachers'.
+        InputError: the set's input space is not known, or cannot be converted to the teachers'.
         ProxyError: teachers of another data set.
     """
     check_temperature(temperature)
     if synthetic.dataset is not None:
         teachers.check_data(synthetic.dataset, because=f"the set was distilled from {synthetic.dataset}")
-    space = teachers.derived_space(synthetic.space)
+    space = teachers.derived_space(seen_by(teachers, synthetic).space)
     teachers.check(synthetic.images, space)
+    check_range(teachers, synthetic.images, space)
     said = [
         teachers.features(teacher, synthetic.images, space, "logit", batch_size).double().div(temperature).softmax(1)
         for teacher in teachers

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.errors import InputError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.proxy import Proxy
 
@@ -29,28 +30,37 @@ def doubts(
         labels: (n,) class numbers.
         from_noise: the images begin as noise, of which a proxy recognises nothing.
     """
-    found = [text for text in (_range(pool, views, space), _outputs(pool, labels), _accuracy(pool)) if text]
+    found = [text for text in (_taken_for_own(pool, views, space), _outputs(pool, labels), _accuracy(pool)) if text]
     # Each of these would explain that nothing is recognised.
     if not found and not from_noise and (text := _recognised(pool, views, labels, space)):
         found.append(text)
     return found
 
 
+def check_range(pool: ProxyPool, images: Tensor, space: AnySpace | None) -> None:
+    """Raise `InputError` if nothing is said of the images' space and they cannot be in the pool's; reads values."""
+    if text := _range(pool, images, space):
+        raise InputError(
+            f"the images {text}. Say what the images are: input_space='unit' (for [0, 1]), 'normalized:cifar10' or the "
+            "like; `space` of a SyntheticSet; or --input-space of a command."
+        )
+
+
+def _taken_for_own(pool: ProxyPool, views: Tensor, space: AnySpace | None) -> str | None:
+    text = _range(pool, views, space)
+    return text and (
+        f"the first images {text}. Nothing was said of the images' own space, so they are taken to be in the pool's. "
+        "If they are not, pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
+    )
+
+
 def _range(pool: ProxyPool, images: Tensor, space: AnySpace | None) -> str | None:
-    if space is not None or not isinstance(pool.info.space, InputSpace):
+    own = pool.info.space
+    if space is not None or own is None or not images.numel():
         return None
     least, most = (float(end) for end in torch.aminmax(images.detach()))
-    if pool.info.space == InputSpace.unit(pool.info.space.channels):
-        wrong = least < -0.5 or most > 1.5
-    else:
-        wrong = least >= 0 and most <= 1
-    if not wrong:
-        return None
-    return (
-        f"the first images run from {least:.3g} to {most:.3g}, and these proxies were trained on images "
-        f"{pool.info.space}. Nothing was said of the images' own space, so they are taken to be in the pool's. If "
-        "they are not, pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
-    )
+    wrong = least < -0.5 or most > 1.5 if own == InputSpace.unit(own.channels) else least >= 0 and most <= 1
+    return f"run from {least:.3g} to {most:.3g}, and these proxies were trained on images {own}" if wrong else None
 
 
 def _outputs(pool: ProxyPool, labels: Tensor) -> str | None:

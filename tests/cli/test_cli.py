@@ -164,7 +164,7 @@ def test_measuring_plain_intensities(pool_folder: Path, set_file: Path, tmp_path
     plain = synthetic.space.to_unit(synthetic.images)
     save_set(SyntheticSet(plain, synthetic.labels), tmp_path / "plain.pt")
     expected = measure(pool_folder, plain, synthetic.labels, input_space=InputSpace.unit(1)).to_json()
-    assert measured(tmp_path / "plain.pt", "--unit", "--proxies", pool_folder) == expected
+    assert measured(tmp_path / "plain.pt", "--input-space", "unit", "--proxies", pool_folder) == expected
     original = measured(set_file, "--proxies", pool_folder)
     assert expected["cmi"] == pytest.approx(original["cmi"], rel=1e-4)
 
@@ -202,7 +202,6 @@ def test_a_pool_of_another_data_set_is_refused(
     ("arguments", "expected"),
     [
         ("measure --proxies POOL", "nothing to measure"),
-        ("measure SET --data digits --proxies POOL", "measure one thing"),
         ("measure --data digits --factor 2 --proxies POOL", "--factor 2 is for a synthetic set"),
         ("measure SET --factor 0 --proxies POOL", "at least 1, and divides its height and width; got 0"),
         ("measure nowhere.pt --proxies POOL", "no synthetic set at 'nowhere.pt'"),

@@ -22,6 +22,7 @@ from ddplug.errors import DataError, InputError
 from ddplug.hosting.names import stacked
 
 UNIT = InputSpace.unit(3)
+THOUSANDTHS = InputSpace((0.0,), (0.001,))
 IMAGES = torch.rand(24, 3, 4, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 2
 TEST = (IMAGES[:6] / 2, LABELS[:6])
@@ -100,16 +101,16 @@ def test_a_tenth_of_each_class_is_for_testing(counts: list[int], seed: int) -> N
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
     images = torch.arange(len(labels)).float().reshape(-1, 1, 1, 1)
-    data = as_image_data((images, labels), space=InputSpace.unit(1))
+    data = as_image_data((images, labels), space=THOUSANDTHS)
     assert data.test_labels.bincount().tolist() == [max(1, count // 10) for count in counts]
     both = torch.cat([data.train_images, data.test_images]).flatten().long()
     assert both.sort().values.tolist() == list(range(len(labels))), "each image is in one of the two"
     assert torch.equal(torch.cat([data.train_labels, data.test_labels]), labels[both])
-    assert as_image_data((images, labels), space=InputSpace.unit(1)).fingerprint() == data.fingerprint()
+    assert as_image_data((images, labels), space=THOUSANDTHS).fingerprint() == data.fingerprint()
 
 
 def test_the_test_split_is_drawn_and_not_the_first_images() -> None:
-    data = as_image_data((torch.arange(200.0).reshape(-1, 1, 1, 1), torch.zeros(200).int()), space=InputSpace.unit(1))
+    data = as_image_data((torch.arange(200.0).reshape(-1, 1, 1, 1), torch.zeros(200).int()), space=THOUSANDTHS)
     assert 40 < data.test_images.mean() < 160
     assert len(set(data.test_images.flatten().diff().tolist())) > 3
 
@@ -159,6 +160,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "float labels": ((IMAGES, LABELS.float()), r"labels are torch\.float32, expected integers"),
     "fractions": (Pairs(IMAGES, LABELS / 2, float), r"labels are torch\.float32, expected integers"),
     "true and false": ((IMAGES, LABELS.bool()), r"labels are torch\.bool"),
+    "numbers up to 255": ((255 * IMAGES, LABELS), r"run from .* to 25\d, and space is \[0, 1\].*/ 255"),
+    "grey, channels last": ((torch.rand(24, 28, 28, 1), LABELS), r"which is \(n, h, w, c\).*permute\(0, 3, 1, 2\)"),
     "two classes each": ((IMAGES, torch.ones(24, 2).long()), r"shape \(24, 2\), expected \(24,\).*argmax"),
     "few labels": ((IMAGES, LABELS[:23]), r"shape \(23,\), expected \(24,\)"),
     "negative": ((IMAGES, LABELS - 1), "labels begin at -1"),

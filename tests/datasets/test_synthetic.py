@@ -32,6 +32,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "truth values": ({"labels": LABELS.bool()}, "expected the numbers of classes"),
     "complex labels": ({"labels": LABELS + 0j}, "expected the numbers of classes"),
     "NaN for a label": ({"labels": torch.tensor([0, 0, 1, NAN])}, "expected the numbers of classes"),
+    "channels last": ({"images": torch.rand(4, 8, 8, 3)}, r".*which is \(n, h, w, c\)"),
     "bytes": ({"images": (255 * IMAGES).byte()}, "is torch.uint8; expected at least one image"),
     "complex images": ({"images": IMAGES + 0j}, "is torch.complex64; expected at least one image"),
     "NaN in an image": ({"images": with_one(NAN)}, "holds NaN or infinity"),

@@ -26,8 +26,9 @@ from ddplug.errors import DataError, InputError, ProxyError
 from ddplug.lab import ddranking as export
 from ddplug.lab import judging as module
 from ddplug.lab.ddranking import export_ddranking
-from ddplug.lab.evaluate import Evaluation, evaluate, with_space
+from ddplug.lab.evaluate import Evaluation, evaluate
 from ddplug.lab.judging import DSAViews, Recipe, resolve
+from ddplug.lab.meaning import with_space
 from ddplug.lab.measure import measure
 from ddplug.networks.training import accuracy, fit, named
 from ddplug.networks.zoo import build, seeded
@@ -532,12 +533,11 @@ def test_runs_outlive_an_export_that_fails(set_file: Path, monkeypatch: pytest.M
         (("--arch", ""), "at least one architecture"),
         (("--arch", "LeNet"), "unknown architecture 'lenet'"),
         (("--dsa", "swirl"), "swirl"),
-        (("--unit",), "leave it out"),
+        (("--input-space", "unit"), "leave it out"),
         (("--lr", 0), "lr must be more than 0 and finite, got 0.0"),
         (("--lr", -0.1), "lr must be more than 0"),
         (("--lr", "inf"), "finite, got inf"),
         (("--lr", "nan"), "finite, got nan"),
-        (("--unit", "--input-space", "zca"), "contradict"),
         (("--export", "zip", "out"), "unknown format 'zip'"),
         (("--export", "ddranking", "out"), "cifar10, cifar100"),
         (("--factor", 3), "divides its height and width; got 3"),

@@ -24,7 +24,8 @@ from ddplug.datasets.host_files import apart
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import HostError
 from ddplug.hosting.host import comparable
-from ddplug.lab.evaluate import evaluate, with_space
+from ddplug.lab.evaluate import evaluate
+from ddplug.lab.meaning import with_space
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 

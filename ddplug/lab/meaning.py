@@ -1,0 +1,93 @@
+"""The meaning of the numbers in a set's images: what its file says, what its layout tells, and what a user adds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import NORMALIZATIONS, AnySpace, InputSpace
+from ddplug.datasets.synthetic import SyntheticSet
+from ddplug.errors import InputError
+from ddplug.proxies.pool import ProxyPool
+
+
+def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> SyntheticSet:
+    """The set with a space: the one it has, or the one `given`, or the one that is known from its layout.
+
+    `given` is "normalized" (as `data` is), "unit" (intensities in [0, 1]), "zca" (whitened, fitted on `data`'s training
+    images), or None. Raises `InputError` if the set has another space than is given, or if nobody says.
+    """
+    known = synthetic.space
+    meaning = given or (synthetic.meaning if known is None else None)
+    if meaning is None:
+        if known is not None:
+            return synthetic
+        raise InputError(
+            "the set does not say what the numbers in its images mean. Say whether they are normalized as the data "
+            "set is, unit (intensities in [0, 1]), or zca (whitened): --input-space of the command, or `space` of the "
+            "SyntheticSet."
+        )
+    return _in_space(synthetic, _named(meaning, data))
+
+
+def seen_by(
+    pool: ProxyPool, synthetic: SyntheticSet, given: str | None = None, data: ImageData | None = None
+) -> SyntheticSet:
+    """The set with a space in which `pool` sees it as it is meant; without one if it is taken for the pool's own.
+
+    Args:
+        pool: proxies.
+        synthetic: the set.
+        given: "normalized", "unit" or "zca", if the set does not say.
+        data: the real images, by which a set is whitened or normalised, if the pool does not know.
+
+    Raises:
+        InputError: the set has another space than is given, it is whitened and the pool is not, or the reverse, and
+            there are no data.
+    """
+    meaning = given or synthetic.meaning
+    own, channels = pool.info.space, synthetic.images.shape[1]
+    if meaning is None or (given is None and (synthetic.space is not None or own is None)):
+        return synthetic
+    space: AnySpace | None = None
+    if meaning == "zca" and own is not None and is_whitened(own):
+        space = own
+    elif data is not None:
+        space = _named(meaning, data)
+    elif meaning == "unit":
+        space = InputSpace.unit(channels)
+    elif meaning == "normalized":
+        space = NORMALIZATIONS.get(pool.info.dataset or "")
+        if space is None and own is not None and not is_whitened(own):
+            return synthetic
+    if space is None:
+        raise InputError(
+            f"the set's images are {meaning}, and these proxies were trained on images {own}. Give the real data that "
+            "the set was distilled from, to convert its images: --data of the command, or data=."
+        )
+    pool.space_of(space)
+    return _in_space(synthetic, space)
+
+
+def _in_space(synthetic: SyntheticSet, space: AnySpace) -> SyntheticSet:
+    known = synthetic.space
+    if known is not None and known != space:
+        raise InputError(f"the set's file says that its images are {known}, but {space} was asked for; leave it out.")
+    return replace(synthetic, space=space)
+
+
+def is_whitened(space: AnySpace) -> bool:
+    """Return True if images of a space are ZCA-whitened."""
+    return bool(space.to_json()["kind"] == "zca")
+
+
+def _named(meaning: str, data: ImageData) -> AnySpace:
+    if meaning == "normalized":
+        return data.space
+    if meaning == "unit":
+        return InputSpace.unit(data.shape[0])
+    if meaning == "zca":
+        from ddplug.datasets.zca import ZCASpace
+
+        return ZCASpace.fit(data.space.to_unit(data.train_images).clamp(0, 1))
+    raise InputError(f"unknown input space {meaning!r}, expected normalized, unit or zca")
