@@ -234,17 +234,20 @@ def chosen_labels(
 ) -> tuple[str | None, Tensor | None]:
     """The labels of `count` images among what a host holds, and their name; `HostError` if several differ."""
     found: list[tuple[str, Tensor]] = []
+    soft: tuple[str, Tensor] | None = None
     for name, value in named:
         if not LIKE_LABELS.search(name.rpartition(".")[2]):
             continue
-        if isinstance(value, Tensor) and value.ndim == 2 and len(value) == count and value.is_floating_point():
-            raise HostError(
-                f"'{name}' {tuple(value.shape)} may be soft labels of the {count} synthetic images at {where}, and CMI "
-                f"needs class numbers, one for each image. {advice}"
-            )
         numbers = class_numbers(value)
         if numbers is not None and len(numbers) == count:
             found.append((name, numbers))
+        elif soft is None and isinstance(value, Tensor) and value.ndim == 2 and len(value) == count:
+            soft = name, value
+    if soft is not None and (not found or soft[1].is_floating_point()):
+        raise HostError(
+            f"'{soft[0]}' {tuple(soft[1].shape)} may be soft or one-hot labels of the {count} synthetic images at "
+            f"{where}, and CMI needs class numbers, one for each image. {advice}"
+        )
     if not found:
         return None, None
     synthetic = [each for each in found if "syn" in each[0].lower()] or found

@@ -265,7 +265,10 @@ def _held(trainer: object, depth: int = 1) -> Iterator[tuple[str, Any]]:
     elif isinstance(trainer, list | tuple):
         held = enumerate(trainer)
     else:
-        held = vars(trainer).items() if hasattr(trainer, "__dict__") else ()
+        slots = [kind.__dict__.get("__slots__", ()) for kind in type(trainer).__mro__]
+        names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+        held = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}.items()
+        held = [*held, *(vars(trainer).items() if hasattr(trainer, "__dict__") else ())]
     for name, value in list(held):
         yield str(name), value
         if depth and not isinstance(value, Tensor | Dataset | DataLoader | torch.optim.Optimizer | type):

@@ -170,10 +170,25 @@ def test_soft_labels_are_not_replaced_by_a_real_batchs(pool: ddplug.ProxyPool, b
     host = Host(batch)
     host.labels_syn = torch.zeros(12, 3, dtype=torch.float64, requires_grad=True)  # type: ignore[attr-defined]
     host.labels = torch.zeros(12, dtype=torch.int64)  # of a real batch of the same size
-    with pytest.raises(ddplug.errors.HostError, match=r"'labels_syn' \(12, 3\) may be soft labels"), attach(host, pool):
+    with pytest.raises(ddplug.errors.HostError, match=r"'labels_syn' \(12, 3\) may be soft"), attach(host, pool):
         host.augment(host.images)
     got = added(host, pool, lambda: host.augment(host.images).sum(), labels=batch[1])
     torch.testing.assert_close(got, of_cmi(pool, batch, torch.arange(12), lambda x: x * 1.5), rtol=1e-9, atol=1e-12)
+
+
+def test_one_hot_labels_are_named_unless_there_are_class_numbers(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """`F.one_hot` gives integers, and the message did not mention them."""
+    images = batch[0].clone().requires_grad_()
+    host = types.SimpleNamespace(
+        images=images, targets=nn.functional.one_hot(batch[1]), opt=torch.optim.SGD([images], 0.1)
+    )
+    with pytest.raises(ddplug.errors.HostError, match=r"'targets' \(12, 3\) may be soft or one-hot"):
+        attach(host, pool)
+    host.labels = batch[1]
+    handle = attach(host, pool)
+    assert "labels 'labels'" in handle.where
+    handle.regularizer.watch.expect("never acts")
+    handle.detach()
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -156,6 +156,17 @@ HELD: dict[str, tuple[Any, str]] = {
 }
 
 
+def test_data_are_found_in_slots() -> None:
+    class Slotted:
+        __slots__ = ("data", "images")
+
+    trainer = Slotted()
+    trainer.data = ITEM
+    found = found_in(trainer)
+    assert found is not None
+    assert found.train is ITEM
+
+
 @pytest.mark.parametrize("name", HELD)
 def test_data_are_found_on_a_trainer(name: str) -> None:
     trainer, where = HELD[name]

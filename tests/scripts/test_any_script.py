@@ -270,7 +270,7 @@ def test_labels_are_found_and_said(
     [
         ({"made": "indices = torch.arange(12)"}, (), r"no labels for the 12 synthetic .* indices \(12,\)"),
         ({"made": LABELS + "; targets = labels.flip(0)"}, (), r"may be labels, targets, which differ"),
-        ({"made": "soft = torch.zeros(12, 3)", "views": "y = soft; views = augment(images)"}, (), "may be soft labels"),
+        ({"made": "soft = torch.zeros(12, 3)", "views": "y = soft; views = augment(images)"}, (), "may be soft"),
         ({"views": "for labels in range(3): views = augment(images)"}, (), "no labels for the 12"),
         ({"views": "views = augment(torch.compile(lambda x: x[:6] * 1.0, backend='aot_eager')(images))"}, (),
          "CompiledFunctionBackward.*Name the labels: --labels"),
