@@ -27,6 +27,7 @@ from ddplug.attaching.labels import (
     require_labels,
 )
 from ddplug.attaching.stepped import Shape, of_optimizer, of_trainer
+from ddplug.core.autograd import uncompiled
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import DDPlugError, HostError
 
@@ -178,6 +179,7 @@ class _AtCalls:
         self._labels, self._signature = labels, signature
         self._argument = label_argument(signature, given)
 
+    @uncompiled
     def on_images(
         self,
         regularizer: Regularizer,
@@ -191,6 +193,7 @@ class _AtCalls:
         labelled = self._labelled(regularizer, None, images, views, self._passed(args, kwargs))
         return views if labelled is None else through(regularizer, views, labelled)
 
+    @uncompiled
     def on_result(self, regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Regularise the views that an augmentation returned, alone or among several things.
 

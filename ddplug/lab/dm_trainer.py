@@ -120,6 +120,8 @@ class DistributionMatching:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict` of a trainer of the same arguments, bit for bit; `InputError` for another's."""
+        if missing := [name for name in self.state_dict() if name not in state]:
+            raise InputError(f"this is no state of this trainer: it lacks {', '.join(missing)}.")
         if state["images"].shape != self.images.shape:
             raise InputError(
                 f"this state is of {tuple(state['images'].shape)} images, expected {tuple(self.images.shape)}; load it "

@@ -229,8 +229,8 @@ def test_hosts_data_are_stacked_by_the_same_code(kind: Callable[[Tensor, Tensor]
         stacked({})
 
 
-def test_the_guide_does_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+def test_the_page_does_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "tasks" / "data.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "as_image_data" in block)
     asked: list[Any] = []
     monkeypatch.setattr("ddplug.datasets.images.load", lambda *given: asked.append(given))

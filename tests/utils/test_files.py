@@ -372,7 +372,7 @@ def test_commands_at_home(home: Path, digits: ImageData) -> None:
     [
         load_set, lambda path: save_set(SyntheticSet(IMAGES, LABELS), path), ProxyPool.load, small_pool().save,
         lambda path: datasets.load("folder", path), lambda path: labelled([path]), buffers.split,
-        lambda path: save_figure(None, path),
+        lambda path: save_figure(None, f"{path}.png"),
     ],
 )  # fmt: skip
 def test_somebody_who_has_no_home(use: Callable[[str], object]) -> None:
