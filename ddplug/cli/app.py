@@ -83,7 +83,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _before(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the versions and end.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the versions and exit.")
     ] = False,
 ) -> None:
     """Options before the command."""
@@ -106,8 +106,10 @@ for _command in (
 def demo(
     data: DataName = "digits",
     data_path: DataPath = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("ddplug-demo"),
-    weight: Annotated[float | None, typer.Option(help="Share of the host's own gradient.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the demo's results.")] = Path("ddplug-demo"),
+    weight: Annotated[
+        float | None, typer.Option(help="Norm of CMI's gradient as a share of the norm of the loss's.")
+    ] = None,
     ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Distillation steps per run.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Paired repetitions.")] = None,
@@ -136,7 +138,7 @@ def demo(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Argument(help="The pool's folder; an unfinished pool there is continued.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the pool; an unfinished pool is continued.")],
     data: DataName = "digits",
     data_path: DataPath = None,
     arch: Annotated[
@@ -145,12 +147,14 @@ def pretrain(
     ] = None,
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
     epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
-    lr: Annotated[float, typer.Option(help="Initial learning rate, cosine to zero.")] = 0.05,
+    lr: Annotated[float, typer.Option(help="Initial learning rate; a cosine schedule ends at zero.")] = 0.05,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
-    norm: Annotated[str, typer.Option(help="instance or batch.")] = "instance",
+    norm: Annotated[str, typer.Option(help="Normalisation layers: instance or batch.")] = "instance",
     width: Annotated[int | None, typer.Option(help="Channels; the architecture's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Network i has seed + i.")] = 0,
-    flip: Annotated[bool | None, typer.Option(help="Mirror images; by default as the data set allows.")] = None,
+    flip: Annotated[
+        bool | None, typer.Option(help="Mirror images at random; if that suits the data set, by default.")
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="exact (fp32), or bf16, several times faster on some devices.")
     ] = "exact",
@@ -160,13 +164,15 @@ def pretrain(
     mcmi: Annotated[
         float | None, typer.Option(help="Fine-tune by maximum CMI with this weight; 0.15 is published, 0 is plain.")
     ] = None,
-    mcmi_epochs: Annotated[int | None, typer.Option(help="Of the fine-tuning; a quarter of --epochs.")] = None,
+    mcmi_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the fine-tuning; a quarter of --epochs by default.")
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(help="With --mcmi: a pool whose networks are fine-tuned, instead of new ones.")
     ] = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Train a pool of proxies on real images; can be interrupted, and continued by the same command.
+    """Train a pool of proxies on real images; the same command resumes it.
 
     `torchrun --nproc-per-node N -m ddplug pretrain ...` divides the networks among N processes.
     """
@@ -222,7 +228,7 @@ def relabel(
     factor: Factor = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Write a set with soft labels, those of teachers; `ddplug evaluate` judges it like any other."""
+    """Write a set with soft labels from teachers, for `ddplug evaluate`."""
     from ddplug.datasets.synthetic import load_set, save_set
     from ddplug.lab.meaning import seen_by
     from ddplug.lab.relabel import relabel as relabel_set
@@ -250,20 +256,24 @@ def measure(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A real data set to measure; or a set's own, for its whitening or a --term that compares."),
+        typer.Option(
+            help="Real data set to measure; or a set's own, for its whitening or a --term that needs real images."
+        ),
     ] = None,
     data_path: DataPath = None,
-    split: Annotated[str, typer.Option(help="train or test, of --data.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of --data: train or test.")] = "test",
     representation: RepresentationName = "feature",
-    term: Annotated[str, typer.Option(help="Measure this term, or sum of several, instead of CMI.")] = "cmi",
+    term: Annotated[str, typer.Option(help="Term to measure, or a sum of several.")] = "cmi",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
-    separation: Annotated[str, typer.Option(help="cross_entropy, kl or centroid_kl.")] = "cross_entropy",
+    separation: Annotated[
+        str, typer.Option(help="Distance between classes in NCMI: cross_entropy, kl or centroid_kl.")
+    ] = "cross_entropy",
     input_space: SpaceOfSet = None,
     factor: Factor = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     device: DeviceName = "auto",
 ) -> None:
-    """CMI, NCMI and every class's CMI of a synthetic set or of a real data set, under a pool."""
+    """Print CMI, NCMI and every class's CMI of a synthetic or real set under a pool."""
     from ddplug.datasets.synthetic import SyntheticSet, load_set
     from ddplug.lab.meaning import seen_by
     from ddplug.lab.measure import measure as measure_set

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ddplug.proxies.pool import ProxyPool
 
 
-HostOrOwn = Annotated[str, typer.Argument(metavar="HOST", help=f"own (ddplug's DM trainer), or upstream: {NAMED}.")]
+HostOrOwn = Annotated[str, typer.Argument(metavar="HOST", help=f"own (ddplug's DM trainer), or {NAMED}.")]
 UpstreamArguments = Annotated[
-    list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
+    list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="Arguments of the host's own script.")
 ]
 
 
@@ -32,34 +32,40 @@ def _setup(
     host: str,
     arguments: list[str] | None,
     data: Annotated[str, typer.Option(help="shapes, digits, cifar10, cifar100 or folder.")] = "digits",
-    data_path: Annotated[Path | None, typer.Option(help="Where the data lies; shapes and digits need none.")] = None,
+    data_path: Annotated[Path | None, typer.Option(help="Folder of the data set; not for shapes and digits.")] = None,
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
-    ipc: Annotated[int | None, typer.Option(help="Images per class; 10.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300.")] = None,
-    batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the synthetic images; 1.")] = None,
-    init: Annotated[str | None, typer.Option(help="What these start as: real, or noise; real.")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class; 10 by default.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300 by default.")] = None,
+    batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64 by default.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the synthetic images; 1 by default.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start of the synthetic images: real (default) or noise.")] = None,
     checkpoints: Annotated[
-        int | None, typer.Option(help="Times a run's set is kept and judged, the end included; 5.")
+        int | None, typer.Option(help="Sets of each run that are saved and judged, the last included; 5 by default.")
     ] = None,
     judge_last: Annotated[
-        bool, typer.Option("--judge-last", help="Judge the last set only; those before it are measured. Own only.")
+        bool, typer.Option("--judge-last", help="Judge only the last set, and measure the others (host own only).")
     ] = False,
     term: Annotated[
-        str, typer.Option(help="What is added to the loss: a term's name, or a sum such as cmi+0.3*proxy_ce.")
+        str, typer.Option(help="Term that is added to the loss: a name, or a sum such as cmi+0.3*proxy_ce.")
     ] = "cmi",
-    strategy: Annotated[str | None, typer.Option(help="DSA's operations; by default as the data set allows.")] = None,
-    arch: Annotated[str, typer.Option(help="Network that matches and judges.")] = "convnet",
-    width: Annotated[int | None, typer.Option(help="Its channels; the architecture's own by default.")] = None,
-    runs: Annotated[int, typer.Option(help="Fresh networks per judgement.")] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs for each; standard are 1000.")] = 300,
-    judge_lr: Annotated[float, typer.Option(help="Their learning rate; standard is 0.01.")] = 0.03,
-    repo: Annotated[Path | None, typer.Option(help="A host's checkout; else DDPLUG_HOSTS, else here.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="DSA's operations; those that suit the data set by default.")
+    ] = None,
+    arch: Annotated[str, typer.Option(help="Network that is used for matching and for judging.")] = "convnet",
+    width: Annotated[
+        int | None, typer.Option(help="Channels of that network; the architecture's own by default.")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Fresh networks trained on each set.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs for each of them; 1000 are usual.")] = 300,
+    judge_lr: Annotated[float, typer.Option(help="Learning rate of these networks; 0.01 is usual.")] = 0.03,
+    repo: Annotated[
+        Path | None, typer.Option(help="Checkout of the host; by default searched in DDPLUG_HOSTS and here.")
+    ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
+        bool, typer.Option("--download", help="Allow the host to download a missing data set.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto (cuda if available).")] = "auto",
     **options: Any,
 ) -> Setup:
     """Build the setup of a command's comparisons; parameters with defaults are options of `compare` and `tune`."""
@@ -117,38 +123,46 @@ SWEPT = ("representation", "weighting")
 def compare(
     host: HostOrOwn,
     arguments: UpstreamArguments = None,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; what is there is resumed.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; an unfinished one is resumed.")] = Path(
         "ddplug-compare"
     ),
     weights: Annotated[
-        str, typer.Option(help="Numbers or paper, by commas; 0 is always run. When adding some, repeat the old.")
+        str,
+        typer.Option(help="Numbers or paper, separated by commas; 0 is always run. To add some, repeat the old ones."),
     ] = "0,1",
-    views: Annotated[str, typer.Option(help="host, clean, or both by a comma: further arms.")] = "host",
+    views: Annotated[
+        str, typer.Option(help="Images that CMI is of: host (augmented), clean, or host,clean to compare them.")
+    ] = "host",
     terms: Annotated[
-        str, typer.Option(help="Terms or sums of them, by commas: arms of each, all measured by --term.")
+        str, typer.Option(help="Terms to compare, or sums of them, separated by commas; all are measured by --term.")
     ] = "",
     seeds: Annotated[int, typer.Option(help="Paired repetitions.")] = 3,
-    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    first_seed: Annotated[int, typer.Option(help="First seed.")] = 0,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="Take weight 0 from this comparison, of other proxies or options of the regulariser."),
+        typer.Option(help="Take weight 0 from this comparison, which has other proxies or options of the regulariser."),
     ] = None,
     references: Annotated[
-        str, typer.Option(help="Real images to judge beside: random, kmeans, kmeans:PROXY, start (own), by commas.")
+        str,
+        typer.Option(
+            help="Sets of real images to judge, separated by commas: random, kmeans, kmeans:PROXY, start (host own)."
+        ),
     ] = "",
     cross_arch: Annotated[
-        str, typer.Option(help="Further architectures, by commas, that judge the last set of every run.")
+        str, typer.Option(help="Further architectures to train on the last set of every run, separated by commas.")
     ] = "",
     stop_hopeless: Annotated[
         bool,
-        typer.Option("--stop-hopeless", help="No further seeds for an arm whose interval lies below the best one's."),
+        typer.Option(
+            "--stop-hopeless", help="Run no further seeds of an arm whose interval lies below the best arm's."
+        ),
     ] = False,
     **options: Any,
 ) -> None:
-    """Distil with and without CMI from the same starts and seeds, judge all sets, and say what came out.
+    """Distil with and without CMI from the same starts and seeds, judge all sets, and report the differences.
 
-    Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views add to what is there.
-    The report is of those named: repeat the old weights, views and seeds with the new ones, or they are left out of it.
+    Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views are added to it.
+    The report is of the weights, views and seeds that this command names: repeat the old ones with the new ones.
     `torchrun --nproc-per-node N -m ddplug compare ...` divides the runs among N processes, each on a GPU of its own.
     """
     from ddplug.lab.compare import ENTRIES, RESULT
@@ -193,18 +207,22 @@ def compare(
 def tune(
     host: HostOrOwn,
     arguments: UpstreamArguments = None,
-    out: Annotated[Path, typer.Option(help="Folder of the comparisons; what is there is resumed.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the comparisons; unfinished ones are resumed.")] = Path(
         "ddplug-tune"
     ),
-    weights: Annotated[str, typer.Option(help="Weights to try, by commas.")] = "0.3,1,3",
+    weights: Annotated[str, typer.Option(help="Weights to try, separated by commas.")] = "0.3,1,3",
     representation: Annotated[
-        str, typer.Option(help=f"Those to try, by commas: {', '.join(FLAGS['representation'].choices or ())}.")
+        str,
+        typer.Option(
+            help=f"Representations to try, separated by commas: {', '.join(FLAGS['representation'].choices or ())}."
+        ),
     ] = str(FLAGS["representation"].default),
     weighting: Annotated[
-        str, typer.Option(help=f"Those to try, by commas: {', '.join(FLAGS['weighting'].choices or ())}.")
+        str,
+        typer.Option(help=f"Weightings to try, separated by commas: {', '.join(FLAGS['weighting'].choices or ())}."),
     ] = str(FLAGS["weighting"].default),
     seeds: Annotated[int, typer.Option(help="Paired repetitions of the sweep.")] = 2,
-    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    first_seed: Annotated[int, typer.Option(help="First seed.")] = 0,
     confirm: Annotated[int, typer.Option(help="Fresh seeds that the choice is confirmed on; at least 2.")] = 3,
     **options: Any,
 ) -> None:

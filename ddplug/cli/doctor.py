@@ -19,7 +19,7 @@ STATES = {"clean": "the patch fits", "patched": "patched"}
 
 def doctor(
     hosts: Annotated[
-        Path | None, typer.Option(help="Folder of the hosts' checkouts; else DDPLUG_HOSTS, else here.")
+        Path | None, typer.Option(help="Folder of the hosts' checkouts; by default DDPLUG_HOSTS, then this folder.")
     ] = None,
 ) -> None:
     """Print versions, devices, the cached pools, and which hosts' patches fit their checkouts."""
@@ -78,6 +78,7 @@ def _pools() -> Iterator[str]:
 def _hosts(folder: Path | None) -> Iterator[str]:
     """The state of each host's checkout, or the reason for which it has none."""
     from ddplug.attaching.registry import names
+    from ddplug.errors import HostError
     from ddplug.hosting.checkout import find_repo
     from ddplug.hosting.host import upstream
     from ddplug.utils.files import user_path
@@ -88,5 +89,7 @@ def _hosts(folder: Path | None) -> Iterator[str]:
             repo = find_repo(spec, user_path(folder) / spec.folder if folder is not None else None)
             held = set(spec.states(repo).values())
             yield f"host      {name}: {STATES[held.pop()] if len(held) == 1 else 'patched in part'} in {repo}"
+        except HostError as error:
+            yield f"host      {name}: {re.split('[;.] ', str(error))[0]}"
         except Exception as error:  # adapters of other packages may raise anything
             yield f"host      {name}: {type(error).__name__}: {re.split('[;.] ', str(error))[0]}"

@@ -14,30 +14,41 @@ from ddplug.utils.output import say
 
 def evaluate(
     synthetic: Annotated[
-        Path, typer.Argument(metavar="SET", help="Ours, or a host's: res_*.pt, images_N.pt, data.pt.")
+        Path, typer.Argument(metavar="SET", help="Synthetic set of ddplug or a host: res_*.pt, images_N.pt, data.pt.")
     ],
     data: Annotated[str, typer.Option("--data", help="shapes, digits, cifar10, cifar100 or folder.")] = "digits",
-    data_path: Annotated[Path | None, typer.Option("--data-path", help="Where it lies; digits need none.")] = None,
-    arch: Annotated[str, typer.Option(help="Names, joined by commas: ConvNet,ResNet18,VGG11,AlexNet.")] = "ConvNet",
-    runs: Annotated[int, typer.Option(help="Fresh networks of each.")] = 5,
+    data_path: Annotated[
+        Path | None, typer.Option("--data-path", help="Folder of the data set; not for shapes and digits.")
+    ] = None,
+    arch: Annotated[
+        str, typer.Option(help="Architectures, separated by commas: ConvNet,ResNet18,VGG11,AlexNet.")
+    ] = "ConvNet",
+    runs: Annotated[int, typer.Option(help="Fresh networks of each architecture.")] = 5,
     epochs: Annotated[int, typer.Option(help="Passes over the set.")] = 1000,
-    lr: Annotated[float | None, typer.Option(help="Initial rate; else the one learned with the set, or 0.01.")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Initial learning rate; by default the one that was learned with the set, or 0.01."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 256,
     seed: Annotated[int, typer.Option(help="Run i has seed + i.")] = 0,
     dsa: Annotated[str, typer.Option(help="DSA's operations in training.")] = "color_crop_cutout_flip_scale_rotate",
     no_dsa: Annotated[bool, typer.Option("--no-dsa", help="Train without augmentation.")] = False,
     width: Annotated[int | None, typer.Option(help="Channels; each architecture's own by default.")] = None,
-    norm: Annotated[str | None, typer.Option(help="instance, batch or none; each one's own by default.")] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(help="Normalisation layers: instance, batch or none; each architecture's own by default."),
+    ] = None,
     input_space: SpaceOfSet = None,
     factor: Factor = None,
-    proxies: Annotated[Path | None, typer.Option(help="A pool; the set's CMI under it is measured, too.")] = None,
+    proxies: Annotated[Path | None, typer.Option(help="Pool under which the set's CMI is measured.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
     export: Annotated[
-        tuple[str, Path] | None, typer.Option(metavar="FORMAT FOLDER", help="Write files for ddranking to a folder.")
+        tuple[str, Path] | None,
+        typer.Option(metavar="FORMAT FOLDER", help="Write files for ddranking to FOLDER; FORMAT is ddranking."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto (cuda if available).")] = "auto",
 ) -> None:
-    """Train fresh networks on a set and test them on real images; can be interrupted, and continued."""
+    """Train fresh networks on a set and test them on real images; the same command resumes it."""
     from ddplug import datasets
     from ddplug.cli.options import device_of
     from ddplug.datasets.synthetic import load_set

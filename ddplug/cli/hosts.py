@@ -31,39 +31,50 @@ Host = Annotated[str, HOST]
 def run(
     host: Annotated[str | None, HOST] = None,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="What the host's own script takes.")
+        list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="Arguments of the host's own script.")
     ] = None,
-    repo: Annotated[Path | None, typer.Option(help="The host's checkout; else DDPLUG_HOSTS, else here.")] = None,
-    weight: Annotated[str, typer.Option(help="Share of the host's own gradient, or paper; 0 is the host alone.")] = "1",
+    repo: Annotated[
+        Path | None, typer.Option(help="Checkout of the host; by default searched in DDPLUG_HOSTS and here.")
+    ] = None,
+    weight: Annotated[
+        str,
+        typer.Option(
+            help="Norm of CMI's gradient as a share of the norm of the loss's, or paper; 0 runs the host alone."
+        ),
+    ] = "1",
     proxies: Annotated[str, typer.Option(help="A pool's folder, buffer:PATH or idc:PATH.")] = "",
     views: Annotated[str, typer.Option(help="The host's augmented views (host) or the clean images (clean).")] = "host",
-    inner: Annotated[str | None, typer.Option(help="one, last or all inner steps' views, for MTT and DATM.")] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Let the host fetch a data set that is not there.")
-    ] = False,
-    script: Annotated[
-        Path | None, typer.Option(help="Instead of HOST, any script: the layer goes on the function that makes views.")
+    inner: Annotated[
+        str | None, typer.Option(help="Inner steps whose views get CMI, for MTT and DATM: one, last or all.")
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Allow the host to download a missing data set.")
+    ] = False,
+    script: Annotated[Path | None, typer.Option(help="Script to run instead of a host.")] = None,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="that function, MODULE:FUNCTION or MODULE:CLASS.METHOD, or FILE.py:LINE."),
+        typer.Option(help="Function that makes the views: MODULE:FUNCTION, MODULE:CLASS.METHOD or FILE.py:LINE."),
     ] = None,
-    labels: Annotated[str, typer.Option(help="the labels, an expression where it is called, or calls:CLASSES.")] = "",
-    steps: Annotated[str, typer.Option(help="calls per backward pass of an unrolled loop, an expression.")] = "",
-    history: Annotated[Path | None, typer.Option(help="the file for CMI's history; cmi_SCRIPT.json here.")] = None,
-    input_space: Annotated[
-        str, typer.Option(help="unit, normalized:cifar10, ..., if the views' is not the pool's.")
+    labels: Annotated[
+        str, typer.Option(help="Python expression for the labels where that function is called, or calls:CLASSES.")
     ] = "",
-    path: Annotated[list[Path] | None, typer.Option(help="a folder for its imports besides its own.")] = None,
+    steps: Annotated[
+        str, typer.Option(help="Python expression for the calls per backward pass of an unrolled loop.")
+    ] = "",
+    history: Annotated[Path | None, typer.Option(help="File for CMI's history; cmi_SCRIPT.json by default.")] = None,
+    input_space: Annotated[
+        str, typer.Option(help="Space of the views, if it is not the pool's: unit, normalized:cifar10, ...")
+    ] = "",
+    path: Annotated[list[Path] | None, typer.Option(help="Further folder for the script's imports.")] = None,
     redirect_cuda: Annotated[
-        bool, typer.Option("--redirect-cuda", help="without CUDA, what it puts there is on the CPU.")
+        bool, typer.Option("--redirect-cuda", help="Without CUDA, put on the CPU what the script puts on CUDA.")
     ] = False,
     old_numpy: Annotated[
-        bool, typer.Option("--old-numpy", help="np.int and the like, for code that uses them.")
+        bool, typer.Option("--old-numpy", help="Define np.int and other names that old NumPy had.")
     ] = False,
     **options: Any,
 ) -> None:
-    """Run a host's unedited script with the regulariser in; everything after -- goes to the script."""
+    """Run a host's unedited script with the regulariser; arguments after -- are the script's."""
     if script is not None:
         from ddplug.cli.scripts import run_script
 
@@ -119,11 +130,13 @@ def run(
 def patch(
     host: Host,
     path: Annotated[Path, typer.Argument(help="The host's checkout.")],
-    check: Annotated[bool, typer.Option("--check", help="Say whether the patch fits; change nothing.")] = False,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Take the patch out again, to the byte.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check that the patch fits; change nothing.")] = False,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Remove the patch; the files are as before, to the byte.")
+    ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print the patch; change nothing.")] = False,
 ) -> None:
-    """Put our lines into a host's files: all files or none, only if they are the ones the patch was made for."""
+    """Patch a host's files: all of them or none, and only if they are those that the patch was made for."""
     from ddplug.hosting.host import upstream
 
     if check + reverse + diff > 1:

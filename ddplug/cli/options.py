@@ -21,18 +21,26 @@ if TYPE_CHECKING:
     from ddplug.datasets.images import ImageData
 
 DataName = Annotated[str, typer.Option("--data", help="shapes, digits, cifar10, cifar100 or folder.")]
-DataPath = Annotated[Path | None, typer.Option("--data-path", help="Where the data lies; shapes and digits need none.")]
+DataPath = Annotated[
+    Path | None, typer.Option("--data-path", help="Folder of the data set; not for shapes and digits.")
+]
 RepresentationName = Annotated[
-    str, typer.Option("--representation", "--space", help="What CMI is computed on: feature, pooled or logit.")
+    str,
+    typer.Option(
+        "--representation", "--space", help="Outputs of the proxies that CMI is computed on: feature, pooled or logit."
+    ),
 ]
 SpaceOfSet = Annotated[
     str | None,
-    typer.Option("--input-space", help="What the set's images are, if it does not say: normalized, unit or zca."),
+    typer.Option(
+        "--input-space", help="Space of the set's images, if the file does not record it: normalized, unit or zca."
+    ),
 ]
 Factor = Annotated[
-    int | None, typer.Option(help="Images along the side of one that holds several; IDC's is in its args.txt.")
+    int | None,
+    typer.Option(help="Images along one side of an image that holds several, as IDC's do (see its args.txt)."),
 ]
-DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda if there is one.")]
+DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto (cuda if available).")]
 
 
 HOSTS = ", ".join(tomllib.loads(files("ddplug.patches").joinpath("hosts.toml").read_text(encoding="utf-8")))

@@ -52,18 +52,20 @@ def run_script(
 
 
 def find(
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="The script that is started.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="The script's own.")] = None,
-    seconds: Annotated[float, typer.Option(help="The script is ended after so many.")] = 600,
-    path: Annotated[list[Path] | None, typer.Option(help="A folder for the script's imports besides its own.")] = None,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Script to run.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="Arguments of the script.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds after which the script is ended.")] = 600,
+    path: Annotated[list[Path] | None, typer.Option(help="Further folder for the script's imports.")] = None,
     redirect_cuda: Annotated[
-        bool, typer.Option("--redirect-cuda", help="Without CUDA, what the script puts there is on the CPU.")
+        bool, typer.Option("--redirect-cuda", help="Without CUDA, put on the CPU what the script puts on CUDA.")
     ] = False,
     old_numpy: Annotated[
-        bool, typer.Option("--old-numpy", help="np.int and the like, for code that uses them.")
+        bool, typer.Option("--old-numpy", help="Define np.int and other names that old NumPy had.")
     ] = False,
 ) -> None:
-    """Run a script until it steps its images, and print the command that puts CMI in.
+    """Run a script until it steps its images, and print the ddplug run command that adds CMI to it.
 
     Views are followed by autograd from the functions that return them to the images that an optimizer steps.
     """

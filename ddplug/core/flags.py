@@ -38,23 +38,23 @@ class Flag(NamedTuple):
 
 
 FLAGS = {
-    "term": Flag("cmi", "what is added to the loss: a term's name, or a sum of several"),
-    "weighting": Flag("relative", "what the weight is", get_args(WeightingName)),
+    "term": Flag("cmi", "term that is added to the loss: a name, or a sum of several"),
+    "weighting": Flag("relative", "meaning of the weight", get_args(WeightingName)),
     "every": Flag(1, "act in every k-th step only, k times as strongly"),
     "representation": Flag(
-        "auto", "what CMI is computed on; auto: logits for a share, features for a lambda", get_args(Choice)
+        "auto", "outputs that CMI is of; auto is logit, or feature for absolute weights", get_args(Choice)
     ),
     "temperature": Flag(1.0, "T in softmax(f / T)"),
-    "calibrate": Flag(10, "steps over which a share is turned into a lambda"),
+    "calibrate": Flag(10, "steps over which lambda is determined from the weight"),
     "draw": Flag(1, "proxies drawn per step"),
-    "classes": Flag(None, "random classes per step that CMI is estimated on, scaled; 0 for all", zero=None),
+    "classes": Flag(None, "random classes per step that CMI is estimated from; 0 for all", zero=None),
     "precision": Flag(
-        "auto", "of proxies: bf16 backward where fast (auto), fp32 (exact), bf16 both ways", get_args(Precision)
+        "auto", "arithmetic of the proxies: auto (bf16 backward if fast), exact (fp32), or bf16", get_args(Precision)
     ),
-    "chunk": Flag("auto", "images that go through a proxy together; 0 for as many as memory allows", zero="auto"),
-    "views_per_image": Flag(1, "further views of each image, made by kornia; for one image per class"),
-    "seed": Flag(0, "of the regulariser's own generator"),
-    "compile": Flag(False, "put the proxies through torch.compile", hosts=False),
+    "chunk": Flag("auto", "images per pass through a proxy; 0 for as many as memory allows", zero="auto"),
+    "views_per_image": Flag(1, "views of each image, made by kornia if more than one; for one image per class"),
+    "seed": Flag(0, "seed of the regulariser's generator"),
+    "compile": Flag(False, "compile the proxies by torch.compile", hosts=False),
 }  # fmt: skip
 HOSTS = tuple(name for name, flag in FLAGS.items() if flag.hosts)
 """Names of the options that hosts have."""
