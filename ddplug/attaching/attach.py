@@ -242,6 +242,7 @@ def attach(
         regularizer.pool.check_data(real.known.name, real.known.fingerprint())
     if regularizer.input_space is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
+        regularizer.like_views = real.like_views()
     # At weight 0 nothing is installed, except an augmentation that the user passed and whatever an adapter installs.
     where = place.where
     idle = not regularizer.active and replacement is None and not known

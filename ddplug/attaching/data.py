@@ -14,6 +14,8 @@ from ddplug.datasets.torch_sets import fitting, found_in, space_of
 
 LOOKED_AT = 16
 """Number of images by which a `Normalize` is checked, so that the whole data set need not be read."""
+COMPARED = 256
+"""Number of images that the first views are compared with."""
 
 
 class RealData:
@@ -50,6 +52,13 @@ class RealData:
             return own
         given = self.known or self._given
         return given.space if given is not None else own
+
+    def like_views(self) -> Tensor | None:
+        """Return some images in the space that the views are taken to have; None if the trainer itself shows it."""
+        given = self.known or self._given
+        if given is None or self.space is not given.space:
+            return None
+        return given.train_images[:: max(1, len(given.train_images) // COMPARED)]
 
     @cached_property
     def shape(self) -> tuple[int, ...] | None:

@@ -148,6 +148,8 @@ class Regularizer:
             processes=self._processes,
         )  # fmt: skip
         self._probed = False
+        self.like_views: Tensor | None = None
+        """Real images (m, c, h, w) that the first views are compared with, where `input_space` is not sure."""
         self._expected_pool: str | None = None
 
     @property
@@ -159,6 +161,7 @@ class Regularizer:
     def input_space(self, space: AnySpace | str | None) -> None:
         self._given_space = space
         self._to_pool.space = self.pool.space_of(space)
+        self.like_views = None
 
     @property
     def weight(self) -> float:
@@ -412,5 +415,7 @@ class Regularizer:
         self.pool.check_draw(self.compute.draw)
         self.pool.check_classes(labels)
         self.pool.probe(views, self.input_space, self.representation)
-        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.objective.keeps_real):
+        noise = self.objective.keeps_real
+        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=noise, like=self.like_views):
             self.watch.warn(doubt, doubt)
+        self.like_views = None

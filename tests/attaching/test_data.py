@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 import ddplug
+from ddplug.datasets import as_image_data
 from ddplug.datasets.spaces import InputSpace
 from ddplug.proxies.pool import PoolInfo
 
@@ -74,6 +76,31 @@ def test_a_pool_of_another_normalisation_sees_converted_images() -> None:
         trainer.step()
     expected = InputSpace(MEAN, STD).to_unit(views)
     assert any(batch.shape == expected.shape and torch.allclose(batch, expected, atol=1e-6) for batch in given)
+
+
+@pytest.mark.parametrize(
+    ("own", "warned"),
+    [(InputSpace((0.5,) * 3, (0.25,) * 3), True), (None, False), (InputSpace((0.28,) * 3, (0.5,) * 3), True)],
+    ids=["another mean", "the data's", "another standard deviation"],
+)
+def test_views_that_are_normalised_otherwise_than_given_data(own: InputSpace | None, warned: bool) -> None:
+    """Nothing on the trainer says what its images are, so only their numbers can show that they are not the data's."""
+    generator = torch.Generator().manual_seed(3)
+    pictures = 0.28 + 0.2 * torch.rand(120, 3, 1, 1, generator=generator) - 0.1
+    pictures = pictures + 0.5 * torch.rand(120, 3, 8, 8, generator=generator) - 0.25
+    space = InputSpace(tuple(pictures.mean((0, 2, 3)).tolist()), tuple(pictures.std((0, 2, 3)).tolist()))
+    data = as_image_data((space.from_unit(pictures), torch.arange(120) % 3), space=space)
+    trainer = Matching(NORMALIZED)
+    del trainer.loader
+    chosen = (own or space).from_unit(pictures[:30])
+    trainer.images, trainer.labels = chosen.clone().requires_grad_(), torch.arange(30) % 3
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    pool = ddplug.ProxyPool.from_modules([network], info=PoolInfo(space=InputSpace.unit(3)))
+    with ddplug.attach(trainer, 0.1, proxies=pool, data=data), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.augment(trainer.images).sum().backward()
+    said = [str(each.message) for each in caught if "input_space=ddplug.InputSpace.normalized" in str(each.message)]
+    assert len(said) == warned
 
 
 def test_at_weight_zero_no_data_are_read() -> None:
