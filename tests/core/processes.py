@@ -161,7 +161,7 @@ def stored_centroids(group: Any) -> None:
     """One sample for all, also where a process has no image."""
     images, labels = whole_set()
     split = (images.float(), labels)
-    data = as_image_data((split, split), space="unit")
+    data = as_image_data((split, split), space=ddplug.InputSpace.normalized([0.5] * 3, [0.25] * 3))
     several: list[dict[str, Any]] = [
         {"term": "cmi_real", "data": data},
         {"term": "cmi_real", "data": data, "weight": 0, "record": True},

@@ -51,7 +51,7 @@ def ones(batch: Batch) -> Batch:
 def data(batch: Batch) -> ImageData:
     """The batch as real data, in float32."""
     split = (batch[0].float(), batch[1])
-    return as_image_data((split, split), space="unit")
+    return as_image_data((split, split), space=ddplug.InputSpace.normalized([0.5] * 3, [0.25] * 3))
 
 
 def test_real_centroids_of_the_batch_are_the_batchs(several: ddplug.ProxyPool, data: ImageData) -> None:
@@ -91,7 +91,9 @@ def test_proxies_in_one_module_have_centroids_of_their_own(tmp_path: Path) -> No
     ddplug.ProxyPool.from_modules(networks).save(tmp_path / "pool")
     images = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(9) % 3
-    data = as_image_data(((images, labels), (images, labels)), space="unit")
+    data = as_image_data(
+        ((images, labels), (images, labels)), space=ddplug.InputSpace.normalized([0.5] * 3, [0.25] * 3)
+    )
     pools = ddplug.ProxyPool.load(tmp_path / "pool", budget=1), ddplug.ProxyPool.load(tmp_path / "pool")
     options = {"term": "cmi_real", "data": data, "input_space": None}
     found = [train(layer(pool, **options), images[:3], labels[:3], steps=9) for pool in pools]
