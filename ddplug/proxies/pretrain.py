@@ -243,9 +243,9 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
 
     Where several processes want it at once, one trains it and the others wait.
 
-    The cache is `cache_folder()` unless one is given. The proxies are three ConvNet-3 on a GPU, and elsewhere
-    two of half width, five to fifteen minutes each on CIFAR-10 and one core. They are trained until the mean probability
-    of the true class stops rising. On CIFAR-10 logits of a ConvNet-3 gained as much as a ResNet-18's; see docs/results.
+    The cache is `cache_folder()` unless one is given. The proxies are three ConvNet-3 on a GPU, and elsewhere two of
+    half width, five to fifteen minutes each on CIFAR-10 and one core. They are trained until the mean probability of
+    the true class stops rising. On CIFAR-10 logits of a ConvNet-3 gained as much as a ResNet-18's; see docs/results.
     """
     cache = cache_folder() if cache is None else cache
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
