@@ -106,10 +106,18 @@ class Stepped:
         labels = spread(self._labels(every), len(every), "those of the images")
         grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         grad = torch.cat([self._images(each, shape) for each in grads])
-        # Hosts that step one class at a time leave the others' gradient at zero: those images are not in this round.
-        rows = grad.flatten(1).ne(0).any(1)
+        # Where each class has its optimizer, the others' images are not in this round.
+        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        own = torch.cat(
+            [
+                torch.full((math.prod(lead(leaf)),), id(leaf) in held, dtype=torch.bool, device=leaf.device)
+                for leaf in leaves
+            ]
+        )
+        # Hosts that step one class at a time leave the others' gradient at zero: neither are those.
+        rows = own & grad.flatten(1).ne(0).any(1)
         if not rows.any() and not shared:  # else the round may be of other processes' images
-            rows = torch.ones_like(rows)
+            rows = own
         # Fused optimizers are given the scaled gradient, and undo the scaling themselves; maximising ones ascend.
         scale = getattr(optimizer, "grad_scale", None)
         factor = (1.0 if scale is None else float(scale)) * (-1.0 if _maximizes(optimizer, leaves[0]) else 1.0)

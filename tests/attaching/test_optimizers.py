@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,6 +184,33 @@ def test_an_optimizer_of_one_tensor_per_class(pool: ddplug.ProxyPool, batch: Bat
     assert whole.grad is not None
     first = images[labels == 0] - 2 - LAM * whole.grad[: int((labels == 0).sum())]
     torch.testing.assert_close(leaves[0].detach(), first, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one pass", "class by class"])
+def test_an_optimizer_per_class(together: bool, pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """A step adds CMI to the images of its own optimizer only: the last class had it three times."""
+    images, labels = batch
+    parts = [images[labels == c] for c in range(3)]
+    leaves = [part.clone().requires_grad_() for part in parts]
+    optimizers = [torch.optim.SGD([leaf], lr=0.0) for leaf in leaves]
+    trainer = SimpleNamespace(images=leaves, labels=labels.sort().values)
+    weighting = ddplug.Absolute(set_size=len(labels))
+    with attach(trainer, pool, augment="none", weighting=weighting) as handle:
+        for _ in range(2):
+            if together:
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                torch.cat(leaves).sum().backward()
+            for leaf, optimizer in zip(leaves, optimizers, strict=True):
+                if not together:
+                    optimizer.zero_grad()
+                    leaf.sum().backward()
+                optimizer.step()
+    assert [entry.images for entry in handle.history] == [len(part) for part in parts] * 2
+    leaf = torch.cat(parts).requires_grad_()
+    (of_cmi,) = torch.autograd.grad(ddplug.CMI(pool)(leaf, trainer.labels), leaf)
+    got = torch.cat([each.grad for each in leaves if each.grad is not None])
+    torch.testing.assert_close(got, 1 + LAM * of_cmi, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["line search", "several", "once"])

@@ -97,6 +97,13 @@ def beside_a_network(trainer: Trainer, handle: ddplug.Handle) -> None:
     trainer.train()
 
 
+def without_a_gradient(trainer: Trainer, handle: ddplug.Handle) -> None:
+    for _ in range(STEPS):
+        trainer.opt.zero_grad()
+        (0.0 * trainer.loss(trainer.images)).backward()
+        trainer.opt.step()
+
+
 def by_hand(trainer: Trainer, handle: ddplug.Handle) -> None:
     trainer.opt = None  # type: ignore[assignment]
     for _ in range(STEPS):
@@ -107,7 +114,12 @@ def by_hand(trainer: Trainer, handle: ddplug.Handle) -> None:
 CASES: dict[str, tuple[Callable[[Trainer, ddplug.Handle], None], str, dict[str, Any]]] = {
     "a network's optimizer steps no images": (both, "4 of 4 steps of the images", {}),
     "every second round": (both, "2 of 4 steps of the images", {"compute": ddplug.Compute(every=2)}),
-    "a schedule of 0": (both, "0 of 4 steps", {"weighting": ddplug.Relative(schedule=lambda number: 0.0)}),
+    "a schedule of 0": (
+        both,
+        "0 of 4 steps of the images",
+        {"weighting": ddplug.Relative(schedule=lambda number: 0.0)},
+    ),
+    "a host's gradient of 0": (without_a_gradient, "0 of 4 steps of the images", {}),
     "passes that add up": (class_by_class, "4 of 4 steps of the images", {}),
     "a closure": (with_a_closure, "4 of 4 steps of the images", {}),
     "a run that goes on": (resumed, "4 of 4 steps of the images", {}),
