@@ -35,6 +35,7 @@ from ddplug.core.options import Views
 from ddplug.core.regularizer import Options, Regularizer
 from ddplug.core.watch import count_steps
 from ddplug.errors import HostError
+from ddplug.proxies.doubts import Likeness
 from ddplug.proxies.pool import DeferredPool
 
 if TYPE_CHECKING:
@@ -244,7 +245,8 @@ def attach(
         regularizer.pool.check_data(real.known.name, real.known.fingerprint())
     if regularizer.input_space is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
-        regularizer.like_views = real.like_views()
+        if (like := real.like_views()) is not None and not regularizer.objective.keeps_real:
+            regularizer.likeness = Likeness(like)
     # At weight 0 nothing is installed, except an augmentation that the user passed and whatever an adapter installs.
     where = place.where
     idle = not regularizer.active and replacement is None and not known

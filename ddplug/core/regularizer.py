@@ -32,7 +32,7 @@ from ddplug.core.weighting import start
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, noted
-from ddplug.proxies.doubts import doubts
+from ddplug.proxies.doubts import Likeness, doubts
 from ddplug.proxies.pool import DeferredPool, ProxyPool
 from ddplug.proxies.representations import Representation, chosen
 from ddplug.terms import Term, TermSpec, make
@@ -148,8 +148,8 @@ class Regularizer:
             processes=self._processes,
         )  # fmt: skip
         self._probed = False
-        self.like_views: Tensor | None = None
-        """Real images (m, c, h, w) that the first views are compared with, where `input_space` is not sure."""
+        self.likeness: Likeness | None = None
+        """Compares the first views with real images, where `input_space` is not sure."""
         self._expected_pool: str | None = None
 
     @property
@@ -161,7 +161,7 @@ class Regularizer:
     def input_space(self, space: AnySpace | str | None) -> None:
         self._given_space = space
         self._to_pool.space = self.pool.space_of(space)
-        self.like_views = None
+        self.likeness = None
 
     @property
     def weight(self) -> float:
@@ -405,6 +405,8 @@ class Regularizer:
         if not self._probed:
             self._probe(views, labels)
             self._probed = True
+        if self.likeness is not None and (text := self.likeness.add(views)):
+            self.watch.warn(text, text)
         return Call(views.detach(), labels, self.real.given(real, labels))
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:
@@ -415,7 +417,5 @@ class Regularizer:
         self.pool.check_draw(self.compute.draw)
         self.pool.check_classes(labels)
         self.pool.probe(views, self.input_space, self.representation)
-        noise = self.objective.keeps_real
-        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=noise, like=self.like_views):
+        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.objective.keeps_real):
             self.watch.warn(doubt, doubt)
-        self.like_views = None

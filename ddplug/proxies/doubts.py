@@ -15,6 +15,8 @@ from ddplug.proxies.proxy import Proxy
 
 FLOOR = 1 / 3
 """Test accuracy below which a warning is issued: 0 is guessing, 1 is always right."""
+CALLS = 20
+"""Calls whose views are compared with real images."""
 SPREAD = 1.6
 """Ratio of the standard deviations of views and real images above which a warning is issued."""
 SEEN, AT_ONCE, RARE = 256, 32, 0.01
@@ -22,13 +24,7 @@ SEEN, AT_ONCE, RARE = 256, 32, 0.01
 
 
 def doubts(
-    pool: ProxyPool,
-    views: Tensor,
-    labels: Tensor,
-    space: AnySpace | None,
-    *,
-    from_noise: bool = False,
-    like: Tensor | None = None,
+    pool: ProxyPool, views: Tensor, labels: Tensor, space: AnySpace | None, *, from_noise: bool = False
 ) -> list[str]:
     """Return warnings about the pool and the first views; waits for the device.
 
@@ -37,11 +33,8 @@ def doubts(
         views: (n, c, h, w), of a host whose input space is `space`; None if not given.
         labels: (n,) class numbers.
         from_noise: the images begin as noise, of which a proxy recognises nothing.
-        like: real images that the views are taken to share a space with, if that is not sure.
     """
     found = [text for text in (_taken_for_own(pool, views, space), _outputs(pool, labels), _accuracy(pool)) if text]
-    if like is not None and not from_noise and (text := _unlike(views, like)):
-        found.append(text)
     # Each of these would explain that nothing is recognised.
     if not found and not from_noise and (text := _recognised(pool, views, labels, space)):
         found.append(text)
@@ -74,22 +67,38 @@ def _range(pool: ProxyPool, images: Tensor, space: AnySpace | None) -> str | Non
     return f"run from {least:.3g} to {most:.3g}, and these proxies were trained on images {own}" if wrong else None
 
 
-def _unlike(views: Tensor, like: Tensor) -> str | None:
-    """Return a warning if mean or standard deviation of the views are none of so many images of the data."""
-    each, seen = like.double().mean((2, 3)), views.detach().to(like).double()
-    mean, std = each.mean(0), like.double().std((0, 2, 3))
-    found, wide = seen.mean((0, 2, 3)), seen.std((0, 2, 3))
-    chance = 4 * each.std(0) / len(views) ** 0.5
-    if bool(
-        ((found - mean).abs() <= std / 4 + chance).all() & (wide < SPREAD * std).all() & (std < SPREAD * wide).all()
-    ):
-        return None
-    said = [", ".join(f"{value:.2f}" for value in values) for values in (found, wide, mean, std)]
-    return (
-        f"the first images have mean ({said[0]}) and standard deviation ({said[1]}), and the real data, in the space "
-        f"that they are taken to share, ({said[2]}) and ({said[3]}). If the host normalises otherwise, pass "
-        "input_space=ddplug.InputSpace.normalized(mean, std); if its images begin as noise, all may be well."
-    )
+class Likeness:
+    """Mean and standard deviation of the first views, against real images that they are taken to share a space with.
+
+    An augmentation may shift all views of a call alike, so that only the mean over many calls says something.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self._seen: list[Tensor] = []
+        self._views = 0
+
+    def add(self, views: Tensor) -> str | None:
+        """Note the views of a call; return a warning after the last of the first calls if they are unlike."""
+        if len(self._seen) == CALLS:
+            return None
+        shown = views.detach().float()
+        self._seen.append(torch.stack([shown.mean((0, 2, 3)), shown.std((0, 2, 3))]))
+        self._views += len(shown)
+        if len(self._seen) != CALLS:
+            return None
+        found, wide = torch.stack(self._seen).mean(0).cpu()
+        each, std = self.like.float().mean((2, 3)).cpu(), self.like.float().std((0, 2, 3)).cpu()
+        mean, chance = each.mean(0), 4 * each.std(0) / self._views**0.5
+        near = (found - mean).abs() <= std / 2 + chance
+        if bool((near & (wide < SPREAD * std) & (std < SPREAD * wide)).all()):
+            return None
+        said = [", ".join(f"{value:.2f}" for value in values) for values in (found, wide, mean, std)]
+        return (
+            f"the first images have mean ({said[0]}) and standard deviation ({said[1]}), and the real data, in the "
+            f"space that they are taken to share, ({said[2]}) and ({said[3]}). If the host normalises otherwise, pass "
+            "input_space=ddplug.InputSpace.normalized(mean, std); if its images begin as noise, all may be well."
+        )
 
 
 def _outputs(pool: ProxyPool, labels: Tensor) -> str | None:

@@ -192,6 +192,14 @@ def test_what_is_no_data_is_refused(data: Any, said: str) -> None:
         as_image_data(data, space=UNIT)
 
 
+def test_the_advice_for_numbers_and_channels_makes_data() -> None:
+    bytes_last = 255 * IMAGES.permute(0, 2, 3, 1)
+    with pytest.raises(DataError, match="images / 255"):
+        as_image_data((bytes_last.permute(0, 3, 1, 2), LABELS), space="unit")
+    followed = as_image_data((bytes_last.permute(0, 3, 1, 2) / 255, LABELS), space="unit")
+    assert followed.fingerprint() == as_image_data((IMAGES, LABELS), space="unit").fingerprint()
+
+
 def test_what_is_said_of_the_data_must_fit() -> None:
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"space": InputSpace.unit(1)}, r"3 channels and space is \[0, 1\] x 1"),
