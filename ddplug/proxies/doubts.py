@@ -52,9 +52,11 @@ def check_range(pool: ProxyPool, images: Tensor, space: AnySpace | None) -> None
 
 def _taken_for_own(pool: ProxyPool, views: Tensor, space: AnySpace | None) -> str | None:
     text = _range(pool, views, space)
-    return text and (
-        f"the first images {text}. Nothing was said of the images' own space, so they are taken to be in the pool's. "
-        "If they are not, pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
+    if text is None:
+        return None
+    return (
+        f"the first images {text}. Their normalisation is not given, so the pool's is assumed. If it is another one, "
+        "pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
     )
 
 
