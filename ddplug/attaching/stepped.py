@@ -142,7 +142,6 @@ def of_optimizer(optimizer: Optimizer, labels: Labels | None) -> tuple[str, Step
     Raises:
         HostError: it holds no images, or others beside them; labels are missing; it is attached to already.
     """
-
     held = _images_of(optimizer)
     count = sum(math.prod(lead(leaf)) for leaf in held)
     if labels is None or isinstance(labels, str):

@@ -83,13 +83,11 @@ _UNIT = InputSpace((0.0,), (1.0,))
 def named(data: Any) -> tuple[str | None, tuple[str, ...] | None]:
     """Return the name and the class names that a torch data set is known by; None where it does not say."""
     classes: Any = None
-    while isinstance(data, Dataset):
-        classes = getattr(data, "classes", classes)
-        inner = next((getattr(data, name) for name in WRAPPED if hasattr(data, name)), None)
-        inner = inner[0] if isinstance(inner, list | tuple) and inner else inner
-        if not isinstance(inner, Dataset):
-            break
+    inner = data
+    while isinstance(inner, Dataset):
         data = inner
+        classes = getattr(data, "classes", classes)
+        inner = _inner(data)
     name = type(data).__name__.lower()
     known = name if name in NORMALIZATIONS else "folder" if name in ("imagefolder", "datasetfolder") else None
     return known, tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
@@ -203,14 +201,17 @@ def _parts(transform: Any) -> list[Any] | None:
 
 def _steps(data: Any) -> Iterator[Any]:
     """Yield the transforms that an image of `data` goes through, in order; of several data sets, the first's."""
-    for name in WRAPPED:
-        inner = getattr(data, name, None)
-        inner = inner[0] if isinstance(inner, list | tuple) and inner else inner
-        if isinstance(inner, Dataset):
-            yield from _steps(inner)
-            break
+    if (inner := _inner(data)) is not None:
+        yield from _steps(inner)
     if (transform := getattr(data, "transform", None)) is not None:
         yield from _flat(transform)
+
+
+def _inner(data: Any) -> Any:
+    """Return the data set that `data` reads, the first of several; None if it reads none."""
+    held = (getattr(data, name, None) for name in WRAPPED)
+    first = (each[0] if isinstance(each, list | tuple) and each else each for each in held)
+    return next((each for each in first if isinstance(each, Dataset)), None)
 
 
 def _flat(transform: Any) -> Iterator[Any]:
