@@ -16,6 +16,7 @@ from ddplug.attaching.held import Holder, all_items
 from ddplug.attaching.probes import hooked, shows
 from ddplug.attaching.rows import Rows, lead, read_rows
 from ddplug.core.autograd import leaves as leaves_behind
+from ddplug.core.autograd import stepped_by
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def leaves_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         held: list[Any] = [value]
     elif isinstance(value, Optimizer):
-        held = [each for group in value.param_groups for each in group["params"]]
+        held = stepped_by(value)
     elif isinstance(value, nn.Embedding | nn.ParameterList | nn.ParameterDict):
         held = list(value.parameters())
     elif isinstance(value, list | tuple | dict):

@@ -21,6 +21,7 @@ from ddplug.attaching.hooks import Arguments, Undo
 from ddplug.attaching.images import leaves_in
 from ddplug.attaching.labels import Labels, chosen_labels, spread
 from ddplug.attaching.rows import lead
+from ddplug.core.autograd import stepped_by
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError
 
@@ -107,7 +108,7 @@ class Stepped:
         grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         grad = torch.cat([self._images(each, shape) for each in grads])
         # Where each class has its optimizer, the others' images are not in this round.
-        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        held = {id(each) for each in stepped_by(optimizer)}
         own = torch.cat(
             [
                 torch.full((math.prod(lead(leaf)),), id(leaf) in held, dtype=torch.bool, device=leaf.device)
@@ -183,7 +184,7 @@ def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[
 
     def leaves(optimizer: Optimizer) -> list[Tensor]:
         held = leaves_in(host.get(images))
-        stepped = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        stepped = {id(each) for each in stepped_by(optimizer)}
         return held if any(id(leaf) in stepped for leaf in held) else []
 
     def given(views: Tensor) -> Any:
@@ -233,7 +234,7 @@ def may_be_images(leaf: Tensor, shape: Shape | None) -> bool:
 
 def _images_of(optimizer: Optimizer) -> list[Tensor]:
     """Return the synthetic images of `optimizer`; `HostError` if it holds others, too."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
+    held = stepped_by(optimizer)
     leaves = [p for p in held if p.ndim == 4]
     if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
         raise HostError(

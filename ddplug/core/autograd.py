@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
 
 from ddplug.errors import InputError
 from ddplug.terms.base import transformed
@@ -28,6 +29,11 @@ def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     compiler is imported when the function is first called, not when ddplug is imported.
     """
     return _disable_dynamo(function)
+
+
+def stepped_by(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors that an optimizer steps, those of all its groups."""
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
 
 
 class Call:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ddplug.core.autograd import Call, accumulators, executed, leaves
+from ddplug.core.autograd import Call, accumulators, executed, leaves, stepped_by
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.watch import Watch
@@ -308,7 +308,7 @@ def _has_optimizer(leaf: Tensor) -> bool:
     """Return True if an optimizer holds `leaf`; searched once for each leaf."""
     if leaf not in _WITH_OPTIMIZER:
         optimizers = [found for found in gc.get_objects() if issubclass(type(found), Optimizer)]
-        held = any(leaf is each for o in optimizers for group in o.param_groups for each in group["params"])
+        held = any(leaf is each for o in optimizers for each in stepped_by(o))
         _WITH_OPTIMIZER[leaf] = held
     return bool(_WITH_OPTIMIZER[leaf])
 
@@ -338,10 +338,10 @@ _SEARCH = (
 def _about_to_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     _SEARCHED.clear()
     if any(map(callable, (*args[1:], kwargs.get("closure")))):
-        _SEARCHED.update({id(parameter): None for group in optimizer.param_groups for parameter in group["params"]})
+        _SEARCHED.update(dict.fromkeys(map(id, stepped_by(optimizer))))
     rounds = [found for found in list(_ALL) if found._rounds]
     if rounds:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = {id(parameter) for parameter in stepped_by(optimizer)}
         for found in rounds:
             if any(id(leaf) in held for round_ in found._rounds for leaf in round_.leaves()):
                 found.settle(held)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from ddplug.core.autograd import Call, Identity, check_plain, gather, leaves, uncompiled
+from ddplug.core.autograd import Call, Identity, check_plain, gather, leaves, stepped_by, uncompiled
 from ddplug.core.estimator import Estimator
 from ddplug.core.history import History
 from ddplug.core.options import Schedule
@@ -102,7 +102,7 @@ class RoundBlock:
 
     def check_step(self, optimizer: Optimizer) -> None:
         """Raise `InputError` if `optimizer` is about to step images whose gradient is incomplete."""
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = {id(parameter) for parameter in stepped_by(optimizer)}
         if held & self._leaves.keys():
             raise InputError(
                 "the optimizer of the images was stepped within a round, before CMI's gradient was added, which "

@@ -17,6 +17,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ddplug.core.autograd import stepped_by
 from ddplug.errors import RAISED, DDPlugWarning
 
 LOST = 40
@@ -219,7 +220,7 @@ _hook: RemovableHandle | None = None
 
 
 def _stepped(optimizer: Optimizer, *_: object) -> None:
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = stepped_by(optimizer)
     if parameters := [parameter for parameter in held if parameter.grad is not None]:
         for stepped in list(_COUNTED.values()):
             stepped(optimizer, parameters)

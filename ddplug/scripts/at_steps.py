@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ddplug.attaching.hooks import Undo
 from ddplug.attaching.labels import chosen_labels
 from ddplug.attaching.stepped import Stepped, may_be_images
+from ddplug.core.autograd import stepped_by
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError
 from ddplug.hosting.layer import Layer, layer_of, started
@@ -30,7 +31,7 @@ ADVICE = "Name them: --labels EXPRESSION, class numbers of all images, evaluated
 
 def stepped_images(optimizer: Optimizer, shape: tuple[int, ...] | None) -> list[Tensor]:
     """Return the images that `optimizer` steps: all its tensors but scalars and vectors, if they may be images."""
-    held = [each for group in optimizer.param_groups for each in group["params"]]
+    held = stepped_by(optimizer)
     large = [each for each in held if each.ndim > 1]
     return large if large and all(may_be_images(each, shape) for each in large) else []
 

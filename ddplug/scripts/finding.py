@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddplug.attaching.labels import chosen_labels
 from ddplug.attaching.rows import lead
-from ddplug.core.autograd import leaves
+from ddplug.core.autograd import leaves, stepped_by
 from ddplug.errors import DDPlugError, HostError
 from ddplug.scripts.any_script import Unpatched
 from ddplug.scripts.at_steps import OPTIMIZER, stepped_images
@@ -139,7 +139,7 @@ class Looking:
         report.labels, report.doubt = self._labels(images, frames)
         flat = images and images[0].ndim < 4
         if not images or (flat and not report.labels):  # rows of a matrix are images only if they have labels
-            shapes = [tuple(each.shape) for group in optimizer.param_groups for each in group["params"]]
+            shapes = [tuple(each.shape) for each in stepped_by(optimizer)]
             said = f"{type(optimizer).__name__} of {len(shapes)} tensors, {', '.join(map(str, shapes[:3]))}"
             if said not in report.others:
                 report.others.append(said)
