@@ -117,7 +117,7 @@ OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name in COMPARED]
 SWEPT = ("representation", "weighting")
 
 
-@grouped({**PANELS, "Judges": (*PANELS["Judges"], "references", "cross_arch")})
+@grouped({**PANELS, "Judges": (*PANELS["Judges"], "cross_arch")})
 @takes(OF_REGULARIZER)
 @takes_those_of(_setup)
 def compare(
@@ -142,21 +142,9 @@ def compare(
         Path | None,
         typer.Option(help="Take weight 0 from this comparison, which has other proxies or options of the regulariser."),
     ] = None,
-    references: Annotated[
-        str,
-        typer.Option(
-            help="Sets of real images to judge, separated by commas: random, kmeans, kmeans:PROXY, start (host own)."
-        ),
-    ] = "",
     cross_arch: Annotated[
         str, typer.Option(help="Further architectures to train on the last set of every run, separated by commas.")
     ] = "",
-    stop_hopeless: Annotated[
-        bool,
-        typer.Option(
-            "--stop-hopeless", help="Run no further seeds of an arm whose interval lies below the best arm's."
-        ),
-    ] = False,
     **options: Any,
 ) -> None:
     """Distil with and without CMI from the same starts and seeds, judge all sets, and report the differences.
@@ -168,16 +156,14 @@ def compare(
     from ddplug.lab.compare import ENTRIES, RESULT
     from ddplug.lab.page import lacking, write_page
     from ddplug.lab.plan import arms, read_weights
-    from ddplug.lab.references import read_references
     from ddplug.lab.standing import Standing
-    from ddplug.lab.tables import left_out, stopped, tables
+    from ddplug.lab.tables import left_out, tables
     from ddplug.utils.files import user_path
     from ddplug.utils.processes import place
     from ddplug.utils.progress import Bars
 
     first = place()[0] == 0  # of several processes, the one that reports
     chosen = arms(read_weights(weights), _names(views), _names(terms) or ("",))
-    given = read_references(references)
     setup = _setup(host, arguments, **options)
     judge = setup.judge(_names(cross_arch))
     without = lacking()
@@ -185,9 +171,8 @@ def compare(
         say(without)
     with Bars(on=first) as progress:
         result = setup.compare(
-            chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, references=given,
-            stop_hopeless=stop_hopeless, shared=True, on_progress=progress,
-            on_record=Standing(progress.say, [arm.name for arm in chosen], setup.settings.term),
+            chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, shared=True,
+            on_progress=progress, on_record=Standing(progress.say, [arm.name for arm in chosen], setup.settings.term),
         )  # fmt: skip
     if not first:
         return
@@ -195,7 +180,7 @@ def compare(
     page = without or f"wrote {write_page(result, out, out / ENTRIES, judge)}"
     for table in tables(result):
         say(table)
-    for line in filter(None, (stopped(result), left_out(result))):
+    if line := left_out(result):
         say(line)
     say(f"wrote {out / RESULT}")
     say(page)

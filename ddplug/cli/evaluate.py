@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from ddplug.cli.options import Factor, SpaceOfSet
-from ddplug.errors import InputError
 from ddplug.utils.output import say
 
 
@@ -42,17 +41,12 @@ def evaluate(
     factor: Factor = None,
     proxies: Annotated[Path | None, typer.Option(help="Pool under which the set's CMI is measured.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
-    export: Annotated[
-        tuple[str, Path] | None,
-        typer.Option(metavar="FORMAT FOLDER", help="Write files for ddranking to FOLDER; FORMAT is ddranking."),
-    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto (cuda if available).")] = "auto",
 ) -> None:
     """Train fresh networks on a set and test them on real images; the same command resumes it."""
     from ddplug import datasets
     from ddplug.cli.options import device_of
     from ddplug.datasets.synthetic import load_set
-    from ddplug.lab.ddranking import check_export, export_ddranking
     from ddplug.lab.evaluate import evaluate as evaluate_set
     from ddplug.lab.judging import DSAViews
     from ddplug.lab.meaning import with_space
@@ -61,8 +55,6 @@ def evaluate(
     from ddplug.utils.files import user_path, write_json
     from ddplug.utils.progress import Bars
 
-    if export is not None and export[0] != "ddranking":
-        raise InputError(f"unknown format {export[0]!r} to export to, expected ddranking.")
     synthetic = user_path(synthetic)  # and its neighbour, which is taken away at the end
     json_file = user_path(json_file) if json_file is not None else None
     where = device_of(device)
@@ -74,24 +66,17 @@ def evaluate(
     names = [name.strip() for name in arch.split(",") if name.strip()]
     options: dict[str, Any] = {"width": width, "norm": norm}
     keep = json_file.with_name(f"{json_file.name}.runs") if json_file else synthetic.with_name(f"{synthetic.name}.runs")
-    recipe: dict[str, Any] = {"runs": runs, "epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment}
-    if export is not None and names:
-        check_export(chosen, real, export[1], architecture=names[0], augment=augment)
     with Bars() as progress:
         result = evaluate_set(
-            chosen, real, architectures=names, **recipe, seed=seed, pool=pool, device=where, keep=keep,
-            options={name: value for name, value in options.items() if value is not None}, on_progress=progress,
+            chosen, real, architectures=names, runs=runs, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment,
+            seed=seed, pool=pool, device=where, keep=keep, on_progress=progress,
+            options={name: value for name, value in options.items() if value is not None},
         )  # fmt: skip
     if json_file is not None:
         write_json(result.to_json(), json_file)
     say(evaluation_table(result, str(synthetic)))
     if json_file is not None:
         say(f"wrote {json_file}, and {keep}, by which more runs or architectures can be added")
-    if export is not None:
-        for file in export_ddranking(
-            chosen, real, export[1], architecture=names[0], **recipe, settings=result.to_json()
-        ):  # fmt: skip
-            say(f"wrote {file}")
     if json_file is None:
         keep.unlink(missing_ok=True)  # it was for going on, and all is done
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +23,7 @@ from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import DONE, set_name
 from ddplug.lab.plan import Arm, Run
 from ddplug.lab.records import AGAIN, Distilled, read_json
-from ddplug.lab.references import Reference, ReferenceRun, check_references, make_reference
-from ddplug.lab.statistics import hopeless, summary
+from ddplug.lab.statistics import summary
 from ddplug.terms import make
 from ddplug.utils.files import HeldError, exclusive_lock, user_path, write_json
 from ddplug.utils.processes import place
@@ -63,8 +61,6 @@ def compare(
     host: str = "own",
     first_seed: int = 0,
     baseline: str | Path | None = None,
-    references: Sequence[Reference] = (),
-    stop_hopeless: bool = False,
     shared: bool = False,
     on_progress: Callable[[str, int, int, str], object] | None = None,
     on_record: Callable[[Sequence[dict[str, Any]]], object] | None = None,
@@ -80,8 +76,6 @@ def compare(
         host: "own" or the host's name.
         baseline: another comparison's folder, which differs by proxies and the regulariser's options only: its runs at
             weight 0 are taken over instead of being made again.
-        references: real images to judge beside the distilled ones, in every seed.
-        stop_hopeless: give an arm no further seeds once it is hopeless by `ddplug.lab.statistics.hopeless`.
         shared: where torchrun has started several processes that all make this call, divide the runs among them. Each
             returns when all runs are done, and the first writes `compare.json`, which is that of one process.
         on_progress: told (what, steps done, steps in all, a note).
@@ -100,12 +94,10 @@ def compare(
         raise InputError(f"first_seed must be at least 0, got {first_seed}.")
     judge.check()
     distil.check(arms, judge)
-    check_references(references, host, judge.pool)
     out = user_path(out)
     check_folder(out)
     wanted = {**made_with(host, judge), **distil.made_with}
-    every_seed = range(first_seed, first_seed + seeds)
-    runs = [Run(arm, seed) for seed in every_seed for arm in arms]
+    runs = [Run(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
     rank, size = place() if shared else (0, 1)
     source, taken = user_path(baseline or out), []
     if baseline is not None and (lacking := to_make(out / ENTRIES, runs)):
@@ -116,10 +108,8 @@ def compare(
         claim(out, wanted)
         work = _Work(distil, out / ENTRIES, judge, host, len(runs), on_progress, rank, size, on_record)
         work.taken = {run.name: source / ENTRIES / run.name for run in taken}
-        records, stopped = work.all(every_seed, arms, references, stop_hopeless)
+        records = work.all(runs)
         result = _result(wanted, seeds, records, _others(out, records))
-        if stop_hopeless:
-            result["stopped"] = stopped
         if rank == 0:
             write_json(result, out / RESULT)
         return result
@@ -142,42 +132,37 @@ class _Work:
     """Runs that are not made but taken over, and where from."""
     done: set[str] = field(default_factory=set)
 
-    def all(
-        self, seeds: Sequence[int], arms: Sequence[Arm], references: Sequence[Reference], stop_hopeless: bool
-    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The records of all runs, seed by seed, and the arms that were stopped, with the reasons."""
+    def all(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Return the records of all runs, in their order; wait for those that another process makes."""
+        self._share(runs)
         records: list[dict[str, Any]] = []
-        stopped: dict[str, str] = {}
-        if not stop_hopeless:
-            self._share([Run(arm, seed) for seed in seeds for arm in arms], references)
-        for seed in seeds:
-            going_on = [arm for arm in arms if arm.name not in stopped]
-            if stop_hopeless:
-                self._share([Run(arm, seed) for arm in going_on], references)
-            first = len(records)
-            for arm in going_on:
-                self._keep(records, _waited_for(partial(self._run, Run(arm, seed))))
-            for each in _of(references, seed):
-                self._keep(records, _waited_for(partial(self._reference, each, records[first])))
-            if stop_hopeless and seed != seeds[-1]:
-                stopped |= hopeless(records, [arm.name for arm in going_on])
+        for run in runs:
+            records.append(self._waited_for(run))
+            if self.on_record is not None:
+                self.on_record(records)
         self._tell(self.total * self.distil.length, "all runs done")
-        return records, stopped
+        return records
 
-    def _share(self, runs: Sequence[Run], references: Sequence[Reference]) -> None:
-        """Make this process's part of the runs, and then of the others' what nobody is at work on."""
+    def _share(self, runs: Sequence[Run]) -> None:
+        """Make this process's part of the runs, and then those of the others that no process is at work on."""
         if self.size == 1:
             return
         for first in range(self.rank, self.rank + self.size):
             for run in runs[first % self.size :: self.size]:
                 with suppress(HeldError):
-                    record = self._run(run)
-                    for reference in _of(references, run.seed) if run.arm.baseline else []:
-                        self._reference(reference, record)
+                    self._run(run)
 
     def _lock(self, name: str) -> AbstractContextManager[None]:
-        """Held while a run, or a reference, is made; `HeldError` if another process has it."""
+        """Held while a run is made; `HeldError` if another process has it."""
         return nullcontext() if self.size == 1 else exclusive_lock(self.entries / f".{name}.lock", self.entries / name)
+
+    def _waited_for(self, run: Run) -> dict[str, Any]:
+        """Return a run's record, as soon as no other process is at work on it."""
+        while True:
+            try:
+                return self._run(run)
+            except HeldError:
+                time.sleep(PAUSE)
 
     def _run(self, run: Run) -> dict[str, Any]:
         length, folder = self.distil.length, self.entries / run.name
@@ -199,15 +184,7 @@ class _Work:
         self.done.add(run.name)
         return record
 
-    def _reference(self, run: ReferenceRun, baseline: dict[str, Any]) -> dict[str, Any]:
-        """The record of a reference that has as many images as the last set of a `baseline` with this record."""
-        folder = self.entries / run.name
-        like = self.entries / baseline["name"] / set_name(baseline["checkpoints"][-1]["iteration"])
-        with self._lock(run.name):
-            make_reference(run, like, folder, self.judge.data, self.judge.pool)
-            return self._judged(run, folder, len(self.done) * self.distil.length, run.name)
-
-    def _judged(self, run: Run | ReferenceRun, folder: Path, step: int, note: str) -> dict[str, Any]:
+    def _judged(self, run: Run, folder: Path, step: int, note: str) -> dict[str, Any]:
         """Return the complete record of a finished run, with its judged sets."""
         distilled = read_json(folder / DONE, AGAIN, Distilled)
         checkpoints, times, last = [], [], distilled["sets"][-1]["iteration"]
@@ -227,28 +204,10 @@ class _Work:
             "checkpoints": checkpoints, "times": times,
         }  # fmt: skip
 
-    def _keep(self, records: list[dict[str, Any]], record: dict[str, Any]) -> None:
-        records.append(record)
-        if self.on_record is not None:
-            self.on_record(records)
-
     def _tell(self, step: int, note: str) -> None:
         if self.on_progress is not None:
             what = f"compare {self.host} on {self.judge.data.name}"
             self.on_progress(what, step, self.total * self.distil.length, note)
-
-
-def _waited_for(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return `make()`, as soon as no other process is at work on it."""
-    while True:
-        try:
-            return make()
-        except HeldError:
-            time.sleep(PAUSE)
-
-
-def _of(references: Sequence[Reference], seed: int) -> list[ReferenceRun]:
-    return [ReferenceRun(reference, seed) for reference in references]
 
 
 def _others(out: Path, records: Sequence[dict[str, Any]]) -> list[str]:

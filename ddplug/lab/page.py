@@ -35,7 +35,6 @@ from ddplug.lab.tables import (
     left_out,
     result_columns,
     results,
-    stopped,
     term_of,
 )
 from ddplug.utils.files import replacing
@@ -90,7 +89,6 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
         runs=result["settings"]["runs"],
         judging=judging(result),
         left_out=left_out(result),
-        stopped=stopped(result),
         columns=(*result_columns(result), *COSTS),
         label=label,
         unit=unit,

@@ -65,7 +65,7 @@ class Row(TypedDict):
     """An arm's entry in the summary."""
 
     arm: Name
-    weight: float | str | None
+    weight: float | str
     views: str | None
     accuracy: Fraction
     difference: float

@@ -66,7 +66,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     baseline = {run["seed"]: run for run in next(iter(by_arm.values()))}
     rows = []
     for arm, runs in by_arm.items():
-        against = [baseline[run["seed"]] for run in runs]  # those of the same seeds, as an arm may have been stopped
+        against = [baseline[run["seed"]] for run in runs]
         cmi, heldout, lam, share = (_mean(runs, key) for key in ("cmi", "cmi_heldout", "lambda", "share"))
         rows.append(
             {
@@ -76,7 +76,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "cmi": cmi, "cmi_ratio": _ratio(cmi, _mean(against, "cmi")),
                 "cmi_heldout": heldout, "cmi_heldout_ratio": _ratio(heldout, _mean(against, "cmi_heldout")),
                 "lambda": lam, "share": share, "reaches": _reaches(runs, fmean(_last_accuracies(against))),
-                **_further(runs, against, by_arm.get("random")),
+                **_by_architecture(runs, against),
             }
         )  # fmt: skip
     return rows
@@ -91,23 +91,12 @@ def _accuracy(scores: Sequence[float], against: Sequence[float]) -> dict[str, fl
     }  # fmt: skip
 
 
-def _further(
-    runs: Sequence[dict[str, Any]], against: Sequence[dict[str, Any]], random: Sequence[dict[str, Any]] | None
-) -> dict[str, Any]:
-    """Optional statistics: accuracies by architecture, and the gain over random real images."""
-    further: dict[str, Any] = {}
+def _by_architecture(runs: Sequence[dict[str, Any]], against: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the accuracies by further architectures, as far as these have judged all runs."""
     lasts = [run["checkpoints"][-1].get("accuracies_by_arch", {}) for run in (*runs, *against)]
-    if shared := [name for name in lasts[0] if all(name in last for last in lasts)]:
-        further["by_arch"] = {
-            name: _accuracy(scores[: len(runs)], scores[len(runs) :])
-            for name in shared
-            if (scores := [fmean(last[name]) for last in lasts])
-        }
-    if random is not None and runs[0]["arm"] != "random":
-        by_seed = {run["seed"]: run for run in random}
-        over = _accuracy(_last_accuracies(runs), _last_accuracies([by_seed[run["seed"]] for run in runs]))
-        further["over_random"] = {"difference": over["difference"], "interval": over["interval"]}
-    return further
+    shared = {name: [fmean(last[name]) for last in lasts] for name in lasts[0] if all(name in last for last in lasts)}
+    of = {name: _accuracy(scores[: len(runs)], scores[len(runs) :]) for name, scores in shared.items()}
+    return {"by_arch": of} if of else {}
 
 
 def against(entries: Sequence[dict[str, Any]], arm: str, other: str) -> dict[str, float | None]:
@@ -119,24 +108,6 @@ def against(entries: Sequence[dict[str, Any]], arm: str, other: str) -> dict[str
     shared = [seed for seed in scores[0] if seed in scores[1]]
     found = _accuracy([scores[0][seed] for seed in shared], [scores[1][seed] for seed in shared])
     return {"difference": found["difference"], "interval": found["interval"]}
-
-
-def hopeless(entries: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, str]:
-    """Those of `arms` that are worse than the best of them so far, with the reason; the first, the baseline, never is.
-
-    An arm is worse if the whole 95 % t-interval of its difference to the arm with the best mean, paired by seed, lies
-    below 0. This takes at least two seeds. As it is computed after every seed, its error rate is above 5 %.
-    """
-    scores = {arm: _last_accuracies([entry for entry in entries if entry["arm"] == arm]) for arm in arms}
-    best = max(arms, key=lambda arm: fmean(scores[arm]))
-    reasons = {}
-    for arm in arms[1:]:
-        gains = [score - other for score, other in zip(scores[arm], scores[best], strict=True)]
-        half = interval(gains)
-        if half and fmean(gains) + half < 0:  # equal differences have an interval of width 0
-            below = f"{100 * fmean(gains):+.2f} ± {100 * half:.2f}"
-            reasons[arm] = f"after {len(gains)} seeds {below} points against {best}, the best"
-    return reasons
 
 
 def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[int], list[list[float]]]:

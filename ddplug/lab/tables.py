@@ -40,7 +40,7 @@ def judging(result: Mapping[str, Any]) -> str:
 
 
 def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    """Columns and cells for other architectures, and for the gain over random images, in comparisons that have them."""
+    """Return columns and cells for each further architecture."""
     made: list[tuple[tuple[str, ...], list[list[str]]]] = []
     known = [row.get("by_arch", {}) for row in rows]
     for arch in (name for name in known[0] if all(name in each for each in known)):
@@ -51,11 +51,6 @@ def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...]
             for row, of in ((row, row["by_arch"][arch]) for row in rows)
         ]  # fmt: skip
         made.append((columns, cells))
-    over = [row for row in rows if "over_random" in row]
-    if over:
-        gains = [(weight_name(row), *row["over_random"].values()) for row in over]
-        cells = [[name, plus_minus(gain, half, sign=True)] for name, gain, half in gains]
-        made.append((("weight", "improvement over random (IOR)"), cells))
     return made
 
 
@@ -73,12 +68,6 @@ def between_terms(
         assert found["difference"] is not None
         cells.append([weight_name(row), plus_minus(found["difference"], found["interval"], sign=True)])
     return [(("weight", f"difference to {weight_name(first)}"), cells)]
-
-
-def stopped(result: Mapping[str, Any]) -> str | None:
-    """Return sentences that name the arms without further seeds; None if all got them."""
-    reasons = result.get("stopped") or {}
-    return " ".join(f"{arm} was stopped: {reason}." for arm, reason in reasons.items()) or None
 
 
 def left_out(result: Mapping[str, Any]) -> str | None:
@@ -117,10 +106,10 @@ def result_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The summary's rows by kind of views, in each the baseline first and references, which have none, last."""
+    """The summary's rows by kind of views, the baseline first in each."""
     baseline, *others = result["summary"]
-    kinds = list(dict.fromkeys(row["views"] for row in others if row["views"] is not None)) or ["host"]
-    return {kind: [baseline, *(row for row in others if row["views"] in (kind, None))] for kind in kinds}
+    kinds = list(dict.fromkeys(row["views"] for row in others)) or ["host"]
+    return {kind: [baseline, *(row for row in others if row["views"] == kind)] for kind in kinds}
 
 
 def results(row: dict[str, Any]) -> list[str]:
@@ -141,16 +130,14 @@ def costs(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def weight_name(row: dict[str, Any]) -> str:
-    """A row's weight in words; a reference's name."""
-    if row["weight"] is None:
-        return str(row["arm"])
+    """A row's weight in words."""
     weight = row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
     return f"{row['term']} {weight}" if row.get("term") else weight
 
 
 def is_baseline(row: Mapping[str, Any]) -> bool:
     """Return True if a row is of weight 0."""
-    return row["views"] is None and row["weight"] is not None
+    return row["views"] is None
 
 
 def _cmi(row: dict[str, Any], key: str, baseline: bool) -> str:

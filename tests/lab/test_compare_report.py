@@ -128,8 +128,8 @@ def test_the_command_prints_tables_and_writes_one_page(
 def test_what_is_put_into_the_page_is_escaped() -> None:
     picture = {"text": 'of "mine"', "png": "AA=="}
     page = template().render(
-        host="own", data="<script>mine</script>", seeds=1, runs=1, judging="", label="CMI", unit="nats", left_out=None,
-        stopped="<i>none</i>",
+        host="own", data="<script>mine</script>", seeds=1, runs=1, judging="", label="CMI", unit="nats",
+        left_out="<i>none</i>",
         columns=("a < b",),
         tables=[{"views": "host", "rows": [("x & y",)], "curves": picture, "further": [(("c",), [("d & e",)])]}],
         seed=0, images=[picture], proxy="<b>",

@@ -1,4 +1,4 @@
-"""Judging a set: the recipe, what is kept and gone on from, the command, and what DD-Ranking is given."""
+"""Judging a set: the recipe, what is kept and gone on from, and the command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,15 +16,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from ddplug import DDPlugError, InputSpace, ProxyPool, datasets
-from ddplug.augment.dsa import DSA
 from ddplug.cli import app as cli
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import DataError, InputError, ProxyError
-from ddplug.lab import ddranking as export
 from ddplug.lab import judging as module
-from ddplug.lab.ddranking import export_ddranking
 from ddplug.lab.evaluate import Evaluation, evaluate
 from ddplug.lab.judging import DSAViews, Recipe, resolve
 from ddplug.lab.meaning import with_space
@@ -509,24 +505,6 @@ def test_images_that_hold_others_in_any_file(set_file: Path, digits: ImageData, 
     assert found["results"]["convnet"]["accuracies"] == expected.accuracies["convnet"]
 
 
-def test_an_export_that_cannot_be_is_refused_before_training(set_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(InputError, match="cifar10, cifar100"):
-        run(set_file, *QUICK, "--export", "ddranking", set_file.parent / "out")
-    assert [path.name for path in set_file.parent.iterdir()] == ["set.pt"]
-
-
-def test_runs_outlive_an_export_that_fails(set_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(export, "check_export", lambda *_, **__: None)
-    monkeypatch.setattr(export, "export_ddranking", full)
-    with pytest.raises(OSError, match="disk is full"):
-        run(set_file, *QUICK, "--export", "ddranking", set_file.parent / "out")
-    assert len(json.loads((set_file.parent / "set.pt.runs").read_text())["runs"]["convnet"]) == 2
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -538,8 +516,6 @@ def test_runs_outlive_an_export_that_fails(set_file: Path, monkeypatch: pytest.M
         (("--lr", -0.1), "lr must be more than 0"),
         (("--lr", "inf"), "finite, got inf"),
         (("--lr", "nan"), "finite, got nan"),
-        (("--export", "zip", "out"), "unknown format 'zip'"),
-        (("--export", "ddranking", "out"), "cifar10, cifar100"),
         (("--factor", 3), "divides its height and width; got 3"),
         (("--proxies", "nowhere"), "no pool"),
     ],
@@ -549,130 +525,3 @@ def test_bad_input_is_one_of_our_errors(options: tuple[object, ...], said: str, 
     with pytest.raises(DDPlugError, match=said):
         run(set_file, *QUICK, *options)
     assert [path.name for path in set_file.parent.iterdir() if path.name not in ("set.pt", "set.pt.runs")] == []
-
-
-# --- DD-Ranking
-
-
-@pytest.fixture(scope="module")
-def cifar() -> ImageData:
-    """Noise in the shape of CIFAR-100's first ten classes, in a space of its own."""
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.rand(40, 3, 32, 32, generator=generator), torch.arange(40) % 10
-    space = InputSpace.normalized((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
-    normal = space.from_unit(images)
-    names = tuple(str(label) for label in range(10))
-    return ImageData("cifar10", names, space, normal, labels, normal[:20], labels[:20])
-
-
-def test_ddranking_gets_images_in_its_own_space_sorted_by_class(cifar: ImageData, tmp_path: Path) -> None:
-    synthetic = SyntheticSet(cifar.train_images[:20], cifar.train_labels[:20], cifar.space)
-    files = export_ddranking(synthetic, cifar, tmp_path / "new", architecture="ConvNet", epochs=7, runs=3)
-    images, labels, lr = (torch.load(tmp_path / "new" / f"{name}.pt") for name in ("images", "labels", "lr"))
-    assert [file.name for file in files] == ["images.pt", "labels.pt", "lr.pt", "config.json"]
-    assert labels.tolist() == [label for label in range(10) for _ in range(2)]
-    theirs = InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    torch.testing.assert_close(theirs.to_unit(images[1]), cifar.space.to_unit(synthetic.images[10]))
-    assert float(lr) == pytest.approx(0.01)
-    config = json.loads((tmp_path / "new" / "config.json").read_text())
-    wanted = {"dataset": "CIFAR10", "ipc": 2, "num_epochs": 7, "num_eval": 3, "model_name": "ConvNet-3",
-              "use_zca": False, "data_aug_func": "dsa"}  # fmt: skip
-    assert wanted.items() <= config.items()
-
-
-def test_ddranking_gets_logarithms_of_soft_labels(cifar: ImageData, tmp_path: Path) -> None:
-    soft = torch.nn.functional.one_hot(cifar.train_labels, 10).float() * 0.5 + 0.05
-    soft[0] = torch.nn.functional.one_hot(cifar.train_labels[0], 10)  # zeros, too
-    export_ddranking(SyntheticSet(cifar.train_images, soft, cifar.space, lr=0.3), cifar, tmp_path, augment=None)
-    labels = torch.load(tmp_path / "labels.pt")
-    torch.testing.assert_close(labels.softmax(1), soft[soft.argmax(1).argsort(stable=True)])
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["soft_label_mode"], config["data_aug_func"], config["loss_fn_kwargs"]["temperature"]) == (
-        "S",
-        None,
-        1,
-    )
-    assert float(torch.load(tmp_path / "lr.pt")) == pytest.approx(0.3)
-
-
-def test_ddranking_gets_whitened_images_as_they_are(cifar: ImageData, tmp_path: Path) -> None:
-    small = replace(cifar, train_images=cifar.train_images[..., :4, :4])  # a whitening of whole images takes a while
-    space = ZCASpace.fit(cifar.space.to_unit(small.train_images), eps=0.1)
-    images = cifar.space.convert(small.train_images, space)
-    export_ddranking(SyntheticSet(images, cifar.train_labels, space), small, tmp_path)
-    assert torch.equal(torch.load(tmp_path / "images.pt"), images[cifar.train_labels.argsort(stable=True)])
-    assert json.loads((tmp_path / "config.json").read_text())["use_zca"] is True
-
-
-def test_what_ddranking_cannot_take(cifar: ImageData, tmp_path: Path) -> None:
-    synthetic = SyntheticSet(cifar.train_images[:11], cifar.train_labels[:11], cifar.space)
-    with pytest.raises(InputError, match="1 to 2 per class"):
-        export_ddranking(synthetic, cifar, tmp_path)
-    with pytest.raises(InputError, match="cannot be exported"):
-        export_ddranking(synthetic, cifar, tmp_path, augment=DSAViews("flip"))
-    with pytest.raises(InputError, match="networks convnet"):
-        export_ddranking(synthetic, cifar, tmp_path, architecture="torchvision/vgg11")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").touch()
-    even = replace(synthetic, images=cifar.train_images[:20], labels=cifar.train_labels[:20])
-    with pytest.raises(InputError, match="file' is a file, expected a folder"):
-        export_ddranking(even, cifar, tmp_path / "file")
-
-
-class Labelled(list[tuple[Tensor, int]]):
-    """What DD-Ranking asks of a torchvision data set."""
-
-    @property
-    def targets(self) -> list[int]:
-        return [label for _, label in self]
-
-
-@pytest.mark.parametrize("soft", [False, True])
-def test_ddrankings_own_metric_takes_the_export(
-    soft: bool, cifar: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("ddranking", reason="ddranking is not installed")
-    theirs = import_module("ddranking.metrics")
-    which = import_module(f"ddranking.metrics.{'soft' if soft else 'hard'}_label")
-    monkeypatch.chdir(tmp_path)
-    labels = torch.nn.functional.one_hot(cifar.train_labels, 10).float() if soft else cifar.train_labels
-    export_ddranking(SyntheticSet(cifar.train_images, labels, cifar.space), cifar, tmp_path, runs=1, epochs=1)
-    real = Labelled(zip(cifar.train_images, cifar.train_labels.tolist(), strict=True))
-    teacher = tmp_path / "teacher_models" / "CIFAR10" / "ConvNet-3" / "ckpt_best.pt"  # it wants one, for soft labels
-    teacher.parent.mkdir(parents=True)
-    net = import_module("ddranking.utils").build_model("ConvNet-3", num_classes=10, im_size=(32, 32), device="cpu")
-    torch.save(net.state_dict(), teacher)
-    same = {label: label for label in range(10)}
-    seen: list[tuple[str, object]] = []
-
-    def get_dataset(name: str, path: str, size: object, zca: bool, *_: object) -> tuple[object, ...]:
-        seen.append((name, size))
-        return 3, (32, 32), [0.5] * 3, [0.2] * 3, 10, real, real, real, same, same
-
-    settings = json.loads((tmp_path / "config.json").read_text())
-    settings |= {"device": "cpu", "num_workers": 0, "eval_full_data": False}
-    config = import_module("ddranking.config").Config(settings)
-    monkeypatch.setattr(which, "get_dataset", get_dataset)
-    monkeypatch.setitem(which.REAL_DATA_ACC_CACHE, "CIFAR10-ConvNet-3", 80.0)
-    images, targets, lr = (torch.load(tmp_path / f"{name}.pt") for name in ("images", "labels", "lr"))
-    # Its compute_metrics also trains on random images, and, in 0.2.0, fails for any set when it writes its table.
-    given = {"image_tensor": images, "image_path": None, "lr": float(lr)}
-    if soft:
-        metric = theirs.LabelRobustScoreSoft(config)
-        score, _ = metric._compute_soft_label_metrics_helper(**given, soft_labels=targets)
-    else:
-        metric = theirs.LabelRobustScoreHard(config)
-        score, _ = metric._compute_hard_label_metrics_helper(**given, hard_labels=targets, mode="syn")
-    assert 0 <= float(score) <= 100
-    assert (metric.ipc, metric.im_size, metric.num_epochs) == (4, (32, 32), 1)
-    assert seen == [("CIFAR10", (32, 32))]
-
-
-def test_dsa_of_the_export_is_the_fields() -> None:
-    ours = DSA()
-    from ddplug.lab.ddranking import _DSA
-
-    names = {"crop": "crop_pad"}
-    for name, value in _DSA.items():
-        if name not in ("siamese", "latestseed"):
-            assert getattr(ours, names.get(name, name)) == value

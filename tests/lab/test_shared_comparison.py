@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ddplug.lab.compare import _Work
+from ddplug.lab.plan import BASELINE, Run
 from ddplug.utils.files import HeldError
 from ddplug.utils.processes import environment_of_one
 
@@ -29,7 +30,6 @@ COMPARING = """
     from ddplug.lab.judge import Judge
     from ddplug.lab.own_trainer import Own
     from ddplug.lab.plan import Settings, arms
-    from ddplug.lab.references import read_references
     from ddplug.proxies.pretrain import pretrain
 
     torch.set_num_threads(1)
@@ -42,9 +42,7 @@ COMPARING = """
 
     def made(out, first=0, **more):
         judge, distil = Judge(data, settings, pool, None, cpu), Own(data, settings, pool, cpu, save_every=0)
-        return compare(
-            distil, arms([1.0, 3.0]), 2, out, judge, first_seed=first, references=read_references("random"), **more
-        )
+        return compare(distil, arms([1.0, 3.0]), 2, out, judge, first_seed=first, **more)
 
     def plain(result):
         return json.dumps({key: value for key, value in result.items() if key != "times"}, sort_keys=True)
@@ -96,12 +94,9 @@ PARTS = {
         left = [str(path) for path in out.rglob(".*")]
         assert left == [], left
     """,
-    # Which arms get further seeds is found out by all alike, and so is what a baseline lends.
-    "hopeless arms and a baseline": """
+    "a baseline": """
         source = folder / "alone"
-        alone = made(source, stop_hopeless=True)
-        assert together(2, folder / "stopped", plain(alone), stop_hopeless=True) == [0, 0]
-        assert written(folder / "stopped") == plain(alone)
+        made(source)
         taken = plain(made(folder / "taken alone", baseline=source))
         assert "taken_from" in taken
         assert together(2, folder / "taken", taken, baseline=source) == [0, 0]
@@ -137,8 +132,8 @@ def test_runs_are_divided(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in range(size):
         order: list[Any] = []
         monkeypatch.setattr(_Work, "_run", lambda _, run, order=order: order.append(run))
-        runs: list[Any] = [type("Run", (), {"arm": type("Arm", (), {"baseline": False}), "seed": n}) for n in range(7)]
-        _Work(None, Path(), None, "own", 7, None, rank, size)._share(runs, [])  # type: ignore[arg-type]
+        runs: list[Any] = [Run(BASELINE, seed) for seed in range(7)]
+        _Work(None, Path(), None, "own", 7, None, rank, size)._share(runs)  # type: ignore[arg-type]
         orders.append([run.seed for run in order])
     if size == 1:
         assert orders == [[]], "one process makes them in turn"

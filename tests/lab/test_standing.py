@@ -57,9 +57,3 @@ def test_several_records_at_once_and_names() -> None:
     assert len(said) == 3
     assert said[1].split()[:3] == ["3", "without", "CMI"]
     assert said[2].split()[:3] == ["3", "with", "CMI"]
-
-
-def test_runs_that_no_arm_names() -> None:
-    """References are real images: their accuracy is compared as well."""
-    random = {**record("random", 3, [0.2, 0.3], 1.0, 2.0), "weight": None, "views": None}
-    assert lines([*RECORDS[:2], random])[-1] == ["3", "random", "25.00", "-30.00", "", "x 10.00"]

@@ -222,7 +222,7 @@ def test_the_words_of_what_was_given() -> None:
 
 def test_both_commands_have_the_options_of_a_comparison() -> None:
     compare, tune = (inspect.signature(command).parameters for command in (compare_command, tune_command))
-    own = {"terms", "views", "baseline", "references", "cross_arch", "stop_hopeless"}
+    own = {"terms", "views", "baseline", "cross_arch"}
     assert compare.keys() - tune.keys() == own
     assert tune.keys() - compare.keys() == {"confirm"}
 

@@ -31,7 +31,6 @@ from ddplug.hosting import expert_buffers as buffers
 from ddplug.hosting import idc_checkpoints as idcpools
 from ddplug.hosting.arguments import absolute
 from ddplug.lab.compare import compare
-from ddplug.lab.ddranking import check_export
 from ddplug.lab.demo import run_demo
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import Own
@@ -323,11 +322,6 @@ def test_what_idc_trained_at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_results_at_home(home: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "run=1").mkdir()
     assert labelled(["~/run=1", "a=~/b"]) == {"run=1": home / "run=1", "a": home / "b"}
-    (home / "taken").touch()
-    soft = SyntheticSet(torch.rand(20, 3, 32, 32), torch.arange(10).repeat(2), InputSpace.unit(3))
-    cifar = replace(digits, name="cifar10", class_names=tuple("abcdefghij"), train_images=torch.rand(2, 3, 32, 32))
-    with pytest.raises(InputError, match="taken"):
-        check_export(soft, cifar, "~/taken")
     monkeypatch.setattr("ddplug.lab.compare.check_folder", lambda out: pytest.fail(str(out)))
     nothing: Any = type("Nothing", (), {"check": lambda *_: None, "pool": None})()
     with pytest.raises(pytest.fail.Exception, match=str(home / "compared")):
