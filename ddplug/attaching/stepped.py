@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -199,26 +199,21 @@ def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[
 
 def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[Found]:
     """Return tensors that may be the synthetic images; those that an optimizer of the trainer holds, if any does."""
+    items = list(all_items(host))
     found: list[Found] = []
-    stepped: set[int] = set()
-    for name, value in all_items(host):
+    for name, value in items:
         leaves = leaves_in(value)
-        if isinstance(value, Optimizer):
-            stepped |= {id(leaf) for leaf in leaves}
-        elif isinstance(value, nn.Module) and not isinstance(value, nn.Embedding | nn.ParameterList | nn.ParameterDict):
-            continue
         if not leaves or name.endswith((".weight", ".bias")) or not all(may_be_images(leaf, shape) for leaf in leaves):
             continue
         if any({id(leaf) for leaf in leaves} <= {id(leaf) for leaf in other.leaves} for other in found):
             continue
         count = sum(math.prod(lead(leaf)) for leaf in leaves)
-        given = host.get(labels) if isinstance(labels, str) else labels
+        named, given = (labels, host.get(labels)) if isinstance(labels, str) else (None, labels)
         if labels is None:
-            named, given = chosen_labels(all_items(host), count, f"'{name}'")
-        else:
-            named = labels if isinstance(labels, str) else None
+            named, given = chosen_labels(items, count, f"'{name}'")
         if callable(given) or (given is not None and torch.as_tensor(given).shape == (count,)):
             found.append(Found(name, named, leaves))
+    stepped = {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in leaves_in(value)}
     held = [each for each in found if all(id(leaf) in stepped for leaf in each.leaves)]
     return held or found
 

@@ -1,8 +1,7 @@
 """torch data sets as tensors: their normalisation, read from their transforms, and their images without chance.
 
-    sets = found_in(trainer)              # the data sets and loaders that hang on a trainer
-    space_of(sets.train)                  # InputSpace of the `Normalize` in its transforms
-    images, labels = items(sets.train)    # every image once, random transforms left out
+    space_of(data)                  # InputSpace of the `Normalize` in its transforms
+    images, labels = items(data)    # every image once, random transforms left out
 
 A host trains on randomly cropped and flipped images. A proxy needs each of them once; its training augments them. So
 random transforms are left out, and a random crop becomes the central one. The host's data set and random state stay as
@@ -13,50 +12,21 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from ddplug.datasets.spaces import NORMALIZATIONS, InputSpace
 
 WRAPPED = ("dataset", "datasets", "_dataset", "base", "base_dataset", "subset", "ds")
 """Attributes in which a data set holds the one, or the list of those, that it reads."""
 IMAGE_KEYS, LABEL_KEYS = ("image", "img", "images", "pixel_values"), ("label", "labels", "fine_label", "target")
-TEST = ("test", "val", "valid", "eval", "dev", "holdout")
-"""Parts of the name of an attribute that holds a test split."""
 _RANDOM = ("ColorJitter", "GaussianBlur", "AutoAugment", "RandAugment", "TrivialAugment", "AugMix", "Elastic", "Cutout")
-
-
-class Sets(NamedTuple):
-    """The data that hang on a trainer, and the attribute that holds the training split."""
-
-    where: str
-    train: Any
-    test: Any = None
-
-
-def found_in(trainer: object) -> Sets | None:
-    """Return the training split, and the test split if there is one, that are held by the attributes of `trainer`.
-
-    A split is a torch data set, a loader of one, or images and labels as two tensors. Objects, lists and dictionaries
-    that the trainer holds are looked into once. Of several splits the largest is taken. None if there is none.
-    """
-    held = dict(_held(trainer))
-    splits = {name: value.dataset if isinstance(value, DataLoader) else value for name, value in held.items()}
-    sets = {name: value for name, value in splits.items() if _is_split(value)} or _pairs(held)
-    by_use: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    for name, value in sets.items():
-        by_use[any(part in name.lower() for part in TEST)][name] = value
-    train, test = by_use
-    if not train:
-        return None
-    where = max(train, key=lambda name: _length(train[name]))
-    return Sets(where, train[where], next(iter(test.values()), None))
 
 
 def space_of(data: Any) -> InputSpace | None:
@@ -257,47 +227,3 @@ def _random_state_kept() -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
-
-
-def _held(trainer: object, depth: int = 1) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes of an object by their dotted names, and those of the objects that it holds."""
-    if isinstance(trainer, Mapping):
-        held: Iterable[tuple[Any, Any]] = trainer.items()
-    elif isinstance(trainer, list | tuple):
-        held = enumerate(trainer)
-    else:
-        slots = [kind.__dict__.get("__slots__", ()) for kind in type(trainer).__mro__]
-        names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
-        held = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}.items()
-        held = [*held, *(vars(trainer).items() if hasattr(trainer, "__dict__") else ())]
-    for name, value in list(held):
-        yield str(name), value
-        if depth and not isinstance(value, Tensor | Dataset | DataLoader | torch.optim.Optimizer | type):
-            yield from ((f"{name}.{inner}", found) for inner, found in _held(value, depth - 1))
-
-
-def _is_split(value: Any) -> bool:
-    return isinstance(value, Dataset) and not isinstance(value, IterableDataset) and _length(value) > 0
-
-
-def _length(value: Any) -> int:
-    try:
-        return len(value[0]) if isinstance(value, tuple) else len(value)
-    except (TypeError, NotImplementedError):
-        return 0
-
-
-def _pairs(held: Mapping[str, Any]) -> dict[str, Any]:
-    """Return images (n, c, h, w) and labels (n,) that are held as two tensors, by the images' name.
-
-    Tensors that need a gradient are no real images. Each is paired with the integers that follow it, or come before it.
-    """
-    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor) and not value.requires_grad}
-    labels = {name: value for name, value in tensors.items() if value.ndim == 1 and not value.is_floating_point()}
-    pairs: dict[str, Any] = {}
-    for name, images in tensors.items():
-        if images.ndim == 4 and images.is_floating_point():
-            fitting_labels = [other for other in labels.values() if len(other) == len(images)]
-            if len(fitting_labels) == 1:
-                pairs[name] = images, fitting_labels[0]
-    return pairs

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets.test_torch_sets import MEAN, STD, Pictures
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
 
 import ddplug
+from ddplug.attaching.data import RealData, found_in
 from ddplug.datasets import as_image_data
 from ddplug.datasets.spaces import InputSpace
 from ddplug.proxies.doubts import CALLS
@@ -113,3 +115,56 @@ def test_at_weight_zero_no_data_are_read() -> None:
     trainer = Matching(NORMALIZED)
     trainer.loader = DataLoader(Unreadable(NORMALIZED))
     ddplug.attach(trainer, 0).detach()
+
+
+ITEM = Pictures(NORMALIZED)
+LOADER = DataLoader(ITEM, batch_size=4, shuffle=True)
+HELD: dict[str, tuple[Any, str]] = {
+    "a loader": (SimpleNamespace(loader=LOADER, lr=1.0), "loader"),
+    "train and test": (SimpleNamespace(test_set=Pictures(transforms.ToTensor()), train_set=ITEM), "train_set"),
+    "one level down": (SimpleNamespace(data=SimpleNamespace(train=ITEM)), "data.train"),
+    "in a dictionary": (SimpleNamespace(loaders={"train": LOADER, "val": LOADER}), "loaders.train"),
+    "in a list": (SimpleNamespace(loaders=[LOADER]), "loaders.0"),
+    "the largest": (SimpleNamespace(few=Subset(ITEM, [0, 1]), all=ITEM), "all"),
+}
+
+
+def test_data_are_found_in_slots() -> None:
+    class Slotted:
+        __slots__ = ("data", "images")
+
+    trainer = Slotted()
+    trainer.data = ITEM
+    found = found_in(trainer)
+    assert found is not None
+    assert found.train is ITEM
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_data_are_found_on_a_trainer(name: str) -> None:
+    trainer, where = HELD[name]
+    found = found_in(trainer)
+    assert found is not None
+    assert found.where == where
+    assert found.train is ITEM
+
+
+def test_pairs_of_tensors_are_found_and_synthetic_images_are_none() -> None:
+    synthetic = torch.rand(6, 3, 8, 8, requires_grad=True)
+    real = torch.rand(12, 3, 8, 8)
+    trainer = SimpleNamespace(images=synthetic, labels=torch.arange(6), real=real, real_labels=torch.arange(12) % 3)
+    found = found_in(trainer)
+    assert found is not None
+    assert found.where == "real"
+    assert found.train[0] is real
+    assert found_in(SimpleNamespace(images=synthetic, labels=torch.arange(6))) is None
+    assert found_in(torch.optim.SGD([synthetic], 1.0)) is None
+
+
+def test_data_that_are_given_count_before_those_on_the_trainer() -> None:
+    pictures = (torch.rand(6, 3, 8, 8), torch.arange(6) % 3)
+    trainer = SimpleNamespace(data=as_image_data(pictures, space="unit"))
+    given = as_image_data((torch.rand(9, 3, 8, 8), torch.arange(9) % 3), space="unit")
+    for data in (given, TensorDataset(given.train_images, given.train_labels)):
+        assert RealData(trainer, data, "unit").images() not in (None, trainer.data)
+    assert RealData(trainer, None, None).images() is trainer.data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from ddplug.datasets import as_image_data
 from ddplug.datasets.spaces import InputSpace
-from ddplug.datasets.torch_sets import found_in, space_of
 from ddplug.errors import DataError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
@@ -143,46 +141,3 @@ def test_an_image_folder_is_the_data_set_it_is(tmp_path: Path) -> None:
     data = as_image_data(ImageFolder(str(tmp_path), TRANSFORMS["flipped and cropped"]))
     assert (data.name, data.class_names) == ("folder", ("class0", "class1", "class2"))
     assert same_images(torch.cat([data.train_images, data.test_images]), PLAIN)
-
-
-ITEM = Pictures(TRANSFORMS["v1"])
-LOADER = DataLoader(ITEM, batch_size=4, shuffle=True)
-HELD: dict[str, tuple[Any, str]] = {
-    "a loader": (SimpleNamespace(loader=LOADER, lr=1.0), "loader"),
-    "train and test": (SimpleNamespace(test_set=Pictures(v1.ToTensor()), train_set=ITEM), "train_set"),
-    "one level down": (SimpleNamespace(data=SimpleNamespace(train=ITEM)), "data.train"),
-    "in a dictionary": (SimpleNamespace(loaders={"train": LOADER, "val": LOADER}), "loaders.train"),
-    "the largest": (SimpleNamespace(few=Subset(ITEM, [0, 1]), all=ITEM), "all"),
-}
-
-
-def test_data_are_found_in_slots() -> None:
-    class Slotted:
-        __slots__ = ("data", "images")
-
-    trainer = Slotted()
-    trainer.data = ITEM
-    found = found_in(trainer)
-    assert found is not None
-    assert found.train is ITEM
-
-
-@pytest.mark.parametrize("name", HELD)
-def test_data_are_found_on_a_trainer(name: str) -> None:
-    trainer, where = HELD[name]
-    found = found_in(trainer)
-    assert found is not None
-    assert found.where == where
-    assert found.train is ITEM
-    assert space_of(found.train) == SPACE
-
-
-def test_pairs_of_tensors_are_found_and_synthetic_images_are_none() -> None:
-    synthetic = torch.rand(6, 3, 8, 8, requires_grad=True)
-    trainer = SimpleNamespace(images=synthetic, labels=torch.arange(6), real=PLAIN, real_labels=LABELS)
-    found = found_in(trainer)
-    assert found is not None
-    assert found.where == "real"
-    assert found.train[0] is PLAIN
-    assert found_in(SimpleNamespace(images=synthetic, labels=torch.arange(6))) is None
-    assert found_in(torch.optim.SGD([synthetic], 1.0)) is None
