@@ -11,8 +11,8 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation
+from ddplug.terms import make
 from ddplug.terms.base import batched, group
-from ddplug.terms.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
 
 
 class CMI(nn.Module):
@@ -44,7 +44,7 @@ class CMI(nn.Module):
         # Not a submodule, so that the proxies' weights are not among the parameters of a host's module.
         self.pool = ProxyPool.of(proxies)
         self.representation = check_representation(representation)
-        self.temperature = check_temperature(temperature)
+        self.term = make("cmi", temperature=temperature)
         if draw != "all" and not (isinstance(draw, int) and 1 <= draw <= len(self.pool)):
             raise InputError(f"draw must be 'all' or between 1 and the pool's size, {len(self.pool)}, got {draw!r}.")
         self.draw = len(self.pool) if isinstance(draw, str) else draw
@@ -68,7 +68,7 @@ class CMI(nn.Module):
         groups = group(labels, len(images), images.device)
         if groups.one_image_per_class and not self._warned:
             self._warned = True
-            warnings.warn(ONE_IMAGE_PER_CLASS, DDPlugWarning, stacklevel=2)
+            warnings.warn(self.term.too_few, DDPlugWarning, stacklevel=2)
         self.pool.check(images, self.input_space)
         prepared = self.pool.prepare(images, self.input_space)
         values = []
@@ -80,5 +80,5 @@ class CMI(nn.Module):
                     f"these images (range {images.min().item():.3g} to {images.max().item():.3g}). Check the images "
                     "for NaN and their input space against the pool's."
                 )
-            values.append(class_sums(features, groups, self.temperature).sum() / len(images))
+            values.append(self.term(features, groups))
         return torch.stack(values).mean()

@@ -43,17 +43,15 @@ class Term:
     """Of its values, for tables and axes."""
     min_per_class: int = 1
     """Images that a class needs at least for the term to say anything."""
-    too_few: str = ""
-    """What to tell a user none of whose classes has that many."""
     additive_over_classes: bool = False
-    """Whether it is a mean over images of something that depends on the image's own class only, so that some classes
-    can stand for all (`classes=m`)."""
+    """True for a mean over images of something that depends on the image's own class only, so that some classes can
+    stand for all (`classes=m`)."""
     needs_real: bool = False
-    """Whether it compares with real images; see `ddplug.terms.real`."""
+    """True if it compares with real images; see `ddplug.terms.real`."""
     contrasts: bool = False
-    """Whether it also needs real images of other classes than those of the round."""
+    """True if it also needs real images of other classes than those of the round."""
     keeps_real: bool = False
-    """Whether these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
+    """True if these are one fixed sample of the data, so that being bound to it once for each proxy is enough."""
     representation: str | None = None
     """The one representation that it is defined on; None if any will do."""
 
@@ -70,8 +68,18 @@ class Term:
         return value.detach(), grad
 
     def settings(self) -> dict[str, Any]:
-        """Its options by name: what a lambda measured with it belongs to."""
-        return {}
+        """Its options by name, which a measured lambda depends on: the arguments that it keeps under their names."""
+        return {name: vars(self)[name] for name in inspect.signature(type(self)).parameters if name in vars(self)}
+
+    @property
+    def too_few(self) -> str:
+        """The warning if every class has fewer than `min_per_class` images."""
+        few = "exactly one image" if self.min_per_class == 2 else f"fewer than {self.min_per_class} images"
+        return (
+            f"every class has {few} here. {self.label} compares the images of a class: that part of it is 0, and so is "
+            "its gradient. Give several augmented views of every image with the image's label (views=4 does that), or "
+            "use more images per class."
+        )
 
     def against(self, real: Any) -> Term:
         """The term bound to real images, if it compares with such; see `ddplug.terms.real`."""

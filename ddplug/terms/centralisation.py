@@ -18,10 +18,6 @@ class Centralisation(Term):
     label = "class centralisation"
     unit = "squared features"
     min_per_class = 2
-    too_few = (
-        "every class has exactly one image here, which is its own mean, so class centralisation is identically 0. Give "
-        "several views of every image (views=4), or use two or more images per class."
-    )
     additive_over_classes = True
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:

@@ -24,15 +24,20 @@ from torch import Tensor
 from ddplug.errors import DDPlugWarning, InputError
 from ddplug.terms.base import Groups, Term, group, register, transformed
 
-ONE_IMAGE_PER_CLASS = (
-    "every class has exactly one image here, so its centroid is that image, CMI is identically 0 and its gradient "
-    "vanishes. To regularise such a set, give several augmented views of every image with the image's label "
-    "(views=4 does that), or use two or more images per class."
-)
+
+class Softened(Term):
+    """Base of the terms of softmax(features / T).
+
+    Args:
+        temperature: T > 0.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = check_temperature(temperature)
 
 
 @register("cmi")
-class CMI(Term):
+class CMI(Softened):
     """CMI of features given the class, in nats, between 0 and min(mean over images of log n_y, log d).
 
     Args:
@@ -42,11 +47,7 @@ class CMI(Term):
     label = "CMI"
     unit = "nats"
     min_per_class = 2
-    too_few = ONE_IMAGE_PER_CLASS
     additive_over_classes = True
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = check_temperature(temperature)
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         """CMI of `features` (n, d), a scalar; differentiable twice."""
@@ -56,10 +57,6 @@ class CMI(Term):
         """CMI and its derivative in closed form."""
         sums, derivative = closed_form(features, groups, self.temperature)
         return sums.sum() / len(features), derivative / len(features)
-
-    def settings(self) -> dict[str, Any]:
-        """The temperature."""
-        return {"temperature": self.temperature}
 
 
 def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -81,9 +78,10 @@ def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor
         DDPlugWarning: every class has one image, so the value is identically 0.
     """
     groups = checked(features, labels, temperature)
+    term = CMI(temperature)
     if groups.one_image_per_class:
-        warnings.warn(ONE_IMAGE_PER_CLASS, DDPlugWarning, stacklevel=2)
-    return CMI(temperature)(features, groups)
+        warnings.warn(term.too_few, DDPlugWarning, stacklevel=2)
+    return term(features, groups)
 
 
 def check_temperature(temperature: float) -> float:

@@ -12,17 +12,15 @@ Centroids are stored as logs, as a mean of underflowed probabilities has none.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ddplug.terms.base import Groups, register
-from ddplug.terms.cmi import check_temperature, log_centroids, log_probabilities
+from ddplug.terms.cmi import Softened, log_centroids, log_probabilities
 from ddplug.terms.real import Real, RealTerm
 
 
 @register("cmi_real")
-class RealCentroids(RealTerm):
+class RealCentroids(Softened, RealTerm):
     """CMI around the centroids of real images under the same proxy, of which every proxy sees one fixed sample.
 
     Args:
@@ -33,10 +31,6 @@ class RealCentroids(RealTerm):
     unit = "nats"
     additive_over_classes = True
     keeps_real = True
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = check_temperature(temperature)
-        self._log_r: Tensor | None = None
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         """The mean divergence, a scalar."""
@@ -51,18 +45,10 @@ class RealCentroids(RealTerm):
         return kl.sum() / len(features), p * (log_ratio - kl) / (len(features) * self.temperature)
 
     def against(self, real: Real) -> RealCentroids:
-        """Bound to the centroids of `real`."""
-        bound = super().against(real)
-        bound._log_r = log_centroids(log_probabilities(real.features, self.temperature), real.groups)
-        bound._real = Real(real.features[:0], real.groups)  # the features are no longer needed
-        return bound
+        """The same term, bound to the logs of the centroids of `real`, in the place of the features."""
+        log_p = log_probabilities(real.features, self.temperature)
+        return super().against(Real(log_centroids(log_p, real.groups), real.groups))
 
     def log_r(self, groups: Groups) -> Tensor:
-        """Logs of the real images' centroids, (c, d); `InputError` for a class of which there are none."""
-        rows = self.real.rows(groups)
-        assert self._log_r is not None
-        return self._log_r[rows]
-
-    def settings(self) -> dict[str, Any]:
-        """The temperature."""
-        return {"temperature": self.temperature}
+        """Logs of the real images' centroids, (c, d); `InputError` for a class without real images."""
+        return self.real.features[self.real.rows(groups)]

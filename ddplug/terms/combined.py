@@ -17,7 +17,7 @@ from ddplug.terms.real import Real
 TermSpec = str | Term | Mapping[str, float]
 """A term as a user names it."""
 
-_SUMMAND = re.compile(r"\s*([+-]?)\s*(?:([\d.]+(?:[eE][+-]?\d+)?)\s*\*\s*)?([A-Za-z]\w*)\s*")
+_SUMMAND = re.compile(r"\s*([+-]?)\s*(?:((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?([A-Za-z]\w*)\s*")
 
 
 def make(term: TermSpec, **options: Any) -> Term:
@@ -71,13 +71,12 @@ class Sum(Term):
         kinds = sorted({term.representation for term in terms if term.representation})
         if len(kinds) > 1:
             raise InputError(f"terms of {' and of '.join(kinds)} do not add up: one pass gives one representation.")
-        strictest = max(terms, key=lambda term: term.min_per_class)
         units = list(dict.fromkeys(term.unit for term in terms))
-        self.name = _written([(factor, term.name) for factor, term in self.parts])
-        self.label = _written([(factor, term.label) for factor, term in self.parts], " ")
+        self.name = _written([(factor, term.name) for factor, term in self.parts]).replace(" ", "")
+        self.label = _written([(factor, term.label) for factor, term in self.parts])
         self.unit = units[0] if len(units) == 1 else "in mixed units"
         self.representation = kinds[0] if kinds else None
-        self.min_per_class, self.too_few = strictest.min_per_class, strictest.too_few
+        self.min_per_class = max(term.min_per_class for term in terms)
         self.additive_over_classes = all(term.additive_over_classes for term in terms)
         self.needs_real = any(term.needs_real for term in terms)
         self.contrasts = any(term.contrasts for term in terms)
@@ -136,29 +135,22 @@ def _factor(name: object, value: object) -> float:
 def _read(text: str) -> dict[str, float]:
     """Factors by name of a sum as it is written; nothing if it is no such sum, or a mere name."""
     summands = list(_SUMMAND.finditer(text))
-    if re.fullmatch(r"\w+", text) or "".join(found.group() for found in summands) != text:
-        return {}
-    if any(not found.group(1) for found in summands[1:]):
+    whole = "".join(found.group() for found in summands) == text
+    if not whole or re.fullmatch(r"\w+", text) or not all(found.group(1) for found in summands[1:]):
         return {}
     factors: dict[str, float] = {}
     for found in summands:
         sign, number, name = found.groups()
-        try:
-            size = float(number or 1)
-        except ValueError:
-            return {}
-        factor = _factor(name, -size if sign == "-" else size)
+        factor = _factor(name, float(f"{sign}{number or 1}"))
         if name in factors:
             raise InputError(f"term {name!r} occurs twice in {text!r}; add its factors up.")
         factors[name] = factor
     return factors
 
 
-def _written(parts: Sequence[tuple[float, str]], around: str = "") -> str:
-    """A sum of factors times names, as it is read."""
-    text = ""
-    for factor, name in parts:
-        sign = "-" if factor < 0 else "+" if text else ""
-        times = "" if abs(factor) == 1 else f"{abs(factor):.12g}{around}*{around}" if around else f"{abs(factor):.12g}*"
-        text += f"{around if text else ''}{sign}{around if text else ''}{times}{name}"
-    return text
+def _written(parts: Sequence[tuple[float, str]]) -> str:
+    """Return a sum of factors times names, as it is read."""
+    times = ["" if abs(factor) == 1 else f"{abs(factor):.12g} * " for factor, _ in parts]
+    signs = [" - " if factor < 0 else " + " for factor, _ in parts]
+    text = "".join(f"{sign}{time}{name}" for sign, time, (_, name) in zip(signs, times, parts, strict=True))
+    return re.sub("^ - ", "-", text.removeprefix(" + "))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -29,10 +27,6 @@ class Covariance(RealTerm):
     label = "covariance distance"
     unit = "features to the fourth"
     min_per_class = 2
-    too_few = (
-        "every class has exactly one image here, which is its own mean, so its covariance is 0 and cannot be matched. "
-        "Give several views of every image (views=4), or use two or more images per class."
-    )
 
     def __init__(self, positions: int = 1) -> None:
         if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
@@ -44,10 +38,6 @@ class Covariance(RealTerm):
         real = self.real
         target = self._of(real.features, real.groups)[real.rows(groups)]
         return (self._of(features, groups) - target).square().sum((1, 2)).mean()
-
-    def settings(self) -> dict[str, Any]:
-        """The number of positions."""
-        return {"positions": self.positions}
 
     def _of(self, features: Tensor, groups: Groups) -> Tensor:
         """Every class's covariance, (c, channels, channels)."""

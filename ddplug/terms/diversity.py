@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -30,10 +28,6 @@ class Diversity(RealTerm):
     label = "diversity loss"
     unit = "(no unit)"
     min_per_class = 2
-    too_few = (
-        "every class has exactly one image here, so there is nothing for it to differ from; what is left draws it to "
-        "the real images. Use two or more images per class."
-    )
 
     def __init__(self, cosine: float = 1.0, euclidean: float = 0.01) -> None:
         if not (cosine >= 0 and euclidean >= 0 and 0 < cosine + euclidean < float("inf")):
@@ -58,7 +52,3 @@ class Diversity(RealTerm):
         by_class = self.cosine * among.sum((1, 2)) / sizes**2
         by_class = by_class + (self.cosine * apart + self.euclidean * distance).sum((1, 2)) / (sizes * real_sizes)
         return by_class.mean()
-
-    def settings(self) -> dict[str, Any]:
-        """The factors."""
-        return {"cosine": self.cosine, "euclidean": self.euclidean}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
@@ -51,7 +49,3 @@ class MutualInformation(RealTerm):
         pull = torch.where(same, logsigmoid(margin), 0.0).sum(1) / positives
         push = torch.where(same, 0.0, logsigmoid(-margin)).sum(1)
         return -(pull + push).mean()
-
-    def settings(self) -> dict[str, Any]:
-        """The critic's temperature."""
-        return {"tau": self.tau}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from ddplug.terms.base import Groups, Term, register
-from ddplug.terms.cmi import ONE_IMAGE_PER_CLASS, check_temperature, class_sums
+from ddplug.terms.base import Groups, register
+from ddplug.terms.cmi import Softened, class_sums
 from ddplug.terms.separation import Separation, check_separation, separation_of
 
 
 @register("ncmi")
-class NormalizedCMI(Term):
+class NormalizedCMI(Softened):
     """CMI / Gamma, without unit: arXiv 2309.09123; as a training loss arXiv 2601.02543.
 
     A round of one class has no separation, and raises `InputError`.
@@ -25,17 +23,12 @@ class NormalizedCMI(Term):
     label = "NCMI"
     unit = "(no unit)"
     min_per_class = 2
-    too_few = ONE_IMAGE_PER_CLASS
 
     def __init__(self, temperature: float = 1.0, separation: Separation = "cross_entropy") -> None:
-        check_separation(separation)
-        self.temperature, self.separation = check_temperature(temperature), separation
+        super().__init__(temperature)
+        self.separation = check_separation(separation)
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         """NCMI of `features` (n, d), a scalar."""
         cmi = class_sums(features, groups, self.temperature).sum() / len(features)
         return cmi / separation_of(features, groups, self.separation, self.temperature)
-
-    def settings(self) -> dict[str, Any]:
-        """The temperature and the separation."""
-        return {"temperature": self.temperature, "separation": self.separation}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ddplug.errors import InputError
-from ddplug.terms.base import Groups, Term, register
-from ddplug.terms.cmi import check_temperature, log_probabilities
+from ddplug.terms.base import Groups, register
+from ddplug.terms.cmi import Softened, log_probabilities
 
 
 @register("proxy_ce")
-class ProxyCrossEntropy(Term):
+class ProxyCrossEntropy(Softened):
     """Mean over images of -log softmax(z / T)[class], in nats, of the proxy's logits z.
 
     Args:
@@ -24,9 +22,6 @@ class ProxyCrossEntropy(Term):
     additive_over_classes = True
     representation = "logit"
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = check_temperature(temperature)
-
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         """The mean cross-entropy, a scalar; `features` are logits."""
         log_p = log_probabilities(features, self.temperature)
@@ -36,7 +31,3 @@ class ProxyCrossEntropy(Term):
                 "proxies of the same classes, and logits."
             )
         return -log_p.gather(1, groups.classes[groups.index][:, None]).mean()
-
-    def settings(self) -> dict[str, Any]:
-        """The temperature."""
-        return {"temperature": self.temperature}

@@ -52,8 +52,7 @@ def class_separation(
         InputError: as for `cmi`, or fewer than two classes, or an unknown kind.
     """
     groups = checked(features, labels, temperature)
-    check_separation(kind)
-    return separation_of(features, groups, kind, temperature)
+    return separation_of(features, groups, check_separation(kind), temperature)
 
 
 def separation_of(features: Tensor, groups: Groups, kind: Separation, temperature: float) -> Tensor:
@@ -82,7 +81,8 @@ def separation_of(features: Tensor, groups: Groups, kind: Separation, temperatur
     return (cross / pairs).to(wide)
 
 
-def check_separation(kind: str) -> None:
-    """Raise `InputError` unless `kind` is the name of a separation."""
+def check_separation(kind: Separation) -> Separation:
+    """Return `kind`; `InputError` unless it is the name of a separation."""
     if kind not in get_args(Separation):
         raise InputError(f"unknown separation {kind!r}, expected one of {', '.join(map(repr, get_args(Separation)))}.")
+    return kind

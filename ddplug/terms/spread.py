@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from ddplug.terms.base import Groups, Term, register
-from ddplug.terms.cmi import check_temperature, log_probabilities
+from ddplug.terms.base import Groups, register
+from ddplug.terms.cmi import Softened, log_probabilities
 
 
 @register("spread")
-class Spread(Term):
+class Spread(Softened):
     """Minus the mean over images of KL(P_i || P_j), averaged over the other images j of its class, in nats: <= 0.
 
     Minimising it pushes a class's images apart, the opposite of CMI. The publication (Decomposed Distribution Matching)
@@ -24,14 +22,7 @@ class Spread(Term):
     label = "spread"
     unit = "nats"
     min_per_class = 2
-    too_few = (
-        "every class has exactly one image here, which no other image can differ from, so the spread is identically 0. "
-        "Give several views of every image (views=4), or use two or more images per class."
-    )
     additive_over_classes = True
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = check_temperature(temperature)
 
     def __call__(self, features: Tensor, groups: Groups) -> Tensor:
         """Minus the spread, a scalar, in time linear in the number of images."""
@@ -41,7 +32,3 @@ class Spread(Term):
         # Sum over all pairs of a class; an image with itself adds 0.
         pairs = sizes * own - (groups.sum(p) * groups.sum(log_p)).sum(-1)
         return -(pairs / (sizes - 1).clamp(min=1)).sum() / len(features)
-
-    def settings(self) -> dict[str, Any]:
-        """The temperature."""
-        return {"temperature": self.temperature}

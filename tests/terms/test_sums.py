@@ -145,7 +145,6 @@ def test_what_a_sum_takes_over_from_its_terms() -> None:
     assert (made.unit, made.representation, made.needs_real) == ("nats", "logit", False)
     assert made.additive_over_classes
     assert made.min_per_class == 2
-    assert made.too_few == single("cmi").too_few
     assert made.label == "CMI + 0.3 * proxy CE"
     mixed = make("cmi-mim+centralisation")
     assert mixed.unit == "in mixed units"
