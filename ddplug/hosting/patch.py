@@ -204,7 +204,7 @@ def write_all(root: Path, texts: Mapping[str, bytes]) -> None:
         for path in done:
             os.replace(old[path], path)
         if isinstance(error, OSError):
-            raise HostError(not_written(at, error, len(paths.get(at, b"")))) from error
+            raise HostError(not_written(at, error)) from error
         raise
     finally:
         for temporary in (*new.values(), *old.values()):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ddplug.errors import InputError, ProxyError
 from ddplug.networks.precision import layers
 from ddplug.networks.zoo import seeded
-from ddplug.utils.digest import blake2b, typed_bytes
+from ddplug.utils.digest import sha256, typed_bytes
 from ddplug.utils.reading import load_tensors, reported_as, write_tensors
 
 FIRST_STEPS, MOST_STEPS = 100, 3000
@@ -295,7 +295,7 @@ def named(augment: Augment | None) -> str:
 
 def identity_of(settings: tuple[Any, ...], tensors: Iterable[Tensor]) -> str:
     """A hash of everything that decides how a training ends: its settings, the data, the initial weights."""
-    return blake2b(chain([repr(settings).encode()], typed_bytes(tensors)))
+    return sha256(chain([repr(settings).encode()], typed_bytes(tensors)))
 
 
 def _save(

@@ -22,7 +22,7 @@ from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DDPlugError, InputError, ProxyError
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.utils.digest import file_sha256
-from ddplug.utils.files import mode_of, user_path, write_bytes, write_json
+from ddplug.utils.files import user_path, write_bytes, write_json
 from ddplug.utils.records import Count, between, like, read_record, sized
 
 HEADER = "pool.json"
@@ -240,7 +240,7 @@ def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
         records = [write_network(temporary, i, proxy) for i, proxy in enumerate(proxies)]
         write_header(temporary, Header(info, len(proxies), records))
         if folder.is_dir():
-            temporary.chmod(mode_of(folder))
+            shutil.copymode(folder, temporary)
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

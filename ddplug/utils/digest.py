@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,27 +31,10 @@ def short_sha256(parts: Parts) -> str:
     return sha256(parts)[:16]
 
 
-def blake2b(parts: Parts) -> str:
-    """The BLAKE2b of 16 bytes of `parts`, 32 hex digits: faster than SHA-256, for whole data sets."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        hashed.update(part)
-    return hashed.hexdigest()
-
-
-def file_sha256(path: Path, first: int | None = None) -> str:
-    """The SHA-256 of a file or of its `first` bytes, 64 hex digits; `OSError` if it cannot be read."""
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits; `OSError` if it cannot be read."""
     with path.open("rb") as file:
-        if first is None:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        return sha256(_chunks(file, first))
-
-
-def _chunks(file: BinaryIO, left: int) -> Iterator[bytes]:
-    """The next `left` bytes of a file, a MiB at a time."""
-    while left > 0 and (chunk := file.read(min(left, 2**20))):
-        left -= len(chunk)
-        yield chunk
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def blob_hash(data: bytes) -> str:

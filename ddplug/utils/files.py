@@ -7,23 +7,16 @@ import itertools
 import json
 import os
 import shutil
-import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ddplug.errors import DDPlugWarning, FileError, InputError
-from ddplug.utils.sealing import seal_record
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_WRITABLE = (
-    *_NO_SPACE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG,
-)  # fmt: skip
-"""Errors of a place where a file cannot be written."""
+from ddplug.utils.digest import sha256
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
@@ -43,32 +36,22 @@ def user_path(given: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary neighbour of `path` to write to; it takes its place at the end, or is gone if writing failed.
 
-    It has the ending of `path`, for writers that go by that, and missing folders are made. The permissions are those
-    of the file that was there, or else those that any new file gets here, whatever the writer made of them.
-
-    Args:
-        path: the file.
-        size: how many bytes will be written, if that is known, for the error.
-
-    Raises:
-        FileError: the disk is full, or nothing can be written there; what was at `path` is unchanged.
+    It has the ending of `path`, for writers that go by that, and the permissions of the file that was there. Missing
+    folders are made. Raises `FileError` if it cannot be written; what was at `path` is unchanged.
     """
     path = user_path(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = mode_of(path) if path.is_file() else _new_mode(temporary)
         yield temporary
-        if mode_of(temporary) != mode:  # safetensors, for one, makes files that nobody else can read
-            temporary.chmod(mode)
+        if path.is_file():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if isinstance(error, FileError) or error.errno not in _NOT_WRITABLE or not _concerns(error, path, temporary):
-            raise
-        raise FileError(not_written(path, error, size)) from error
+        raise FileError(not_written(path, error)) from error
     finally:
         with suppress(OSError):  # a name that is too long, or a folder that is a file, is no file to delete
             temporary.unlink(missing_ok=True)
@@ -93,51 +76,31 @@ def reserved(path: Path) -> Path:
     return free
 
 
-def not_written(path: Path, error: OSError, size: int | None = None) -> str:
-    """Return a message about `error`, which kept `path` from being written, with the space needed and left."""
-    said = f"cannot write '{path}' ({error.strerror}); nothing was changed."
-    if error.errno not in _NO_SPACE:
-        return f"{said} Choose another place, or see that it can be written to."
-    needed = f"It needs {size:,} bytes, and " if size is not None else ""
-    with suppress(OSError):
-        needed += f"{shutil.disk_usage(path.parent).free:,} bytes are free there; a limit or quota may allow less."
-    return f"{said} {needed} Make room and run the same again, or choose another place.".replace("  ", " ")
-
-
-def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
-    """Return True if an error is about the file to be written, not one that its writer reads."""
-    named = error.filename2 or error.filename
-    return named is None or Path(os.fsdecode(named)) in (path, temporary, *path.parents)
+def not_written(path: Path, error: OSError) -> str:
+    """Return a message about `error`, which kept `path` from being written."""
+    return (
+        f"cannot write '{path}' ({error.strerror}); nothing was changed. Make room or choose another place, and run "
+        "the same again."
+    )
 
 
 def write_bytes(content: bytes | memoryview, path: str | Path) -> None:
     """Write a file, whole or not at all; `FileError` if it cannot be written."""
-    with replacing(path, size=len(content)) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def mode_of(path: Path) -> int:
-    """The permissions of what is at `path`."""
-    return stat.S_IMODE(path.stat().st_mode)
+def write_json(content: dict[str, Any], path: str | Path) -> None:
+    """Write `content` with its checksum, whole or not at all; `FileError` if it cannot be written."""
+    content = json.loads(json.dumps(content))  # as it will be read
+    content["sha256"] = record_sha256(content)
+    write_bytes(f"{json.dumps(content, indent=1)}\n".encode(), path)
 
 
-def _new_mode(path: Path) -> int:
-    """The permissions of a new file at `path`: tried out, as asking for the umask would change it for all threads."""
-    path.unlink(missing_ok=True)
-    try:
-        path.touch()
-        return mode_of(path)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def write_json(content: object, path: str | Path, *, sealed: bool = True) -> None:
-    """Write `content`, whole or not at all, with its checksum unless another program is to read it.
-
-    Raises `FileError` if it cannot be written.
-    """
-    text = json.dumps(seal_record(content) if sealed else content, indent=1) + "\n"
-    write_bytes(text.encode(), path)
+def record_sha256(content: Mapping[str, Any]) -> str:
+    """The checksum of the content of a JSON file, whatever its layout and whether it is in there already."""
+    bare = {key: value for key, value in content.items() if key != "sha256"}
+    return sha256([json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()])
 
 
 class HeldError(InputError):

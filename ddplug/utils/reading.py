@@ -1,4 +1,4 @@
-"""Torch files of tensors and numbers: written with a checksum, and read without executing anything in them."""
+"""Torch files of tensors and numbers: written whole, and read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ import torch
 from ddplug.errors import DataError, DDPlugError
 from ddplug.utils.files import write_bytes
 from ddplug.utils.records import UnfitError
-from ddplug.utils.sealing import BrokenError, check_archive, seal_archive
 
 
 def write_tensors(content: object, path: str | Path) -> None:
-    """Write a torch file, whole or not at all, that `torch.load(..., weights_only=True)` reads, with its checksum.
+    """Write a torch file, whole or not at all, that `torch.load(..., weights_only=True)` reads.
 
     The same content gives the same bytes, whatever the file is called. Raises `FileError` if it cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    seal_archive(buffer)
     with buffer.getbuffer() as archive:
         write_bytes(archive, path)
 
@@ -47,17 +45,18 @@ def load_tensors(
         expected: what it should hold, "a state dict" for instance, for both errors.
         advice: what to do about a file that cannot be read, as a sentence; by default only what may be wrong is said.
         error: class of the error.
-        mmap: leave the tensors on disk until they are used, where the format of the file allows it.
+        mmap: leave the tensors on disk until they are used, where the format of the file allows it, and unchecked.
 
-    Raises `error` if the file is not there or cannot be read, if its checksum is not that of its content, or if it
+    Raises `error` if the file is not there or cannot be read, if a checksum in it is not that of its content, or if it
     holds any other Python object.
     """
     if not path.is_file():
         raise error(f"there is no {what} at '{path}'; expected {expected}. {advice}".rstrip())
     with reported_as(path, expected, advice, error=error), torch.serialization.safe_globals(_numbers()):
-        check_archive(path)
-        # Files in torch's old format are no archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        archive = zipfile.is_zipfile(path)  # files in torch's old format are none
+        if archive and not mmap and zipfile.ZipFile(path).testzip():  # torch looks at no checksum
+            raise UnfitError("its content is not what was written: a checksum differs")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
 
 
 @contextmanager
@@ -70,7 +69,7 @@ def reported_as(path: Path, expected: str, advice: str = "", *, error: type[DDPl
         yield
     except error:
         raise
-    except (BrokenError, UnfitError) as cause:
+    except UnfitError as cause:
         raise error(f"'{path}' cannot be read as {expected}: {cause}. {advice}".rstrip()) from cause
     except Exception as cause:  # torch's readers raise whatever a damaged file makes them stumble over
         # Torch's own text advises to load such a file without its safeguard; it is left out on purpose.

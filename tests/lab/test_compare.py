@@ -30,7 +30,6 @@ from ddplug.lab.plan import Arm, Run, Settings, arms, read_weights
 from ddplug.lab.statistics import cost
 from ddplug.lab.tables import left_out
 from ddplug.utils.files import write_json
-from ddplug.utils.sealing import unseal_record
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -340,7 +339,7 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, run: Any, pools: t
 def test_entries_of_another_version_are_refused(key: str, tmp_path: Path, run: Any) -> None:
     run(tmp_path, (), 1)
     path = tmp_path / "settings.json"
-    noted = unseal_record(json.loads(path.read_text()))
+    noted = json.loads(path.read_text())
     assert results(tmp_path)[key] == noted[key] != ""
     write_json({**noted, key: "0.0.1"}, path)
     with pytest.raises(InputError, match=rf"other settings: {key} \(0\.0\.1 there, .* asked for\)\."):

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,11 +42,15 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo
 from ddplug.proxies.pool_files import read_header
 from ddplug.proxies.pretrain import default_pool, pretrain
-from ddplug.utils.files import exclusive_lock, mode_of, replacing, user_path, write_json
+from ddplug.utils.files import exclusive_lock, replacing, user_path, write_json
 from ddplug.utils.reading import write_tensors
 
 IMAGES, LABELS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
 NOBODY = "~nobody-of-this-name/x"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def small_pool(**info: Any) -> ProxyPool:
@@ -67,7 +72,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_a_pool_has_the_permissions_of_any_new_file(umask: int, tmp_path: Path) -> None:
     whitened = ZCASpace.fit(torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
     small_pool(space=whitened).save(tmp_path / "pool")
-    found = {path.name: mode_of(path) for path in tmp_path.rglob("*")}
+    found = {path.name: mode(path) for path in tmp_path.rglob("*")}
     assert found == {
         "pool": 0o777 & ~umask,
         **dict.fromkeys(("pool.json", "proxy_000.safetensors", "space.safetensors"), 0o666 & ~umask),
@@ -78,37 +83,22 @@ def test_a_pool_in_an_empty_folder_leaves_it_its_permissions(umask: int, tmp_pat
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool").chmod(0o2750)
     small_pool().save(tmp_path / "pool")
-    assert mode_of(tmp_path / "pool") == 0o2750
+    assert mode(tmp_path / "pool") == 0o2750
 
 
-def too_open(path: Path) -> None:
-    path.touch()
-    path.chmod(0o777)
-
-
-WRITERS: dict[str, Callable[[Path], object]] = {
-    "as its writer likes": lambda path: path.touch(0o600),
-    "too open": too_open,
-    "by torch": lambda path: torch.save([1], path),
-}
-
-
-@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_what_is_replaced_keeps_its_permissions(umask: int, write: Callable[[Path], object], tmp_path: Path) -> None:
+def test_what_is_replaced_keeps_its_permissions(umask: int, tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with replacing(path) as temporary:
-        write(temporary)
-    assert mode_of(path) == 0o666 & ~umask, "a new file"
-    for mode in (0o640, 0o604):
-        path.chmod(mode)
-        with replacing(path) as temporary:
-            write(temporary)
-        assert mode_of(path) == mode
+    write_json({}, path)
+    assert mode(path) == 0o666 & ~umask, "a new file"
+    for wanted in (0o640, 0o604):
+        path.chmod(wanted)
+        write_json({}, path)
+        assert mode(path) == wanted
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_nothing_written_is_an_error_and_not_an_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
+    with pytest.raises(FileError), replacing(tmp_path / "file"):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -149,11 +139,8 @@ LARGE: dict[str, Callable[[Path], object]] = {
 def test_a_full_disk_is_one_clear_error_and_changes_nothing(write: Callable[[Path], object], small_disk: Path) -> None:
     with pytest.raises(FileError) as caught:
         write(small_disk / "made")
-    for said in (
-        rf"^cannot write '{small_disk}/.*made.*' \(No space left on device\); nothing was changed\.",
-        r"It needs [\d,]+ bytes, and [\d,]+ bytes are free there", "Make room and run the same again",
-    ):  # fmt: skip
-        assert re.search(said, str(caught.value)), said
+    said = rf"^cannot write '{small_disk}/.*made.*' \(No space left on device\); nothing was changed\. Make room"
+    assert re.search(said, str(caught.value))
     assert [path.name for path in small_disk.glob("*") if path.is_file()] == []
     assert not [path for path in small_disk.rglob("*") if "safetensors" in path.name]
 
@@ -163,7 +150,7 @@ def test_what_was_there_survives_a_full_disk(small_disk: Path, fill: Callable[[P
     save_set(SyntheticSet(IMAGES, LABELS), path)
     before = path.read_bytes()
     fill(small_disk, 0)
-    with pytest.raises(FileError, match="0 bytes are free there"):
+    with pytest.raises(FileError, match="No space left"):
         save_set(SyntheticSet(IMAGES + 1, LABELS), path)
     assert path.read_bytes() == before
     assert sorted(each.name for each in small_disk.iterdir()) == ["filler", "set.pt"]
@@ -192,7 +179,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(FileError, match=r"set\.pt' \(File too large\).*a limit or quota may allow less"):
+        with pytest.raises(FileError, match=r"set\.pt' \(File too large\)"):
             save_set(SyntheticSet(IMAGES, LABELS), tmp_path / "set.pt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -203,15 +190,9 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 def test_a_place_that_is_none(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "inner").mkdir(parents=True)
-    with pytest.raises(FileError, match=rf"^cannot write '.*{name}' \(.*Choose another place"):
+    with pytest.raises(FileError, match=rf"^cannot write '.*{name}' \(.*choose another place"):
         save_set(SyntheticSet(IMAGES, LABELS), tmp_path / name)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inner"]
-
-
-def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), replacing(tmp_path / "file"):
-        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/else")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_set_is_the_same_bytes_in_every_process_and_under_every_name(tmp_path: Path) -> None:

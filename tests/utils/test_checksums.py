@@ -36,18 +36,22 @@ def test_a_torch_file_is_read_by_torch_and_by_others(tmp_path: Path) -> None:
         assert same(torch.load(tmp_path / "a.pt", weights_only=True, mmap=mmap))
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         assert archive.testzip() is None
-        assert archive.comment.startswith(b"ddplug sha256 ")
 
 
-def test_a_flipped_bit_of_a_torch_file_is_refused(tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_torch_file_is_refused_or_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     write_tensors(CONTENT, path)
     whole = path.read_bytes()
-    mark = len(whole) - 78  # damage to the name of the checksum leaves a file without one
-    for position in [*range(0, mark, 11), *range(mark - 30, mark), *range(mark + 14, len(whole))]:
+    refused = 0
+    for position in range(0, len(whole), 7):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
-        with pytest.raises(DataError, match=r"Copy it again\."):
-            load(path)
+        try:
+            found = load(path)
+        except DataError:
+            refused += 1
+        else:
+            assert same(found), "a bit that no reader looks at"
+    assert refused > 100
 
 
 @pytest.mark.parametrize("length", [3, 78, 500, 1000])
