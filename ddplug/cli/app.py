@@ -116,7 +116,7 @@ def demo(
     proxies: Annotated[Path | None, typer.Option(help="A pool to use instead of training one.")] = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Distil real images with and without CMI and compare: a table, the images, CMI over the iterations."""
+    """Distil real images with and without CMI and compare: a table, and a picture of images, maps and curves."""
     from ddplug.lab import demo as demonstration
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.progress import Bars
@@ -132,8 +132,7 @@ def demo(
             real, out, preset, device=where, pool=pool, on_progress=progress, on_line=progress.say
         )
     say(demonstration.table(outcome))
-    for file in outcome.files:
-        say(f"wrote {file}")
+    say(f"wrote {outcome.picture}")
 
 
 @app.command()

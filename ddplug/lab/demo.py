@@ -7,19 +7,23 @@ everything that is finished, so that a demo that was interrupted is resumed by t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddplug.core.figures import figure_of, save_figure
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import InputError
 from ddplug.lab.compare import ENTRIES, compare
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import Own, set_name
+from ddplug.lab.pictures import Labelled, Maps, draw_images
 from ddplug.lab.plan import BASELINE, Arm, Settings, arms
+from ddplug.lab.records import read_json
 from ddplug.lab.standing import Standing
 from ddplug.lab.statistics import cost, curve, ratio_interval
 from ddplug.lab.tables import plus_minus, term_of
@@ -27,12 +31,12 @@ from ddplug.networks.precision import fast_bf16
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.pretrain import pretrain
 from ddplug.terms import make
-from ddplug.utils.files import user_path
+from ddplug.utils.files import user_path, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COMPARISON, PROXIES = "comparison", "proxies"
+COMPARISON, PROXIES, LEARNING = "comparison", "proxies", "learning.json"
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,11 @@ PRESETS = {"shapes": SHAPES, "digits": DIGITS}
 
 @dataclass(frozen=True)
 class Outcome:
-    """The content of the comparison's `compare.json`, and the pictures."""
+    """The content of the comparison's `compare.json`, and the file of the picture."""
 
     preset: Preset
     result: dict[str, Any]
-    files: list[Path] = field(default_factory=list)
+    picture: Path
 
 
 def run_demo(
@@ -123,12 +127,12 @@ def run_demo(
 
     Args:
         data: real images to distil.
-        out: folder for the proxies, the comparison, and the two pictures.
+        out: folder for the proxies, the comparison, and the picture.
         preset: see there.
         device: to run on.
         pool: proxies to use instead of training some; the last `preset.held_out` of them only measure.
-        on_progress: told (what is being done, steps done, steps in all, a note).
-        on_line: told each line of the table that grows with every run.
+        on_progress: called with (what is being done, steps done, steps in all, a note).
+        on_line: called with each line of the table that grows with every run.
 
     Raises what `compare` raises, such as `InputError` where `out` holds a demo with other settings.
     """
@@ -147,7 +151,7 @@ def run_demo(
         on_progress=on_progress,
         on_record=on_line and Standing(on_line, preset.names, settings.term),
     )  # fmt: skip
-    return Outcome(preset, result, _draw(data, out, result, preset.names))
+    return Outcome(preset, result, _draw(out, result, preset.names, judge))
 
 
 def table(outcome: Outcome) -> Table:
@@ -187,19 +191,37 @@ def _pool(data: ImageData, folder: Path, preset: Preset, device: torch.device) -
     )  # fmt: skip
 
 
-def _draw(data: ImageData, out: Path, result: dict[str, Any], names: dict[str, str]) -> list[Path]:
-    from ddplug.lab.report import curves, picture_grid
-
+def _draw(out: Path, result: dict[str, Any], names: dict[str, str], judge: Judge) -> Path:
+    """Draw the first seed's images and their maps, accuracy by epoch, and the term by iteration, in one picture."""
     label, unit = term_of(result)
-    last = set_name(result["settings"]["iterations"])
-    folder = out / COMPARISON / ENTRIES
-    shown = {name: load_set(folder / f"{arm}-seed0" / last).images for arm, name in names.items()}
-    picture_grid(shown, data.space, out / "images.png", columns=result["settings"]["ipc"])
-    series = {}
+    data, seed, path = judge.data, min(entry["seed"] for entry in result["entries"]), out / "demo.png"
+    sets: dict[str, Labelled] = {}
+    for arm in names:
+        made = load_set(out / COMPARISON / ENTRIES / f"{arm}-seed{seed}" / set_name(result["settings"]["iterations"]))
+        sets[arm] = (made.images, made.labels)
+    learned = read_json(out / LEARNING) if (out / LEARNING).is_file() else {}
+    for arm in names:
+        if arm not in learned:
+            learned[arm] = judge.learning(*sets[arm], seed)
+            write_json(learned, out / LEARNING)
+    maps = Maps.of(sets, data, judge.heldout or judge.pool)
+    figure = figure_of(13.0, 8.0)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": (1, 1, 1.1)})
+    for column, (arm, name) in enumerate(names.items()):
+        draw_images(axes[0, column], *sets[arm], data.space, f"images {name}")
+        maps.draw(axes[1, column], arm, f"among real images {name}")
+    accuracy_axis, term_axis = axes[:, 2]
     for arm, name in names.items():
+        epochs, accuracies = learned[arm]
+        accuracy_axis.plot(epochs, [100 * value for value in accuracies], marker="o", markersize=3, label=name)
         iterations, values = curve(result["entries"], arm, "cmi_heldout")
-        for seed in range(len(values[0])):
-            series[f"{name}, seed {seed}"] = (iterations, [row[seed] for row in values])
-    title = f"{result['data']['name']}: {label} under held-out proxies"
-    curves(series, out / "cmi.png", title=title, x="iteration", y=f"{label} ({unit})")
-    return [out / "images.png", out / "cmi.png"]
+        term_axis.plot(iterations, [fmean(row) for row in values], marker="o", markersize=3, label=name)
+    accuracy_axis.set(title="a fresh network trained on the images", xlabel="epoch", ylabel="test accuracy (%)")
+    term_axis.set(title=f"{label} under held-out proxies", xlabel="iteration", ylabel=f"{label} ({unit})")
+    for axis in axes[:, 2]:
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    save_figure(figure, path)
+    return path

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
@@ -147,7 +148,9 @@ def evaluate(
     return Evaluation({**settings, "runs": runs}, accuracies, measured)
 
 
-def _tell_epoch(tell: Progress, what: str, before: int, total: int, note: str, done: int, loss: float) -> None:
+def _tell_epoch(
+    tell: Progress, what: str, before: int, total: int, note: str, net: nn.Module, done: int, loss: float
+) -> None:
     tell(what, before + done, total, note)
 
 

@@ -18,6 +18,7 @@ from ddplug.lab.judging import DSAPerNetwork, Recipe, maker, resolve
 from ddplug.lab.measure import measure, measure_term
 from ddplug.lab.plan import Settings
 from ddplug.lab.records import AGAIN, Judgement, read_json
+from ddplug.networks.training import accuracy
 from ddplug.networks.zoo import seeded
 from ddplug.proxies.pool import ProxyPool
 from ddplug.terms import make
@@ -91,6 +92,29 @@ class Judge:
                 tell(done + len(scores))
             done += len(scores)
         return _of(record, names)
+
+    def learning(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[list[int], list[float]]:
+        """Train one network on images (n, c, h, w) in the data's space.
+
+        Returns about ten of its epochs, and its test accuracies in [0, 1] after them.
+        """
+        data, every = self.data, max(1, self.settings.epochs // 10)
+        epochs, accuracies = [], []
+
+        def look(net: torch.nn.Module, done: int, loss: float) -> None:
+            if done % every == 0:
+                epochs.append(done)
+                accuracies.append(accuracy(net, data.test_images, data.test_labels))
+
+        self.recipe.judge(
+            images.to(self.device),
+            labels.to(self.device),
+            data,
+            self._maker(None),
+            seed=judge_seed(seed, 0),
+            on_epoch=look,
+        )
+        return epochs, accuracies
 
     def _term(self, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> dict[str, float | None]:
         """The term under both pools. The keys are those of CMI, whatever the term."""

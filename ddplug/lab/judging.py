@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class Recipe:
         make: Callable[[], nn.Module],
         *,
         seed: int,
-        on_epoch: Callable[[int, float], object] | None = None,
+        on_epoch: Callable[[nn.Module, int, float], object] | None = None,
     ) -> float:
         """The accuracy, in [0, 1], on all of `data`'s test images of a fresh network trained on a set.
 
@@ -95,7 +96,7 @@ class Recipe:
             data: the real images.
             make: builds the network.
             seed: of its weights, of the order of the images, and of the augmentation.
-            on_epoch: told (epochs done, mean loss of the last).
+            on_epoch: called after each epoch with the network, the epochs done and the mean loss of the last.
 
         Raises `InputError` if the set does not fit `data`, and what `make` and `fit` raise.
         """
@@ -105,7 +106,7 @@ class Recipe:
         augment = self.augment.of_network(seed) if isinstance(self.augment, DSAViews) else self.augment
         fit(
             net, images, labels, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, augment=augment, seed=seed,
-            on_epoch=on_epoch,
+            on_epoch=None if on_epoch is None else partial(on_epoch, net),
         )  # fmt: skip
         return accuracy(net, data.test_images, data.test_labels)
 

@@ -12,18 +12,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-from einops import rearrange
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from torch import Tensor
 
 from ddplug.core.figures import figure_of
-from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.synthetic import SyntheticSet, load_set
-from ddplug.errors import DataError
 from ddplug.lab.judge import Judge
 from ddplug.lab.meaning import with_space
 from ddplug.lab.own_trainer import set_name
+from ddplug.lab.pictures import Labelled, Maps, draw_images
 from ddplug.lab.statistics import curve
 from ddplug.lab.tables import (
     COSTS,
@@ -40,9 +37,6 @@ from ddplug.lab.tables import (
 from ddplug.utils.files import replacing
 
 PAGE = "report.html"
-_SHOWN_PER_CLASS = 10
-_REAL, _SYNTHETIC = 500, 200
-"""Points of the t-SNE: real images, and synthetic ones of each arm."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,7 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
         images=[_images(arm, *given, judge) for arm, given in kept.items()],
         proxy=pool.proxies[0].name,
         pool="held-out" if judge.heldout else "training",
-        embedding=_embedding(kept, judge),
+        embedding=_maps(kept, judge),
         settings=json.dumps(_settings(result), indent=1),
     )
     with replacing(out / PAGE) as temporary:
@@ -161,65 +155,22 @@ def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> _Picture:
 
 
 def _images(arm: str, images: Tensor, labels: Tensor, judge: Judge) -> _Picture:
-    """The first images of every class, a class to a row."""
-    chosen = ByClass(labels).first(_SHOWN_PER_CLASS)
-    columns = int(torch.bincount(labels[chosen]).max())
-    pixels = judge.data.space.to_unit(images[chosen].float()).clamp(0, 1)
-    rows = []
-    for label in _classes(labels):
-        row = pixels[labels[chosen] == label]
-        rows.append(torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])]))
-    framed = torch.nn.functional.pad(torch.cat(rows), (0, 1, 0, 1), value=1.0)
-    grid = rearrange(framed, "(row column) c h w -> (row h) (column w) c", column=columns)
-    figure = figure_of(3.6, 3.6 * grid.shape[0] / grid.shape[1] + 0.4)
-    axis = figure.subplots()
-    axis.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_title(arm)
-    axis.axis("off")
+    figure = figure_of(3.6, 3.6)
+    draw_images(figure.subplots(), images, labels, judge.data.space, arm)
     return _picture(figure, f"synthetic images of {arm}")
 
 
-def _embedding(kept: Mapping[str, tuple[Tensor, Tensor]], judge: Judge) -> _Picture:
-    data, pool = judge.data, judge.heldout or judge.pool
-    chosen = ByClass(data.test_labels).first(max(1, _REAL // data.num_classes))
-    parts = {"": (data.test_images[chosen], data.test_labels[chosen].cpu())}
-    for arm, (images, labels) in kept.items():
-        some = ByClass(labels).first(max(1, _SYNTHETIC // data.num_classes))
-        parts[arm] = (images[some].to(data.test_images.device), labels[some])
-    with torch.no_grad():
-        features = [pool.features(pool.proxies[0], images, data.space).float().cpu() for images, _ in parts.values()]
-    points = torch.split(_tsne(torch.cat(features)), [len(labels) for _, labels in parts.values()])
+def _maps(kept: Mapping[str, Labelled], judge: Judge) -> _Picture:
+    maps = Maps.of(kept, judge.data, judge.heldout or judge.pool)
     columns = min(3, len(kept))
     rows = -(-len(kept) // columns)
     figure = figure_of(4.2 * columns, 4.2 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    colours = {"cmap": "tab10" if data.num_classes <= 10 else "hsv", "vmin": 0, "vmax": max(data.num_classes - 1, 9)}
-    real, real_labels = points[0], parts[""][1]
-    for axis, arm, place in zip(axes, kept, points[1:], strict=False):
-        axis.scatter(real[:, 0], real[:, 1], c=real_labels, s=6, alpha=0.35, linewidths=0, **colours)
-        axis.scatter(
-            place[:, 0], place[:, 1], c=parts[arm][1], s=70, marker="*", edgecolors="black", linewidths=0.5, **colours
-        )
-        axis.set_title(arm)
-    for axis in axes:
+    for axis, arm in zip(axes, kept, strict=False):
+        maps.draw(axis, arm, arm)
+    for axis in axes[len(kept) :]:
         axis.axis("off")
     return _picture(figure, "t-SNE of real and synthetic images")
-
-
-def _tsne(features: Tensor) -> Tensor:
-    """The t-SNE of features (n, d) as points (n, 2), drawn with a random state of its own."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise DataError("the page needs scikit-learn, which is not installed: pip install 'ddplug[demo]'") from error
-    perplexity = min(30.0, (len(features) - 1) / 3)
-    return torch.from_numpy(
-        TSNE(init="pca", perplexity=perplexity, random_state=0, n_jobs=1).fit_transform(features.numpy())
-    )
-
-
-def _classes(labels: Tensor) -> list[int]:
-    return sorted(set(labels.tolist()))
 
 
 def _picture(figure: Any, text: str) -> _Picture:

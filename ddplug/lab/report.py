@@ -1,17 +1,10 @@
-"""Tables and pictures: what came out, for people."""
+"""Tables of measurements and evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from einops import rearrange
-from torch import Tensor
-
-from ddplug.core.figures import figure_of, save_figure
-from ddplug.datasets.spaces import AnySpace
 from ddplug.lab.measure import Measurement
 from ddplug.proxies.representations import PLURAL
 
@@ -62,41 +55,3 @@ def _caption(measurement: Measurement) -> str:
         f"{measurement.images} images, {measurement.proxies} proxies (± std between them), "
         f"{PLURAL[measurement.representation]}, T = {measurement.temperature:g}"
     )
-
-
-def picture_grid(sets: Mapping[str, Tensor], space: AnySpace, path: str | Path, *, columns: int) -> None:
-    """Draw sets of images (n, c, h, w) below each other, `columns` to a row (images per class: a class is a row)."""
-    figure = figure_of(4.2 * len(sets), 4.6)
-    axes = figure.subplots(1, len(sets), squeeze=False)
-    for axis, (title, images) in zip(axes[0], sets.items(), strict=True):
-        missing = -len(images) % columns
-        pixels = space.to_unit(images.detach().cpu().float()).clamp(0, 1)
-        pixels = torch.cat([pixels, pixels.new_ones(missing, *pixels.shape[1:])])
-        framed = torch.nn.functional.pad(pixels, (0, 1, 0, 1), value=1.0)
-        grid = rearrange(framed, "(row column) c h w -> (row h) (column w) c", column=columns)
-        axis.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(title)
-        axis.axis("off")
-    save_figure(figure, path)
-
-
-def curves(
-    series: Mapping[str, tuple[Sequence[int], Sequence[float]]], path: str | Path, *, title: str, x: str, y: str
-) -> None:
-    """Draw curves, each its x values and y values, with a logarithmic y axis if all values are positive.
-
-    The part of a name before its first comma says what a curve is of; several of one kind share a colour.
-    """
-    figure = figure_of(6.4, 4.2)
-    axis = figure.subplots()
-    colours: dict[str, str] = {}
-    for name, (xs, ys) in series.items():
-        kind = name.partition(",")[0]  # repetitions of one thing share its colour and its line in the legend
-        label = None if kind in colours else kind
-        axis.plot(xs, ys, label=label, color=colours.setdefault(kind, f"C{len(colours)}"), alpha=0.8)
-    if all(value > 0 for _, ys in series.values() for value in ys):
-        axis.set_yscale("log")
-    axis.set(title=title, xlabel=x, ylabel=y)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    save_figure(figure, path)

@@ -70,7 +70,7 @@ def no(what: str) -> Callable[..., None]:
     return lambda *_, **__: pytest.fail(f"{what} again")
 
 
-def test_a_table_two_pictures_and_a_comparison(tmp_path: Path, digits: ImageData, untouched: None) -> None:
+def test_a_table_a_picture_and_a_comparison(tmp_path: Path, digits: ImageData, untouched: None) -> None:
     from PIL import Image
 
     shown = demo("--out", tmp_path / "out")
@@ -80,12 +80,11 @@ def test_a_table_two_pictures_and_a_comparison(tmp_path: Path, digits: ImageData
     assert "2 images per class, 4 iterations" in shown
     assert re.search(r"\n +0  without CMI +\d+\.\d\d\n +0  with CMI +\d+\.\d\d +[+-]\d+\.\d\d +x ", shown)
     assert f"{len(digits.train_images)} training" in shown
-    for name in ("images.png", "cmi.png"):
-        assert str(tmp_path / "out" / name) in shown
-        with Image.open(tmp_path / "out" / name) as picture:
-            picture.load()
+    assert str(tmp_path / "out/demo.png") in shown
+    with Image.open(tmp_path / "out/demo.png") as picture:
+        picture.load()
     kept = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert kept == ["cmi.png", "comparison", "images.png", "proxies"]
+    assert kept == ["comparison", "demo.png", "learning.json", "proxies"]
 
 
 def test_the_table_holds_the_numbers_of_the_runs(tmp_path: Path, digits: ImageData) -> None:
@@ -135,7 +134,7 @@ def test_an_interrupted_demo_ends_with_the_same_numbers(tmp_path: Path, monkeypa
     assert not (tmp_path / "cut/comparison/compare.json").exists()
     monkeypatch.setattr("ddplug.proxies.pretrain.fit", no("trained"))
     demo("--out", tmp_path / "cut")
-    assert len(calls) == 5, "only the networks that were missing"
+    assert len(calls) == 7, "only the networks that were missing"
     assert compared(tmp_path / "cut") == compared(tmp_path / "whole")
 
 

@@ -1,12 +1,10 @@
-"""Sets as files, what a pool measures of them, and the tables and pictures that show it."""
+"""Sets as files, what a pool measures of them, and the tables that show it."""
 
 from __future__ import annotations
 
 import io
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from ddplug import InputSpace, ProxyPool
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.errors import DataError, InputError, ProxyError
 from ddplug.lab.measure import Measurement, measure
-from ddplug.lab.report import curves, measurement_table, picture_grid
+from ddplug.lab.report import measurement_table
 from ddplug.proxies.pool import PoolInfo
 from ddplug.terms.separation import class_separation, cmi_per_class
 
@@ -364,91 +362,3 @@ def test_the_table_names_the_classes_it_knows() -> None:
 def test_the_table_of_one_class_leaves_the_separation_out() -> None:
     one = Measurement(5, 1, "feature", 1.0, 0.5, 0.0, "cross_entropy", None, None, {0: 0.5})
     assert "NCMI" not in text(measurement_table(one, ""))
-
-
-# --- pictures
-
-
-@pytest.fixture
-def decoded() -> Callable[[Path], Any]:
-    image = pytest.importorskip("PIL.Image")
-    pytest.importorskip("matplotlib")
-
-    def decode(path: Path) -> Any:
-        with image.open(path) as picture:
-            assert picture.format == "PNG"
-            picture.load()
-            return picture.convert("RGB")
-
-    return decode
-
-
-@pytest.mark.parametrize(("channels", "space"), [(3, SPACE), (1, InputSpace.unit(1))], ids=["colour", "grey"])
-def test_a_picture_grid_is_a_png(
-    tmp_path: Path, decoded: Callable[[Path], Any], channels: int, space: InputSpace
-) -> None:
-    sets = {"without": pictures(6, channels).requires_grad_(), "with": pictures(6, channels, seed=1)}
-    picture_grid(sets, space, tmp_path / "new" / "grid.png", columns=2)
-    assert decoded(tmp_path / "new" / "grid.png").width > 200
-    assert os.listdir(tmp_path / "new") == ["grid.png"]
-
-
-def test_a_picture_grid_shows_intensities_in_their_order(tmp_path: Path, decoded: Callable[[Path], Any]) -> None:
-    red, green = torch.tensor([0.6, 0.0, 0.0]), torch.tensor([0.0, 0.6, 0.0])
-    colours = torch.stack([red, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
-    picture_grid({"": SPACE.from_unit(colours)}, SPACE, tmp_path / "grid.png", columns=2)
-    picture = decoded(tmp_path / "grid.png")
-    pixels = [(x, picture.getpixel((x, picture.height // 2))) for x in range(picture.width)]
-    reds, greens = ([x for x, p in pixels if p == colour] for colour in ((153, 0, 0), (0, 153, 0)))
-    assert len(reds) > 50
-    assert len(greens) > 50
-    assert max(reds) < min(greens)
-
-
-@pytest.mark.parametrize(("count", "columns"), [(5, 3), (4, 4), (2, 5), (1, 4)])
-def test_a_row_that_is_not_full_is_filled_up(
-    tmp_path: Path, decoded: Callable[[Path], Any], count: int, columns: int
-) -> None:
-    picture_grid({"set": pictures(count, 1)}, InputSpace.unit(1), tmp_path / "grid.png", columns=columns)
-    decoded(tmp_path / "grid.png")
-
-
-@pytest.mark.parametrize("last", [0.2, 0.0], ids=["logarithmic", "linear"])
-def test_curves_are_a_png(tmp_path: Path, decoded: Callable[[Path], Any], last: float) -> None:
-    series = {"without": ([0, 5, 10], [1.0, 0.5, 0.4]), "with": ([0, 5, 10], [1.0, 0.3, last])}
-    curves(series, tmp_path / "new" / "cmi.png", title="CMI", x="iteration", y="nats")
-    assert decoded(tmp_path / "new" / "cmi.png").width > 200
-    assert os.listdir(tmp_path / "new") == ["cmi.png"]
-
-
-def test_a_drawing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = pytest.importorskip("matplotlib.figure")
-
-    def half(self: object, path: Path, **_: object) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(figure.Figure, "savefig", half)
-    with pytest.raises(KeyboardInterrupt):
-        curves({"a": ([0], [1.0])}, tmp_path / "cmi.png", title="", x="", y="")
-    assert os.listdir(tmp_path) == []
-
-
-def test_drawing_does_not_touch_pyplot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    program = f"""
-import sys, torch
-from ddplug.lab.report import curves, picture_grid
-from ddplug import InputSpace
-draw = lambda: (curves({{"a": ([0, 1], [1.0, 2.0])}}, r"{tmp_path}/c.png", title="", x="", y=""),
-    picture_grid({{"a": torch.rand(2, 1, 4, 4)}}, InputSpace.unit(1), r"{tmp_path}/g.png", columns=2))
-draw()
-assert "matplotlib.pyplot" not in sys.modules, "pyplot was imported"
-import matplotlib; matplotlib.use("svg")
-from matplotlib import pyplot
-mine = pyplot.figure()
-draw()
-assert matplotlib.get_backend() == "svg" and pyplot.get_fignums() == [1] and pyplot.gcf() is mine
-"""
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stderr
