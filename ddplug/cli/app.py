@@ -118,6 +118,7 @@ def demo(
 ) -> None:
     """Distil real images with and without CMI and compare: a table, and a picture of images, maps and curves."""
     from ddplug.lab import demo as demonstration
+    from ddplug.lab.tables import verdict
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.progress import Bars
 
@@ -133,6 +134,7 @@ def demo(
         )
     say(demonstration.table(outcome))
     say(f"wrote {outcome.picture}")
+    say(verdict(outcome.result))
 
 
 @app.command()
@@ -323,6 +325,7 @@ def measure(
     if as_json:
         print(json.dumps(result.to_json()), flush=True)
         return
-    from ddplug.lab.report import measurement_table
+    from ddplug.lab.tables import measurement_table, measurement_verdict
 
     say(measurement_table(result, title, pool.info.class_names))
+    say(measurement_verdict(result, title))

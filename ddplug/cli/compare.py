@@ -156,8 +156,8 @@ def compare(
     from ddplug.lab.compare import ENTRIES, RESULT
     from ddplug.lab.page import lacking, write_page
     from ddplug.lab.plan import arms, read_weights
-    from ddplug.lab.standing import Standing
-    from ddplug.lab.tables import left_out, tables
+    from ddplug.lab.tables import left_out, standing, tables, verdict
+    from ddplug.terms import make
     from ddplug.utils.files import user_path
     from ddplug.utils.processes import place
     from ddplug.utils.progress import Bars
@@ -166,24 +166,22 @@ def compare(
     chosen = arms(read_weights(weights), _names(views), _names(terms) or ("",))
     setup = _setup(host, arguments, **options)
     judge = setup.judge(_names(cross_arch))
+    label = make(setup.settings.term).label
     without = lacking()
-    if without and first:  # said at once, and again at the end: the runs may take hours
+    if without and first:  # at once, and again at the end: the runs may take hours
         say(without)
     with Bars(on=first) as progress:
         result = setup.compare(
             chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, shared=True,
-            on_progress=progress, on_record=Standing(progress.say, [arm.name for arm in chosen], setup.settings.term),
+            on_progress=progress, on_record=lambda records: progress.say(standing(records, label)),
         )  # fmt: skip
     if not first:
         return
     out = user_path(out)
     page = without or f"wrote {write_page(result, out, out / ENTRIES, judge)}"
-    for table in tables(result):
-        say(table)
-    if line := left_out(result):
-        say(line)
-    say(f"wrote {out / RESULT}")
-    say(page)
+    for each in (*tables(result), left_out(result), f"wrote {out / RESULT}", page, verdict(result)):
+        if each is not None:
+            say(each)
 
 
 @grouped(PANELS)

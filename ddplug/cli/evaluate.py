@@ -50,7 +50,7 @@ def evaluate(
     from ddplug.lab.evaluate import evaluate as evaluate_set
     from ddplug.lab.judging import DSAViews
     from ddplug.lab.meaning import with_space
-    from ddplug.lab.report import evaluation_table
+    from ddplug.lab.tables import evaluation_table, evaluation_verdict
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.files import user_path, write_json
     from ddplug.utils.progress import Bars
@@ -77,8 +77,9 @@ def evaluate(
     say(evaluation_table(result, str(synthetic)))
     if json_file is not None:
         say(f"wrote {json_file}, and {keep}, by which more runs or architectures can be added")
-    if json_file is None:
+    else:
         keep.unlink(missing_ok=True)  # it was for going on, and all is done
+    say(evaluation_verdict(result, str(synthetic), real.num_classes))
 
 
 def plot(

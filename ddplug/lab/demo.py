@@ -24,9 +24,8 @@ from ddplug.lab.own_trainer import Own, set_name
 from ddplug.lab.pictures import Labelled, Maps, draw_images
 from ddplug.lab.plan import BASELINE, Arm, Settings, arms
 from ddplug.lab.records import read_json
-from ddplug.lab.standing import Standing
 from ddplug.lab.statistics import cost, curve, ratio_interval
-from ddplug.lab.tables import plus_minus, term_of
+from ddplug.lab.tables import plus_minus, standing, term_of
 from ddplug.networks.precision import fast_bf16
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.pretrain import pretrain
@@ -132,7 +131,7 @@ def run_demo(
         device: to run on.
         pool: proxies to use instead of training some; the last `preset.held_out` of them only measure.
         on_progress: called with (what is being done, steps done, steps in all, a note).
-        on_line: called with each line of the table that grows with every run.
+        on_line: called with a line on every run.
 
     Raises what `compare` raises, such as `InputError` where `out` holds a demo with other settings.
     """
@@ -146,10 +145,10 @@ def run_demo(
     used = ProxyPool(pool.proxies[: -preset.held_out], pool.info)
     heldout = ProxyPool(pool.proxies[-preset.held_out :], pool.info)
     judge = Judge(data.to(device), settings, used, heldout, device)
+    label = make(settings.term).label
     result = compare(
         Own(data, settings, used, device), [BASELINE, preset.arm], preset.seeds, out / COMPARISON, judge,
-        on_progress=on_progress,
-        on_record=on_line and Standing(on_line, preset.names, settings.term),
+        on_progress=on_progress, on_record=on_line and (lambda records: on_line(standing(records, label))),
     )  # fmt: skip
     return Outcome(preset, result, _draw(out, result, preset.names, judge))
 

@@ -9,30 +9,29 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from torch import Tensor
 
 from ddplug.core.figures import figure_of
-from ddplug.datasets.synthetic import SyntheticSet, load_set
+from ddplug.datasets.synthetic import load_set
 from ddplug.lab.judge import Judge
 from ddplug.lab.meaning import with_space
 from ddplug.lab.own_trainer import set_name
-from ddplug.lab.pictures import Labelled, Maps, draw_images
-from ddplug.lab.statistics import curve
+from ddplug.lab.pictures import Labelled, Maps, draw_images, draw_over_time
 from ddplug.lab.tables import (
     COSTS,
-    between_terms,
     by_views,
     costs,
     further_tables,
     judging,
     left_out,
+    names_of,
     result_columns,
     results,
     term_of,
+    verdict,
 )
 from ddplug.utils.files import replacing
 
@@ -67,32 +66,33 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
     `result` is the content of `compare.json`, `entries` the folder of its runs. Raises `DataError`, which says what
     to install, without matplotlib or scikit-learn.
     """
-    shown = min(entry["seed"] for entry in result["entries"])
-    first = [entry for entry in result["entries"] if entry["seed"] == shown]
-    sets = {
-        entry["arm"]: load_set(entries / entry["name"] / set_name(entry["checkpoints"][-1]["iteration"]))
-        for entry in first
-    }
-    kept = {arm: (_plain(made, judge), made.classes) for arm, made in sets.items()}
+    names, sets = names_of(result), dict[str, Labelled]()
+    for entry in (entry for entry in result["entries"] if entry["seed"] == result["first_seed"]):
+        made = load_set(entries / entry["name"] / set_name(entry["checkpoints"][-1]["iteration"]))
+        space = with_space(made, None, judge.data).space
+        assert space is not None  # with_space sees to it
+        sets[names[entry["arm"]]] = (space.convert(made.images, judge.data.space), made.classes)
     pool = judge.heldout or judge.pool
     label, unit = term_of(result)
+    settings = ("ddplug", "torch", "host", "data", "device", "settings", "proxies", "heldout")
     text = template().render(
         host=result["host"],
         data=result["data"]["name"],
         seeds=result["seeds"],
         runs=result["settings"]["runs"],
         judging=judging(result),
+        verdict=verdict(result),
         left_out=left_out(result),
         columns=(*result_columns(result), *COSTS),
         label=label,
         unit=unit,
-        tables=[_table(result, views, rows) for views, rows in by_views(dict(result)).items()],
-        seed=shown,
-        images=[_images(arm, *given, judge) for arm, given in kept.items()],
+        tables=[_table(result, views, rows) for views, rows in by_views(result).items()],
+        seed=result["first_seed"],
+        images=[_images(name, *made, judge) for name, made in sets.items()],
         proxy=pool.proxies[0].name,
         pool="held-out" if judge.heldout else "training",
-        embedding=_maps(kept, judge),
-        settings=json.dumps(_settings(result), indent=1),
+        embedding=_maps(sets, judge),
+        settings=json.dumps({key: result[key] for key in settings}, indent=1),
     )
     with replacing(out / PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -111,46 +111,26 @@ def template() -> Template:
     return environment.get_template("page.html.j2")
 
 
-def _plain(made: SyntheticSet, judge: Judge) -> Tensor:
-    """The images (n, c, h, w) of a set in the input space of the data."""
-    space = with_space(made, None, judge.data).space
-    assert space is not None  # with_space sees to it
-    return space.convert(made.images, judge.data.space)
-
-
-def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("ddplug", "torch", "host", "data", "device", "settings", "proxies", "heldout")}
-
-
 def _table(result: Mapping[str, Any], views: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The arms of one kind of views: a row of cells for each, and the curves."""
     return {
         "views": views,
-        "rows": [(*results(row), *costs(dict(result), row)) for row in rows],
-        "further": [*further_tables(rows), *between_terms(result, rows)],
+        "rows": [(*results(row), *costs(result, row)) for row in rows],
+        "further": further_tables(result, rows),
         "curves": _curves(result, [row["arm"] for row in rows]),
     }
 
 
 def _curves(result: Mapping[str, Any], arms: Sequence[str]) -> _Picture:
-    """Accuracy and the term over the iterations: means over seeds, in bands of one standard deviation either way."""
+    """Accuracy, and the term under each pool, over the iterations."""
     label, unit = term_of(result)
-    kinds = [("accuracies", "test accuracy (%)", 100.0), ("cmi", f"{label}, training pool ({unit})", 1.0)]
+    kinds = {"accuracies": "test accuracy (%)", "cmi": f"{label}, training pool ({unit})"}
     if result["heldout"] is not None:
-        kinds.append(("cmi_heldout", f"{label}, held-out pool ({unit})", 1.0))
+        kinds["cmi_heldout"] = f"{label}, held-out pool ({unit})"
     figure = figure_of(5.2 * len(kinds), 3.8)
     figure.set_layout_engine("constrained")
-    for axis, (key, label, factor) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        for arm in arms:
-            iterations, values = curve(result["entries"], arm, key)
-            mean = [factor * fmean(row) for row in values]
-            (line,) = axis.plot(iterations, mean, marker="o", markersize=3, label=arm)
-            spread = [factor * stdev(row) if len(row) > 1 else 0.0 for row in values]
-            low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-            axis.fill_between(iterations, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axis.set(xlabel="iteration", ylabel=label)
-        axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    for axis, (key, shown) in zip(figure.subplots(1, len(kinds)), kinds.items(), strict=True):
+        draw_over_time(axis, result, arms, key, shown)
     return _picture(figure, f"accuracy and {label} over the iterations")
 
 

@@ -1,9 +1,10 @@
-"""Panels of figures: the images of a set, class by class, and a map of them among real images."""
+"""Panels of figures: the images of a set, a map of them among real images, and curves over the iterations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DataError
+from ddplug.lab.statistics import curve
+from ddplug.lab.tables import names_of
 from ddplug.proxies.pool import ProxyPool
 
 _SHOWN_PER_CLASS = 10
@@ -75,6 +78,21 @@ class Maps:
         )
         axis.set_title(title)
         axis.axis("off")
+
+
+def draw_over_time(axis: Any, result: Mapping[str, Any], arms: Iterable[str], key: str, label: str) -> None:
+    """Draw `key` of arms over the iterations: means over seeds, in bands of one standard deviation either way."""
+    names, factor = names_of(result), 100.0 if key == "accuracies" else 1.0
+    for arm in arms:
+        iterations, values = curve(result["entries"], arm, key)
+        mean = [factor * fmean(row) for row in values]
+        spread = [factor * stdev(row) if len(row) > 1 else 0.0 for row in values]
+        (line,) = axis.plot(iterations, mean, marker="o", markersize=3, label=names[arm])
+        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+        axis.fill_between(iterations, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axis.set(xlabel="iteration", ylabel=label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
 
 
 def _tsne(features: Tensor) -> Tensor:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from ddplug.core.figures import figure_of, rounds_figure, save_figure
 from ddplug.errors import DataError, InputError
+from ddplug.lab.pictures import draw_over_time
 from ddplug.lab.records import Comparison, Rounds, read_json
-from ddplug.lab.statistics import curve
 from ddplug.lab.tables import by_views, term_of, weight_name
 from ddplug.utils.files import user_path
 
@@ -123,8 +122,10 @@ def _comparisons(results: Mapping[str, dict[str, Any]]) -> Any:
         axis.set(xlabel="weight")
         axis.grid(alpha=0.3)
     gains.legend(fontsize="small")
-    for axis, label in zip(others, over_time, strict=True):
-        _over_time(axis, label, results[label])
+    for axis, name in zip(others, over_time, strict=True):
+        draw_over_time(axis, results[name], results[name]["arms"], "accuracies", "test accuracy (%)")
+        axis.axhline(100 * results[name]["summary"][0]["accuracy"], color="black", linewidth=0.8, linestyle="--")
+        axis.set_title(name)
     return figure
 
 
@@ -133,17 +134,6 @@ def _places(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     weights = {weight_name(row): row["weight"] for row in rows}
     rising = sorted(weights, key=lambda name: float("inf") if weights[name] == "paper" else weights[name])
     return {name: float(place) for place, name in enumerate(rising)}
-
-
-def _over_time(axis: Any, label: str, result: dict[str, Any]) -> None:
-    """Mean accuracy of every arm at its checkpoints, and the level that the baseline ends at."""
-    for arm in result["arms"]:
-        iterations, values = curve(result["entries"], arm, "accuracies")
-        axis.plot(iterations, [100 * fmean(row) for row in values], marker="o", label=arm)
-    axis.axhline(100 * result["summary"][0]["accuracy"], color="black", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="iteration", ylabel="test accuracy (%)", title=label)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 def _runs(results: Mapping[str, dict[str, Any]]) -> Any:

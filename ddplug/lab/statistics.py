@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, log, sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -124,7 +124,7 @@ def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[i
     return [iteration for iteration, _ in kept], [row for _, row in kept]
 
 
-def cost(result: dict[str, Any], arm: str) -> tuple[float | None, int | None]:
+def cost(result: Mapping[str, Any], arm: str) -> tuple[float | None, int | None]:
     """Mean seconds per iteration of an arm, and bytes it took beside what was there before; None where not known."""
     last = [result["times"][entry["name"]][-1] for entry in result["entries"] if entry["arm"] == arm]
     rates = [time["seconds"] / time["iteration"] for time in last if time["iteration"]]

@@ -1,21 +1,26 @@
-"""Statistics of a comparison in words: tables and sentences."""
+"""Results in words: tables and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from ddplug.lab.statistics import against, cost
+from ddplug.lab.statistics import against, cost, interval, ratio_interval, summary, t_quantile
+from ddplug.proxies.representations import PLURAL
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from ddplug.lab.evaluate import Evaluation
+    from ddplug.lab.measure import Measurement
 
 STANDARD_RECIPE = "1000 at 0.01"
 """Epochs and learning rate with which sets are judged elsewhere."""
 COSTS = ("lambda", "share", "s/iteration", "memory")
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: Mapping[str, Any]) -> list[Table]:
     """Return, for each kind of views, a table of results and one of costs, with the baseline; 80 columns wide."""
     made: list[Table] = []
     label, unit = term_of(result)
@@ -28,7 +33,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         )
         made.append(_table(title, result_columns(result), [results(row) for row in rows], caption))
         made.append(_table("", ("weight", *COSTS), [[weight_name(row), *costs(result, row)] for row in rows], None))
-        for columns, cells in (*further_tables(rows), *between_terms(result, rows)):
+        for columns, cells in further_tables(result, rows):
             made.append(_table("", columns, cells, None))
     return made
 
@@ -39,25 +44,26 @@ def judging(result: Mapping[str, Any]) -> str:
     return f"{settings['epochs']} epochs at rate {settings['judge_lr']:g} each; standard is {STANDARD_RECIPE}"
 
 
-def further_tables(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    """Return columns and cells for each further architecture."""
-    made: list[tuple[tuple[str, ...], list[list[str]]]] = []
+Part = tuple[tuple[str, ...], list[list[str]]]
+"""Columns and cells of a table."""
+
+
+def further_tables(result: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> list[Part]:
+    """A part for each further architecture, and one for the differences between terms, as far as there are several."""
+    made: list[Part] = []
     known = [row.get("by_arch", {}) for row in rows]
     for arch in (name for name in known[0] if all(name in each for each in known)):
-        columns = ("weight", f"{arch}: accuracy %", "difference")
         cells = [
             [weight_name(row), plus_minus(of["accuracy"], of["accuracy_std"]),
              "" if is_baseline(row) else plus_minus(of["difference"], of["interval"], sign=True)]
             for row, of in ((row, row["by_arch"][arch]) for row in rows)
         ]  # fmt: skip
-        made.append((columns, cells))
-    return made
+        made.append((("weight", f"{arch}: accuracy %", "difference"), cells))
+    return [*made, *between_terms(result, rows)]
 
 
-def between_terms(
-    result: Mapping[str, Any], rows: Sequence[dict[str, Any]]
-) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    """Columns and cells of the differences of further terms' arms to the first one's, paired by seed."""
+def between_terms(result: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> list[Part]:
+    """Differences of further terms' arms to the first one's, paired by seed."""
     arms = [row for row in rows if row.get("term")]
     if len({row["term"] for row in arms}) < 2:
         return []
@@ -79,6 +85,62 @@ def left_out(result: Mapping[str, Any]) -> str | None:
         f"Left out of this report, but in the folder: {', '.join(names)}. Name their weights, views and seeds, too, to "
         "have them in it."
     )
+
+
+def measurement_table(measurement: Measurement, title: str, class_names: Sequence[str] | None = None) -> Table:
+    """A table of a measurement: class by class, then the whole set."""
+    from rich.table import Table
+
+    outputs = f"{PLURAL[measurement.representation]}, T = {measurement.temperature:g}"
+    caption = f"{measurement.images} images, {measurement.proxies} proxies (± std between them), {outputs}"
+    table = Table("class", "CMI (nats)", title=title, caption=caption)
+    for label, value in measurement.per_class.items():
+        table.add_row(class_names[label] if class_names and label < len(class_names) else str(label), f"{value:.6f}")
+    table.add_section()
+    table.add_row("all", f"{measurement.cmi:.6f} ± {measurement.cmi_std:.6f}")
+    if measurement.ncmi is not None:
+        table.add_row(f"separation ({measurement.separation_name})", f"{measurement.separation:.6f}")
+        table.add_row("NCMI = CMI / separation", f"{measurement.ncmi:.6f}")
+    return table
+
+
+def measurement_verdict(measurement: Measurement, title: str) -> str:
+    """A sentence on the CMI of a set, with its interval over proxies."""
+    cmi, half, proxies = measurement.cmi, None, measurement.proxies
+    if proxies > 1:
+        half = t_quantile(proxies - 1) * measurement.cmi_std / sqrt(proxies)
+    shown = f"{cmi:.6f}" if half is None else f"{cmi:.6f} ± {half:.6f}"
+    return f"CMI of {title}: {shown} nats {certainty(cmi, half, 'proxies', proxies)}."
+
+
+def evaluation_table(evaluation: Evaluation, title: str) -> Table:
+    """A row per architecture: mean, standard deviation and every run; CMI below."""
+    from rich.table import Table
+
+    settings = evaluation.settings
+    table = Table(
+        "architecture", "test accuracy", "runs", title=title,
+        caption=(
+            f"{settings['dataset']}, {settings['space']}; {settings['epochs']} epochs, lr {settings['lr']:g}, batch "
+            f"{settings['batch_size']}, seed {settings['seed']}, augmentation {settings['augment']}"
+        ),
+    )  # fmt: skip
+    for name, runs in evaluation.accuracies.items():
+        row = f"{evaluation.mean(name):.2%} ± {evaluation.std(name):.2%}"
+        table.add_row(name, row, "  ".join(f"{value:.2%}" for value in runs))
+    if evaluation.cmi is not None:
+        table.add_section()
+        table.add_row("CMI (nats)", f"{evaluation.cmi.cmi:.6f}", f"under {evaluation.cmi.proxies} proxies")
+    return table
+
+
+def evaluation_verdict(evaluation: Evaluation, title: str, classes: int) -> str:
+    """A sentence on the accuracies of a set, against guessing one of the classes."""
+    parts = [
+        f"{name} {gain(evaluation.mean(name) - 1 / classes, interval(runs), 'networks', len(runs))}"
+        for name, runs in evaluation.accuracies.items()
+    ]
+    return f"{title} against guessing one of {classes} classes: {'; '.join(parts)}."
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None) -> Table:
@@ -105,7 +167,7 @@ def result_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
     return "weight", "accuracy %", "difference", "reaches", label, f"{label} held out"
 
 
-def by_views(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def by_views(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The summary's rows by kind of views, the baseline first in each."""
     baseline, *others = result["summary"]
     kinds = list(dict.fromkeys(row["views"] for row in others)) or ["host"]
@@ -122,17 +184,77 @@ def results(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def costs(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def costs(result: Mapping[str, Any], row: dict[str, Any]) -> list[str]:
     """Return an arm's lambda and costs, by `COSTS`."""
     seconds, memory = cost(result, row["arm"])
     of_cmi = ["", ""] if is_baseline(row) else [_shown(row["lambda"], ".4g"), _shown(row["share"], ".3f")]
     return [*of_cmi, _shown(seconds, ".3g"), "-" if memory is None else f"{memory / 2**20:.0f} MiB"]
 
 
+def names_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return names of the arms, such as "CMI, weight 1", by their ids."""
+    label = term_of(result)[0]
+    return {row["arm"]: arm_name(row, label) for row in result["summary"]}
+
+
+def arm_name(row: Mapping[str, Any], label: str) -> str:
+    """A name such as "CMI, weight 1" of a row or an entry; `label` is that of the term of the comparison."""
+    if is_baseline(row):
+        return "weight 0"
+    views = "" if row["views"] == "host" else f" on {row['views']} views"
+    return f"{row.get('term') or label}{views}, weight {_weight(row)}"
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """A sentence on the arm with the largest difference to weight 0."""
+    arms = [row for row in result["summary"] if not is_baseline(row)]
+    if not arms:
+        return "Only weight 0 was run, so nothing is compared."
+    best, (label, _) = max(arms, key=lambda row: float(row["difference"])), term_of(result)
+    which = f"The best of {len(arms)} arms, " if len(arms) > 1 else ""
+    text = f"{which}{arm_name(best, label)}, against weight 0 on {result['host']} and {result['data']['name']}: "
+    text += gain(best["difference"], best["interval"], "paired seeds", best["seeds"]) + "."
+    if found := ratio_interval(result["entries"], best["arm"], "cmi_heldout"):
+        text += " {} under held-out proxies x {:.2f} ({:.2f} to {:.2f}).".format(label, *found)
+    if len(arms) > 1 and best["difference"] > (best["interval"] or float("inf")):
+        text += " The best of several may do so by chance: confirm it on other seeds."
+    return text
+
+
+def gain(value: float, half: float | None, repetitions: str, count: int) -> str:
+    """A difference of accuracies in points with its 95 % interval, and if this excludes 0."""
+    return f"{plus_minus(value, half, sign=True)} points of accuracy {certainty(value, half, repetitions, count)}"
+
+
+def certainty(value: float, half: float | None, repetitions: str, count: int) -> str:
+    """Words on the 95 % interval from `value` - `half` to `value` + `half`: if it excludes 0."""
+    if half is None:
+        return f"(no interval, which takes several {repetitions})"
+    return f"(95 % interval over {count} {repetitions}, which {'excludes' if abs(value) > half else 'includes'} 0)"
+
+
+def standing(records: Sequence[dict[str, Any]], label: str) -> str:
+    """A line on the last of the records of a comparison's runs, and how its arm stands so far."""
+    run, first = records[-1], records[0]["arm"]
+    paired = [each for each in records if each["arm"] in (first, run["arm"])]
+    here, so_far = summary([each for each in paired if each["seed"] == run["seed"]])[-1], summary(paired)[-1]
+    line = f"seed {run['seed']}, {arm_name(run, label)}: {plus_minus(here['accuracy'], None)} %"
+    if is_baseline(run):
+        return line
+    line += f", {plus_minus(here['difference'], None, sign=True)} to weight 0"
+    if so_far["interval"]:
+        line += f" (so far {plus_minus(so_far['difference'], so_far['interval'], sign=True)})"
+    ratio = here["cmi_heldout_ratio"] or here["cmi_ratio"]
+    return line if ratio is None else f"{line}, {label} x {ratio:.2f}"
+
+
 def weight_name(row: dict[str, Any]) -> str:
     """A row's weight in words."""
-    weight = row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
-    return f"{row['term']} {weight}" if row.get("term") else weight
+    return f"{row['term']} {_weight(row)}" if row.get("term") else _weight(row)
+
+
+def _weight(row: Mapping[str, Any]) -> str:
+    return row["weight"] if isinstance(row["weight"], str) else f"{row['weight']:g}"
 
 
 def is_baseline(row: Mapping[str, Any]) -> bool:

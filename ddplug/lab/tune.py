@@ -21,7 +21,7 @@ from ddplug.lab.folder import SETTINGS
 from ddplug.lab.plan import arms
 from ddplug.lab.records import read_json
 from ddplug.lab.setup import Setup
-from ddplug.lab.tables import plus_minus, weight_name
+from ddplug.lab.tables import gain, plus_minus, weight_name
 from ddplug.utils.files import user_path, write_json
 from ddplug.utils.records import Count
 
@@ -164,10 +164,8 @@ def said(
     choice, confirmed = tuned.choice, tuned.confirmation
     if choice is None or confirmed is None:
         return ["No weight was better than none in the sweep; try others, more iterations, or other proxies."]
-    gain, half = confirmed["difference"], confirmed["interval"]
-    shown = f"{plus_minus(gain, half, sign=True)} points on {confirmed['seeds']} fresh seeds (95 % interval)"
-    verdict = "confirmed" if gain - half > 0 else "not confirmed: the interval contains 0, or lies below it"
-    lines = [f"weight {weight_name(choice)}, {_options(choice, ' ')}: {shown}; {verdict}."]
+    shown = gain(confirmed["difference"], confirmed["interval"], "fresh seeds", confirmed["seeds"])
+    lines = [f"weight {weight_name(choice)}, {_options(choice, ' ')}, against weight 0: {shown}."]
     options = {**choice["options"], **(fixed or {})}
     lines.append(f"ddplug.attach(trainer, {code(choice['weight'], **options)}, proxies={proxies!r})")
     begin = ["compare", host, "--weights", f"0,{weight_name(choice)}"]

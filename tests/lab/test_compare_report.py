@@ -19,7 +19,7 @@ from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DDPlugError, InputError
 from ddplug.lab.page import template
 from ddplug.lab.statistics import curve, summary, t_quantile
-from ddplug.lab.tables import result_columns, term_of
+from ddplug.lab.tables import arm_name, result_columns, standing, term_of, verdict
 from ddplug.terms import base
 from ddplug.terms.base import Groups, Term
 
@@ -129,7 +129,7 @@ def test_what_is_put_into_the_page_is_escaped() -> None:
     picture = {"text": 'of "mine"', "png": "AA=="}
     page = template().render(
         host="own", data="<script>mine</script>", seeds=1, runs=1, judging="", label="CMI", unit="nats",
-        left_out="<i>none</i>",
+        left_out="<i>none</i>", verdict="<u>",
         columns=("a < b",),
         tables=[{"views": "host", "rows": [("x & y",)], "curves": picture, "further": [(("c",), [("d & e",)])]}],
         seed=0, images=[picture], proxy="<b>",
@@ -142,6 +142,7 @@ def test_what_is_put_into_the_page_is_escaped() -> None:
     assert "<td>x &amp; y" in page
     assert "<td>d &amp; e" in page
     assert "<i>none" not in page
+    assert "<u>" not in page
     assert 'alt="of &#34;mine&#34;"' in page
 
 
@@ -219,3 +220,64 @@ def test_bad_options(tmp_path: Path, pools: tuple[Path, Path], given: tuple[obje
     with pytest.raises(DDPlugError, match=said):
         command("--out", tmp_path / "out", *(pools[0] if option == "POOL" else option for option in given))
     assert not (tmp_path / "out").exists()
+
+
+# --- lines and sentences
+
+CMI = "weight-1-host"
+
+
+def record(arm: str, seed: int, accuracies: list[float], cmi: float, heldout: float | None) -> dict[str, Any]:
+    point = {"iteration": 5, "accuracies": accuracies, "cmi": cmi, "cmi_heldout": heldout, "lambda": 2.0, "share": 1.0}
+    views, weight = (None, 0.0) if arm == "weight-0" else ("host", 1.0)
+    return {
+        "name": f"{arm}-seed{seed}",
+        "arm": arm,
+        "weight": weight,
+        "views": views,
+        "seed": seed,
+        "checkpoints": [point],
+    }
+
+
+RECORDS = [
+    record("weight-0", 3, [0.5, 0.6], 0.4, 0.2),
+    record(CMI, 3, [0.58, 0.6], 0.1, 0.02),
+    record("weight-0", 4, [0.5, 0.5], 0.4, None),
+    record(CMI, 4, [0.5, 0.52], 0.3, None),
+]
+
+
+def test_a_line_for_every_run() -> None:
+    """Differences to the baseline of the same seed; 0.04 and 0.01 have the mean 0.025, and 12.706 x 0.015 about it."""
+    assert [standing(RECORDS[: count + 1], "CMI") for count in range(4)] == [
+        "seed 3, weight 0: 55.00 %",
+        "seed 3, CMI, weight 1: 59.00 %, +4.00 to weight 0, CMI x 0.10",
+        "seed 4, weight 0: 50.00 %",
+        "seed 4, CMI, weight 1: 51.00 %, +1.00 to weight 0 (so far +2.50 ± 19.06), CMI x 0.75",
+    ]
+
+
+def test_the_verdict_is_on_the_best_arm() -> None:
+    worse = [record("weight-2-host", seed, [0.1], 0.1, None) for seed in (3, 4)]
+    result = {"host": "own", "data": {"name": "digits"}, "entries": RECORDS, "summary": summary(RECORDS)}
+    assert verdict(result) == (
+        "CMI, weight 1, against weight 0 on own and digits: +2.50 ± 19.06 points of accuracy (95 % interval over 2 "
+        "paired seeds, which includes 0)."
+    )
+    several = {**result, "summary": summary([*RECORDS, *worse])}
+    assert verdict(several).startswith("The best of 2 arms, CMI, weight 1, against")
+    assert "by chance" not in verdict(several)
+    sure = [{**row, "interval": 0.01} for row in several["summary"]]
+    assert verdict({**several, "summary": sure}).endswith(
+        "excludes 0). The best of several may do so by chance: confirm it on other seeds."
+    )
+    one = {**result, "entries": RECORDS[:2], "summary": summary(RECORDS[:2])}
+    assert "+4.00 points of accuracy (no interval, which takes several paired seeds)." in verdict(one)
+    assert verdict({**result, "summary": summary(RECORDS[:1])}).startswith("Only weight 0 was run")
+
+
+def test_arms_have_names() -> None:
+    row = {"weight": 0.5, "views": "clean"}
+    assert arm_name(row, "CMI") == "CMI on clean views, weight 0.5"
+    assert arm_name({**row, "views": "host", "term": "mim", "weight": "paper"}, "CMI") == "mim, weight paper"

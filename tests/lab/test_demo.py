@@ -78,7 +78,8 @@ def test_a_table_a_picture_and_a_comparison(tmp_path: Path, digits: ImageData, u
     assert re.search(r"with CMI .*%.*s", shown)
     assert re.search(r"difference .*[+-]\d+\.\d\d points", shown)
     assert "2 images per class, 4 iterations" in shown
-    assert re.search(r"\n +0  without CMI +\d+\.\d\d\n +0  with CMI +\d+\.\d\d +[+-]\d+\.\d\d +x ", shown)
+    assert re.search(r"\nseed 0, weight 0: \d+\.\d\d %\nseed 0, CMI, weight 1: \d+\.\d\d %, [+-]\d", shown)
+    assert re.search(r"\nCMI, weight 1, against weight 0 on own and digits: [+-]\d+\.\d\d points of accuracy", shown)
     assert f"{len(digits.train_images)} training" in shown
     assert str(tmp_path / "out/demo.png") in shown
     with Image.open(tmp_path / "out/demo.png") as picture:

@@ -88,7 +88,7 @@ def test_accuracy_over_the_iterations_where_there_are_several(tmp_path: Path, dr
     plot({"once": comparison(tmp_path / "a"), "often": comparison(tmp_path / "b", 3)}, tmp_path / "p.png")
     assert len(drawn[0].axes) == 3
     assert drawn[0].axes[2].get_title() == "often"
-    assert lines(drawn[0].axes[2])["weight-0"] == [[10, 20, 30], pytest.approx([30.0, 31.0, 32.0])]
+    assert lines(drawn[0].axes[2])["weight 0"] == [[10, 20, 30], pytest.approx([30.0, 31.0, 32.0])]
 
 
 def test_runs_round_by_round_without_what_was_skipped(tmp_path: Path, drawn: list[Any]) -> None:

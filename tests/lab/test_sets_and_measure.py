@@ -7,6 +7,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ddplug import InputSpace, ProxyPool
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.errors import DataError, InputError, ProxyError
 from ddplug.lab.measure import Measurement, measure
-from ddplug.lab.report import measurement_table
+from ddplug.lab.tables import measurement_table, measurement_verdict
 from ddplug.proxies.pool import PoolInfo
 from ddplug.terms.separation import class_separation, cmi_per_class
 
@@ -362,3 +363,10 @@ def test_the_table_names_the_classes_it_knows() -> None:
 def test_the_table_of_one_class_leaves_the_separation_out() -> None:
     one = Measurement(5, 1, "feature", 1.0, 0.5, 0.0, "cross_entropy", None, None, {0: 0.5})
     assert "NCMI" not in text(measurement_table(one, ""))
+
+
+def test_the_verdict_has_the_interval_over_proxies() -> None:
+    """4.302653 * 0.03125 / sqrt(3) = 0.077629."""
+    said = measurement_verdict(RESULT, "my set")
+    assert said == "CMI of my set: 0.125000 ± 0.077629 nats (95 % interval over 3 proxies, which excludes 0)."
+    assert "no interval, which takes several proxies" in measurement_verdict(replace(RESULT, proxies=1), "my set")

@@ -145,15 +145,15 @@ def test_the_lines_to_paste() -> None:
     sure = {"difference": 0.03, "interval": 0.02, "seeds": 3}
     verdict, code, command = said(Tuned([], choice, sure, []), "dm", "pool")
     assert verdict == (
-        "weight 3, representation logit, weighting relative: +3.00 ± 2.00 points on 3 fresh seeds (95 % interval); "
-        "confirmed."
+        "weight 3, representation logit, weighting relative, against weight 0: +3.00 ± 2.00 points of accuracy (95 % "
+        "interval over 3 fresh seeds, which excludes 0)."
     )
     assert code == "ddplug.attach(trainer, weight=3.0, weighting='relative', representation='logit', proxies='pool')"
     assert command == "ddplug run dm --weight 3 --representation logit --weighting relative --proxies pool --"
     given = said(Tuned([], choice, sure, []), "dm", "a pool", None, ["--repo", "DM"], ["--ipc", "10"])[2]
     assert given.endswith("--weighting relative --proxies 'a pool' --repo DM -- --ipc 10")
     doubtful = said(Tuned([], choice, {**sure, "interval": 0.03}, []), "own", "pool")
-    assert "not confirmed: the interval contains 0" in doubtful[0]
+    assert doubtful[0].endswith("includes 0).")
     assert doubtful[2].startswith("ddplug compare own --weights 0,3 --representation logit")
 
 
