@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddplug import datasets
+from ddplug.core.options import Compute
 from ddplug.core.step import PieceByPiece
 from ddplug.networks.precision import Precision
 from ddplug.proxies.pool import Proxy, ProxyPool
@@ -27,7 +28,7 @@ REDUCED: tuple[Precision, ...] = ("auto", "bf16")
 
 def gradient(proxy: Proxy, images: Tensor, labels: Tensor, precision: Precision) -> Tensor:
     """CMI's gradient on the images, flattened, float64."""
-    step = PieceByPiece("feature", CMI(), lambda views: views, precision=precision)
+    step = PieceByPiece("feature", CMI(), lambda views: views, Compute(precision=precision))
     return step(proxy, images, group(labels, len(images), images.device))[1].double().flatten()
 
 

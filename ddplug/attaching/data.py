@@ -138,7 +138,8 @@ def _pairs(tensors: dict[str, Tensor]) -> dict[str, Any]:
     labels = [value for value in tensors.values() if value.ndim == 1 and not value.is_floating_point()]
     pairs = {}
     for name, images in tensors.items():
-        alike = [each for each in labels if len(each) == len(images)]
-        if images.ndim == 4 and images.is_floating_point() and len(alike) == 1:
-            pairs[name] = images, alike[0]
+        if images.ndim == 4 and images.is_floating_point():
+            alike = [each for each in labels if len(each) == len(images)]
+            if len(alike) == 1:
+                pairs[name] = images, alike[0]
     return pairs

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ddplug.core.real import RealBatch, RealImages
-from ddplug.core.step import PieceByPiece, Reals, cmi_gradient
+from ddplug.core.step import PieceByPiece, Reals
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError
 from ddplug.proxies.pool import ProxyPool
-from ddplug.terms.base import Groups, Term, group
+from ddplug.terms.base import Groups, group
 from ddplug.utils.digest import short_sha256
-from ddplug.utils.processes import SEPARATE, Processes
 
 
 class Estimate(NamedTuple):
@@ -38,15 +37,11 @@ class Estimator:
     """Estimates a term under proxies drawn from a pool.
 
     Args:
-        pool: the proxies.
+        pool: the proxies, of which `step.compute.draw` are drawn and averaged over.
         step: computes the term and its gradient under one proxy.
-        draw: proxies per estimate, averaged over.
-        classes: classes per estimate, drawn anew each time, scaled so that the mean over all draws is the term of
-            all of them; None for all.
-        views_per_image: views of every image that the estimate is made on.
+        count: views of every image that the estimate is made on.
         view: function that makes such a view; None for the images themselves.
         seed: of our own generators, the only ones drawn from.
-        processes: the processes whose images the term is computed on.
         real: the source of real images, for a term that compares with them.
     """
 
@@ -54,64 +49,46 @@ class Estimator:
         self,
         pool: ProxyPool,
         step: PieceByPiece,
-        *,
-        draw: int,
-        classes: int | None,
-        views_per_image: int,
+        count: int,
         view: Callable[[Tensor], Tensor] | None,
         seed: int,
-        processes: Processes = SEPARATE,
-        real: RealImages | None = None,
+        real: RealImages | None,
     ) -> None:
-        self.processes, self.real = processes, real
-        self.pool, self.step, self.draw, self.classes = pool, step, draw, classes
-        self.views_per_image, self.view = views_per_image, view
+        self.pool, self.step, self.count, self.view, self.real = pool, step, count, view, real
+        self.objective, self.compute, self.processes = step.objective, step.compute, step.processes
         self.generator = torch.Generator().manual_seed(seed)
         # Another seed, so that the classes do not depend on the proxy drawn in the same round.
         self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
-
-    @property
-    def objective(self) -> Term:
-        """The term that is estimated."""
-        return self.step.objective
 
     def __call__(
         self,
         views: Tensor,
         labels: Tensor,
+        offered: Sequence[RealBatch | None],
         *,
+        gradient: bool,
         all_classes: bool,
-        measured: bool = False,
-        offered: Sequence[RealBatch | None] = (),
+        measured: bool,
     ) -> Estimate:
         """The term of `views` (n, c, h, w) with class numbers `labels` (n,), and its gradient.
 
         Args:
             views: the images that the gradient is on.
             labels: their classes.
-            all_classes: True for an estimate on all classes, whatever `classes` is.
-            measured: True if lambda is measured from the gradient; see `cmi_gradient`.
             offered: the real images that came along with each call.
+            gradient: False for the value alone, on all classes.
+            all_classes: True for an estimate on all classes, whatever `compute.classes` is.
+            measured: True if lambda is measured from the gradient, which is zero where it is rounding errors alone.
         """
-        some = None if self.classes is None or all_classes else self._some_classes(labels)
+        some = self._some_classes(labels) if gradient and not all_classes else None
         if some is None:
-            return self._of_all(views, labels, offered, measured=measured)
+            return self._of_all(views, labels, offered, gradient=gradient, measured=measured)
         rows = some.rows.to(views.device)
-        found = self._of_all(views[rows], labels[some.rows], offered, measured=measured)
+        found = self._of_all(views[rows], labels[some.rows], offered, gradient=True, measured=measured)
         assert found.grad is not None
         # Zero for the images of other classes, and right on average.
         scattered = torch.zeros_like(views, dtype=found.grad.dtype).index_copy(0, rows, found.grad * some.factor)
         return found._replace(value=found.value * some.factor, grad=scattered, drawn=some.drawn)
-
-    def value(self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None] = ()) -> Estimate:
-        """The term of `views` without its gradient, which costs a forward pass only."""
-        groups, images = self._groups(views, labels)
-        with torch.no_grad(), torch.autocast(views.device.type, enabled=False):
-            wide = views if views.dtype == torch.float64 else views.float()
-            seen = self._further_views(wide) if self.view is not None and len(wide) else wide
-            compared = self._compared(wide, labels, offered)
-            values = [self.step.value(proxy, seen, groups, compared) for proxy in self._drawn()]
-        return Estimate(torch.stack(values).mean(), None, images, groups)
 
     def generators(self) -> tuple[Tensor, ...]:
         """The states of our own generators."""
@@ -151,18 +128,29 @@ class Estimator:
             self.view.load_state_dict(state["view"])
 
     def _of_all(
-        self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None], *, measured: bool
+        self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None], *, gradient: bool, measured: bool
     ) -> Estimate:
-        groups, images = self._groups(views, labels)
-        drawn = self._drawn()
-        compared = self._compared(views, labels, offered)
-        augment = self._further_views if self.view is not None and len(views) else None
-        found = cmi_gradient(drawn, views, groups, self.step, augment, compared, measured=measured)
-        return Estimate(*found, images, groups)
-
-    def _groups(self, views: Tensor, labels: Tensor) -> tuple[Groups, int]:
-        every, _ = self.processes.gather(labels.repeat(self.views_per_image))
-        return group(every, len(every), views.device), len(every)
+        every, _ = self.processes.gather(labels.repeat(self.count))
+        groups = group(every, len(every), views.device)
+        proxies = self.pool.draw(self.compute.draw, self.generator)
+        real = self._compared(views, labels, offered)
+        # The host may be in autocast during its backward pass. Our passes are not.
+        with torch.set_grad_enabled(gradient), torch.autocast(views.device.type, enabled=False):
+            # In half precision a pixel's gradient, 1e-8 and less, would underflow before it is multiplied by lambda.
+            leaf = (views if views.dtype == torch.float64 else views.float()).detach().requires_grad_(gradient)
+            further = self._further_views(leaf) if self.view is not None and len(leaf) else None
+            seen = (leaf if further is None else further).detach()
+            if not gradient:
+                values = [self.step.value(proxy, seen, groups, real) for proxy in proxies]
+                return Estimate(torch.stack(values).mean(), None, len(every), groups)
+            value, grad = self.step(proxies[0], seen, groups, real, measured=measured)
+            for proxy in proxies[1:]:
+                another, part = self.step(proxy, seen, groups, real, measured=measured)
+                value, grad = value + another, grad + part
+            value, grad = value / len(proxies), grad / len(proxies)
+            if further is not None:
+                (grad,) = torch.autograd.grad(further, leaf, grad)
+        return Estimate(value, grad, len(every), groups)
 
     def _compared(self, views: Tensor, labels: Tensor, offered: Sequence[RealBatch | None]) -> Reals | None:
         """Return the real images for the step, in further views if the synthetic images are."""
@@ -179,27 +167,25 @@ class Estimator:
         every, _ = self.processes.gather(given.labels)
         return images, group(every, len(every), views.device)
 
-    def _drawn(self) -> list[Any]:
-        return self.pool.draw(self.draw, self.generator)
-
     def _some_classes(self, labels: Tensor) -> _Some | None:
-        """Return the images of `self.classes` classes drawn without replacement; None if these are all classes."""
-        assert self.classes is not None
+        """Return the images of `compute.classes` classes drawn without replacement; None for all classes."""
+        if self.compute.classes is None:
+            return None
         every, own = self.processes.gather(labels)
         present, of = torch.unique(every, return_inverse=True)
-        if len(present) <= self.classes:
+        if len(present) <= self.compute.classes:
             return None
-        drawn = torch.randperm(len(present), generator=self.class_generator, device="cpu")[: self.classes]
+        drawn = torch.randperm(len(present), generator=self.class_generator, device="cpu")[: self.compute.classes]
         of_drawn = torch.isin(of, drawn.to(of.device))
         some = of_drawn[own].nonzero().flatten()
         # A class's sum counts 1/n in the mean over all n images, but 1/m in that over the m drawn.
-        part = self.classes / len(present)
+        part = self.compute.classes / len(present)
         return _Some(some, int(of_drawn.sum()) / len(every) / part, part)
 
     def _further_views(self, images: Tensor) -> Tensor:
         assert self.view is not None
-        views = torch.cat([self.view(images) for _ in range(self.views_per_image)])
-        expected = self.views_per_image * len(images)
+        views = torch.cat([self.view(images) for _ in range(self.count)])
+        expected = self.count * len(images)
         if len(views) != expected or views.requires_grad < images.requires_grad:
             raise InputError(
                 f"the further views of {len(images)} images are {len(views)}, expected {expected} that depend "

@@ -11,8 +11,9 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.core.autograd import Call, accumulators, executed, leaves, stepped_by
-from ddplug.core.estimator import Estimator
-from ddplug.core.history import History
+from ddplug.core.progress import Progress, Snapshot
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import Lambda
 
 MANY = 64
 """Rounds without a step after which ddplug looks for an optimizer that holds the images."""
@@ -42,57 +41,6 @@ class ThreadLock:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._lock.release()
-
-
-class Counts(Protocol):
-    """The attributes of a `RoundKeeper` that a round modifies."""
-
-    rounds: int
-    seen: int
-    history: History
-    watch: Watch
-    weighting: Lambda
-    estimator: Estimator
-    announcements: dict[int, str]
-
-    def publish(self, pending: Snapshot | None) -> None:
-        """Show and announce the rounds before `pending`, the state before the oldest provisional round."""
-
-
-class Snapshot:
-    """Everything that a round modifies, as it is now; the round is undone if an exception leaves the `with` block.
-
-    The generators of a user's own `view` are not included.
-    """
-
-    def __init__(self, keeper: Counts) -> None:
-        self._keeper = keeper
-        self.rounds, self._seen, self._watched = keeper.rounds, keeper.seen, keeper.watch.rounds
-        self.history = keeper.history.total
-        # A weighting replaces its tensors and never writes to them.
-        self._weighting = dict(vars(keeper.weighting))
-        self._generators = keeper.estimator.generators()
-
-    def __enter__(self) -> Snapshot:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            self.undo()
-
-    def undo(self) -> None:
-        """Restore the state, and drop the rounds and announcements since."""
-        self.restore()
-        self._keeper.history.truncate(self.history)
-        for number in [number for number in self._keeper.announcements if number >= self.rounds]:
-            del self._keeper.announcements[number]
-
-    def restore(self) -> None:
-        """Restore all but the history and the announcements."""
-        keeper = self._keeper
-        keeper.rounds, keeper.seen, keeper.watch.rounds = self.rounds, self._seen, self._watched
-        vars(keeper.weighting).update(self._weighting)
-        keeper.estimator.set_generators(self._generators)
 
 
 class _Leaf:
@@ -174,10 +122,10 @@ class ProvisionalRound:
 
 
 class ProvisionalRounds:
-    """The rounds of `keeper` that are not committed yet, oldest first."""
+    """The rounds that are not committed yet, oldest first."""
 
-    def __init__(self, lock: ThreadLock, keeper: Counts) -> None:
-        self._lock, self._keeper = lock, weakref.ref(keeper)
+    def __init__(self, lock: ThreadLock, progress: Progress, watch: Watch) -> None:
+        self._lock, self._progress, self._watch = lock, progress, watch
         self._rounds: list[ProvisionalRound] = []
         self.by_optimizer = False
         """True if an optimizer has stepped the images of a round."""
@@ -203,7 +151,7 @@ class ProvisionalRounds:
         for leaf in round_.leaves():
             # The first evaluation of a closure notes the images' version, and a later one compares it.
             if id(leaf) in _SEARCHED and (_SEARCHED[id(leaf)] or leaf._version) != leaf._version:
-                cast(Counts, self._keeper()).watch.warn("closure", _SEARCH)
+                self._watch.warn("closure", _SEARCH)
             elif id(leaf) in _SEARCHED:
                 _SEARCHED[id(leaf)] = leaf._version
         for call in calls:
@@ -216,8 +164,7 @@ class ProvisionalRounds:
             for round_ in self._rounds:
                 for mark in round_.marks:
                     mark.note()
-            keeper = self._keeper()
-            if keeper is not None and keeper.announcements:
+            if self._progress.announcements:
                 self.commit_unheld()
 
     def adds_up(self, calls: list[Call]) -> bool:
@@ -227,14 +174,22 @@ class ProvisionalRounds:
         waiting = {id(leaf) for leaf in self._rounds[-1].leaves()}
         return any(id(node.variable) in waiting and executed(node) for node in _behind(calls))
 
-    def oldest(self) -> Snapshot | None:
-        """Return the state before the oldest round; None if all are committed."""
-        return self._rounds[0].before if self._rounds else None
-
     def publish(self) -> None:
         """Show and announce the rounds that are committed."""
-        if (keeper := self._keeper()) is not None:
-            keeper.publish(self.oldest())
+        self._progress.publish(self._rounds[0].before if self._rounds else None)
+
+    @contextmanager
+    def committed(self) -> Iterator[Progress]:
+        """Yield the progress as it was before the rounds that wait for a step; restored after the `with` block."""
+        with self._lock:
+            self.commit_unheld()
+            now = Snapshot(self._progress)
+            if self._rounds:
+                self._rounds[0].before.restore()
+            try:
+                yield self._progress
+            finally:
+                now.restore()
 
     def settle(self, held: set[int] | None = None) -> None:
         """Undo the newest rounds that left no gradient; commit those whose leaves were stepped.

@@ -23,12 +23,12 @@ from ddplug.core.autograd import Call, check_plain, uncompiled
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
 from ddplug.core.options import Compute, Views, Weighting, weighting_of
+from ddplug.core.progress import Progress, check_pool, check_state
 from ddplug.core.real import RealImages
 from ddplug.core.rounds import RoundKeeper
-from ddplug.core.state import check_kind, check_pool, check_settings
 from ddplug.core.step import PieceByPiece
 from ddplug.core.watch import Watch
-from ddplug.core.weighting import start
+from ddplug.core.weighting import Lambda
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, noted
@@ -108,45 +108,34 @@ class Regularizer:
         seed: int = 0,
         announce: Callable[[str], object] = say,
     ) -> None:
-        self._weighting, self._compute, self._record = weighting_of(weighting), compute, record
-        self._lambda = start(weight, self._weighting)
-        self._weight = weight
+        self._lambda, self._record = Lambda(weight, weighting_of(weighting)), record
         # At weight 0 the folder need not exist.
         off = weight == 0 and not record
         self._pool = DeferredPool(str(pool)) if off and isinstance(pool, str | Path) else ProxyPool.of(pool)
-        self._views = views if isinstance(views, Views) else Views(views)
-        self._processes = processes if isinstance(processes, Processes) else Processes(processes)
+        views = views if isinstance(views, Views) else Views(views)
+        processes = processes if isinstance(processes, Processes) else Processes(processes)
         objective = make(term)
-        self._representation = chosen(representation, self._weighting.kind, objective.representation)
+        representation = chosen(representation, self.weighting.kind, objective.representation)
         if compute.classes is not None and not objective.additive_over_classes:
             raise InputError(
                 f"classes={compute.classes} lets some classes stand for all, but {objective.label} is no sum over "
                 "classes; leave classes out."
             )
         self.pool.check_draw(compute.draw)
-        view = self._views.make
-        if self._views.count > 1 and view is None:
+        view = views.make
+        if views.count > 1 and view is None:
             from ddplug.augment.dsa import DSA
 
             view = DSA(seed=seed)
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         self._real = RealImages(objective, seed, announce, self._to_pool.of_views, data)
-        step = PieceByPiece(
-            self._representation, objective, self._to_pool, precision=compute.precision, chunk=compute.chunk,
-            compile=compute.compile, processes=self._processes,
-        )  # fmt: skip
-        self._estimator = Estimator(
-            self.pool, step, draw=compute.draw, classes=compute.classes,
-            views_per_image=self._views.count, view=view, seed=seed, processes=self._processes,
-            real=self._real if objective.needs_real else None,
-        )  # fmt: skip
-        self._watch = Watch()
-        self._keeper = RoundKeeper(
-            self._estimator, self._lambda, self._watch, weight, every=compute.every,
-            set_size=self._weighting.set_size, schedule=self._weighting.schedule, scale=scale, announce=announce,
-            processes=self._processes,
-        )  # fmt: skip
+        step = PieceByPiece(representation, objective, self._to_pool, compute, processes)
+        real = self._real if objective.needs_real else None
+        self._estimator = Estimator(self.pool, step, views.count, view, seed, real)
+        self._progress = Progress(self._estimator, self._lambda, announce)
+        self._watch = Watch(self._progress)
+        self._keeper = RoundKeeper(self._progress, self._watch, scale)
         self._probed = False
         self.likeness: Likeness | None = None
         """Compares the first views with real images, where `input_space` is not sure."""
@@ -166,12 +155,12 @@ class Regularizer:
     @property
     def weight(self) -> float:
         """The weight it was made with: a share or a lambda."""
-        return self._weight
+        return self._lambda.weight
 
     @property
     def weighting(self) -> Weighting:
         """The weighting it was made with."""
-        return self._weighting
+        return self._lambda.how
 
     @property
     def pool(self) -> ProxyPool:
@@ -191,17 +180,17 @@ class Regularizer:
     @property
     def compute(self) -> Compute:
         """The options of the estimate."""
-        return self._compute
+        return self._estimator.compute
 
     @property
     def representation(self) -> Representation:
         """Representation that the term is computed on."""
-        return self._representation
+        return self._estimator.step.space
 
     @property
     def processes(self) -> Processes:
         """The processes that take part in each round."""
-        return self._processes
+        return self._estimator.processes
 
     @property
     def objective(self) -> Term:
@@ -220,13 +209,13 @@ class Regularizer:
         Where no optimizer holds the images, a backward pass counts as their step.
         """
         self._keeper.provisional.commit_unheld()
-        return self._keeper.history
+        return self._progress.history
 
     @property
     def rounds(self) -> int:
         """Rounds so far whose images were stepped, left-out rounds included."""
-        with self._keeper.as_committed():
-            return self._keeper.rounds
+        with self._keeper.provisional.committed() as progress:
+            return progress.rounds
 
     @property
     def enabled(self) -> bool:
@@ -240,13 +229,13 @@ class Regularizer:
     @property
     def announce(self) -> Callable[[str], object]:
         """Function that is called with the report of the resolved lambda."""
-        return self._keeper.announce
+        return self._progress.announce
 
     @property
     def lam(self) -> float | None:
         """Lambda, once it is settled; None while a share is still being measured."""
-        with self._keeper.as_committed():
-            return self._lambda.lam
+        with self._keeper.provisional.committed() as progress:
+            return progress.lam.lam
 
     @property
     def active(self) -> bool:
@@ -328,57 +317,41 @@ class Regularizer:
         self._keeper.stop()
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that lambda depends on besides the weight: a state is valid with these only."""
+        """Return the settings that lambda depends on: a state is valid with these only."""
+        how = {name: value for name, value in vars(self.weighting).items() if name != "schedule"}
         return {
-            "term": self.objective.name, **self.objective.settings(), "representation": self.representation,
-            "every": self.compute.every, "draw": self.compute.draw, "classes": self.compute.classes,
-            "views": self._views.count, "set_size": self.weighting.set_size,
-            "input_space": str(self._given_space) if self._given_space is not None else None,
+            "weight": self.weight, "weighting": self.weighting.kind, **how, "term": self.objective.name,
+            **self.objective.settings(), "representation": self.representation, "every": self.compute.every,
+            "draw": self.compute.draw, "classes": self.compute.classes, "views": self._estimator.count,
+            "input_space": None if self._given_space is None else str(self._given_space),
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a continued run needs: the measurement, the generators, the history, and the settings."""
-        with self._keeper.as_committed():
-            return {
-                "weighting": self._lambda.state_dict(),
-                **self._estimator.state_dict(),
-                "rounds": self._keeper.rounds,
-                "seen": self._keeper.seen,
-                "history": self._keeper.history.state_dict(),
-                "settings": self.settings(),
-                "pool": None if self.pool.pending else self.pool.digest(),
-            }
+        with self._keeper.provisional.committed() as progress:
+            pool = None if self.pool.pending else self.pool.digest()
+            return {**progress.state_dict(), "settings": self.settings(), "pool": pool}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`; nothing is changed if it is refused.
 
         Raises:
-            InputError: it is of another weight or weighting.
-            InputError: it is not a state of a regulariser, or of another term, representation, `every`, ... or pool.
+            InputError: it is not a state of a regulariser, or of another weight, weighting, term, ... or pool.
         """
-        check_kind(state)
-        self._lambda.check(state["weighting"])
-        check_settings(state["settings"], self.settings())
+        check_state(state, self.settings())
         if self.pool.pending:
-            self._expected_pool = state.get("pool")
+            self._expected_pool = state["pool"]
         else:
-            check_pool(state.get("pool"), self.pool)
+            check_pool(state["pool"], self.pool.digest())
         before = self.state_dict()
         self._keeper.provisional.clear()
         try:
-            self._take(state)
+            self._progress.load_state_dict(state)
         except Exception as error:  # a damaged state may be anything
-            self._take(before)
+            self._progress.load_state_dict(before)
             raise InputError(
                 f"this state of a Regularizer is damaged ({type(error).__name__}: {error}); nothing was taken from it."
             ) from error
-
-    def _take(self, state: dict[str, Any]) -> None:
-        self._lambda.load_state_dict(state["weighting"])
-        self._estimator.load_state_dict(state)
-        self.history.load_state_dict(state["history"])
-        self._keeper.rounds = self.watch.rounds = int(state["rounds"])
-        self._keeper.seen = int(state["seen"])
 
     def __repr__(self) -> str:
         how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
@@ -390,8 +363,7 @@ class Regularizer:
         labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
         self.processes.check()
         if self.processes.together and not self._keeper.common:
-            common = {**self.settings(), "weight": self.weight, "weighting": self.weighting.kind}
-            self._keeper.common = {**common, "the proxies": self.pool.digest()}
+            self._keeper.common = {**self.settings(), "the proxies": self.pool.digest()}
         if not len(views) and self.processes.pooled:
             self.pool.check(views, self.input_space)
             return Call(views.detach(), labels.detach())
@@ -411,7 +383,7 @@ class Regularizer:
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:
         """Run the checks of the first call."""
-        check_pool(self._expected_pool, self.pool)
+        check_pool(self._expected_pool, self.pool.digest())
         if self.input_space is None:  # by name, of a pool that was not there yet
             self._to_pool.space = self.pool.space_of(self._given_space)
         self.pool.check_draw(self.compute.draw)

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from ddplug.core.autograd import Call, Identity, check_plain, gather, leaves, stepped_by, uncompiled
-from ddplug.core.estimator import Estimator
-from ddplug.core.history import History
-from ddplug.core.options import Schedule
-from ddplug.core.provisional import ProvisionalRounds, Snapshot, ThreadLock
+from ddplug.core.estimator import Estimate
+from ddplug.core.progress import Progress, Snapshot
+from ddplug.core.provisional import ProvisionalRounds, ThreadLock
 from ddplug.core.watch import LOOKED_AT, Watch
-from ddplug.core.weighting import FixedLambda, Lambda, scheduled
+from ddplug.core.weighting import scheduled
 from ddplug.errors import InputError, noted
 from ddplug.terms.base import Groups
-from ddplug.utils.processes import Processes
 
 
 @dataclass
@@ -39,13 +37,9 @@ class OpenRound:
     """The round's images as a part of the whole set; 1 without `set_size`."""
     ends_passage: bool
     """True if the round is the last of a passage of the set."""
-    drawn: float
-    """The part of the classes that the term was estimated on."""
     open_calls: int
     """Calls whose gradient has not come yet."""
-    images: int
-    value: Tensor
-    """The term."""
+    found: Estimate
     finite: Tensor
     """True if the term and its gradient are finite, as a tensor on the device."""
     host: Tensor | float = 0.0
@@ -121,47 +115,35 @@ class RoundBlock:
             call.release()
 
 
-@dataclass
 class RoundKeeper:
     """The work between a call of the layer and the gradient that comes back to it.
 
     Several threads may use one layer: changes are made under one lock, and autograd knows which calls the backward pass
     of the present thread reaches.
+
+    Args:
+        progress: what the rounds modify.
+        watch: warns about likely mistakes.
+        scale: returns the factor on the host's loss, for mixed precision.
     """
 
-    estimator: Estimator
-    weighting: Lambda
-    watch: Watch
-    weight: float
-    every: int
-    set_size: int | None
-    schedule: Schedule | None
-    scale: Callable[[], float] | None
-    announce: Callable[[str], object]
-    processes: Processes
-    common: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that all processes of a run must share; set at the first call."""
-    history: History = field(default_factory=History)
-    rounds: int = 0
-    """Rounds so far, left-out ones included."""
-    seen: int = 0
-    """Images so far, or rounds where no `set_size` is given: `set_size` images, or one round, are a passage."""
-    enabled: bool = True
-
-    def __post_init__(self) -> None:
+    def __init__(self, progress: Progress, watch: Watch, scale: Callable[[], float] | None) -> None:
+        self.progress, self.watch, self.scale = progress, watch, scale
+        self.lam, self.estimator, self.processes = progress.lam, progress.estimator, progress.estimator.processes
+        self.common: Mapping[str, Any] = {}
+        """Settings that all processes of a run must share; set at the first call."""
+        self.enabled = True
         self._start()
 
     def _start(self) -> None:
         self._pending: list[weakref.ref[Call]] = []
         self._lock = ThreadLock()
-        self.provisional = ProvisionalRounds(self._lock, self)
-        self.announcements: dict[int, str] = {}
-        """Announcements to make once their round, by its number, is committed."""
+        self.provisional = ProvisionalRounds(self._lock, self.progress, self.watch)
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without calls: a copy has its own."""
-        without = ("_pending", "_lock", "provisional", "announcements", "_local")
+        without = ("_pending", "_lock", "provisional", "_local")
         return {key: value for key, value in self.__dict__.items() if key not in without}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -181,7 +163,7 @@ class RoundKeeper:
                 block.enter(call)
                 self.watch.called(block.lost)
                 block.lost = 0
-                if self.weight != 0:
+                if self.lam.weight != 0:
                     # The host's graph is cut here, and its gradient passed on by hand: the term's part comes later.
                     call.cut, call.source, views = True, views, views.detach().requires_grad_()
             else:
@@ -237,26 +219,6 @@ class RoundKeeper:
             call.release()
         self._finish(block)
 
-    def publish(self, pending: Snapshot | None) -> None:
-        """Show and announce the rounds before `pending`, the state before the oldest provisional round."""
-        self.history.hide(None if pending is None else pending.history)
-        for number in sorted(self.announcements):
-            if pending is None or number < pending.rounds:
-                self.announce(self.announcements.pop(number))
-
-    @contextmanager
-    def as_committed(self) -> Iterator[None]:
-        """Restore, within the `with` block, the state before the rounds that wait for a step."""
-        with self._lock:
-            self.provisional.commit_unheld()
-            pending, now = self.provisional.oldest(), Snapshot(self)
-            if pending is not None:
-                pending.restore()
-            try:
-                yield
-            finally:
-                now.restore()
-
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come."""
         with self._lock:
@@ -269,10 +231,10 @@ class RoundKeeper:
 
     def stop(self) -> None:
         """Add nothing from now on, also not to calls whose backward pass is still to come."""
-        with self.as_committed():
-            rounds = self.rounds
+        with self.provisional.committed() as progress:
+            rounds = progress.rounds
         if self.enabled and rounds and not self.provisional.by_optimizer:
-            self.announce(
+            self.progress.announce(
                 f"ddplug: no optimizer was seen to step the images; each of {rounds} rounds counted as a step"
             )
         self.enabled = False
@@ -396,69 +358,57 @@ class RoundKeeper:
 
     def _start_round(self, calls: list[Call]) -> Snapshot:
         """Estimate the term on the views of all `calls` together and give each its slice; return the state before."""
-        with Snapshot(self) as before:
+        with Snapshot(self.progress) as before:
             self._estimate(calls, before)
         return before
 
     def _estimate(self, calls: list[Call], before: Snapshot) -> None:
-        number = self.rounds
-        factor = self.every * scheduled(self.schedule, number)
+        progress, set_size = self.progress, self.lam.how.set_size
+        number, every = progress.rounds, self.estimator.compute.every
+        factor = every * scheduled(self.lam.how.schedule, number)
         images = self._agreed(factor, sum(len(call.views) for call in calls))
-        counted, whole = (1, 1) if self.set_size is None else (images, self.set_size)
-        passage = self.seen // whole
-        self.seen += counted
+        counted, whole = (1, 1) if set_size is None else (images, set_size)
+        passage = progress.seen // whole
+        progress.seen += counted
         # Whole passages are skipped: of a set that comes class by class, not always the same classes.
-        if passage % self.every or factor == 0 or not images:
-            self._left_out(calls)
+        if passage % every or factor == 0 or not images:
+            for call in calls:
+                call.release()
+            progress.rounds += 1
             return
         views, labels = gather(calls)
-        offered = [call.real for call in calls]
         part = counted / whole
         if part > 1:
             self.watch.warn(
                 "set size",
-                f"a round has {images} views, more than set_size={self.set_size} says that the whole set has, so "
+                f"a round has {images} views, more than set_size={set_size} says that the whole set has, so "
                 "it counts more than once. Count every view of an image: set_size is in views.",
             )
-        if self.weight == 0:
-            found = self.estimator.value(views, labels, offered)
-        else:
-            # With a lambda that is given or frozen, rounding errors are added as what they are: next to nothing.
-            measured = self.weighting.measuring
-            found = self.estimator(
-                views, labels, all_classes=self.weighting.lam is None, measured=measured, offered=offered
-            )
+        found = self.estimator(
+            views, labels, [call.real for call in calls], gradient=self.lam.weight != 0,
+            all_classes=self.lam.lam is None, measured=self.lam.measuring,
+        )  # fmt: skip
         self._look(calls, found.groups)
         finite = torch.isfinite(found.value)
         if found.grad is not None:
             finite = torch.isfinite(found.grad).all() & finite
         if self.processes.together:
             finite = self.processes.total((~finite).double()) == 0
-        lam = self.weighting.so_far
-        round_ = OpenRound(
-            before, number, lam, factor * part, part, self.seen // whole > passage, found.drawn, len(calls),
-            found.images, found.value, finite,
-        )  # fmt: skip
+        ends = progress.seen // whole > passage
+        round_ = OpenRound(before, number, self.lam.so_far, factor * part, part, ends, len(calls), found, finite)
         slices: Sequence[Tensor] = ()
         if found.grad is not None:
             grad = found.grad if self.processes.factor == 1 else found.grad * self.processes.factor
             slices = torch.split(grad, [len(call.views) for call in calls])
         for position, call in enumerate(calls):
             call.round, call.term_grad = round_, slices[position].to(call.views.device) if slices else None
-        self.rounds += 1
-
-    def _left_out(self, calls: list[Call]) -> None:
-        """Count a round without an estimate."""
-        for call in calls:
-            call.release()
-        self.rounds += 1
-        self.watch.rounds += 1
+        progress.rounds += 1
 
     def _agreed(self, factor: float, images: int) -> int:
         """Return the number of views of the round in all processes; raise `HostError` if these differ otherwise."""
         if not self.processes.together:
             return images
-        round_ = {"the number of rounds": self.rounds, "lambda": self.weighting.so_far, "the schedule": factor}
+        round_ = {"the number of rounds": self.progress.rounds, "lambda": self.lam.so_far, "the schedule": factor}
         return self.processes.agree({**round_, **self.common, **self.estimator.draws()}, images)
 
     def _look(self, calls: list[Call], groups: Groups) -> None:
@@ -467,10 +417,10 @@ class RoundKeeper:
         if groups.fewer_than(objective.min_per_class):
             self.watch.warn("too few images per class", objective.too_few)
         whole = any(call.block is not None for call in calls)
-        expected = whole or self.set_size is not None or self.estimator.classes is not None
+        expected = whole or self.lam.how.set_size is not None or self.estimator.compute.classes is not None
         single = int(classes[0]) if len(classes) == 1 and not expected else None
-        absolute = isinstance(self.weighting, FixedLambda) and self.weight != 0
-        adds_up = not whole and self.watch.rounds < LOOKED_AT and self.provisional.adds_up(calls)
+        absolute = self.lam.how.kind == "absolute" and self.lam.weight != 0
+        adds_up = not whole and self.progress.rounds < LOOKED_AT and self.provisional.adds_up(calls)
         self.watch.began(single, absolute=absolute, adds_up=adds_up)
 
     def _hand_out(self, call: Call, grad: Tensor) -> Tensor | None:
@@ -512,35 +462,36 @@ class RoundKeeper:
 
     def _close(self, round_: OpenRound) -> None:
         self._sum_up(round_)
-        if self.weighting.measuring and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
-            # Of m of k classes, the estimate's squared norm is k/m times the term's own, in the mean over all draws.
-            own = round_.own * (round_.drawn * round_.part**2)
-            news = self.weighting.observe(round_.host, own, ends=round_.ends_passage, pooled=round_.drawn < 1)
-            if news is not None:
-                value = self.estimator.objective.describe(round_.value.item())
-                self.announcements[round_.number] = (
-                    f"ddplug: {news} (weight {self.weight}, {self.weighting.kind}, after {round_.number + 1} rounds; "
-                    f"{value})"
-                )
+        term, how, found, share = self.estimator.objective, self.lam.how, round_.found, None
         applied = round_.lam * round_.factor
-        # Of a loop that is unrolled, the host's gradient on the images has a part of each inner step.
-        applied_once = applied / self.weighting.factor
-        share = (round_.own / round_.host).sqrt() * applied_once if isinstance(round_.own, Tensor) else None
-        read = self.history.append(round_.number, applied, round_.images, round_.value, round_.finite, share)
-        if any(past.share is not None and past.share > EXCESS * self.weighting.share for past in read):
+        if isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
+            # Of a loop that is unrolled, the host's gradient on the images has a part of each inner step.
+            share = (round_.own / round_.host).sqrt() * (applied / self.lam.factor)
+            if self.lam.measuring:
+                # Of m of k classes, the estimate's squared norm is k/m times the term's own in the mean over all draws.
+                own = round_.own * (found.drawn * round_.part**2)
+                news = self.lam.observe(round_.host, own, ends=round_.ends_passage, pooled=found.drawn < 1)
+                if news is not None:
+                    self.progress.announcements[round_.number] = (
+                        f"ddplug: {news} (weight {self.lam.weight:g}, {how.kind}, after {round_.number + 1} rounds; "
+                        f"{term.describe(found.value.item())})"
+                    )
+        read = self.progress.history.append(round_.number, applied, found.images, found.value, round_.finite, share)
+        limit = EXCESS * self.lam.weight
+        if how.kind != "absolute" and any(past.share is not None and past.share > limit for past in read):
             self.watch.warn(
                 "excess",
-                f"the gradient of {self.estimator.objective.label} had more than {EXCESS} times the share of the "
-                f"host's own that weight={self.weight} asks for, in round {round_.number} or shortly before. Since "
-                "lambda was measured, the term's gradient has grown or the host's has fallen; nothing was clipped. "
+                f"the gradient of {term.label} had more than {EXCESS} times the share of the host's own that "
+                f"weight={self.lam.weight:g} asks for, in round {round_.number} or shortly before. Since lambda was "
+                "measured, the term's gradient has grown or the host's has fallen; nothing was clipped. "
                 "Measure it over more rounds, ddplug.Relative(rounds=...), or all the time, weighting='sustained'.",
             )
         if any(past.skipped for past in read):
             self.watch.warn(
                 "not finite",
-                f"the gradient of {self.estimator.objective.label} was not finite in round {round_.number}; such "
-                "rounds are left out and counted (history.skipped). If they keep coming, look at the images' range and "
-                "input space, at lambda, and at the proxies.",
+                f"the gradient of {term.label} was not finite in round {round_.number}; such rounds are left out and "
+                "counted (history.skipped). If they keep coming, look at the images' range and input space, at lambda, "
+                "and at the proxies.",
             )
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ddplug.core import chunking as pieces
-from ddplug.core.chunking import Chunk, Plan
+from ddplug.core import chunking
+from ddplug.core.chunking import Plan
 from ddplug.core.compiled import Compiled
+from ddplug.core.options import Compute
 from ddplug.errors import DDPlugWarning, ProxyError
-from ddplug.networks.precision import Precision
 from ddplug.proxies.pool import Proxy
 from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.terms.base import Groups, Term
@@ -27,49 +26,8 @@ FAITHFUL = 0.99
 """Cosine between the gradients of a bf16 and of an exact pass below which a warning is issued."""
 
 Result = TypeVar("Result")
-Step = Callable[..., tuple[Tensor, Tensor]]
-"""A function with the arguments and the result of `PieceByPiece.__call__`."""
 Reals = tuple[Tensor, Groups]
 """Real images (m, c, h, w) that a term compares with, and their classes; of all processes, where there are several."""
-
-
-def cmi_gradient(
-    proxies: Sequence[Proxy],
-    views: Tensor,
-    groups: Groups,
-    step: Step,
-    augment: Callable[[Tensor], Tensor] | None = None,
-    real: Reals | None = None,
-    *,
-    measured: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The term under each proxy, averaged, and its gradient on `views` (n, c, h, w), in fp32 or better.
-
-    Args:
-        proxies: the networks.
-        views: the images that the gradient is on.
-        groups: the classes of the views, or of their further views; in all processes, where there are several.
-        step: computes the term and its gradient under one proxy; called once for each.
-        augment: turns the views into further views, which the term is then computed on.
-        real: the real images, for a term that compares with them.
-        measured: True if lambda is measured from the gradient, which is then zero where it is rounding errors alone.
-    """
-    # The host may be in autocast during its backward pass. Our passes are not.
-    with torch.enable_grad(), torch.autocast(views.device.type, enabled=False):
-        # In half precision a pixel's gradient, 1e-8 and less, would underflow before it is multiplied by lambda.
-        wide = views if views.dtype == torch.float64 else views.float()
-        images = wide.detach().requires_grad_()
-        augmented = images if augment is None else augment(images)
-        seen = augmented.detach()
-        value, grad = step(proxies[0], seen, groups, real, measured=measured)
-        for proxy in proxies[1:]:
-            another, part = step(proxy, seen, groups, real, measured=measured)
-            value, grad = value + another, grad + part
-        if len(proxies) > 1:
-            value, grad = value / len(proxies), grad / len(proxies)
-        if augment is not None:
-            (grad,) = torch.autograd.grad(augmented, images, grad)
-    return value, grad
 
 
 class PieceByPiece:
@@ -79,9 +37,7 @@ class PieceByPiece:
         space: the representation: "feature", "pooled" or "logit".
         objective: the term.
         prepare: converts images to the proxies' input space.
-        precision: of the network's layers; see `ddplug.networks.precision`.
-        chunk: images per piece; see `ddplug.core.chunking`.
-        compile: pass images through torch.compile's version of the network, made once per kind of proxy.
+        compute: precision of the network's layers, images per piece, and whether the network is compiled.
         processes: the processes that share the batch; `groups` are then those of all their images.
     """
 
@@ -90,18 +46,16 @@ class PieceByPiece:
         space: Representation,
         objective: Term,
         prepare: Callable[[Tensor], Tensor],
-        *,
-        precision: Precision = "exact",
-        chunk: Chunk = "auto",
-        compile: bool = False,
+        compute: Compute,
         processes: Processes = SEPARATE,
     ) -> None:
-        self.space, self.objective, self.prepare = space, objective, prepare
-        self.precision, self.chunk, self.compile, self.processes = precision, chunk, compile, processes
+        self.space, self.objective, self.prepare, self.processes = space, objective, prepare, processes
+        self.compute = compute
         self._fits: int | None = None
         """The largest number of images that fits into memory, once more did not fit."""
         self._compiled_kinds: dict[object, Compiled] = {}
-        self._compared: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._compared = set[str]()
+        """The names of the proxies whose bf16 gradient was compared with the exact one."""
         self._bound: dict[tuple[str, torch.device], Term] = {}
         """The term bound to a fixed sample of real images, by the proxy's weights and device."""
 
@@ -114,14 +68,15 @@ class PieceByPiece:
         """
         objective = self._against(proxy, real)
         value, grad = self._computed(proxy, views, groups, objective, measured=measured)
-        if self.precision == "bf16" and proxy.network not in self._compared:
-            self._compared.add(proxy.network)
+        if self.compute.precision == "bf16" and proxy.name not in self._compared:
+            self._compared.add(proxy.name)
             self._compare(proxy, views, groups, grad, objective)
         return value, grad
 
     def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, objective: Term) -> None:
         """Warn if a bf16 forward pass changes the direction of the gradient under `proxy`."""
-        exact = PieceByPiece(self.space, self.objective, self.prepare, chunk=self.chunk, processes=self.processes)
+        plain = replace(self.compute, precision="exact", compile=False)
+        exact = PieceByPiece(self.space, self.objective, self.prepare, plain, self.processes)
         _, expected = exact._computed(proxy, views, groups, objective)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
@@ -139,11 +94,11 @@ class PieceByPiece:
     ) -> tuple[Tensor, Tensor]:
         """The term and its gradient on the views."""
         if not len(views):  # in one of several processes: the term is that of the other processes' images
-            every = self.processes.gather(self._of_none(proxy, views))[0].double()
-            value, _ = objective.value_and_grad(every, groups)
+            every = self.processes.gather(self._seen(proxy, views))[0]
+            value, _ = objective.value_and_grad(every.double(), groups)
             return value.to(views.dtype), torch.zeros_like(views)
         plan = self.plan(proxy, views)
-        if self.compile:
+        if self.compute.compile:
             proxy = self._compiled(proxy, views)
         (features, graphs), plan = self._fitting(lambda now: self._forward(proxy, views, now), plan)
         gathered, own = self.processes.gather(features)
@@ -162,7 +117,7 @@ class PieceByPiece:
 
     def _rounding(self, features: Tensor) -> float:
         """The relative error of one rounding of `features`."""
-        return torch.finfo(torch.bfloat16 if self.precision == "bf16" else features.dtype).eps
+        return torch.finfo(torch.bfloat16 if self.compute.precision == "bf16" else features.dtype).eps
 
     def _fitting(self, work: Callable[[Plan], Result], plan: Plan) -> tuple[Result, Plan]:
         """Return `work(plan)` and the plan, which has smaller pieces if memory runs out."""
@@ -212,15 +167,8 @@ class PieceByPiece:
 
     def value(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> Tensor:
         """The term of `views` (n, c, h, w) alone, a scalar."""
-        with torch.no_grad():
-            if len(views):
-                features, _ = self._fitting(partial(self._pieces, proxy, views), self.plan(proxy, views))
-            else:
-                features = self._of_none(proxy, views)
-            every = self.processes.gather(features)[0].double()
-            objective = self._against(proxy, real)
-            value = objective(every, groups)
-        return value.to(views.dtype)
+        every, _ = self.processes.gather(self._seen(proxy, views))
+        return self._against(proxy, real)(every.double(), groups).to(views.dtype)
 
     def _against(self, proxy: Proxy, real: Reals | None) -> Term:
         """The term, bound to the features of the real images that it compares with."""
@@ -230,38 +178,36 @@ class PieceByPiece:
         device = groups.index.device
         if self.objective.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
             return bound
-        images = images.to(device)
-        with torch.no_grad():
-            if len(images):
-                features, _ = self._fitting(partial(self._pieces, proxy, images), self.plan(proxy, images))
-            else:
-                features = self._of_none(proxy, images)
+        features = self._seen(proxy, images.to(device))
         if self.objective.keeps_real:  # the same in all processes
             self._bound[proxy.digest(), device] = bound = self.objective.against(Real(features.double(), groups))
             return bound
         return self.objective.against(Real(self.processes.gather(features)[0].double(), groups))
 
-    def _pieces(self, proxy: Proxy, views: Tensor, plan: Plan) -> Tensor:
-        """The features of `views`, without a graph."""
-        return torch.cat([self.features(proxy, part) for part in torch.split(views, plan.piece)])
+    def _seen(self, proxy: Proxy, images: Tensor) -> Tensor:
+        """The features of `images`, (n, d), without a graph."""
 
-    def _of_none(self, proxy: Proxy, views: Tensor) -> Tensor:
-        """Return features of zero images, (0, d); not every network takes an empty batch."""
+        def pieces(plan: Plan) -> Tensor:
+            return torch.cat([self.features(proxy, part) for part in torch.split(images, plan.piece)])
+
         with torch.no_grad():
-            return self.features(proxy, views.new_zeros(1, *views.shape[1:]))[:0]
+            if len(images):
+                return self._fitting(pieces, self.plan(proxy, images))[0]
+            # Not every network takes an empty batch.
+            return self.features(proxy, images.new_zeros(1, *images.shape[1:]))[:0]
 
     def plan(self, proxy: Proxy, views: Tensor) -> Plan:
         """Return the plan by which `views` are split for `proxy`."""
         if len(views) == 1:
             return Plan(1, 1)
-        key = (views.shape[1:], views.dtype, views.device, self.space, self.precision)
+        key = (views.shape[1:], views.dtype, views.device, self.space, self.compute.precision)
         if key not in proxy.costs:
-            proxy.costs[key] = pieces.measure(lambda images: self.features(proxy, images), views)
-        return pieces.plan(len(views), proxy.costs[key], self.chunk, views.device).at_most(self._fits)
+            proxy.costs[key] = chunking.measure(lambda images: self.features(proxy, images), views)
+        return chunking.plan(len(views), proxy.costs[key], self.compute.chunk, views.device).at_most(self._fits)
 
     def features(self, proxy: Proxy, images: Tensor) -> Tensor:
         """Features of `images`, (n, d), in the proxy's own dtype."""
-        return proxy(self.prepare(images), self.space, self.precision)
+        return proxy(self.prepare(images), self.space, self.compute.precision)
 
     def _compiled(self, proxy: Proxy, views: Tensor) -> Compiled:
         if proxy.kind not in self._compiled_kinds:
@@ -277,10 +223,7 @@ class PieceByPiece:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without compiled networks."""
-        return {**self.__dict__, "_compiled_kinds": {}, "_compared": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _compared=weakref.WeakSet())
+        return {**self.__dict__, "_compiled_kinds": {}}
 
     def _with_graph(self, proxy: Proxy, part: Tensor) -> tuple[Tensor, Tensor]:
         leaf = part.detach().requires_grad_()

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.core.autograd import stepped_by
+from ddplug.core.progress import Progress
 from ddplug.errors import RAISED, DDPlugWarning
 
 LOST = 40
@@ -33,10 +34,10 @@ LOOKED_AT = 30
 class Watch:
     """Counts the calls and rounds of one layer, and warns about likely mistakes."""
 
-    def __init__(self, where: str = "the layer") -> None:
-        self.where = where
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.where = "the layer"
         """The layer's name in messages."""
-        self.rounds = 0
         self.expects_action = False
         """True if a program without a round is a mistake: after the first call, or once attached."""
         self._warned: set[str] = set()
@@ -74,7 +75,7 @@ class Watch:
     def untouched(self) -> None:
         """Count a call on views that need no gradient."""
         self._untouched += 1
-        if self._untouched == UNTOUCHED and not self.expects_action and not self.rounds:
+        if self._untouched == UNTOUCHED and not self.expects_action and not self._progress.rounds:
             self.warn(
                 "no gradient",
                 f"{UNTOUCHED} batches of views came to {self.where}, and none needed a gradient, so CMI was added to "
@@ -86,7 +87,7 @@ class Watch:
         """Count a call on views that need a gradient, and `lost` earlier calls that got no backward pass."""
         self.expects_action = True
         self._lost += lost
-        if self._lost >= LOST and not self.rounds:
+        if self._lost >= LOST and not self._progress.rounds:
             self.warn(
                 "never acts",
                 f"{self._lost} batches of views passed {self.where} and no backward pass ever came back to them, so "
@@ -98,7 +99,7 @@ class Watch:
         """Count a step of the optimizer of the host's images, and whether CMI was added for it."""
         self.steps += 1
         self.acted += acted
-        if self.steps == STEPS and not self.rounds:
+        if self.steps == STEPS and not self._progress.rounds:
             self.warn(
                 "never acts",
                 f"the optimizer of the images took {STEPS} steps, and CMI was never added: no backward pass came "
@@ -106,15 +107,14 @@ class Watch:
             )
 
     def began(self, single_class: int | None, *, absolute: bool, adds_up: bool) -> None:
-        """Count a round of one backward pass.
+        """Note a round that begins.
 
         Args:
             single_class: the class of all its images, if they are of one.
             absolute: True if lambda was given, so that it is not measured on these rounds.
             adds_up: True if the gradient of the round before still waits for a step.
         """
-        self.rounds += 1
-        if self.rounds > LOOKED_AT:
+        if self._progress.rounds >= LOOKED_AT:
             return
         if single_class is None:
             self._single = None
@@ -163,7 +163,7 @@ class Watch:
 
     def report(self) -> None:
         """Warn if the layer never acted, except in a forked process."""
-        if self.expects_action and not self.rounds and self._process == os.getpid():
+        if self.expects_action and not self._progress.rounds and self._process == os.getpid():
             self.warn(
                 "never acts",
                 f"the regulariser at {self.where} never came into action: no backward pass reached images that went "

@@ -1,4 +1,4 @@
-"""The state of a weighting: lambda, the factor in L_host + lambda * CMI, as given or as measured.
+"""Lambda, the factor in L_host + lambda * CMI, as given or as measured.
 
 A *share* is a fraction of the host's own gradient, and the same number in every host. Its lambda is measured over the
 first rounds. "relative" then freezes it: the objective is a fixed function, and the share decays as the term falls.
@@ -15,62 +15,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.core import options
-from ddplug.core.options import Schedule
+from ddplug.core.options import Absolute, Schedule, Weighting, check_count
 from ddplug.errors import InputError
 
 BOUND = 10.0
 """Largest sustained lambda, in multiples of the first: where the term vanishes, lambda would grow without end."""
 
 
-class FixedLambda:
-    """Lambda as given."""
+class Lambda:
+    """Lambda by the weight and the weighting.
 
-    kind = "absolute"
-    measuring = False
-    """True if the next rounds are to be observed."""
+    A share's lambda is such that CMI's gradient on the views has that share of the norm of the host's own. Squared
+    norms are summed over a passage of the set, which a host that steps on parts of it makes in several rounds. Lambda
+    is the share times the median, over `rounds` passages, of the host's norm over CMI's. A single outlier, a spike of
+    the host's loss say, does not move a median. Until the first lambda is settled, a round uses the complete passages
+    before it, so that all its calls have one lambda; the first passage is only measured.
 
-    def __init__(self, lam: float) -> None:
-        self.lam: float | None = lam
-        self.so_far = self.lam
-        self.share = math.inf
-        """No share was asked for."""
-        self.factor = 1.0
-        """Inner steps of a host's unrolled loop for each that the layer sees. The recorded share is divided by it."""
+    A sustained lambda comes from the passages since the last one was set. It is at most `BOUND` times the first: where
+    CMI all but vanishes, the rest of its gradient means nothing.
 
-    def observe(self, host: Tensor, own: Tensor, *, ends: bool, pooled: bool = False) -> str | None:
-        """Do nothing: lambda is given."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The lambda."""
-        return {"kind": self.kind, "lam": self.lam}
-
-    def check(self, state: dict[str, Any]) -> None:
-        """`InputError` unless the state is of the same lambda."""
-        _check_state(state, self.state_dict(), ("kind", "lam"))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check the state, which has nothing else than the lambda."""
-        self.check(state)
-
-
-class MeasuredLambda:
-    """Lambda such that CMI's gradient on the views has `share` of the norm of the host's own.
-
-    Squared norms are summed over a passage of the set, which a host that steps on parts of it makes in several rounds.
-    Lambda is the share times the median, over the first `rounds` passages, of the host's norm over CMI's; then it is
-    frozen. A single outlier, a spike of the host's loss say, does not move a median. Until lambda is frozen, a round
-    uses the complete passages before it, so that all its calls have one lambda; the first passage is only measured.
+    Raises:
+        InputError: `weight` is not finite or below 0.
     """
 
-    kind = "relative"
-
-    def __init__(self, share: float, rounds: int) -> None:
-        self.share, self.rounds = share, rounds
-        self.lam: float | None = None
+    def __init__(self, weight: float, how: Weighting) -> None:
+        self.weight, self.how = check_weight(weight), how
+        self.lam = self.weight * how.unit if isinstance(how, Absolute) else None
+        """Lambda, once it is settled."""
         self.factor = 1.0
-        """Inner steps of a host's unrolled loop for each that the layer sees. Lambda is multiplied by it, the recorded
-        share is divided by it."""
+        """Inner steps of a host's unrolled loop for each that the layer sees. A measured lambda is multiplied by it,
+        the recorded share is divided by it."""
+        self.first: float | None = None
+        """The first measured lambda."""
         self._sums = torch.zeros(2, dtype=torch.float64, device="cpu")
         """The squared norms of the passage under way: the host's, CMI's."""
         self._passages: tuple[Tensor, ...] = ()
@@ -79,15 +55,16 @@ class MeasuredLambda:
         """Complete passages."""
         self._measured: float | None = None
         """The lambda of the complete passages, if it was computed."""
+        self._bound_announced = False
 
     @property
     def measuring(self) -> bool:
         """True if the rounds to come are to be observed."""
-        return self.lam is None
+        return self.lam is None or self.how.kind == "sustained"
 
     @property
     def so_far(self) -> float:
-        """Lambda by the complete passages; 0 before there is one."""
+        """Lambda, before it is settled by the complete passages; 0 before there is one."""
         if self.lam is not None:
             return self.lam
         if self._measured is None:
@@ -107,6 +84,7 @@ class MeasuredLambda:
             pooled: True if only the mean over many rounds is right, as for an estimate on drawn classes: their
                 passages are summed before the ratio is taken.
         """
+        assert not isinstance(self.how, Absolute)
         norms = torch.stack([host, own])
         counts = (torch.isfinite(norms) & (norms > 0)).all()
         self._sums = self._sums.to(norms.device) + torch.where(counts, norms, 0.0)
@@ -121,71 +99,17 @@ class MeasuredLambda:
             self._complete += 1
             self._measured = None
         self._sums = torch.zeros_like(self._sums)
-        return self._settle() if self._complete >= self.rounds else None
+        return self._settle(self.how.rounds) if self._complete >= self.how.rounds else None
 
-    def _settle(self) -> str | None:
-        self.lam = self._median()
-        self._passages, self._complete = (), 0
-        return f"lambda = {self.lam:.6g} from now on"
-
-    def _median(self) -> float:
-        """The share times the lower median of the passages' ratios; 0 if there is none."""
-        sums = [held.tolist() for held in self._passages]
-        ratios = [math.sqrt(host / own) for host, own in sums if own > 0]
-        return self.share * self.factor * median_low(ratios) if ratios else 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The share and what has been measured."""
-        return {
-            "kind": self.kind, "share": self.share, "rounds": self.rounds, "lam": self.lam, "factor": self.factor,
-            "complete": self._complete, "sums": self._sums.tolist(),
-            "passages": [held.tolist() for held in self._passages],
-        }  # fmt: skip
-
-    def check(self, state: dict[str, Any]) -> None:
-        """`InputError` unless the state is of the same share, measured over as many rounds."""
-        _check_state(state, self.state_dict(), ("kind", "share", "rounds"))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the measurement, or keep the frozen lambda; `InputError` if it is of another share."""
-        self.check(state)
-        self.lam, self._complete = state["lam"], state["complete"]
-        self._measured = None
-        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device="cpu")
-        self._passages = tuple(torch.tensor(held, dtype=torch.float64, device="cpu") for held in state["passages"])
-        self.factor = state.get("factor", self.factor)
-
-
-class SustainedLambda(MeasuredLambda):
-    """Lambda measured anew over every `rounds` passages of the whole set, so that the share is kept up.
-
-    Every lambda comes from the passages since the last one was set, as in `MeasuredLambda`. It is at most `BOUND` times
-    the first: where CMI all but vanishes, the rest of its gradient means nothing. After the first lambda, a device is
-    waited for only when lambda changes.
-    """
-
-    kind = "sustained"
-
-    def __init__(self, share: float, rounds: int) -> None:
-        super().__init__(share, rounds)
-        self.first: float | None = None
-        """The first lambda."""
-        self._bound_announced = False
-        """True if it was announced that lambda has reached its bound."""
-
-    @property
-    def measuring(self) -> bool:
-        """Always."""
-        return True
-
-    def _settle(self) -> str | None:
+    def _settle(self, rounds: int) -> str | None:
         lam = self._median()
         self._passages, self._complete = (), 0
         if lam == 0:  # there was no gradient to measure
             return None
         if self.first is None:
             self.first = self.lam = lam
-            return f"lambda = {lam:.6g} for now, measured anew every {self.rounds} rounds"
+            until = "from now on" if self.how.kind == "relative" else f"for now, measured anew every {rounds} rounds"
+            return f"lambda = {lam:.6g} {until}"
         limit = BOUND * self.first
         self.lam = min(lam, limit)
         if lam > limit and not self._bound_announced:
@@ -193,40 +117,36 @@ class SustainedLambda(MeasuredLambda):
             return f"lambda = {limit:.6g}, {BOUND:g} times the first, and grows no further"
         return None
 
+    def _median(self) -> float:
+        """The share times the lower median of the passages' ratios; 0 if there is none."""
+        sums = [held.tolist() for held in self._passages]
+        ratios = [math.sqrt(host / own) for host, own in sums if own > 0]
+        return self.weight * self.factor * median_low(ratios) if ratios else 0.0
+
     def state_dict(self) -> dict[str, Any]:
-        """The share, lambda, and what has been measured since it was set."""
-        return {**super().state_dict(), "first": self.first}
+        """Lambda and what has been measured."""
+        return {
+            "lam": self.lam, "first": self.first, "factor": self.factor, "complete": self._complete,
+            "sums": self._sums.tolist(), "passages": [held.tolist() for held in self._passages],
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the measurement; `InputError` if it is of another share."""
-        super().load_state_dict(state)
-        self.first = state["first"]
-
-
-Lambda = FixedLambda | MeasuredLambda
-"""The state of a weighting: `lam` once it is settled, `so_far` at any time."""
-
-
-def start(weight: float, weighting: options.Weighting) -> Lambda:
-    """Return the lambda of `weighting` before the first round; `InputError` unless `weight` is finite and >= 0."""
-    weight = check_weight(weight)
-    if isinstance(weighting, options.Absolute):
-        return FixedLambda(weight * weighting.unit)
-    kind = SustainedLambda if isinstance(weighting, options.Sustained) else MeasuredLambda
-    return kind(weight, weighting.rounds)
+        """Continue the measurement, or keep the settled lambda."""
+        self.lam, self.first, self.factor = state["lam"], state["first"], state["factor"]
+        self._complete, self._measured = state["complete"], None
+        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device="cpu")
+        self._passages = tuple(torch.tensor(held, dtype=torch.float64, device="cpu") for held in state["passages"])
 
 
 def warmup(rounds: int) -> Schedule:
     """A schedule that rises linearly to 1 over `rounds` rounds."""
-    if rounds < 1:
-        raise InputError(f"a warm-up needs at least 1 round, got {rounds}.")
+    check_count("rounds", rounds)
     return lambda round_: min(1.0, (round_ + 1) / rounds)
 
 
 def cosine(rounds: int) -> Schedule:
     """A schedule that falls from 1 to 0 over `rounds` rounds along half a cosine, and stays at 0."""
-    if rounds < 1:
-        raise InputError(f"a cosine schedule needs at least 1 round, got {rounds}.")
+    check_count("rounds", rounds)
     return lambda round_: 0.5 * (1 + math.cos(math.pi * min(1.0, round_ / rounds)))
 
 
@@ -248,9 +168,3 @@ def check_weight(weight: float) -> float:
             "1 is as much as the host's own gradient."
         )
     return float(weight)
-
-
-def _check_state(state: dict[str, Any], own: dict[str, Any], keys: tuple[str, ...]) -> None:
-    given, expected = ({key: record.get(key) for key in keys} for record in (state, own))
-    if given != expected:
-        raise InputError(f"this state is of another weighting: {given}, expected {expected}.")

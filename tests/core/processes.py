@@ -342,7 +342,7 @@ def said_wrongly(group: Any) -> None:
             train(layer(group, "sharded", **given), images[rows], labels[rows])
     ahead = layer(group, "replicated", compute=ddplug.Compute(every=2))
     if rank == 1:
-        ahead._keeper.rounds = 2
+        ahead._progress.rounds = 2
     with pytest.raises(HostError, match=r"differ in the number of rounds: 0 in process 0, 2 in process 1"):
         train(ahead, images, labels)
 

@@ -14,7 +14,7 @@ NAN, INF = float("nan"), float("inf")
 ROUND = {"number": 0, "value": 0.1, "lam": 1.0, "images": 4, "skipped": False}
 DAMAGED: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a lambda that is NaN": (("weighting", "lam"), NAN, r"weighting\.lam: expected a number that is finite"),
-    "a norm that is a word": (("weighting", "sums"), [1.0, "x"], r"must be real number, not str"),
+    "a norm that is a word": (("weighting", "sums"), [1.0, "x"], r"sums\[1\]: expected a number"),
     "no weighting": (("weighting",), [], r"weighting: expected a dictionary"),
     "rounds below zero": (("rounds",), -1, r"rounds: expected a whole number"),
     "half a round": (("rounds",), 1.5, r"rounds: expected a whole number"),

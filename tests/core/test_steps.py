@@ -259,7 +259,7 @@ def recorded(run: Run) -> tuple[list[str], list[int]]:
     """The run's announcements and the numbers of the rounds that a logger gets."""
     said: list[str] = []
     logged: list[int] = []
-    run.regularizer._keeper.announce = said.append
+    run.regularizer._progress.announce = said.append
     run.regularizer.history.tell(lambda rounds: logged.extend(round_.number for round_ in rounds))
     return said, logged
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ddplug
-from ddplug.core.weighting import BOUND, SustainedLambda
+from ddplug.core.weighting import BOUND, Lambda
 
 pytestmark = pytest.mark.numerical
 
@@ -51,7 +51,7 @@ def step(regularizer: ddplug.Regularizer, images: Tensor, labels: Tensor, factor
 )
 def test_lambda_is_the_share_of_the_rounds_before(share: float, own: list[float], host: list[float]) -> None:
     """By definition: the median of the ratios in the last three complete rounds, within the bound."""
-    weighting = SustainedLambda(share, rounds=3)
+    weighting = Lambda(share, ddplug.Sustained(3))
     for number, (h, o) in enumerate(zip(host, own, strict=True), 1):
         weighting.observe(*norms(h, o), ends=True)
         if number % 3 == 0:
@@ -78,7 +78,7 @@ def test_the_share_stays_where_a_frozen_one_decays(pool: ddplug.ProxyPool, batch
 
 
 def test_a_vanishing_term_does_not_blow_lambda_up() -> None:
-    told, weighting = [], SustainedLambda(1.0, rounds=1)
+    told, weighting = [], Lambda(1.0, ddplug.Sustained(1))
     for power in range(30):
         told.append(weighting.observe(*norms(1.0, 10.0**-power), ends=True))
     assert weighting.first == 1.0
@@ -93,7 +93,7 @@ def test_a_vanishing_term_does_not_blow_lambda_up() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
 def test_rounds_without_a_finite_gradient_do_not_count(bad: float) -> None:
-    weighting = SustainedLambda(1.0, rounds=2)
+    weighting = Lambda(1.0, ddplug.Sustained(2))
     for own in (bad, 4.0, 4.0):
         weighting.observe(*norms(1.0, own), ends=True)
     assert weighting.lam == 0.5
@@ -108,7 +108,7 @@ def test_rounds_without_a_finite_gradient_do_not_count(bad: float) -> None:
 @pytest.mark.parametrize("parts", [[0.5, 0.5], [0.1] * 10, [0.25, 0.7, 0.05]])
 def test_parts_of_a_set_count_as_the_set(parts: list[float]) -> None:
     """A round of a part of the set has that part of both squared norms."""
-    whole, cut = SustainedLambda(1.0, rounds=2), SustainedLambda(1.0, rounds=2)
+    whole, cut = Lambda(1.0, ddplug.Sustained(2)), Lambda(1.0, ddplug.Sustained(2))
     for own in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
         whole.observe(*norms(3.0, own), ends=True)
         for number, part in enumerate(parts, 1):
@@ -174,7 +174,7 @@ def test_a_run_goes_on_from_its_state(pool: ddplug.ProxyPool, batch: Batch) -> N
     got += [step(second, images + 0.1 * shift, labels, 1 + shift) for shift in range(5, 11)]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     assert second.lam == whole.lam
-    with pytest.raises(ddplug.errors.InputError, match="another weighting"):
+    with pytest.raises(ddplug.errors.InputError, match="was made with"):
         layer(pool, weighting=ddplug.Relative(3)).load_state_dict(first.state_dict())
 
 

@@ -128,7 +128,7 @@ def test_in_pieces_and_at_once(chunk: Any) -> None:
     net = network().double()
     x = images(dtype=torch.float64).requires_grad_()
     (expected,) = torch.autograd.grad(ddplug.CMI(net, "pooled")(x, LABELS), x)
-    step = PieceByPiece("pooled", make("cmi"), lambda views: views, chunk=chunk)
+    step = PieceByPiece("pooled", make("cmi"), lambda views: views, ddplug.Compute(precision="exact", chunk=chunk))
     value, got = step(Proxy(copy.deepcopy(net)), x.detach(), group(LABELS, 6, x.device))
     assert torch.allclose(got, expected, rtol=1e-9, atol=1e-14)
     assert value.item() == pytest.approx(measure(net, x.detach(), LABELS, representation="pooled").cmi)
