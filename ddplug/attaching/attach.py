@@ -89,14 +89,7 @@ class Handle:
             self._logs.pop()()
         watch = self.regularizer.watch
         if self.regularizer.rounds:
-            added = any(round_.lam for round_ in self.history)
-            acted = f"{watch.acted if added else 0} of {watch.steps} steps of the images"
-            acted = acted if watch.steps else f"{len(self.history) if added else 0} rounds"
-            share = next(
-                (f", share {r.share:.3g} at the last" for r in reversed(self.history) if r.share is not None), ""
-            )
-            share = share if added else ", lambda was 0 all the time"
-            self.regularizer.announce(f"ddplug: CMI acted in {acted} at {self.where}{share}")
+            self.regularizer.announce(f"ddplug: {watch.summary(self.history)}")
         elif watch.steps and watch.expects_action and watch.due("never acts"):
             watch.expect("never acts")
             raise HostError(

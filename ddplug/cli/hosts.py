@@ -53,10 +53,10 @@ def run(
     script: Annotated[Path | None, typer.Option(help="Script to run instead of a host.")] = None,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="Function that makes the views: MODULE:FUNCTION, MODULE:CLASS.METHOD or FILE.py:LINE."),
+        typer.Option(help="Function that makes the views, FILE.py:FUNCTION, or FILE.py:LINE; by default optimizer."),
     ] = None,
     labels: Annotated[
-        str, typer.Option(help="Python expression for the labels where that function is called, or calls:CLASSES.")
+        str, typer.Option(help="Python expression for the labels where that is called or stepped, or calls:CLASSES.")
     ] = "",
     steps: Annotated[
         str, typer.Option(help="Python expression for the calls per backward pass of an unrolled loop.")

@@ -31,7 +31,7 @@ def run_script(
     """Run `ddplug run --script`, with its options as they were typed."""
     from ddplug.core.weighting import check_weight
     from ddplug.hosting.options import Inner
-    from ddplug.scripts.any_script import Unpatched, run_unpatched
+    from ddplug.scripts.any_script import OPTIMIZER, Unpatched, run_unpatched
 
     try:
         share = check_weight(float(weight))
@@ -42,7 +42,7 @@ def run_script(
     if inner not in get_args(Inner):
         raise InputError(f"unknown inner {inner!r}, expected {', '.join(get_args(Inner))}.")
     given = Unpatched(
-        user_path(script).resolve(), at=tuple(at), inner=inner,  # type: ignore[arg-type]
+        user_path(script).resolve(), at=tuple(at) or (OPTIMIZER,), inner=inner,  # type: ignore[arg-type]
         path=tuple(user_path(folder).resolve() for folder in path),
         record=user_path(record).absolute() if record is not None else None, **how,
     )  # fmt: skip
@@ -70,7 +70,6 @@ def find(
     Views are followed by autograd from the functions that return them to the images that an optimizer steps.
     """
     from ddplug.scripts.any_script import Unpatched
-    from ddplug.scripts.finding import commands
     from ddplug.scripts.finding import find as look
 
     there = user_path(script).resolve()
@@ -80,5 +79,5 @@ def find(
         raise InputError(f"there is no '{there}'; name a script.")
     folders = tuple(user_path(folder).resolve() for folder in path or [])
     given = Unpatched(there, path=folders, redirect_cuda=redirect_cuda, old_numpy=old_numpy)
-    for line in commands(given, arguments or [], look(given, arguments or [], seconds=seconds)):
+    for line in look(given, arguments or [], seconds=seconds):
         say(line)

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.core.autograd import stepped_by
+from ddplug.core.history import History
 from ddplug.core.progress import Progress
 from ddplug.errors import RAISED, DDPlugWarning
 
@@ -105,6 +106,16 @@ class Watch:
                 f"the optimizer of the images took {STEPS} steps, and CMI was never added: no backward pass came "
                 f"through {self.where}. Does the host call it on its synthetic images?",
             )
+
+    def summary(self, history: History) -> str:
+        """Describe in how many steps of the images CMI was added."""
+        added = any(round_.lam for round_ in history)
+        acted = f"{self.acted if added else 0} of {self.steps} steps of the images"
+        if not self.steps:  # by an optimizer of which ddplug knows that it holds them
+            acted = f"{len(history) if added else 0} rounds"
+        shares = [round_.share for round_ in history if round_.share is not None]
+        share = f", share {shares[-1]:.3g} at the last" if shares else ""
+        return f"CMI acted in {acted} at {self.where}{share if added else ', lambda was 0 all the time'}"
 
     def began(self, single_class: int | None, *, absolute: bool, adds_up: bool) -> None:
         """Note a round that begins.

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import inspect
 import sys
+import sysconfig
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddplug.attaching.held import items_of
 from ddplug.errors import HostError, InputError
+from ddplug.hosting.script import execute
+
+_OTHERS = (str(Path(__file__).parents[1]), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+"""Folders of ddplug, Python and installed packages."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +33,6 @@ class Scope:
     everywhere: Mapping[str, Any]
     """The names of its module."""
     code: types.CodeType | None = None
-    line: int = 0
 
     def has(self, name: str) -> bool:
         """Return True if `name` is defined in the scope."""
@@ -64,25 +70,39 @@ class Expression:
 class Variables:
     """Variables of the functions under way at a call, by dotted names; empty between calls, to keep nothing alive."""
 
-    def __init__(self, option: str) -> None:
-        self._option = option
-        self.scopes: Sequence[Scope] = ()
+    def __init__(self) -> None:
+        self._scopes: Sequence[Scope] = ()
+
+    @contextmanager
+    def of(self, scopes: Sequence[Scope]) -> Iterator[None]:
+        """Look into `scopes` in the block, from the innermost out."""
+        self._scopes = scopes
+        try:
+            yield
+        finally:
+            self._scopes = ()
 
     def groups(self) -> Iterator[Iterator[tuple[str, Any]]]:
         """Yield the variables of each function, from the innermost out; arguments belong to a call, not to the set."""
-        for scope in self.scopes:
+        for scope in self._scopes:
             if scope.code is not None:
                 yield items_of(scope.local or scope.everywhere)
 
     def get(self, path: str) -> Any:
-        """The value of an expression; `HostError` if no function knows its names."""
-        return Expression(path, self._option).value(self.scopes)[0]
+        """The value of an expression for labels; `HostError` if no function knows its names."""
+        return Expression(path, "--labels").value(self._scopes)[0]
 
 
-def calling(is_hosts: Callable[[str], bool]) -> Iterator[types.FrameType]:
-    """The host's functions under way, from the innermost out: those of whose files `is_hosts` says so."""
+@functools.cache
+def is_hosts(file: str) -> bool:
+    """Return True if `file` is the host's: neither ddplug's nor Python's nor an installed package's."""
+    return not file.startswith(("<", *_OTHERS)) and "site-packages" not in file
+
+
+def calling() -> Iterator[types.FrameType]:
+    """The host's functions under way, from the innermost out."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not execute.__code__:
         if is_hosts(frame.f_code.co_filename):
             yield frame
         frame = frame.f_back
@@ -96,7 +116,7 @@ def scope_of(frame: types.FrameType) -> Scope:
     if own and isinstance(held, dict):
         held.clear()  # before Python 3.13 the frame keeps this copy of its variables, and with it what they held
     where = f"{frame.f_code.co_name}() of {place_of(frame)}" if own else place_of(frame)
-    return Scope(where, local, frame.f_globals, frame.f_code, frame.f_lineno)
+    return Scope(where, local, frame.f_globals, frame.f_code)
 
 
 def place_of(frame: types.FrameType) -> str:

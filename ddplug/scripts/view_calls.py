@@ -6,10 +6,8 @@ Synthetic images are those that need a gradient; real batches need none, and nei
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +16,6 @@ from torch import Tensor
 from ddplug.errors import HostError, noted
 from ddplug.scripts.frames import Scope, arguments_of, calling, place_of, scope_of
 from ddplug.scripts.placing import Place
-
-OURS = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,34 +35,18 @@ class Call:
     """These, then the variables of the host's functions under way, from the innermost out."""
 
 
-def own_files(hosts: Sequence[Path]) -> Callable[[str], bool]:
-    """Return a function that is True for the files of the host: those of `hosts`, its files and folders."""
-    within = tuple(str(path) for path in hosts)
-
-    @functools.cache
-    def is_hosts(file: str) -> bool:
-        return file.startswith(within) and not file.startswith(OURS) and "site-packages" not in file
-
-    return is_hosts
-
-
 class ViewCalls:
     """Callable at the places: counts the calls, and passes on the views of those on synthetic images.
 
     Args:
         act: from such a call to what the host gets in the place of its views; None if these show real images.
-        hosts: the host's files and folders, whose functions' variables may be looked at.
-        one: if only one place may see synthetic images, as it was found by its name.
     """
 
-    def __init__(self, act: Callable[[Call], Tensor | None], hosts: Sequence[Path], *, one: bool = False) -> None:
-        self.synthetic: Counter[tuple[Place, str]] = Counter()
-        """Calls on synthetic images by place and caller."""
-        self.untouched: Counter[Place] = Counter()
-        """Calls on images that need no gradient."""
-        self._act, self._one = act, one
+    def __init__(self, act: Callable[[Call], Tensor | None]) -> None:
+        self.synthetic = self.untouched = 0
+        """Calls on synthetic images, and on others."""
+        self._act = act
         self._inside = False
-        self._is_hosts = own_files(hosts)
 
     def at(self, place: Place) -> Callable[[Any], Any]:
         """Return a decorator of a function, or for a line a function of its value."""
@@ -80,7 +60,7 @@ class ViewCalls:
                 return function(*args, **kwargs)
             images = _images([*args, *kwargs.values()])
             if images is not None and not _synthetic(images):
-                self.untouched[place] += 1
+                self.untouched += 1
                 return function(*args, **kwargs)
             self._inside = True
             try:
@@ -95,7 +75,7 @@ class ViewCalls:
     def _value(self, place: Place, value: Any) -> Any:
         images = _images([value])
         if images is None or not _synthetic(images):
-            self.untouched[place] += images is not None
+            self.untouched += images is not None
             return value
         return self._passed(place, value, None, lambda: None)
 
@@ -106,9 +86,9 @@ class ViewCalls:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         found = [index for index, part in enumerate(parts) if _is_batch(part) and _synthetic(part)]
         if not found:
-            self.untouched[place] += images is not None
+            self.untouched += images is not None
             return result
-        frames = list(calling(self._is_hosts))
+        frames = list(calling())
         where = place_of(frames[0]) if frames else str(place)
         if len(found) > 1:
             raise HostError(
@@ -119,22 +99,13 @@ class ViewCalls:
         scopes = [*([arguments] if arguments is not None else []), *map(scope_of, frames)]
         passed = self._act(Call(place, where, images, parts[found[0]], arguments, scopes))
         if passed is None:
-            self.untouched[place] += 1
+            self.untouched += 1
             return result
-        self._count(place, where)
+        self.synthetic += 1
         parts[found[0]] = passed
         if not isinstance(result, tuple | list):
             return parts[0]
         return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
-
-    def _count(self, place: Place, where: str) -> None:
-        others = {other for other, _ in self.synthetic if other != place}
-        if self._one and others:
-            raise HostError(
-                f"both {place} and {', '.join(map(str, others))} are called on synthetic images, here at {where}. Say "
-                f"which makes the views: --at {place.at}, say. --at can be given more than once."
-            )
-        self.synthetic[place, where] += 1
 
 
 def _is_batch(value: object) -> bool:

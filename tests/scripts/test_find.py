@@ -108,11 +108,11 @@ UNROLLED = """
         optimizer.step()
 """
 SCRIPTS = {
-    "class by class": (CLASS_BY_CLASS, "aug:DiffAugment", "label_syn", ["--rounds", "3"]),
+    "class by class": (CLASS_BY_CLASS, "aug.py:DiffAugment", "label_syn", ["--rounds", "3"]),
     "without an augmentation": (WITHOUT_AUGMENTATION, "optimizer", "labels", []),
-    "a leaf per class": (LEAVES, "script:Images.batch", "held.targets", []),
-    "an embedding": (EMBEDDING, "script:images", "y", []),
-    "unrolled": (UNROLLED, "aug:DiffAugment", "syn_labels", []),
+    "a leaf per class": (LEAVES, "script.py:Images.batch", "held.targets", []),
+    "an embedding": (EMBEDDING, "script.py:images", "y", []),
+    "unrolled": (UNROLLED, "aug.py:DiffAugment", "syn_labels", []),
 }
 
 
@@ -221,4 +221,4 @@ def test_what_is_no_script(tmp_path: Path) -> None:
 
 def test_a_script_that_never_steps_is_ended(tmp_path: Path) -> None:
     script = write(tmp_path, "import time\ntime.sleep(600)\n")
-    assert find(Unpatched(script), [], seconds=1).images == []
+    assert "Stepped were: nothing." in find(Unpatched(script), [], seconds=1)[0]

@@ -52,7 +52,7 @@ def test_without_its_patch_it_is_the_same_run(
     if name == "mtt":
         theirs += ["--buffer_path", request.getfixturevalue("experts")]
     on = ("--weight", 0.5, "--proxies", pools[0])
-    script = ("run", "--script", host.repo / host.spec.script, *OURS[name])
+    script = ("run", "--script", host.repo / host.spec.script, "--at", "utils.py:DiffAugment", *OURS[name])
     host.ddplug(on, *theirs, **host.seen("patched", spy_steps=99))
     ran = host.drive("ddplug", *script, *on, "--", *theirs, **host.seen("script", spy_steps=99))
     host.direct(*theirs, **host.seen("direct", spy_steps=99))
@@ -63,7 +63,7 @@ def test_without_its_patch_it_is_the_same_run(
         assert all(torch.equal(a["grad"], b["grad"]) for a, b in zip(one["steps"], other["steps"], strict=True))
         assert torch.equal(one["last"], other["last"])
     assert not torch.equal(without["last"], direct["last"])
-    assert f"CMI acted in {without['count']} backward passes" in ran.output
+    assert f"CMI acted in {without['count']} of {without['count']} steps of the images" in ran.output
 
 
 def test_find_has_its_place_among_the_first(
@@ -77,5 +77,5 @@ def test_find_has_its_place_among_the_first(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     found = find(Unpatched(host.repo / host.spec.script, redirect_cuda=True), [*map(str, theirs)], seconds=300)
-    first = [place for place in found.places[:2] if place.at.endswith(":DiffAugment")]
-    assert int(first[0].where.partition(":")[2]) in PLACES[name]
+    first = [line for line in found[1:5:2] if ":DiffAugment makes views" in line]
+    assert int(first[0].rstrip(":").rpartition(":")[2]) in PLACES[name]
