@@ -179,7 +179,7 @@ def pretrain(
     """
     from rich.table import Table
 
-    from ddplug.networks.spec import LIBRARIES
+    from ddplug.networks.libraries import LIBRARIES
     from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
     from ddplug.utils.processes import place

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import ProxyError
 from ddplug.hosting.names import Names
-from ddplug.networks.fitting import build_for
-from ddplug.networks.zoo import Norm, seeded
+from ddplug.networks.zoo import Norm, build, seeded
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.utils.files import user_path
 from ddplug.utils.reading import load_tensors
@@ -127,7 +126,7 @@ def network(held: Weights, file: str, builder: Builder | None = None) -> nn.Modu
         renamed = {_renamed(name, names): value for name, value in held.items()}
         try:
             with seeded(0):  # the drawn weights are overwritten; global generators must not change
-                made = build_for(renamed, architecture, **options)
+                made = build(architecture, **options)
             problem = _load(made, renamed)
             if problem is None:
                 return made

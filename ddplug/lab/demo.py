@@ -26,7 +26,6 @@ from ddplug.lab.plan import BASELINE, Arm, Settings, arms
 from ddplug.lab.records import read_json
 from ddplug.lab.statistics import cost, curve, ratio_interval
 from ddplug.lab.tables import plus_minus, standing, term_of
-from ddplug.networks.precision import fast_bf16
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.pretrain import pretrain
 from ddplug.terms import make
@@ -186,7 +185,7 @@ def _pool(data: ImageData, folder: Path, preset: Preset, device: torch.device) -
     return pretrain(
         data, folder, architecture=preset.proxy_arch, options={"width": preset.proxy_width},
         count=preset.proxies + preset.held_out, epochs=preset.proxy_epochs, lr=preset.proxy_lr,
-        batch_size=64, device=device, precision="bf16" if fast_bf16(device) else "exact",
+        batch_size=64, device=device,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError
-from ddplug.networks.spec import LIBRARIES
+from ddplug.networks.libraries import LIBRARIES
 from ddplug.networks.training import Augment, accuracy, fit
 from ddplug.networks.zoo import build, seeded
 

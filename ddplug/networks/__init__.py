@@ -1,7 +1,6 @@
 """The networks of dataset distillation, their training and their precision."""
 
 from ddplug.networks.zoo import (
-    _REGISTRY,
     Network,
     Norm,
     alexnet,
@@ -15,7 +14,6 @@ from ddplug.networks.zoo import (
 )
 
 __all__ = [
-    "_REGISTRY",
     "Network",
     "Norm",
     "alexnet",

@@ -67,17 +67,18 @@ def fit(
     `images` are (n, c, h, w) floats, `labels` int64 (n,) or probabilities, float (n, classes), on any device.
     "step" is the standard schedule: `lr` for the first epochs // 2 + 1 epochs, a tenth of it for the others. "cosine"
     goes from `lr` to zero, batch by batch. With precision="bf16" the layers compute in bf16; weights stay fp32.
-    `on_epoch(done, loss)` is told after every epoch how many are done and the mean loss of the last.
+    `on_epoch(done, loss)` is called after every epoch with the number of epochs done and the mean loss of the last.
 
     With `checkpoint`, the state is saved there after every epoch (before `on_epoch`), and a later call with the same
     arguments goes on from it and ends at exactly the weights of an uninterrupted run, bit for bit where the device's
     own arithmetic repeats itself, as the CPU's does. The file is removed when the training is finished, unless
     `keep_checkpoint` is set: then the same call again gives the trained network at once.
 
-    Raises `InputError` for images, labels or settings that cannot be trained on, `ProxyError` if the loss stops being
-    finite, and `ProxyError` if the checkpoint cannot be read or belongs to other arguments.
+    Raises `InputError` if images and labels differ in number, `ProxyError` if the loss stops being finite, or if the
+    checkpoint cannot be read or belongs to other arguments.
     """
-    _check_training(net, images, labels, epochs, batch_size, schedule, precision)
+    if len(labels) != len(images):
+        raise InputError(f"each image has a label, got {len(images)} images and {len(labels)} labels")
     device = _device(net)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -144,6 +145,7 @@ def fit_until_steady(
     test: tuple[Tensor, Tensor],
     *,
     batch_size: int,
+    seed: int,
     checkpoint: Path,
     on_epoch: Callable[[int, float], object],
     **how: Any,
@@ -151,17 +153,19 @@ def fit_until_steady(
     """Train `net` in cycles, each twice as long as the one before, until one brings little; returns the epochs.
 
     Each cycle goes from the learning rate to zero (warm restarts, arXiv 1608.03983). Counted in steps, so that a small
-    data set is passed more often than a large one. A cycle brings little if the mean probability of the true class on
-    the `test` images and labels rises by less than `LEAST_RISE`. Arguments are those of `fit`, as are the errors; what
-    is interrupted is continued by the same call.
+    data set is passed more often than a large one. A cycle has a seed of its own, drawn from `seed`. It brings little
+    if the mean probability of the true class on the `test` images and labels rises by less than `LEAST_RISE`.
+    Arguments are those of `fit`, as are the errors; what is interrupted is continued by the same call.
     """
     done, reached = 0, 0.0
     files = []
+    seeds = torch.Generator().manual_seed(seed)
     for number, epochs in enumerate(cycles(len(images), batch_size)):
         files.append(checkpoint.with_suffix(f".cycle{number}"))
         fit(
             net, images, labels, epochs=epochs, batch_size=batch_size, schedule="cosine", checkpoint=files[-1],
-            keep_checkpoint=True, on_epoch=partial(_counted_on, on_epoch, done), **how,
+            seed=int(torch.randint(2**62, (), generator=seeds, device="cpu")), keep_checkpoint=True,
+            on_epoch=partial(_counted_on, on_epoch, done), **how,
         )  # fmt: skip
         done += epochs
         before, reached = reached, certainty(net, *test)
@@ -179,62 +183,50 @@ def _counted_on(on_epoch: Callable[[int, float], object], before: int, epoch: in
 
 def certainty(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Mean probability of the true class of `images` (n, c, h, w) with `labels` (n,); a number in [0, 1]."""
-    probabilities = _over_batches(net, images, labels, lambda logits, true: logits.softmax(1).gather(1, true[:, None]))
-    return probabilities / len(images)
+    logits = logits_of(net, images)
+    return float(logits.softmax(1).gather(1, labels.to(logits.device)[:, None]).double().mean())
 
 
-def accuracy(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
+def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of `images` (n, c, h, w) whose largest logit is at their label, int64 (n,); a number in [0, 1].
 
-    Measured in eval mode, on the device the network is on; every submodule gets back the mode it had. Raises
-    `InputError` if there are no images or not one hard label for each.
+    Raises `InputError` if there is not one hard label for each image.
     """
-    if len(images) == 0 or labels.shape != (len(images),):
+    if labels.shape != (len(images),):
         raise InputError(
-            f"accuracy needs images and one hard label for each, got {len(images)} images and labels of shape "
-            f"{tuple(labels.shape)}"
+            f"accuracy needs one hard label for each of {len(images)} images, got labels of shape {tuple(labels.shape)}"
         )
-    return _over_batches(net, images, labels, lambda logits, true: logits.argmax(1) == true, batch_size) / len(images)
+    logits = logits_of(net, images)
+    return int((logits.argmax(1) == labels.to(logits.device)).sum()) / len(labels)
 
 
 @torch.no_grad()
-def _over_batches(
-    net: nn.Module, images: Tensor, labels: Tensor, measure: Callable[[Tensor, Tensor], Tensor], batch_size: int = 512
-) -> float:
-    """Return the sum of `measure(logits, labels)` over all images, in eval mode; every submodule keeps its mode."""
+def logits_of(net: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
+    """Logits (n, classes) of images (n, c, h, w), on its device, in eval mode; every submodule keeps its."""
     device = _device(net)
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for batch, targets in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-            total += measure(net(batch.to(device)), targets.to(device)).sum()
+        return torch.cat([net(batch.to(device)).float() for batch in torch.split(images, batch_size)])
     finally:
         for module, training in modes:
             module.training = training
-    return float(total)
 
 
-def shift_and_flip(pad: int, flip: bool) -> Augment:
+@dataclass(frozen=True)
+class ShiftAndFlip:
     """An augmentation: each image moved by up to `pad` pixels along both axes and, if `flip`, mirrored half the time.
 
     What moves in from outside is zero, which in a normalised space is the mean colour. Every image has its own draw,
     made on the generator's device, so that a CPU generator gives the same result for images on any device. Call it
-    as `augment(images, generator)` on (n, c, h, w). Raises `InputError` for a negative `pad`.
+    as `augment(images, generator)` on (n, c, h, w).
     """
-    return _ShiftAndFlip(pad, flip)
 
-
-@dataclass(frozen=True)
-class _ShiftAndFlip:
     pad: int
     flip: bool
 
-    def __post_init__(self) -> None:
-        if self.pad < 0:
-            raise InputError(f"pad is a number of pixels, zero or more, got {self.pad}")
-
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Views of `images` (n, c, h, w), drawn with `generator`."""
         count, _, height, width = images.shape
         draw = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator, device=generator.device)
         top, left = draw.to(images.device)
@@ -260,28 +252,6 @@ def _rate(schedule: Schedule, lr: float, epoch: float, epochs: int) -> float:
     if schedule == "cosine":
         return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     return lr if epoch < epochs // 2 + 1 else lr * 0.1
-
-
-def _check_training(
-    net: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch_size: int, schedule: str, precision: str
-) -> None:
-    if not any(parameter.requires_grad for parameter in net.parameters()):
-        raise ProxyError("the network has no parameter that requires a gradient, so there is nothing to train")
-    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
-        raise InputError(f"images are floats (n, c, h, w) with n > 0, got {images.dtype} {tuple(images.shape)}")
-    hard = labels.dtype == torch.int64 and labels.ndim == 1
-    soft = labels.is_floating_point() and labels.ndim == 2
-    if not (hard or soft) or len(labels) != len(images):
-        raise InputError(
-            f"labels are int64 (n,) or probabilities, float (n, classes), with n = {len(images)} images, got "
-            f"{labels.dtype} {tuple(labels.shape)}"
-        )
-    if epochs < 1 or batch_size < 1:
-        raise InputError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
-    if schedule not in ("step", "cosine"):
-        raise InputError(f"unknown schedule {schedule!r}; expected 'step' or 'cosine'")
-    if precision not in ("exact", "bf16"):
-        raise InputError(f"unknown precision {precision!r}, expected 'exact' (fp32) or 'bf16'")
 
 
 def named(augment: Augment | None) -> str:

@@ -18,15 +18,12 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ddplug.errors import ProxyError
-from ddplug.networks.libraries import build_from_library
-from ddplug.networks.spec import LIBRARIES, building_on, spec_of
+from ddplug.networks.libraries import LIBRARIES, build_from_library, plain_defaults, spec_of
 
 Norm = Literal["instance", "batch", "none"]
 P = ParamSpec("P")
 
 _REGISTRY: dict[str, Callable[..., Network]] = {}
-_MOST = {"depth": 32, "channels": 2**12, "width": 2**16}
-_MOST_DEFAULT = 2**20
 
 
 @contextmanager
@@ -87,7 +84,7 @@ def register(constructor: Callable[P, Network]) -> Callable[P, Network]:
         except TypeError as error:
             raise ProxyError(f"{name} was given options it does not have ({error}); it is {name}{signature}") from error
         bound.apply_defaults()
-        with torch.device(building_on.get()):
+        with plain_defaults():
             network = constructor(*args, **kwargs)
         network.spec = spec_of(name, bound.arguments)
         return network
@@ -111,23 +108,6 @@ def build(architecture: str, **options: Any) -> nn.Module:
 
     Raises `ProxyError` for an unknown name, for options that the network does not have, and for impossible ones.
     """
-    with plain_defaults():
-        return _built(architecture, options)
-
-
-@contextmanager
-def plain_defaults() -> Iterator[None]:
-    """Within, tensors are made in fp32 on the CPU unless another is named, whatever defaults the host has set."""
-    default = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float32)
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _built(architecture: str, options: dict[str, Any]) -> nn.Module:
     if architecture.startswith(LIBRARIES):
         return build_from_library(architecture, options)
     if architecture not in _REGISTRY:
@@ -156,8 +136,7 @@ def convnet(
 
     Raises `ProxyError` where the blocks pool the image away: each side needs 2 ** depth pixels.
     """
-    _require_positive(num_classes=num_classes, channels=channels, width=width, depth=depth)
-    height, breadth, padded = _extent(channels, _pair(size))
+    height, breadth, padded = _extent(channels, size)
     _require_size(f"convnet of depth {depth}", (height, breadth), depth, "a smaller depth")
     layers: list[nn.Module] = []
     for block in range(depth):
@@ -180,13 +159,10 @@ def resnet18(
 
     `size` is (height, width) in pixels; features are 8 * width (512). Convolutions have no bias.
 
-    Raises `ProxyError` for norm="none", which this depth does not train without, and, with instance norm, for images
-    that the last stage sees as one pixel: normalised alone, that pixel is zero, and so is every feature.
+    Raises `ProxyError` with instance norm for images that the last stage sees as one pixel: normalised alone, that
+    pixel is zero, and so is every feature.
     """
-    _require_positive(num_classes=num_classes, channels=channels, width=width)
-    height, breadth = _pair(size)
-    if norm == "none":
-        raise ProxyError("resnet18 needs a norm, got norm='none'; use 'instance' or 'batch'")
+    height, breadth = size
     if norm == "instance" and height <= 8 and breadth <= 8:
         raise ProxyError(
             f"resnet18 with instance norm cannot take {height}x{breadth} images: its last stage sees one pixel, whose "
@@ -212,8 +188,7 @@ def vgg11(
 
     Raises `ProxyError` where the pools leave nothing of the image: each side needs 32 pixels.
     """
-    _require_positive(num_classes=num_classes, channels=channels, width=width)
-    height, breadth, padded = _extent(channels, _pair(size))
+    height, breadth, padded = _extent(channels, size)
     _require_size("vgg11", (height, breadth), 5, "another network")
     layers: list[nn.Module] = []
     coming = channels
@@ -241,8 +216,7 @@ def alexnet(
 
     Raises `ProxyError` where the pools leave nothing of the image: each side needs 8 pixels.
     """
-    _require_positive(num_classes=num_classes, channels=channels, width=width)
-    height, breadth, padded = _extent(channels, _pair(size))
+    height, breadth, padded = _extent(channels, size)
     _require_size("alexnet", (height, breadth), 3, "another network")
     layers = [
         *_convolution(channels, 2 * width, 5, 4 if padded else 2, norm),
@@ -328,20 +302,10 @@ def _norm(norm: str, width: int) -> nn.Module:
     raise ProxyError(f"unknown norm {norm!r}; expected 'instance', 'batch' or 'none'")
 
 
-def _pair(size: Sequence[int]) -> tuple[int, int]:
-    if (
-        not isinstance(size, Sequence)
-        or len(size) != 2
-        or not all(isinstance(side, int) and 1 <= side <= 2**20 for side in size)
-    ):
-        raise ProxyError(f"size is (height, width) in pixels, got {size!r}")
-    return int(size[0]), int(size[1])
-
-
-def _extent(channels: int, size: tuple[int, int]) -> tuple[int, int, bool]:
+def _extent(channels: int, size: Sequence[int]) -> tuple[int, int, bool]:
     """Height and width that the first convolution makes of images, and whether it pads them to that (28x28, grey)."""
-    padded = channels == 1 and size == (28, 28)
-    return (32, 32, True) if padded else (*size, False)
+    padded = channels == 1 and tuple(size) == (28, 28)
+    return (32, 32, True) if padded else (size[0], size[1], False)
 
 
 def _require_size(name: str, size: tuple[int, int], halvings: int, instead: str) -> None:
@@ -351,11 +315,3 @@ def _require_size(name: str, size: tuple[int, int], halvings: int, instead: str)
             f"{name} halves the image {halvings} times and cannot take {size[0]}x{size[1]}. The smallest size that "
             f"works is {smallest}x{smallest}: enlarge the images or use {instead}."
         )
-
-
-def _require_positive(**options: int) -> None:
-    for name, value in options.items():
-        most = _MOST.get(name, _MOST_DEFAULT)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            shown = value if not isinstance(value, int) or abs(value) < 2**64 else "a larger number"
-            raise ProxyError(f"{name} must be a whole number from 1 to {most}, got {shown}")

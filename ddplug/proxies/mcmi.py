@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError
+from ddplug.networks.training import logits_of
 from ddplug.terms.base import group
 from ddplug.terms.cmi import cmi, log_centroids
 
@@ -65,17 +66,6 @@ class MaximumCMI:
         log_p = logits.log_softmax(1)
         kl = (log_p.exp() * (log_p - self._log_centroids[labels])).sum(1).mean()
         return loss - self.weight * kl
-
-
-@torch.no_grad()
-def logits_of(net: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
-    """Logits (n, classes) of images (n, c, h, w) in eval mode, on the network's device; it gets back its mode."""
-    device, mode = next(net.parameters()).device, net.training
-    net.eval()
-    try:
-        return torch.cat([net(batch.to(device)).float() for batch in torch.split(images, batch_size)])
-    finally:
-        net.train(mode)
 
 
 def judged(net: nn.Module, data: ImageData) -> dict[str, float]:

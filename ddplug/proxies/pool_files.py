@@ -161,8 +161,7 @@ def read_network(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ddplug.networks.fitting import build_for
-    from ddplug.networks.zoo import seeded
+    from ddplug.networks.zoo import build, seeded
 
     path = _checked(folder / record["file"], record["sha256"])
     architecture, options = record["architecture"], record["options"]
@@ -170,7 +169,7 @@ def read_network(
         weights = load_file(path)
         with seeded(0):  # initial weights are drawn, then overwritten; nobody else's generator may notice
             builder = (builders or {}).get(architecture)
-            network = builder(**options) if builder else build_for(weights, architecture, **options)
+            network = builder(**options) if builder else build(architecture, **options)
         network.load_state_dict(weights)
     except (DDPlugError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ProxyError(

@@ -21,8 +21,7 @@ import torch
 
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError, ProxyError
-from ddplug.networks.precision import fast_bf16
-from ddplug.networks.training import accuracy, cycles, fit, fit_until_steady, shift_and_flip
+from ddplug.networks.training import ShiftAndFlip, accuracy, cycles, fit, fit_until_steady
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
@@ -138,7 +137,7 @@ def _train(
     """Train what the pool lacks, by the recipe in its header, as process `rank` of `size`; ends with a whole pool."""
     recipe = header.recipe
     architecture, resolved, epochs, seed = (recipe[key] for key in ("architecture", "options", "epochs", "seed"))
-    augment = shift_and_flip(max(1, data.shape[1] // 8), recipe["flip"])
+    augment = ShiftAndFlip(max(1, data.shape[1] // 8), recipe["flip"])
     images, labels = data.train_images.to(device), data.train_labels.to(device)
     tuning = recipe.get("mcmi")
     trained = 0 if start is not None else _longest(data, epochs, recipe["batch_size"])
@@ -251,8 +250,7 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     recipe: dict[str, Any] = {"count": 3}
     if torch.device(device).type != "cuda":
-        precision = "bf16" if fast_bf16(device) else "exact"
-        recipe = {"count": 2, "options": {"width": 64}, "precision": precision}
+        recipe = {"count": 2, "options": {"width": 64}}
     size = "".join(f"-{name}{value}" for name, value in recipe.get("options", {}).items())
     folder = cache / "pools" / f"{data.name}-{data.fingerprint()}-{USUAL}{size}"
     there = (folder / HEADER).is_file() and read_header(folder).complete

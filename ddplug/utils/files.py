@@ -78,10 +78,8 @@ def reserved(path: Path) -> Path:
 
 def not_written(path: Path, error: OSError) -> str:
     """Return a message about `error`, which kept `path` from being written."""
-    return (
-        f"cannot write '{path}' ({error.strerror}); nothing was changed. Make room or choose another place, and run "
-        "the same again."
-    )
+    why = error.strerror or error
+    return f"cannot write '{path}' ({why}); nothing was changed. Make room or choose another place, and run it again."
 
 
 def write_bytes(content: bytes | memoryview, path: str | Path) -> None:

@@ -14,13 +14,13 @@ from ddplug.augment.dsa import DSA
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.errors import InputError, ProxyError
 from ddplug.lab.judging import DSAPerNetwork, DSAViews, Recipe, check_fits, maker
-from ddplug.networks.training import accuracy, fit, shift_and_flip
+from ddplug.networks.training import ShiftAndFlip, accuracy, fit
 from ddplug.networks.zoo import build, seeded
 
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.numerical
 
-SHORT = Recipe(epochs=8, lr=0.05, batch_size=20, augment=shift_and_flip(1, False))
+SHORT = Recipe(epochs=8, lr=0.05, batch_size=20, augment=ShiftAndFlip(1, False))
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from torch import nn
 from ddplug import ProxyPool, datasets
 from ddplug.datasets.images import ImageData
 from ddplug.errors import InputError, ProxyError
+from ddplug.networks.training import logits_of
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import mcmi, pretrain
-from ddplug.proxies.mcmi import MaximumCMI, judged, logits_of
+from ddplug.proxies.mcmi import MaximumCMI, judged
 from ddplug.proxies.pretrain import pretrain as train
 from ddplug.proxies.streaming import StreamedProxy
 from ddplug.terms.cmi import cmi
@@ -244,7 +245,7 @@ def test_it_begins_with_the_networks_of_plain_training(few: ImageData, tmp_path:
 
 
 def test_weight_0_is_a_fine_tuning_by_cross_entropy(few: ImageData, tmp_path: Path) -> None:
-    from ddplug.networks.training import fit, shift_and_flip
+    from ddplug.networks.training import ShiftAndFlip, fit
 
     plain = train(few, tmp_path / "plain", count=1, **RECIPE)
     tuned = train(few, tmp_path / "tuned", mcmi=0, mcmi_epochs=1, start=plain, **RECIPE)
@@ -253,7 +254,7 @@ def test_weight_0_is_a_fine_tuning_by_cross_entropy(few: ImageData, tmp_path: Pa
     net.load_state_dict(plain.proxies[0].network.state_dict())
     fit(
         net.requires_grad_(True), few.train_images, few.train_labels, epochs=1, lr=0.005, batch_size=50, seed=3,
-        schedule="cosine", augment=shift_and_flip(1, False),
+        schedule="cosine", augment=ShiftAndFlip(1, False),
     )  # fmt: skip
     for name, value in net.state_dict().items():
         assert torch.equal(value, tuned.proxies[0].network.state_dict()[name]), name

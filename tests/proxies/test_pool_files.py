@@ -209,18 +209,9 @@ def test_a_header_of_the_wrong_types_is_a_pool_error(
         ProxyPool.load(saved[1])
 
 
-DEPTH, WIDTH = ("networks", 0, "options", "depth"), ("networks", 0, "options", "width")
-
-
 @pytest.mark.parametrize(
     ("keys", "value", "said"),
     [
-        (DEPTH, 1e30, "cannot build 'first'"),
-        (DEPTH, 10**30, "cannot build 'first'.*depth must be a whole number from 1 to 32"),
-        (WIDTH, 65536, r"cannot build 'first'.*features\.0\.weight is \(4, 1, 3, 3\), expected \(65536"),
-        (("networks", 0, "options", "num_classes"), 2**20, "cannot build 'first'.*classifier"),
-        (("networks", 0, "options", "size"), "ab", r"cannot build 'first'.*size is \(height, width\)"),
-        (("networks", 0, "options", "size"), [8, None], r"cannot build 'first'.*size is \(height, width\)"),
         (("networks", 0, "bytes"), -1, r"networks\[0\]\.bytes: expected a whole number"),
         (("networks", 0, "sha256"), "0", r"networks\[0\]\.sha256: expected a string like"),
         (("networks", 0, "file"), "a\0b", "expected a string like"),
