@@ -15,7 +15,7 @@ from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import InputError
 from ddplug.lab.evaluate import judged
 from ddplug.lab.judging import DSAPerNetwork, Recipe, maker, resolve
-from ddplug.lab.measure import measure, measure_term
+from ddplug.lab.measure import measure_term
 from ddplug.lab.plan import Settings
 from ddplug.lab.records import AGAIN, Judgement, read_json
 from ddplug.networks.training import accuracy
@@ -124,11 +124,8 @@ class Judge:
         }
 
     def _value(self, pool: ProxyPool, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> float:
-        labels, how = synthetic.classes.to(self.device), dict(self.settings.measuring)
-        found = pool.derived_space(space)
-        if self.settings.term == "cmi":
-            return measure(pool, images, labels, input_space=found, **how).cmi
-        term = make(self.settings.term, temperature=how.pop("temperature", 1.0))
+        how = dict(self.settings.measuring)
+        term = make(self.settings.term, temperature=how.pop("temperature"))
         return measure_term(term, pool, replace(synthetic, images=images, space=space), self.data, **how)
 
     def _maker(self, arch: str | None) -> Callable[[], torch.nn.Module]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddplug.datasets.by_class import ByClass
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
-from ddplug.errors import InputError, ProxyError
+from ddplug.errors import ProxyError
 from ddplug.lab.meaning import seen_by
 from ddplug.proxies.doubts import check_range
 from ddplug.proxies.pool import ProxyPool
@@ -46,11 +46,6 @@ class Measurement:
     per_class: dict[int, float]
     """CMI of each class by its label."""
 
-    @property
-    def space(self) -> Representation:
-        """The former name of `representation`."""
-        return self.representation
-
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
         return asdict(self)
@@ -66,7 +61,6 @@ def measure(
     temperature: float = 1.0,
     separation: Separation = "cross_entropy",
     input_space: AnySpace | str | None = None,
-    batch_size: int = 512,
 ) -> Measurement:
     """CMI, NCMI and per-class CMI of `images` (n, c, h, w) with `labels` (n,), under every proxy of a pool.
 
@@ -78,8 +72,8 @@ def measure(
     groups = group(labels, len(images), images.device)
     several = len(groups.classes) > 1
     sums, separations = [], []
-    for features in _features(pool, images, representation, input_space, batch_size):
-        sums.append(class_sums(features, groups, temperature).double())
+    for features in _features(pool, images, representation, input_space):
+        sums.append(class_sums(features, groups, temperature))
         if several:
             separations.append(class_separation(features, labels, kind=separation, temperature=temperature))
     by_proxy = torch.stack(sums).sum(1) / len(images)
@@ -100,36 +94,6 @@ def measure(
 
 
 @torch.no_grad()
-def term_value(
-    term: Term,
-    proxies: object,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    representation: Representation = "feature",
-    input_space: AnySpace | str | None = None,
-    real: tuple[Tensor, Tensor] | None = None,
-    batch_size: int = 512,
-) -> float:
-    """Any term of `images` (n, c, h, w) with `labels` (n,), in its own unit: the mean over a pool's proxies.
-
-    `real` are images (m, c, h, w) in the same input space and their labels (m,), for a term that compares with such.
-    Raises what `measure` raises, and `InputError` for such a term without.
-    """
-    pool, groups = ProxyPool.of(proxies), group(labels, len(images), images.device)
-    check_representation(representation)
-    # In float64, as in a round: differences of what is nearly equal are what most terms are made of.
-    found = (each.double() for each in _features(pool, images, representation, input_space, batch_size))
-    if real is None:
-        values = [term(each, groups) for each in found]
-    else:
-        others = group(real[1], len(real[0]), images.device)
-        compared = _features(pool, real[0].to(images), representation, input_space, batch_size)
-        pairs = zip(found, compared, strict=True)
-        values = [term.against(Real(theirs.double(), others))(each, groups) for each, theirs in pairs]
-    return torch.stack(values).mean().item()
-
-
 def measure_term(
     term: Term,
     pool: ProxyPool,
@@ -138,18 +102,25 @@ def measure_term(
     *,
     representation: str = "feature",
 ) -> float:
-    """Any term of a set in its own unit, compared with some of `data`'s training images if it compares.
+    """The mean of a term of a set over a pool's proxies, in the unit of the term.
 
-    A term that is defined on one representation is measured on that one. Raises what `term_value` raises.
+    A term that compares with real images is given some of `data`'s training images. A term that is defined on one
+    representation is measured on that one. Raises what `measure` raises.
     """
     how = check_representation(term.representation or representation)
-    labels = synthetic.classes.to(synthetic.images.device)
+    images = synthetic.images
     seen = seen_by(pool, synthetic, data=data).space
-    real = None
-    if term.needs_real and data is not None:
-        real = some_real(data, seen or pool.info.space or data.space)
     space = pool.derived_space(seen)
-    return term_value(term, pool, synthetic.images, labels, representation=how, input_space=space, real=real)
+    groups = group(synthetic.classes, len(images), images.device)
+    features = _features(pool, images, how, space)
+    if not term.needs_real or data is None:
+        values = [term(each, groups) for each in features]
+    else:
+        real, labels = some_real(data, seen or pool.info.space or data.space)
+        others = group(labels, len(real), images.device)
+        pairs = zip(features, _features(pool, real.to(images), how, space), strict=True)
+        values = [term.against(Real(theirs, others))(each, groups) for each, theirs in pairs]
+    return torch.stack(values).mean().item()
 
 
 REAL_PER_CLASS = 100
@@ -163,20 +134,18 @@ def some_real(data: ImageData, space: AnySpace) -> tuple[Tensor, Tensor]:
 
 
 def _features(
-    pool: ProxyPool, images: Tensor, representation: Representation, input_space: AnySpace | str | None, batch_size: int
+    pool: ProxyPool, images: Tensor, representation: Representation, input_space: AnySpace | str | None
 ) -> Iterator[Tensor]:
-    """Yield every proxy's features of the images, (n, d)."""
+    """Yield every proxy's features of the images, (n, d), in float64: terms are differences of close numbers."""
     found = pool.space_of(input_space)
     check_representation(representation)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     pool.check(images, found)
     check_range(pool, images, found)
     for proxy in pool:
-        features = pool.features(proxy, images, found, representation, batch_size)
+        features = pool.features(proxy, images, found, representation)
         if not torch.isfinite(features).all():
             raise ProxyError(
                 f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for this set. Check "
                 "its images for NaN, and its input space against the pool's."
             )
-        yield features
+        yield features.double()
