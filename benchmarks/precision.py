@@ -41,7 +41,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     device = measuring.start(options)
     if options.pool:
-        pool, data = ProxyPool.load(options.pool, partial=True), datasets.load(options.data, options.data_path)
+        pool, data = ProxyPool.load(options.pool), datasets.load(options.data, options.data_path)
         first = [(data.train_labels == label).nonzero()[:10, 0] for label in range(data.num_classes)]
         chosen = torch.cat(first)
         images, labels = data.train_images[chosen].to(device), data.train_labels[chosen].to(device)

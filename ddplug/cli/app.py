@@ -173,16 +173,12 @@ def pretrain(
     ] = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Train a pool of proxies on real images; the same command resumes it.
-
-    `torchrun --nproc-per-node N -m ddplug pretrain ...` divides the networks among N processes.
-    """
+    """Train a pool of proxies on real images; the same command resumes it."""
     from rich.table import Table
 
     from ddplug.networks.libraries import LIBRARIES
     from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
-    from ddplug.utils.processes import place
 
     real = load_data(data, data_path)
     if zca:
@@ -195,10 +191,8 @@ def pretrain(
     pool = train_pool(
         real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
         precision=precision, options=options, device=device_of(device),  # type: ignore[arg-type]
-        shared=True, mcmi=mcmi, mcmi_epochs=mcmi_epochs, start=ProxyPool.load(start) if start is not None else None,
+        mcmi=mcmi, mcmi_epochs=mcmi_epochs, start=ProxyPool.load(start) if start is not None else None,
     )  # fmt: skip
-    if place()[0]:
-        return  # the first process says it
     tuned = ("before", "CMI", "before") if mcmi is not None else ()
     table = Table("proxy", "seed", "epochs", "test accuracy", *tuned, title=f"{real.name}: pool in {out}")
     for proxy in pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,8 +78,6 @@ class ProxyPool:
         folder: str | Path,
         *,
         dataset: str | None = None,
-        builders: dict[str, Callable[..., nn.Module]] | None = None,
-        partial: bool = False,
         budget: int = 4 << 30,
     ) -> ProxyPool:
         """Read a pool that `save` or `ddplug pretrain` wrote.
@@ -87,23 +85,23 @@ class ProxyPool:
         Args:
             folder: the pool's folder.
             dataset: refuse a pool of another data set than this one.
-            builders: how to build architectures that are neither ddplug's nor torchvision's, by their recorded name.
-            partial: take the complete networks of a pool whose training was interrupted.
-            budget: bytes of weights. A larger pool stays in its files, which are read when a network is drawn; as many
-                networks' weights as fit stay on the device.
+            budget: bytes of weights. A larger pool stays in its memory-mapped files, which are read in every pass.
 
         Raises:
             ProxyError: no pool there, half-written, damaged, of another data set or architecture not known.
         """
         from ddplug.proxies.pool_files import read_pool
 
-        return cls(*read_pool(Path(folder), dataset=dataset, builders=builders or {}, partial=partial, budget=budget))
+        pool = cls(*read_pool(Path(folder), budget))
+        if dataset is not None:
+            pool.check_data(dataset)
+        return pool
 
     def save(self, folder: str | Path) -> None:
         """Write the pool as safetensors files and a `pool.json`; all or nothing.
 
         Raises `ProxyError` if the folder already holds something, or a network's architecture cannot be recorded (only
-        networks of `ddplug.networks.build`, or with a `spec` attribute of that form, can be built again from a file).
+        networks of `ddplug.networks.build`, own ones by `ddplug.networks.register`, can be built again from a file).
         """
         from ddplug.proxies.pool_files import write_pool
 
@@ -203,10 +201,25 @@ class ProxyPool:
     def check_data(self, dataset: str, fingerprint: str | None = None, *, because: str = "") -> None:
         """Raise `ProxyError` if this pool says that it was trained on other data than `dataset`.
 
-        `fingerprint` is that of the data, to tell editions of one name apart; None compares names only, and so does a
-        pool without one. `because` says in the error why it has to be this data set.
+        Args:
+            dataset: name of the data; upper case, hyphens and underscores make no difference, as hosts write CIFAR-10.
+            fingerprint: `ImageData.fingerprint()` of the data, by which two editions of one name differ; None to
+                compare names only.
+            because: the reason why it has to be this data set, as a clause, if that is not obvious.
         """
-        self.info.check_data(dataset, fingerprint, because=because)
+        own = self.info
+        if own.dataset is not None and _plain(own.dataset) != _plain(dataset):
+            trained = f"{own.dataset}, not on {dataset}"
+        elif fingerprint is not None and own.fingerprint not in (None, fingerprint):
+            trained = f"another edition of {dataset}"
+        else:
+            return
+        reason = f" ({because})" if because else ""
+        raise ProxyError(
+            f"this pool of proxies was trained on {trained}{reason}. A proxy says nothing useful of images it does not "
+            "know. Train some on this data with `ddplug pretrain`; or, if you know better, leave dataset and "
+            "fingerprint out of the pool's info."
+        )
 
     def check_classes(self, labels: Tensor) -> None:
         """Raise `InputError` for class numbers (n,) that this pool's data set does not have; reads values."""
@@ -285,6 +298,10 @@ class ProxyPool:
     def __repr__(self) -> str:
         kinds = sorted({type(proxy.network).__name__ for proxy in self.proxies})
         return f"ProxyPool({len(self)} x {'/'.join(kinds)}, {self.info.dataset or 'unknown data set'})"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 class DeferredPool(ProxyPool):

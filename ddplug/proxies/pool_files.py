@@ -6,11 +6,10 @@ the middle is recognised. Nothing in a pool is ever executed: an architecture is
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DDPlugError, InputError, ProxyError
-from ddplug.proxies.proxy import PoolInfo, Proxy
+from ddplug.proxies.proxy import PoolInfo, Proxy, StreamedProxy
 from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import user_path, write_bytes, write_json
 from ddplug.utils.records import Count, between, like, read_record, sized
@@ -137,8 +136,8 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
     if not isinstance(spec, Mapping) or "architecture" not in spec:
         raise ProxyError(
             f"proxy '{proxy.name}' ({type(proxy.network).__name__}) cannot be saved: nothing says how to build it "
-            "again. Build it with ddplug.networks.build(...), or give it an attribute "
-            "spec = {'architecture': NAME, 'options': {...}} and load with builders={NAME: function}."
+            "again. Build it with ddplug.networks.build(...); a function of your own that builds it becomes known by "
+            "ddplug.networks.register(function)."
         )
     name = f"proxy_{index:03d}.safetensors"
     _save_tensors(proxy.weights(), folder / name)
@@ -154,9 +153,7 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
     }
 
 
-def read_network(
-    folder: Path, record: dict[str, Any], builders: Mapping[str, Callable[..., nn.Module]] | None = None
-) -> Proxy:
+def read_network(folder: Path, record: dict[str, Any]) -> Proxy:
     """Build the network of a header's `record` and load its weights; raises `ProxyError` for a damaged file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -168,60 +165,36 @@ def read_network(
     try:
         weights = load_file(path)
         with seeded(0):  # initial weights are drawn, then overwritten; nobody else's generator may notice
-            builder = (builders or {}).get(architecture)
-            network = builder(**options) if builder else build(architecture, **options)
+            network = build(architecture, **options)
         network.load_state_dict(weights)
     except (DDPlugError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ProxyError(
             f"cannot build '{record['name']}' of the pool in '{folder}' ({architecture} with {options}): "
-            f"{str(error).splitlines()[0]}. If it is an architecture of your own, pass builders={{name: function}}."
+            f"{str(error).splitlines()[0]}. An architecture of your own becomes known by ddplug.networks.register(...)."
         ) from error
     return Proxy(network, record["head"], record["name"], record["record"])
 
 
-def stream_networks(
-    folder: Path, records: Sequence[dict[str, Any]], builders: Mapping[str, Callable[..., nn.Module]], budget: int
-) -> list[Proxy]:
-    """Return proxies whose weights stay in their files until they are needed, `budget` bytes of them at a time.
-
-    Every network is built and read once here, and refused as `read_network` would; later only weights are read.
-    """
-    from ddplug.proxies.streaming import StreamedProxy, WeightFiles
-
-    files = [folder.resolve() / record["file"] for record in records]  # the host may change its folder
-    source = WeightFiles(files, most=budget // max(record["bytes"] for record in records))
-    modules: dict[str, nn.Module] = {}
-    proxies: list[Proxy] = []
-    for number, record in enumerate(records):
-        kind = json.dumps([record["architecture"], record["options"]], sort_keys=True)
-        # Every network is loaded once, to see that it can be; the module of its kind computes with any weights.
-        network = modules.setdefault(kind, read_network(folder, record, builders).network)
-        proxies.append(StreamedProxy(source, number, network, record["head"], record["name"], record["record"]))
-    return proxies
-
-
-def read_pool(
-    folder: Path,
-    *,
-    dataset: str | None,
-    builders: Mapping[str, Callable[..., nn.Module]],
-    partial: bool,
-    budget: int | None = None,
-) -> tuple[list[Proxy], PoolInfo]:
-    """Read the proxies and information of `ProxyPool.load`; without a budget, everything is kept."""
+def read_pool(folder: Path, budget: int | None = None) -> tuple[list[Proxy], PoolInfo]:
+    """Read the proxies and information of `ProxyPool.load`; without a budget, everything is kept in memory."""
     folder = user_path(folder)
     header = read_header(folder)
-    if dataset is not None:
-        header.info.check_data(dataset, pool=f"the pool in '{folder}'", unknown=False)
-    if not header.networks or not (header.complete or partial):
+    if not header.complete:
         raise ProxyError(
             f"the pool in '{folder}' is unfinished: {len(header.networks)} of {header.wanted} networks. Run the same "
-            "`ddplug pretrain` again to continue it"
-            + (", or load what there is with partial=True." if header.networks else ".")
+            "`ddplug pretrain` again to continue it, or with a smaller --count to end it."
         )
-    if budget is not None and sum(record["bytes"] for record in header.networks) > budget:
-        return stream_networks(folder, header.networks, builders, budget), header.info
-    return [read_network(folder, record, builders) for record in header.networks], header.info
+    streamed = budget is not None and sum(record["bytes"] for record in header.networks) > budget
+    proxies: list[Proxy] = []
+    modules: dict[object, nn.Module] = {}
+    for record in header.networks:
+        # Every network is loaded once, to see that it can be; the first module of its kind computes with any weights.
+        proxy = read_network(folder, record)
+        if streamed:  # the host may change its folder
+            shared = modules.setdefault(proxy.kind, proxy.network)
+            proxy = StreamedProxy(folder.resolve() / record["file"], shared, proxy)
+        proxies.append(proxy)
+    return proxies, header.info
 
 
 def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:

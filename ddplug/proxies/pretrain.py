@@ -1,18 +1,15 @@
 """Training a pool of proxies on real data: one network after the other, interruptible at any moment.
 
 Every finished network is in the pool at once; the one under way leaves a checkpoint after every epoch. The same call
-again goes on from there and ends with the same pool. Several processes may share the networks: what others than the
-first have finished is set aside in the pool's folder, and the first takes it into the pool, in order.
+again goes on from there and ends with the same pool.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +25,7 @@ from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
 from ddplug.utils.files import HeldError, exclusive_lock, user_path
 from ddplug.utils.output import say
-from ddplug.utils.processes import own_device, place
 from ddplug.utils.progress import Bars
-
-LOCK = ".lock"
-PAUSE = 0.2
-"""Seconds after which a process looks again whether the others are done."""
 
 # Pictures of which a mirror image is a picture of the same class.
 MIRRORED = ("cifar10", "cifar100", "shapes")
@@ -60,7 +52,6 @@ def pretrain(
     start: ProxyPool | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
-    shared: bool = False,
 ) -> ProxyPool:
     """Train `count` networks on `data`'s training images into the pool at `folder`, and return the pool.
 
@@ -85,8 +76,6 @@ def pretrain(
         start: fine-tune copies of this pool's networks, in the place of training new ones by the settings above.
         device: to train on.
         progress: show a progress bar.
-        shared: where torchrun has started several processes that all make this call, each trains its share of the
-            networks (on the GPU of its own number) and waits for the others. The pool is that of one process.
 
     Raises:
         ProxyError: `folder` holds a pool of another recipe or data set, or something else.
@@ -112,16 +101,11 @@ def pretrain(
     with seeded(seed):
         build(architecture, **resolved)  # an impossible network is refused before anything is on disk
     wanted = Header(pool_info(data), count, [], recipe)
-    rank, size = place() if shared else (0, 1)
-    device = own_device(device) if size > 1 else device
     there = _there(folder, wanted)
     if there is None or not there.complete or wanted.wanted > there.wanted:  # one that is only read needs no lock
-        while rank and not (folder / HEADER).is_file():
-            time.sleep(PAUSE)
-        with exclusive_lock(folder / (f"{LOCK}_{rank}" if rank else LOCK), folder):
-            header = _open(folder, wanted) if rank == 0 else replace(wanted)
-            _train(data, folder, header, device, progress and rank == 0, rank, size, start)
-    return ProxyPool(*read_pool(folder, dataset=data.name, builders={}, partial=False)).to(device)
+        with exclusive_lock(folder / ".lock", folder):
+            _train(data, folder, _open(folder, wanted), device, progress, start)
+    return ProxyPool(*read_pool(folder)).to(device)
 
 
 def _train(
@@ -130,11 +114,9 @@ def _train(
     header: Header,
     device: torch.device | str,
     progress: bool,
-    rank: int = 0,
-    size: int = 1,
-    start: ProxyPool | None = None,
+    start: ProxyPool | None,
 ) -> None:
-    """Train what the pool lacks, by the recipe in its header, as process `rank` of `size`; ends with a whole pool."""
+    """Train the networks that the pool lacks, by the recipe in its header."""
     recipe = header.recipe
     architecture, resolved, epochs, seed = (recipe[key] for key in ("architecture", "options", "epochs", "seed"))
     augment = ShiftAndFlip(max(1, data.shape[1] // 8), recipe["flip"])
@@ -148,10 +130,7 @@ def _train(
         def epoch_done(before: int, done: int, loss: float) -> None:
             bars(what, before + done, total, f"loss {loss:.3f}")
 
-        for index in range(rank, header.wanted, size):
-            _take_in(folder, header, rank)
-            if index < len(header.networks) or _aside(folder, index, header) is not None:
-                continue
+        for index in range(len(header.networks), header.wanted):
             how: dict[str, Any] = {
                 "batch_size": recipe["batch_size"], "augment": augment, "precision": recipe["precision"],
                 "seed": seed + index,
@@ -186,43 +165,14 @@ def _train(
             else:
                 record["test_accuracy"] = accuracy(network, data.test_images, data.test_labels)
             head = "classifier" if hasattr(network, "embed") else None
-            entry = write_network(folder, index, Proxy(network, head, name, record))
-            write_header(_name(folder, index), Header(header.info, 1, [entry], header.recipe))
+            header.networks.append(write_network(folder, index, Proxy(network, head, name, record)))
+            write_header(folder, header)
             bars(what, (index + 1) * each, total, f"test accuracy {record['test_accuracy']:.1%}")
-        _take_in(folder, header, rank)
-        while len(header.networks) < header.wanted:  # the others are not done
-            time.sleep(PAUSE)
-            _take_in(folder, header, rank)
 
 
 def _longest(data: ImageData, epochs: int | Literal["auto"], batch_size: int) -> int:
     """Return the epochs that a training takes at most."""
     return sum(cycles(len(data.train_images), batch_size)) if epochs == "auto" else epochs
-
-
-def _take_in(folder: Path, header: Header, rank: int) -> None:
-    """Bring `header` up to date: the first process with what was set aside, the others with what the first has."""
-    if rank:
-        header.networks = read_header(folder).networks
-        return
-    while not header.complete and (entry := _aside(folder, len(header.networks), header)) is not None:
-        header.networks.append(entry)
-        write_header(folder, header)
-        shutil.rmtree(_name(folder, len(header.networks) - 1))
-
-
-def _aside(folder: Path, index: int, header: Header) -> dict[str, Any] | None:
-    """Return the header's entry of a finished network that is not in the pool yet; None if it is not finished."""
-    try:
-        found = read_header(_name(folder, index))
-    except ProxyError:  # or is of a version that nobody can read any more
-        return None
-    return found.networks[0] if (found.info, found.recipe) == (header.info, header.recipe) else None
-
-
-def _name(folder: Path, index: int) -> Path:
-    """Return the file in which a finished network is set aside."""
-    return folder / f".proxy_{index:03d}.done"
 
 
 def pool_info(data: ImageData) -> PoolInfo:
@@ -264,7 +214,7 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
             if done > found:
                 say(f"ddplug: another process is training it: {done} of {recipe['count']} networks")
             found = done
-            time.sleep(5 * PAUSE)
+            time.sleep(1)
 
 
 def _open(folder: Path, wanted: Header) -> Header:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugError, ProxyError
@@ -31,40 +33,6 @@ class PoolInfo:
     """What the numbers in those images mean."""
     fingerprint: str | None = None
     """A hash of the data set, which tells two of one name apart."""
-
-    def check_data(
-        self,
-        dataset: str,
-        fingerprint: str | None = None,
-        *,
-        pool: str = "this pool of proxies",
-        because: str = "",
-        unknown: bool = True,
-    ) -> None:
-        """Raise `ProxyError` if the pool was trained on other data than `dataset`.
-
-        Args:
-            dataset: name of the data; upper case, hyphens and underscores make no difference, as hosts write CIFAR-10.
-            fingerprint: `ImageData.fingerprint()` of the data, by which two editions of one name differ; None to
-                compare names only.
-            pool: the pool's name in the error.
-            because: the reason why it has to be this data set, as a clause, if that is not obvious.
-            unknown: accept a pool whose data set is not known.
-        """
-        if self.dataset is None and not unknown:
-            trained = f"an unknown data set, not on {dataset}"
-        elif self.dataset is not None and _plain(self.dataset) != _plain(dataset):
-            trained = f"{self.dataset}, not on {dataset}"
-        elif fingerprint is not None and self.fingerprint not in (None, fingerprint):
-            trained = f"another edition of {dataset}"
-        else:
-            return
-        reason = f" ({because})" if because else ""
-        raise ProxyError(
-            f"{pool} was trained on {trained}{reason}. A proxy says nothing useful of images it does not know. Train "
-            "some on this data with `ddplug pretrain`; or, if you know better, leave dataset and fingerprint out of "
-            "the pool's info."
-        )
 
 
 @dataclass
@@ -217,8 +185,35 @@ class Proxy:
         return self.network(images)
 
 
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
+class StreamedProxy(Proxy):
+    """A proxy whose weights stay in a memory-mapped file; all proxies of its architecture share the module `network`.
+
+    Args:
+        file: safetensors file of the weights.
+        shared: the module, whose own weights make no difference.
+        of: a proxy with the same module, head, name and record.
+    """
+
+    def __init__(self, file: Path, shared: nn.Module, of: Proxy) -> None:
+        super().__init__(shared, of.head, of.name, of.record)
+        self._file = file
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of this network, in the dtypes and on the device of the module."""
+        from safetensors.torch import load_file
+
+        try:
+            mapped = load_file(self._file)
+        except Exception as error:
+            raise ProxyError(
+                f"the weights of proxy '{self.name}' cannot be read ({type(error).__name__}: {error}). Did the pool's "
+                "folder move, or was a file of it changed or deleted while it was in use?"
+            ) from error
+        return {name: mapped[name].to(value) for name, value in self.network.state_dict().items()}
+
+    def _compute(self, images: Tensor) -> Any:
+        # The graph holds these very tensors, so that another network's turn changes nothing in it.
+        return functional_call(self.network, self.weights(), (images,), tie_weights=False)
 
 
 def _find_head(network: nn.Module, name: str) -> str:

@@ -20,7 +20,7 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import mcmi, pretrain
 from ddplug.proxies.mcmi import MaximumCMI, judged
 from ddplug.proxies.pretrain import pretrain as train
-from ddplug.proxies.streaming import StreamedProxy
+from ddplug.proxies.proxy import StreamedProxy
 from ddplug.terms.cmi import cmi
 
 pytestmark = pytest.mark.numerical

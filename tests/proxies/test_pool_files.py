@@ -25,6 +25,7 @@ from ddplug import InputSpace, ProxyPool, datasets
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import InputError, ProxyError
+from ddplug.networks import zoo
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies import pretrain as pretraining
 from ddplug.proxies.pool import PoolInfo
@@ -124,7 +125,7 @@ def test_a_network_nobody_can_build_again_is_not_saved_and_nothing_is_left(
     network: Callable[..., nn.Module], tmp_path: Path
 ) -> None:
     pool = ProxyPool.from_modules([small(), network(0)], names=["fine", "foreign"])
-    with pytest.raises(ProxyError, match=r"'foreign'.*cannot be saved.*builders="):
+    with pytest.raises(ProxyError, match=r"'foreign'.*cannot be saved.*register"):
         pool.save(tmp_path / "pool")
     assert os.listdir(tmp_path) == []
 
@@ -344,51 +345,35 @@ def test_weights_of_another_shape_than_the_options_say(saved: tuple[ProxyPool, P
 # --- architectures that are not ddplug's
 
 
-def own_network(features: int) -> nn.Module:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, features), nn.ReLU(), nn.Linear(features, 2))
-    net.spec = {"architecture": "own", "options": {"features": features}}  # type: ignore[assignment]
-    return net
+def own(features: int = 5) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, features), nn.ReLU(), nn.Linear(features, 2))
 
 
-def test_own_architectures_are_built_by_the_callers_builders(tmp_path: Path) -> None:
-    pool = ProxyPool.from_modules(own_network(5))
+def twice() -> nn.Module:
+    layer = nn.Linear(64, 64)
+    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.Linear(64, 2))
+
+
+@pytest.mark.parametrize("function", [own, twice])
+def test_an_own_architecture_is_built_by_its_registered_function(
+    function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "_REGISTRY", dict(zoo._REGISTRY))
+    pool = ProxyPool.from_modules(zoo.register(function)())
     pool.save(tmp_path / "pool")
-    loaded = ProxyPool.load(tmp_path / "pool", builders={"own": own_network})
-    assert torch.equal(loaded.proxies[0](images()), pool.proxies[0](images()))
-    with pytest.raises(ProxyError, match=r"cannot build .*'own'.*builders="):
+    assert torch.equal(ProxyPool.load(tmp_path / "pool").proxies[0](images()), pool.proxies[0](images()))
+    monkeypatch.undo()
+    with pytest.raises(ProxyError, match=rf"cannot build .*unknown architecture '{function.__name__}'.*register"):
         ProxyPool.load(tmp_path / "pool")
-    with pytest.raises(ProxyError, match="cannot build"):
-        ProxyPool.load(tmp_path / "pool", builders={"own": lambda: own_network(5)})
-
-
-def tied_network() -> nn.Module:
-    twice = nn.Linear(64, 64)
-    net = nn.Sequential(nn.Flatten(), twice, nn.ReLU(), twice, nn.Linear(64, 2))
-    net.spec = {"architecture": "tied"}  # type: ignore[assignment]
-    return net
-
-
-def test_a_network_that_uses_a_layer_twice_comes_back(tmp_path: Path) -> None:
-    pool = ProxyPool.from_modules(tied_network())
-    pool.save(tmp_path / "pool")
-    loaded = ProxyPool.load(tmp_path / "pool", builders={"tied": tied_network})
-    assert torch.equal(loaded.proxies[0](images()), pool.proxies[0](images()))
 
 
 # --- pools that are not finished
 
 
-def test_an_unfinished_pool_is_refused_unless_partial(saved: tuple[ProxyPool, Path]) -> None:
+def test_an_unfinished_pool_is_refused(saved: tuple[ProxyPool, Path]) -> None:
     change_header(saved[1], lambda record: record.update(wanted=5))
-    with pytest.raises(ProxyError, match=r"unfinished: 2 of 5 networks.*ddplug pretrain.*partial=True"):
+    with pytest.raises(ProxyError, match=r"unfinished: 2 of 5 networks.*ddplug pretrain"):
         ProxyPool.load(saved[1])
-    assert len(ProxyPool.load(saved[1], partial=True)) == 2
-
-
-def test_a_pool_without_any_network_is_refused_even_if_partial(saved: tuple[ProxyPool, Path]) -> None:
-    change_header(saved[1], lambda record: record.update(networks=[]))
-    with pytest.raises(ProxyError, match="unfinished: 0 of 2"):
-        ProxyPool.load(saved[1], partial=True)
 
 
 # --- pretraining
@@ -479,12 +464,12 @@ def test_two_processes_do_not_train_one_pool(
 ) -> None:
     folder = tmp_path / "pool"
     with (
-        exclusive_lock(folder / pretraining.LOCK, folder),
+        exclusive_lock(folder / ".lock", folder),
         pytest.raises(ddplug.errors.InputError, match="another process"),
     ):
         train(few, folder)
     assert same(train(few, folder), trained[0])
-    with exclusive_lock(folder / pretraining.LOCK, folder):
+    with exclusive_lock(folder / ".lock", folder):
         assert same(train(few, folder), trained[0]), "a finished pool is only read"
         with pytest.raises(InputError, match="another process"):
             train(few, folder, count=3)

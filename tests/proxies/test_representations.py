@@ -18,8 +18,7 @@ from ddplug.core.step import PieceByPiece
 from ddplug.errors import ProxyError
 from ddplug.lab.measure import measure
 from ddplug.networks.zoo import build, seeded
-from ddplug.proxies.proxy import Proxy
-from ddplug.proxies.streaming import StreamedProxy
+from ddplug.proxies.proxy import Proxy, StreamedProxy
 from ddplug.terms import make
 from ddplug.terms.base import group
 
