@@ -1,4 +1,4 @@
-"""Rounds where people look for them: CSV, `logging`, TensorBoard, Weights & Biases.
+"""Rounds where people look for them: CSV, TensorBoard, Weights & Biases.
 
 A logger is anything with `write(rounds)` and `close()`. Rounds that have been read from the device are passed to it, in
 blocks, so that it makes nobody wait: the host has logged later steps by then. Under torch.distributed, log in one
@@ -8,7 +8,6 @@ process.
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -83,54 +82,15 @@ class CSVLog:
         self._file.close()
 
 
-class LoggingLog:
-    """A line of Python's `logging` for every so manieth round, and a warning for each that was skipped.
-
-    Args:
-        logger: a `logging.Logger`, or the name of one.
-        every: rounds between two lines.
-        level: of the lines.
-    """
-
-    def __init__(self, logger: logging.Logger | str = "ddplug", *, every: int = 10, level: int = logging.INFO) -> None:
-        self.logger = logging.getLogger(logger) if isinstance(logger, str) else logger
-        self.every, self.level = every, level
-
-    def write(self, rounds: Sequence[Round]) -> None:
-        """Log `rounds`."""
-        for each in rounds:
-            share = "" if each.share is None else f", share {each.share:.3g}"
-            text = f"round {each.number}: {each.value:.4g}, lambda {each.lam:.4g}{share}, {each.images} images"
-            if each.skipped:
-                self.logger.warning("%s; skipped, as its gradient was not finite", text)
-            elif each.number % self.every == 0:
-                self.logger.log(self.level, "%s", text)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 class TensorBoardLog:
     """Scalars `ddplug/value`, `ddplug/lambda` and `ddplug/share` for TensorBoard.
 
     Args:
-        folder: of the event files, or your own `SummaryWriter` (anything with `add_scalar`), which stays open.
-
-    Raises:
-        DataError: a folder is given, and tensorboard is not installed.
+        writer: a `SummaryWriter`, which stays open.
     """
 
-    def __init__(self, folder: str | Path | Any) -> None:
-        self._own = isinstance(folder, str | Path)
-        self._writer: Any = folder
-        if self._own:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise DataError(
-                    "TensorBoardLog needs tensorboard, which is not installed: pip install 'ddplug[logs]'"
-                ) from error
-            self._writer = SummaryWriter(str(user_path(folder)))
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
 
     def write(self, rounds: Sequence[Round]) -> None:
         """Add a point per round to each curve."""
@@ -139,11 +99,8 @@ class TensorBoardLog:
                 self._writer.add_scalar(name, value, each.number)
 
     def close(self) -> None:
-        """Close the writer, if it was made here, else write out what it holds."""
-        if self._own:
-            self._writer.close()
-        elif hasattr(self._writer, "flush"):
-            self._writer.flush()
+        """Write out what the writer holds."""
+        self._writer.flush()
 
 
 class WandbLog:
@@ -154,18 +111,16 @@ class WandbLog:
 
     Args:
         run: what `wandb.init()` returned; it stays open.
-        commit: give every round a row of its own, in a run that nothing else logs to.
     """
 
-    def __init__(self, run: Any, *, commit: bool = False) -> None:
-        self._run, self.commit = run, commit
+    def __init__(self, run: Any) -> None:
+        self._run = run
         run.define_metric("ddplug/round")
         run.define_metric("ddplug/*", step_metric="ddplug/round")
 
     def write(self, rounds: Sequence[Round]) -> None:
-        """Log `rounds`."""
-        for each in rounds if self.commit else rounds[-1:]:
-            self._run.log({"ddplug/round": each.number, **_scalars(each)}, commit=self.commit)
+        """Log the last of `rounds`."""
+        self._run.log({"ddplug/round": rounds[-1].number, **_scalars(rounds[-1])}, commit=False)
 
     def close(self) -> None:
         """Leave the run open: its maker finishes it."""
