@@ -1,7 +1,8 @@
 """Interception of a callable of the host, which leaves no trace when undone.
 
-Functions and methods are replaced on their owner; an `nn.Module` keeps its place and gets torch's own hooks, so that
-no object of the user's is ever wrapped in another type.
+The owner's class gets an attribute that intercepts what this one owner holds, also what it will hold later. An
+`nn.Module` gets torch's own hooks and an object has its calls intercepted on its class, so both stay what they are. A
+function or method is replaced by a delegate. Owners whose class cannot be changed hold the delegate themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ After = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 Undo = Callable[[], None]
 
 _MISSING = object()
-_HOOKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Modules that carry hooks of ours."""
 
 
 def resolve(owner: object, path: str) -> tuple[object, str]:
@@ -99,19 +98,21 @@ def intercept(
             f"got the class {owner.__name__}, expected an instance of it or a module: attach after making the trainer."
         )
     target = getattr(owner, name)
-    replaced = target.__dict__.get("forward") if isinstance(target, nn.Module) else target
-    taken = isinstance(replaced, Intercepted) or _intercepts(target, _CALL) is not None
-    if taken or (isinstance(target, nn.Module) and target in _HOOKED):
+    if _is_intercepted(target):
         raise HostError(
             f"ddplug is already attached at {type(owner).__name__}.{name}; detach() that handle first, so that CMI is "
             "not counted twice."
         )
-    if not isinstance(target, nn.Module):
-        return _replace(owner, name, Interception(before, instead, after))
-    if instead is None:
-        return _hook(target, before, after)
-    # Torch has no hook in the place of a call; its own `forward` can be overridden on the instance, and is put back.
-    return _replace(target, "forward", Interception(before, instead, after))
+    interception = Interception(before, instead, after)
+    intercepted = interception.around(target)
+    if not isinstance(owner, types.ModuleType) and hasattr(owner, "__dict__"):
+        try:
+            interception.undo.append(_on_class(owner, name, interception))
+            return interception.stop
+        except (AttributeError, TypeError):  # a class of C, whose attributes cannot be set
+            pass
+    interception.undo.append(_on_instance(owner, name, target, intercepted))
+    return interception.stop
 
 
 class Interception:
@@ -141,16 +142,38 @@ class Interception:
             self._within.call = False
 
     def around(self, target: Any) -> Any:
-        """Return what replaces `target`. An object of a Python class stays itself, and its calls are intercepted."""
+        """Return what replaces `target`. A module or an object of a Python class stays itself."""
+        if isinstance(target, nn.Module):
+            if not _is_intercepted(target):
+                self._hook(target)
+            return target
         if not callable(target):
             return target
         if _is_object(target):
-            if _intercepts(target, _CALL) is None:
+            if not _is_intercepted(target):
                 self.undo.append(_on_class(target, _CALL, self))
             return target
         if self._made is None or self._made._target != target:
             self._made = Intercepted(target, self)
         return self._made
+
+    def _hook(self, module: nn.Module) -> None:
+        """Intercept the calls of a module by torch's hooks; torch has none in the place of a call."""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise HostError(
+                f"{type(module).__name__} is compiled by torch.jit, which takes no hooks. Call it in a function or "
+                "method and attach there: at='NAME'."
+            )
+        if self._instead is not None:
+            delegate = Intercepted(module.forward, self)
+            self.undo.append(_on_instance(module, "forward", module.forward, delegate))
+            return
+        if self._before is not None:
+            hook: Any = ModuleHook(module, self._before)
+            self.undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if self._after is not None:
+            hook = ModuleHook(module, self._after)
+            self.undo.append(module.register_forward_hook(hook, with_kwargs=True).remove)
 
     def stop(self) -> None:
         """Undo all changes."""
@@ -194,19 +217,22 @@ class Attribute:
         self.before = vars(kind).get(name, _MISSING)
 
     def _of_class(self) -> Any:
+        if self.before is not _MISSING:
+            return self.before
         bases = (vars(base) for base in self._kind.__mro__[1:])
-        inherited = next((names[self._name] for names in bases if self._name in names), _MISSING)
-        return inherited if self.before is _MISSING else self.before
+        return next((names[self._name] for names in bases if self._name in names), _MISSING)
 
     def __get__(self, instance: Any, kind: type | None = None) -> Any:
         held = self._of_class()
         own = {} if instance is None or self._name == _CALL else vars(instance)  # Python calls the class's `__call__`
         if self._name in own and not hasattr(type(held), "__set__"):
             value = own[self._name]
-        elif held is _MISSING:
-            raise AttributeError(f"{self._kind.__name__!r} object has no attribute {self._name!r}")
-        else:
+        elif held is not _MISSING:
             value = held.__get__(instance, kind) if hasattr(type(held), "__get__") else held
+        elif hasattr(self._kind, "__getattr__"):  # as modules find theirs
+            value = self._kind.__getattr__(instance, self._name)
+        else:
+            raise AttributeError(f"{self._kind.__name__!r} object has no attribute {self._name!r}")
         interception = _intercepts(instance, self._name) if type(instance) is self._kind else None
         return value if interception is None else interception.around(value)
 
@@ -218,11 +244,7 @@ class Attribute:
             vars(instance)[self._name] = value
 
     def __delete__(self, instance: Any) -> None:
-        held = self._of_class()
-        if hasattr(type(held), "__delete__"):
-            held.__delete__(instance)
-        elif vars(instance).pop(self._name, _MISSING) is _MISSING:
-            raise AttributeError(self._name)
+        del vars(instance)[self._name]
 
 
 class _Mark:
@@ -246,6 +268,15 @@ _NAMES = ("__name__", "__qualname__", "__module__", "__doc__")
 def _intercepts(instance: object, name: str) -> Interception | None:
     mark = getattr(instance, "__dict__", {}).get(_AT + name)
     return mark.interception if mark is not None and mark.owner() is instance else None
+
+
+def _is_intercepted(target: object) -> bool:
+    """Return True if calls of `target` are intercepted, for whatever owner."""
+    if not isinstance(target, nn.Module):
+        return isinstance(target, Intercepted) or _intercepts(target, _CALL) is not None
+    hooks = (*target._forward_pre_hooks.values(), *target._forward_hooks.values())
+    of_target = any(isinstance(hook, ModuleHook) and hook.module() is target for hook in hooks)
+    return of_target or isinstance(vars(target).get("forward"), Intercepted)
 
 
 def _is_object(target: object) -> bool:
@@ -282,11 +313,11 @@ class ModuleHook:
     """
 
     def __init__(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        self._module, self._hook = weakref.ref(module), hook
+        self.module, self._hook = weakref.ref(module), hook
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
         """Hook that torch calls around the module's forward."""
-        own = module is self._module() or getattr(module, "_is_replica", False)
+        own = module is self.module() or getattr(module, "_is_replica", False)
         return self._hook(*given) if own else None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -301,42 +332,12 @@ def _nothing(*given: Any) -> None:
     """Hook of a copied module, which changes nothing."""
 
 
-def _hook(module: nn.Module, before: Before | None, after: After | None) -> Undo:
-    handles = []
-    if isinstance(module, torch.jit.ScriptModule):
-        raise HostError(
-            f"{type(module).__name__} is compiled by torch.jit, which takes no hooks. Call it in a function or method "
-            "and attach there: at='NAME'."
-        )
-    if before is not None:
-        handles.append(module.register_forward_pre_hook(ModuleHook(module, before), with_kwargs=True))
-    if after is not None:
-        handles.append(module.register_forward_hook(ModuleHook(module, after), with_kwargs=True))
-    _HOOKED.add(module)
-
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
-        _HOOKED.discard(module)
-
-    return undo
-
-
-def _replace(owner: object, name: str, interception: Interception) -> Undo:
-    on_instance = isinstance(owner, types.ModuleType | nn.Module)  # torch.compile follows these
-    if not on_instance and hasattr(owner, "__dict__"):
-        try:
-            interception.undo.append(_on_class(owner, name, interception))
-            return interception.stop
-        except (AttributeError, TypeError):  # a class of C, whose attributes cannot be set
-            pass
-    target = getattr(owner, name)
-    intercepted = interception.around(target)
-    if intercepted is target:
-        return interception.stop
-    original = getattr(owner, "__dict__", {}).get(name, _MISSING)
+def _on_instance(owner: object, name: str, target: object, intercepted: object) -> Undo:
+    """Let `owner` itself hold what is intercepted: a module, a namespace, an object with slots."""
+    own = not hasattr(owner, "__dict__") or name in vars(owner)
     try:
-        setattr(owner, name, intercepted)
+        if intercepted is not target:
+            setattr(owner, name, intercepted)
     except (AttributeError, TypeError) as error:
         raise HostError(
             f"{type(owner).__name__}.{name} cannot be replaced ({error}). Put the layer into the loop by hand: "
@@ -351,12 +352,9 @@ def _replace(owner: object, name: str, interception: Interception) -> Undo:
                 DDPlugWarning,
                 stacklevel=4,
             )
-        elif name not in getattr(owner, "__dict__", {}):
-            setattr(owner, name, target)  # a slot, or a property with a setter
-        elif original is _MISSING:
+        elif own and intercepted is not target:
+            setattr(owner, name, target)
+        elif intercepted is not target:
             delattr(owner, name)
-        else:
-            setattr(owner, name, original)
 
-    interception.undo.append(undo)
-    return interception.stop
+    return undo
