@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -15,17 +14,8 @@ from ddplug.cli import compare as cli_compare
 from ddplug.cli import doctor as cli_doctor
 from ddplug.cli import evaluate as cli_evidence
 from ddplug.cli import hosts as cli_hosts
+from ddplug.cli import options as shared
 from ddplug.cli import scripts as cli_scripts
-from ddplug.cli.options import (
-    DataName,
-    DataPath,
-    DeviceName,
-    Factor,
-    RepresentationName,
-    SpaceOfSet,
-    device_of,
-    load_data,
-)
 from ddplug.errors import DDPlugError, InputError
 from ddplug.utils.output import say
 
@@ -104,8 +94,8 @@ for _command in (
 
 @app.command()
 def demo(
-    data: DataName = "digits",
-    data_path: DataPath = None,
+    data: shared.DataName = "digits",
+    data_path: shared.DataPath = None,
     out: Annotated[Path, typer.Option(help="Folder for the demo's results.")] = Path("ddplug-demo"),
     weight: Annotated[
         float | None, typer.Option(help="Norm of CMI's gradient as a share of the norm of the loss's.")
@@ -114,7 +104,7 @@ def demo(
     iterations: Annotated[int | None, typer.Option(help="Distillation steps per run.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Paired repetitions.")] = None,
     proxies: Annotated[Path | None, typer.Option(help="A pool to use instead of training one.")] = None,
-    device: DeviceName = "auto",
+    device: shared.DeviceName = "auto",
 ) -> None:
     """Distil real images with and without CMI and compare: a table, and a picture of images, maps and curves."""
     from ddplug.lab import demo as demonstration
@@ -124,8 +114,8 @@ def demo(
 
     preset = demonstration.PRESETS.get(data, demonstration.CIFAR10)
     preset = preset.changed(weight=weight, ipc=ipc, iterations=iterations, seeds=seeds)
-    where = device_of(device)
-    real = load_data(data, data_path)
+    where = shared.device_of(device)
+    real = shared.load_data(data, data_path)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
     say(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
     with Bars() as progress:
@@ -140,8 +130,8 @@ def demo(
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Argument(help="Folder of the pool; an unfinished pool is continued.")],
-    data: DataName = "digits",
-    data_path: DataPath = None,
+    data: shared.DataName = "digits",
+    data_path: shared.DataPath = None,
     arch: Annotated[
         str | None,
         typer.Option(help="convnet (the default), resnet18, vgg11, alexnet, torchvision/NAME or timm/NAME."),
@@ -171,7 +161,7 @@ def pretrain(
     start: Annotated[
         Path | None, typer.Option(help="With --mcmi: a pool whose networks are fine-tuned, instead of new ones.")
     ] = None,
-    device: DeviceName = "auto",
+    device: shared.DeviceName = "auto",
 ) -> None:
     """Train a pool of proxies on real images; the same command resumes it."""
     from rich.table import Table
@@ -180,7 +170,7 @@ def pretrain(
     from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
 
-    real = load_data(data, data_path)
+    real = shared.load_data(data, data_path)
     if zca:
         from ddplug.datasets.zca import ZCASpace
 
@@ -190,7 +180,7 @@ def pretrain(
         options["width"] = width
     pool = train_pool(
         real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
-        precision=precision, options=options, device=device_of(device),  # type: ignore[arg-type]
+        precision=precision, options=options, device=shared.device_of(device),  # type: ignore[arg-type]
         mcmi=mcmi, mcmi_epochs=mcmi_epochs, start=ProxyPool.load(start) if start is not None else None,
     )  # fmt: skip
     tuned = ("before", "CMI", "before") if mcmi is not None else ()
@@ -218,10 +208,10 @@ def relabel(
     data: Annotated[
         str | None, typer.Option(help="The set's real data, if its whitening or normalisation is not known otherwise.")
     ] = None,
-    data_path: DataPath = None,
-    input_space: SpaceOfSet = None,
-    factor: Factor = None,
-    device: DeviceName = "auto",
+    data_path: shared.DataPath = None,
+    input_space: shared.SpaceOfSet = None,
+    factor: shared.Factor = None,
+    device: shared.DeviceName = "auto",
 ) -> None:
     """Write a set with soft labels from teachers, for `ddplug evaluate`."""
     from ddplug.datasets.synthetic import load_set, save_set
@@ -230,9 +220,9 @@ def relabel(
     from ddplug.proxies.pool import ProxyPool
     from ddplug.utils.files import user_path
 
-    where, loaded = device_of(device), load_set(synthetic, factor=factor)
+    where, loaded = shared.device_of(device), load_set(synthetic, factor=factor)
     pool = ProxyPool.load(teachers).to(where)
-    chosen = seen_by(pool, loaded, input_space, load_data(data, data_path) if data is not None else None)
+    chosen = seen_by(pool, loaded, input_space, shared.load_data(data, data_path) if data is not None else None)
     made = relabel_set(replace(chosen, images=chosen.images.to(where)), pool, temperature=temperature)
     save_set(made, out)
     agree = (made.labels.argmax(1).cpu() == loaded.classes).float().mean()
@@ -255,26 +245,28 @@ def measure(
             help="Real data set to measure; or a set's own, for its whitening or a --term that needs real images."
         ),
     ] = None,
-    data_path: DataPath = None,
+    data_path: shared.DataPath = None,
     split: Annotated[str, typer.Option(help="Split of --data: train or test.")] = "test",
-    representation: RepresentationName = "feature",
+    representation: shared.RepresentationName = "feature",
     term: Annotated[str, typer.Option(help="Term to measure, or a sum of several.")] = "cmi",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
     separation: Annotated[
         str, typer.Option(help="Distance between classes in NCMI: cross_entropy, kl or centroid_kl.")
     ] = "cross_entropy",
-    input_space: SpaceOfSet = None,
-    factor: Factor = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    device: DeviceName = "auto",
+    input_space: shared.SpaceOfSet = None,
+    factor: shared.Factor = None,
+    json_file: shared.JsonFile = None,
+    device: shared.DeviceName = "auto",
 ) -> None:
     """Print CMI, NCMI and every class's CMI of a synthetic or real set under a pool."""
     from ddplug.datasets.synthetic import SyntheticSet, load_set
     from ddplug.lab.meaning import seen_by
     from ddplug.lab.measure import measure as measure_set
     from ddplug.lab.measure import measure_term
+    from ddplug.lab.tables import measurement_table, measurement_verdict
     from ddplug.proxies.pool import ProxyPool
     from ddplug.terms import make
+    from ddplug.utils.files import user_path, write_json
 
     objective = make(term, temperature=temperature)
     if synthetic is None and data is None:
@@ -285,41 +277,32 @@ def measure(
         raise InputError(f"unknown split {split!r}, expected train or test.")
     if synthetic is None and factor is not None:
         raise InputError(f"--factor {factor} is for a synthetic set whose images hold several; leave it out.")
-    real = load_data(data, data_path) if data is not None else None
-    if real is not None and synthetic is None:
-        images, labels = (
-            (real.train_images, real.train_labels) if split == "train" else (real.test_images, real.test_labels)
-        )
-        pool = ProxyPool.load(proxies, dataset=real.name)
-        chosen, title = SyntheticSet(images, labels, real.space), f"{real.name}, {split} images"
-    else:
-        assert synthetic is not None
+    real, where = shared.load_data(data, data_path) if data is not None else None, shared.device_of(device)
+    pool = ProxyPool.load(proxies, dataset=real.name if real is not None else None).to(where)
+    if synthetic is not None:
         chosen, title = load_set(synthetic, factor=factor), str(synthetic)
-        pool = ProxyPool.load(proxies, dataset=real.name if real is not None else None)
         if chosen.dataset is not None:
             pool.check_data(chosen.dataset, because=f"'{synthetic}' was distilled from {chosen.dataset}")
-    where = device_of(device)
+    else:
+        assert real is not None
+        images, labels = (getattr(real, f"{split}_{part}") for part in ("images", "labels"))
+        chosen, title = SyntheticSet(images, labels, real.space), f"{real.name}, {split} images"
     chosen = seen_by(pool, chosen, input_space, real)
-    if term != "cmi":
-        told = measure_term(
-            objective, pool.to(where), replace(chosen, images=chosen.images.to(where)), real,
-            representation=representation,
+    chosen = replace(chosen, images=chosen.images.to(where))
+    if term == "cmi":
+        result = measure_set(
+            pool, chosen.images, chosen.classes.to(where), temperature=temperature,
+            representation=representation,  # type: ignore[arg-type]
+            separation=separation, input_space=pool.derived_space(chosen.space),  # type: ignore[arg-type]
         )  # fmt: skip
-        record = {"term": objective.name, "value": told, "unit": objective.unit}
-        if as_json:
-            print(json.dumps(record), flush=True)
-        else:
-            say(f"{title}: {objective.describe(told)}")
-        return
-    result = measure_set(
-        pool.to(where), chosen.images.to(where), chosen.classes.to(where), temperature=temperature,
-        representation=representation,  # type: ignore[arg-type]
-        separation=separation, input_space=pool.derived_space(chosen.space),  # type: ignore[arg-type]
-    )  # fmt: skip
-    if as_json:
-        print(json.dumps(result.to_json()), flush=True)
-        return
-    from ddplug.lab.tables import measurement_table, measurement_verdict
-
-    say(measurement_table(result, title, pool.info.class_names))
-    say(measurement_verdict(result, title))
+        record = result.to_json()
+        lines = [measurement_table(result, title, pool.info.class_names), measurement_verdict(result, title)]
+    else:
+        value = measure_term(objective, pool, chosen, real, representation=representation)
+        record = {"term": objective.name, "value": value, "unit": objective.unit}
+        lines = [f"{objective.describe(value)}: {title}, mean over {len(pool)} proxies."]
+    if json_file is not None:
+        write_json(record, json_file)
+        lines.insert(-1, f"wrote {user_path(json_file)}")
+    for line in lines:
+        say(line)

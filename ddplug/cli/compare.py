@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from inspect import signature
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddplug.cli.options import HOSTS as NAMED
-from ddplug.cli.options import grouped, takes, takes_those_of
+from ddplug.cli import options as shared
 from ddplug.core.flags import COMPARED, FLAGS, HOSTS, read
 from ddplug.errors import InputError
 from ddplug.utils.output import say
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from ddplug.proxies.pool import ProxyPool
 
 
-HostOrOwn = Annotated[str, typer.Argument(metavar="HOST", help=f"own (ddplug's DM trainer), or {NAMED}.")]
+OWN = partial(typer.Option, rich_help_panel="Distillation (own)")
+JUDGES = partial(typer.Option, rich_help_panel="Judges")
+HostOrOwn = Annotated[str, typer.Argument(metavar="HOST", help=f"own (ddplug's DM trainer), or {shared.HOSTS}.")]
 UpstreamArguments = Annotated[
     list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="Arguments of the host's own script.")
 ]
@@ -31,56 +32,55 @@ UpstreamArguments = Annotated[
 def _setup(
     host: str,
     arguments: list[str] | None,
-    data: Annotated[str, typer.Option(help="shapes, digits, cifar10, cifar100 or folder.")] = "digits",
-    data_path: Annotated[Path | None, typer.Option(help="Folder of the data set; not for shapes and digits.")] = None,
+    data: shared.DataName = "digits",
+    data_path: shared.DataPath = None,
     proxies: Annotated[Path | None, typer.Option(help="The regulariser's pool.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="A pool that only measures.")] = None,
-    ipc: Annotated[int | None, typer.Option(help="Images per class; 10 by default.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Distillation steps of a run; 300 by default.")] = None,
-    batch_real: Annotated[int | None, typer.Option(help="Real images per class and step; 64 by default.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the synthetic images; 1 by default.")] = None,
-    init: Annotated[str | None, typer.Option(help="Start of the synthetic images: real (default) or noise.")] = None,
+    ipc: Annotated[int | None, OWN(help="Images per class; 10 by default.")] = None,
+    iterations: Annotated[int | None, OWN(help="Distillation steps of a run; 300 by default.")] = None,
+    batch_real: Annotated[int | None, OWN(help="Real images per class and step; 64 by default.")] = None,
+    lr: Annotated[float | None, OWN(help="Learning rate of the synthetic images; 1 by default.")] = None,
+    init: Annotated[str | None, OWN(help="Start of the synthetic images: real (default) or noise.")] = None,
     checkpoints: Annotated[
-        int | None, typer.Option(help="Sets of each run that are saved and judged, the last included; 5 by default.")
+        int | None, OWN(help="Sets of each run that are saved and judged, the last included; 5 by default.")
     ] = None,
     judge_last: Annotated[
-        bool, typer.Option("--judge-last", help="Judge only the last set, and measure the others (host own only).")
+        bool, OWN("--judge-last", help="Judge only the last set, and measure the others (host own only).")
     ] = False,
     term: Annotated[
-        str, typer.Option(help="Term that is added to the loss: a name, or a sum such as cmi+0.3*proxy_ce.")
+        str,
+        typer.Option(
+            help="Term that is added to the loss: a name, or a sum such as cmi+0.3*proxy_ce.",
+            rich_help_panel="Regulariser",
+        ),
     ] = "cmi",
-    strategy: Annotated[
-        str | None, typer.Option(help="DSA's operations; those that suit the data set by default.")
-    ] = None,
-    arch: Annotated[str, typer.Option(help="Network that is used for matching and for judging.")] = "convnet",
-    width: Annotated[
-        int | None, typer.Option(help="Channels of that network; the architecture's own by default.")
-    ] = None,
-    runs: Annotated[int, typer.Option(help="Fresh networks trained on each set.")] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs for each of them; 1000 are usual.")] = 300,
-    judge_lr: Annotated[float, typer.Option(help="Learning rate of these networks; 0.01 is usual.")] = 0.03,
+    strategy: Annotated[str | None, OWN(help="DSA's operations; those that suit the data set by default.")] = None,
+    arch: Annotated[str, OWN(help="Network that is used for matching and for judging.")] = "convnet",
+    width: Annotated[int | None, OWN(help="Channels of that network; the architecture's own by default.")] = None,
+    runs: Annotated[int, JUDGES(help="Fresh networks trained on each set.")] = 3,
+    epochs: Annotated[int, JUDGES(help="Epochs for each of them; 1000 are usual.")] = 300,
+    judge_lr: Annotated[float, JUDGES(help="Learning rate of these networks; 0.01 is usual.")] = 0.03,
     repo: Annotated[
         Path | None, typer.Option(help="Checkout of the host; by default searched in DDPLUG_HOSTS and here.")
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Allow the host to download a missing data set.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto (cuda if available).")] = "auto",
+    device: shared.DeviceName = "auto",
     **options: Any,
 ) -> Setup:
     """Build the setup of a command's comparisons; parameters with defaults are options of `compare` and `tune`."""
-    from ddplug import datasets
-    from ddplug.cli.options import device_of
+    from ddplug.lab.judge import Judge
     from ddplug.lab.plan import Settings
     from ddplug.lab.setup import Setup
     from ddplug.proxies.pretrain import MIRRORED
     from ddplug.utils.processes import own_device
 
     regularizer = {name: read(name, value) for name, value in options.items()}
-    where = own_device(device_of(device))
+    where = own_device(shared.device_of(device))
     if proxies is None:
         raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
-    real = datasets.load(data, data_path)
+    real = shared.load_data(data, data_path)
     if strategy is None:
         strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
     ours: dict[str, Any] = {
@@ -89,11 +89,12 @@ def _setup(
     }  # fmt: skip
     ours = {name: value for name, value in ours.items() if value is not None}
     settings = Settings(
-        strategy=strategy, arch=arch, width=width, runs=runs, epochs=epochs, judge_lr=judge_lr, regularizer=regularizer,
-        term=term, arguments=_arguments(host, arguments, ours), **ours,
+        strategy=strategy, arch=arch, width=width, runs=runs, epochs=epochs,
+        judge_lr=judge_lr, regularizer=regularizer, term=term, arguments=_arguments(host, arguments, ours), **ours,
     )  # fmt: skip
     pool = _pool(proxies, real)
-    setup = Setup(host, real, settings, pool, _pool(heldout, real) if heldout else None, where)
+    judge = Judge(real.to(where), settings, pool, _pool(heldout, real) if heldout else None, where)
+    setup = Setup(host, judge)
     if host == "own":
         return setup
     from ddplug.hosting.checkout import find_repo
@@ -105,21 +106,12 @@ def _setup(
     return replace(setup, upstream=lambda changed: Upstream(spec, checkout, proxies, changed, download))
 
 
-PANELS = {
-    "Data and proxies": ("data", "data_path", "proxies", "heldout", "download"),
-    "Distillation (own)": (
-        "ipc", "iterations", "batch_real", "lr", "init", "checkpoints", "judge_last", "strategy", "arch", "width",
-    ),
-    "Judges": ("runs", "epochs", "judge_lr"),
-    "Regulariser": ("term",),
-}  # fmt: skip
 OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name in COMPARED]
 SWEPT = ("representation", "weighting")
 
 
-@grouped({**PANELS, "Judges": (*PANELS["Judges"], "cross_arch")})
-@takes(OF_REGULARIZER)
-@takes_those_of(_setup)
+@shared.takes(OF_REGULARIZER)
+@shared.takes_those_of(_setup)
 def compare(
     host: HostOrOwn,
     arguments: UpstreamArguments = None,
@@ -143,7 +135,7 @@ def compare(
         typer.Option(help="Take weight 0 from this comparison, which has other proxies or options of the regulariser."),
     ] = None,
     cross_arch: Annotated[
-        str, typer.Option(help="Further architectures to train on the last set of every run, separated by commas.")
+        str, JUDGES(help="Further architectures to train on the last set of every run, separated by commas.")
     ] = "",
     **options: Any,
 ) -> None:
@@ -165,28 +157,27 @@ def compare(
     first = place()[0] == 0  # of several processes, the one that reports
     chosen = arms(read_weights(weights), _names(views), _names(terms) or ("",))
     setup = _setup(host, arguments, **options)
-    judge = setup.judge(_names(cross_arch))
-    label = make(setup.settings.term).label
+    setup = replace(setup, judge=replace(setup.judge, cross_arch=tuple(_names(cross_arch))))
+    label = make(setup.judge.settings.term).label
     without = lacking()
     if without and first:  # at once, and again at the end: the runs may take hours
         say(without)
     with Bars(on=first) as progress:
         result = setup.compare(
-            chosen, seeds, out, judge, first_seed=first_seed, baseline=baseline, shared=True,
+            chosen, seeds, out, first_seed=first_seed, baseline=baseline, shared=True,
             on_progress=progress, on_record=lambda records: progress.say(standing(records, label)),
         )  # fmt: skip
     if not first:
         return
     out = user_path(out)
-    page = without or f"wrote {write_page(result, out, out / ENTRIES, judge)}"
+    page = without or f"wrote {write_page(result, out, out / ENTRIES, setup.judge)}"
     for each in (*tables(result), left_out(result), f"wrote {out / RESULT}", page, verdict(result)):
         if each is not None:
             say(each)
 
 
-@grouped(PANELS)
-@takes([name for name in OF_REGULARIZER if name not in SWEPT])
-@takes_those_of(_setup)
+@shared.takes([name for name in OF_REGULARIZER if name not in SWEPT])
+@shared.takes_those_of(_setup)
 def tune(
     host: HostOrOwn,
     arguments: UpstreamArguments = None,
@@ -232,19 +223,9 @@ def tune(
     for row in table_rows(tuned):
         table.add_row(*row)
     say(table)
-    for line in said(tuned, host, str(options["proxies"]), setup.unusual(), _given(host, options), arguments or ()):
-        say(line)
     say(f"wrote {user_path(out) / RESULT}")
-
-
-def _given(host: str, options: Mapping[str, Any]) -> list[str]:
-    """Return the non-default options, without proxies and the regulariser's, as words of a command line."""
-    from ddplug.lab.tune import flag
-
-    usual = {name: each.default for name, each in signature(_setup).parameters.items()}
-    names = [name for name in usual if name not in ("proxies", "term")] if host == "own" else ["repo"]
-    given = {name: options[name] for name in names if name in options and options[name] != usual[name]}
-    return [word for name, value in given.items() for word in flag(name, value)]
+    for line in said(tuned, host, str(options["proxies"]), setup.unusual(), options["repo"], arguments or ()):
+        say(line)
 
 
 def _names(text: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddplug.cli.options import Factor, SpaceOfSet
+from ddplug.cli import options as shared
 from ddplug.utils.output import say
 
 
@@ -15,10 +15,8 @@ def evaluate(
     synthetic: Annotated[
         Path, typer.Argument(metavar="SET", help="Synthetic set of ddplug or a host: res_*.pt, images_N.pt, data.pt.")
     ],
-    data: Annotated[str, typer.Option("--data", help="shapes, digits, cifar10, cifar100 or folder.")] = "digits",
-    data_path: Annotated[
-        Path | None, typer.Option("--data-path", help="Folder of the data set; not for shapes and digits.")
-    ] = None,
+    data: shared.DataName = "digits",
+    data_path: shared.DataPath = None,
     arch: Annotated[
         str, typer.Option(help="Architectures, separated by commas: ConvNet,ResNet18,VGG11,AlexNet.")
     ] = "ConvNet",
@@ -37,15 +35,13 @@ def evaluate(
         str | None,
         typer.Option(help="Normalisation layers: instance, batch or none; each architecture's own by default."),
     ] = None,
-    input_space: SpaceOfSet = None,
-    factor: Factor = None,
+    input_space: shared.SpaceOfSet = None,
+    factor: shared.Factor = None,
     proxies: Annotated[Path | None, typer.Option(help="Pool under which the set's CMI is measured.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto (cuda if available).")] = "auto",
+    json_file: shared.JsonFile = None,
+    device: shared.DeviceName = "auto",
 ) -> None:
     """Train fresh networks on a set and test them on real images; the same command resumes it."""
-    from ddplug import datasets
-    from ddplug.cli.options import device_of
     from ddplug.datasets.synthetic import load_set
     from ddplug.lab.evaluate import evaluate as evaluate_set
     from ddplug.lab.judging import DSAViews
@@ -57,12 +53,12 @@ def evaluate(
 
     synthetic = user_path(synthetic)  # and its neighbour, which is taken away at the end
     json_file = user_path(json_file) if json_file is not None else None
-    where = device_of(device)
+    where = shared.device_of(device)
     loaded = load_set(synthetic, factor=factor)
-    real = datasets.load(data, data_path)
+    real = shared.load_data(data, data_path)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies is not None else None
     chosen = with_space(loaded, input_space, real)
-    augment = None if no_dsa or dsa.lower() in ("", "none") else DSAViews(dsa)
+    augment = None if no_dsa else DSAViews(dsa)
     names = [name.strip() for name in arch.split(",") if name.strip()]
     options: dict[str, Any] = {"width": width, "norm": norm}
     keep = json_file.with_name(f"{json_file.name}.runs") if json_file else synthetic.with_name(f"{synthetic.name}.runs")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ddplug.cli.options import HOSTS as NAMED
-from ddplug.cli.options import grouped, takes
+from ddplug.cli.options import takes
 from ddplug.core.flags import FLAGS, HOSTS, read
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
@@ -17,16 +18,10 @@ from ddplug.utils.output import say
 
 HOST = typer.Argument(metavar="HOST", help=f"{NAMED}, or an installed package's.")
 Host = Annotated[str, HOST]
+OF_HOST = partial(typer.Option, rich_help_panel="A host")
+OF_SCRIPT = partial(typer.Option, rich_help_panel="Any script")
 
 
-@grouped(
-    {
-        "A host": ("repo", "views", "download"),
-        "Any script": (
-            "script", "at", "labels", "steps", "history", "input_space", "path", "redirect_cuda", "old_numpy",
-        ),
-    }
-)  # fmt: skip
 @takes(HOSTS)
 def run(
     host: Annotated[str | None, HOST] = None,
@@ -34,7 +29,7 @@ def run(
         list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="Arguments of the host's own script.")
     ] = None,
     repo: Annotated[
-        Path | None, typer.Option(help="Checkout of the host; by default searched in DDPLUG_HOSTS and here.")
+        Path | None, OF_HOST(help="Checkout of the host; by default searched in DDPLUG_HOSTS and here.")
     ] = None,
     weight: Annotated[
         str,
@@ -43,34 +38,32 @@ def run(
         ),
     ] = "1",
     proxies: Annotated[str, typer.Option(help="A pool's folder, buffer:PATH or idc:PATH.")] = "",
-    views: Annotated[str, typer.Option(help="The host's augmented views (host) or the clean images (clean).")] = "host",
+    views: Annotated[str, OF_HOST(help="The host's augmented views (host) or the clean images (clean).")] = "host",
     inner: Annotated[
         str | None, typer.Option(help="Inner steps whose views get CMI, for MTT and DATM: one, last or all.")
     ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Allow the host to download a missing data set.")
-    ] = False,
-    script: Annotated[Path | None, typer.Option(help="Script to run instead of a host.")] = None,
+    download: Annotated[bool, OF_HOST("--download", help="Allow the host to download a missing data set.")] = False,
+    script: Annotated[Path | None, OF_SCRIPT(help="Script to run instead of a host.")] = None,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="Function that makes the views, FILE.py:FUNCTION, or FILE.py:LINE; by default optimizer."),
+        OF_SCRIPT(help="Function that makes the views, FILE.py:FUNCTION, or FILE.py:LINE; by default optimizer."),
     ] = None,
     labels: Annotated[
-        str, typer.Option(help="Python expression for the labels where that is called or stepped, or calls:CLASSES.")
+        str, OF_SCRIPT(help="Python expression for the labels where that is called or stepped, or calls:CLASSES.")
     ] = "",
     steps: Annotated[
-        str, typer.Option(help="Python expression for the calls per backward pass of an unrolled loop.")
+        str, OF_SCRIPT(help="Python expression for the calls per backward pass of an unrolled loop.")
     ] = "",
-    history: Annotated[Path | None, typer.Option(help="File for CMI's history; cmi_SCRIPT.json by default.")] = None,
+    history: Annotated[Path | None, OF_SCRIPT(help="File for CMI's history; cmi_SCRIPT.json by default.")] = None,
     input_space: Annotated[
-        str, typer.Option(help="Space of the views, if it is not the pool's: unit, normalized:cifar10, ...")
+        str, OF_SCRIPT(help="Space of the views, if it is not the pool's: unit, normalized:cifar10, ...")
     ] = "",
-    path: Annotated[list[Path] | None, typer.Option(help="Further folder for the script's imports.")] = None,
+    path: Annotated[list[Path] | None, OF_SCRIPT(help="Further folder for the script's imports.")] = None,
     redirect_cuda: Annotated[
-        bool, typer.Option("--redirect-cuda", help="Without CUDA, put on the CPU what the script puts on CUDA.")
+        bool, OF_SCRIPT("--redirect-cuda", help="Without CUDA, put on the CPU what the script puts on CUDA.")
     ] = False,
     old_numpy: Annotated[
-        bool, typer.Option("--old-numpy", help="Define np.int and other names that old NumPy had.")
+        bool, OF_SCRIPT("--old-numpy", help="Define np.int and other names that old NumPy had.")
     ] = False,
     **options: Any,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -40,6 +40,7 @@ Factor = Annotated[
     int | None,
     typer.Option(help="Images along one side of an image that holds several, as IDC's do (see its args.txt)."),
 ]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="File to write the results to.")]
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto (cuda if available).")]
 
 
@@ -85,20 +86,6 @@ def takes_those_of(other: Callable[..., object]) -> Callable[[Command], Command]
         command.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*(each for each in own if each not in rest), *added, *rest]
         )
-        return command
-
-    return add
-
-
-def grouped(panels: Mapping[str, Iterable[str]]) -> Callable[[Command], Command]:
-    """Decorator of a command: its help shows the options named in `panels` under these titles."""
-
-    def add(command: Command) -> Command:
-        parameters = inspect.signature(command, eval_str=True).parameters
-        for title, names in panels.items():
-            for name in names:
-                (option,) = parameters[name].annotation.__metadata__
-                option.rich_help_panel = title
         return command
 
     return add

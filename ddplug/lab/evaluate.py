@@ -102,7 +102,7 @@ def evaluate(
     not known what the images mean, `ProxyError` for a pool of other data, and what `build` and `fit` raise.
     """
     names = [resolve(name) for name in architectures]
-    _check(synthetic, data, names, runs, pool)
+    _check(synthetic, data, names, runs, epochs, pool)
     if lr is not None and not 0 < lr < float("inf"):
         raise InputError(f"lr must be more than 0 and finite, got {lr}")
     space, judge = judged(synthetic, data)
@@ -161,11 +161,13 @@ def judged(synthetic: SyntheticSet, data: ImageData) -> tuple[AnySpace, ImageDat
     return space, data.to_space(space) if is_whitened(space) else data
 
 
-def _check(synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int, pool: ProxyPool | None) -> None:
+def _check(
+    synthetic: SyntheticSet, data: ImageData, names: list[str], runs: int, epochs: int, pool: ProxyPool | None
+) -> None:
     if not names or len(set(names)) < len(names):
         raise InputError(f"name at least one architecture, and each once, got {names}")
-    if runs < 1:
-        raise InputError(f"runs must be at least 1, got {runs}")
+    if runs < 1 or epochs < 1:
+        raise InputError(f"runs and epochs must be at least 1, got {runs} and {epochs}")
     check_fits(synthetic.images, synthetic.labels, data)
     if synthetic.dataset not in (None, data.name):
         raise InputError(f"the set was distilled from {synthetic.dataset}, not from {data.name}; test it on its own")

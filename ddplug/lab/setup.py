@@ -1,4 +1,4 @@
-"""Setup that a command's comparisons share: the host, the data, the pools, the distiller and the judge."""
+"""Setup that a command's comparisons share: the host, the judge with data, settings and pools, and the distiller."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddplug.core.flags import FLAGS
-from ddplug.datasets.images import ImageData
 from ddplug.lab.compare import Distiller, compare
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import Own
 from ddplug.lab.plan import Arm, Settings
-from ddplug.proxies.pool import ProxyPool
 
 
 @dataclass(frozen=True)
@@ -23,32 +19,26 @@ class Setup:
     """All inputs but arms, seeds and the folder. `upstream` makes a host's distiller of settings; None for our own."""
 
     host: str
-    data: ImageData
-    settings: Settings
-    pool: ProxyPool
-    heldout: ProxyPool | None
-    device: torch.device
+    judge: Judge
     upstream: Callable[[Settings], Distiller] | None = None
-
-    def judge(self, cross_arch: Sequence[str] = ()) -> Judge:
-        """Build the judge of the sets."""
-        return Judge(
-            self.data.to(self.device), self.settings, self.pool, self.heldout, self.device, tuple(cross_arch)
-        )  # fmt: skip
 
     def regularised(self, **options: Any) -> Setup:
         """With other options of the regulariser."""
-        changed = {**self.settings.regularizer, **options}
-        return replace(self, settings=replace(self.settings, regularizer=changed))
+        settings = self.judge.settings
+        settings = replace(settings, regularizer={**settings.regularizer, **options})
+        return replace(self, judge=replace(self.judge, settings=settings))
 
     def unusual(self) -> dict[str, Any]:
         """The regulariser's options, and the term, that are not as they are by default."""
-        settings = self.settings
+        settings = self.judge.settings
         given = {name: value for name, value in settings.regularizer.items() if value != FLAGS[name].default}
         return given if settings.term == Settings.term else {"term": settings.term, **given}
 
-    def compare(self, arms: Sequence[Arm], seeds: int, out: str | Path, judge: Judge, **more: Any) -> dict[str, Any]:
+    def compare(self, arms: Sequence[Arm], seeds: int, out: str | Path, **more: Any) -> dict[str, Any]:
         """`ddplug.lab.compare.compare` in this setting, with `more` of its arguments."""
-        own = Own(self.data, self.settings, self.pool, self.device)
-        distil = self.upstream(self.settings) if self.upstream else own
+        judge = self.judge
+        if self.upstream is None:
+            distil: Distiller = Own(judge.data, judge.settings, judge.pool, judge.device)
+        else:
+            distil = self.upstream(judge.settings)
         return compare(distil, arms, seeds, out, judge, host=self.host, **more)

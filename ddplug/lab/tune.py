@@ -108,7 +108,7 @@ def tune(
         given = dict(zip(options, values, strict=True))
         folder, variant = "-".join(("sweep", *values)), setup.regularised(**given)
         result = variant.compare(
-            chosen_arms, seeds, out / folder, variant.judge(), first_seed=first_seed, on_progress=on_progress,
+            chosen_arms, seeds, out / folder, first_seed=first_seed, on_progress=on_progress,
             baseline=out / folders[0] if folders else None,
         )  # fmt: skip
         sweep += [{**row, "options": given} for row in result["summary"][1:]]
@@ -123,10 +123,8 @@ def tune(
         fresh = _fresh_seed(out, of)
         folder = "-".join(("confirm", choice["arm"], *choice["options"].values()))
         variant = setup.regularised(**choice["options"])
-        result = variant.compare(
-            arms([choice["weight"]]), confirm, out / folder, variant.judge(), first_seed=fresh,
-            on_progress=on_progress,
-        )  # fmt: skip
+        chosen = arms([choice["weight"]])
+        result = variant.compare(chosen, confirm, out / folder, first_seed=fresh, on_progress=on_progress)
         confirmation = result["summary"][1]
         folders.append(folder)
     tuned = Tuned(sweep, choice, confirmation, folders)
@@ -152,46 +150,38 @@ def said(
     tuned: Tuned,
     host: str,
     proxies: str,
-    fixed: Mapping[str, Any] | None = None,
-    given: Sequence[str] = (),
+    fixed: Mapping[str, Any],
+    repo: Path | None = None,
     arguments: Sequence[str] = (),
 ) -> list[str]:
-    """Return the result in lines: the verdict and, for a choice, the code and command line to paste.
+    """Return the result in sentences and, for a choice, the code or command line to paste.
 
-    `fixed` are options of the regulariser that were not swept and are not as they are by default, `given` the words of
-    other options, and `arguments` the host's own.
+    `fixed` are options of the regulariser that were not swept and are not as they are by default; `repo` and
+    `arguments` are the checkout of a host, if it was given, and the host's own arguments.
     """
     choice, confirmed = tuned.choice, tuned.confirmation
     if choice is None or confirmed is None:
         return ["No weight was better than none in the sweep; try others, more iterations, or other proxies."]
     shown = gain(confirmed["difference"], confirmed["interval"], "fresh seeds", confirmed["seeds"])
-    lines = [f"weight {weight_name(choice)}, {_options(choice, ' ')}, against weight 0: {shown}."]
-    options = {**choice["options"], **(fixed or {})}
-    lines.append(f"ddplug.attach(trainer, {code(choice['weight'], **options)}, proxies={proxies!r})")
-    begin = ["compare", host, "--weights", f"0,{weight_name(choice)}"]
-    if host != "own":
-        begin = ["run", host, "--weight", weight_name(choice)]
-    flags = [word for name, value in options.items() for word in flag(name, value)]
-    words = ["ddplug", *begin, *flags, "--proxies", proxies, *given, *(["--", *arguments] if host != "own" else [])]
-    lines.append(shlex.join(words))
-    return lines
+    verdict = f"weight {weight_name(choice)}, {_options(choice)}, against weight 0: {shown}."
+    options = {**choice["options"], **fixed}
+    if host == "own":
+        return [f"ddplug.attach(trainer, {code(choice['weight'], **options)}, proxies={proxies!r})", verdict]
+    flags = {"weight": weight_name(choice), **{name: FLAGS[name].written(value) for name, value in options.items()}}
+    flags |= {"proxies": proxies, **({} if repo is None else {"repo": repo})}
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [shlex.join(["ddplug", "run", host, *words, "--", *arguments]), verdict]
 
 
-def flag(name: str, value: Any) -> list[str]:
-    """An option as the words of a command line."""
-    spelt = f"--{name.replace('_', '-')}"
-    return [spelt] if value is True else [spelt, str(FLAGS[name].written(value) if name in FLAGS else value)]
-
-
-def _options(row: dict[str, Any], between: str) -> str:
-    return f",{between}".join(f"{name} {value}" for name, value in row["options"].items())
+def _options(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row["options"].items())
 
 
 def table_rows(tuned: Tuned) -> list[tuple[str, ...]]:
     """Weight, options, accuracy and difference of everything swept."""
     return [
         (
-            weight_name(row), _options(row, " "), plus_minus(row["accuracy"], row["accuracy_std"]),
+            weight_name(row), _options(row), plus_minus(row["accuracy"], row["accuracy_std"]),
             plus_minus(row["difference"], row["interval"], sign=True),
         )
         for row in tuned.sweep

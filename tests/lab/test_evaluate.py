@@ -476,7 +476,7 @@ def test_the_command_goes_on_and_leaves_nothing_unasked(
 
 
 def test_without_augmentation(set_file: Path, digits: ImageData, few: SyntheticSet, tmp_path: Path) -> None:
-    for name, options in {"off": ("--no-dsa",), "none": ("--dsa", "none")}.items():
+    for name, options in {"off": ("--no-dsa",)}.items():
         run(set_file, *QUICK, *options, "--json", tmp_path / f"{name}.json")
         found = json.loads((tmp_path / f"{name}.json").read_text())["results"]["convnet"]["accuracies"]
         assert found == evaluate(few, digits, augment=None, **TINY).accuracies["convnet"]

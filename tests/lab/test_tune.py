@@ -15,11 +15,11 @@ import torch
 from typer.testing import CliRunner
 
 from ddplug.cli import app as cli
-from ddplug.cli.compare import _given
 from ddplug.cli.compare import compare as compare_command
 from ddplug.cli.compare import tune as tune_command
 from ddplug.datasets.images import ImageData
 from ddplug.errors import DataError, DDPlugError, InputError
+from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import Own
 from ddplug.lab.plan import Settings
 from ddplug.lab.setup import Setup
@@ -45,7 +45,7 @@ def setup(digits: ImageData, pool: Path) -> Setup:
         ipc=2, iterations=3, batch_real=4, strategy="color_crop", width=8, checkpoints=1, runs=1, epochs=2,
         regularizer={"calibrate": 1},
     )  # fmt: skip
-    return Setup("own", digits, settings, ProxyPool.load(pool), None, torch.device("cpu"))
+    return Setup("own", Judge(digits, settings, ProxyPool.load(pool), None, torch.device("cpu")))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_another_sweep_is_confirmed_on_seeds_that_nothing_has_seen(
     """Or the choice would be among confirmations. The same sweep has the seeds it had."""
     used = []
 
-    def compare(self: Setup, chosen: Any, seeds: int, out: Path, judge: Any, **more: Any) -> dict[str, Any]:
+    def compare(self: Setup, chosen: Any, seeds: int, out: Path, **more: Any) -> dict[str, Any]:
         if out.name.startswith("confirm"):
             used.append(list(range(more["first_seed"], more["first_seed"] + seeds)))
         return {"summary": [{"weight": arm.weight, "arm": arm.name, "difference": 0.01} for arm in chosen]}
@@ -128,7 +128,7 @@ def test_nothing_is_chosen_where_nothing_is_better(
     tuned = tune(setup, tmp_path, [1.0], {"representation": ["feature"]}, seeds=1)
     assert (tuned.choice, tuned.confirmation) == (None, None)
     assert distilled == ["feature weight-0-seed0", "feature weight-1-host-seed0"]
-    assert said(tuned, "own", "pool") == [
+    assert said(tuned, "own", "pool", {}) == [
         "No weight was better than none in the sweep; try others, more iterations, or other proxies."
     ]
 
@@ -143,31 +143,35 @@ def test_the_folder_of_a_comparison_is_not_mixed_with_those_of_a_sweep(tmp_path:
 def test_the_lines_to_paste() -> None:
     choice = {"weight": 3.0, "arm": "weight-3-host", "options": {"representation": "logit", "weighting": "relative"}}
     sure = {"difference": 0.03, "interval": 0.02, "seeds": 3}
-    verdict, code, command = said(Tuned([], choice, sure, []), "dm", "pool")
+    code, verdict = said(Tuned([], choice, sure, []), "own", "pool", {})
     assert verdict == (
         "weight 3, representation logit, weighting relative, against weight 0: +3.00 ± 2.00 points of accuracy (95 % "
         "interval over 3 fresh seeds, which excludes 0)."
     )
     assert code == "ddplug.attach(trainer, weight=3.0, weighting='relative', representation='logit', proxies='pool')"
-    assert command == "ddplug run dm --weight 3 --representation logit --weighting relative --proxies pool --"
-    given = said(Tuned([], choice, sure, []), "dm", "a pool", None, ["--repo", "DM"], ["--ipc", "10"])[2]
-    assert given.endswith("--weighting relative --proxies 'a pool' --repo DM -- --ipc 10")
-    doubtful = said(Tuned([], choice, {**sure, "interval": 0.03}, []), "own", "pool")
-    assert doubtful[0].endswith("includes 0).")
-    assert doubtful[2].startswith("ddplug compare own --weights 0,3 --representation logit")
+    command, again = said(Tuned([], choice, sure, []), "dm", "a pool", {}, Path("DM"), ["--ipc", "10"])
+    assert command == (
+        "ddplug run dm --weight 3 --representation logit --weighting relative --proxies 'a pool' --repo DM -- --ipc 10"
+    )
+    assert again == verdict
+    doubtful = said(Tuned([], choice, {**sure, "interval": 0.03}, []), "own", "pool", {})
+    assert doubtful[1].endswith("includes 0).")
 
 
 def test_the_lines_to_paste_have_what_was_not_swept(setup: Setup) -> None:
-    given = {"temperature": 0.5, "classes": None, "chunk": 8, "compile": True, "views_per_image": 4}
-    held = replace(setup, settings=replace(setup.settings, regularizer=given)).unusual()
+    held = setup.regularised(
+        temperature=0.5, classes=None, chunk=8, compile=True, views_per_image=4, calibrate=10
+    ).unusual()
     assert held == {"temperature": 0.5, "chunk": 8, "compile": True, "views_per_image": 4}
     choice = {"weight": 3.0, "options": {"weighting": "relative"}}
-    _, code, command = said(Tuned([], choice, {"difference": 0.03, "interval": 0.02, "seeds": 3}, []), "own", "p", held)
+    tuned = Tuned([], choice, {"difference": 0.03, "interval": 0.02, "seeds": 3}, [])
+    code, _ = said(tuned, "own", "p", held)
     assert code == (
         "ddplug.attach(trainer, weight=3.0, weighting='relative', term=ddplug.terms.make('cmi', temperature=0.5), "
         "views=4, compute=ddplug.Compute(chunk=8, compile=True), proxies='p')"
     )
-    assert "--weighting relative --temperature 0.5 --chunk 8 --compile --views-per-image 4 --proxies p" in command
+    command, _ = said(tuned, "dm", "p", {"temperature": 0.5, "chunk": "auto"})
+    assert "--weighting relative --temperature 0.5 --chunk 0 --proxies p" in command
 
 
 @pytest.mark.parametrize(
@@ -211,15 +215,6 @@ def test_the_command(tmp_path: Path, pool: Path) -> None:
     assert "a comparison needs --proxies" in str(bad.exception)
 
 
-def test_the_words_of_what_was_given() -> None:
-    given = {
-        "data": "digits", "data_path": None, "proxies": Path("pool"), "ipc": 2, "judge_lr": 0.03, "judge_last": True,
-        "term": "cmi", "repo": Path("a checkout"), "download": False, "temperature": 2.0,
-    }  # fmt: skip
-    assert _given("own", given) == ["--ipc", "2", "--judge-last", "--repo", "a checkout"]
-    assert _given("dm", given) == ["--repo", "a checkout"]
-
-
 def test_both_commands_have_the_options_of_a_comparison() -> None:
     compare, tune = (inspect.signature(command).parameters for command in (compare_command, tune_command))
     own = {"terms", "views", "baseline", "cross_arch"}
@@ -229,4 +224,6 @@ def test_both_commands_have_the_options_of_a_comparison() -> None:
 
 def test_a_setting_with_other_options(setup: Setup) -> None:
     changed = setup.regularised(representation="logit")
-    assert changed.settings == replace(setup.settings, regularizer={"calibrate": 1, "representation": "logit"})
+    assert changed.judge.settings == replace(
+        setup.judge.settings, regularizer={"calibrate": 1, "representation": "logit"}
+    )
