@@ -33,7 +33,6 @@ from ddplug.core.figures import plot_history
 from ddplug.core.history import History
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Options, Regularizer
-from ddplug.core.watch import count_steps
 from ddplug.errors import HostError
 from ddplug.proxies.doubts import Likeness
 from ddplug.proxies.pool import DeferredPool
@@ -239,7 +238,7 @@ def attach(
     if regularizer.input_space is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
         if (like := real.like_views()) is not None and not regularizer.objective.keeps_real:
-            regularizer.likeness = Likeness(like)
+            regularizer.watch.likeness = Likeness(like)
     # At weight 0 nothing is installed, except an augmentation that the user passed and whatever an adapter installs.
     where = place.where
     idle = not regularizer.active and replacement is None and not known
@@ -249,7 +248,7 @@ def attach(
     if compiled is not trainer and isinstance(trainer, torch.nn.Module) and not idle:
         undo = _compiling_anew(undo)
     if weight != 0:
-        undo = _counting_steps(trainer, regularizer, undo)
+        _count_steps(trainer, regularizer)
     handle = Handle(regularizer, where, undo, labels if isinstance(labels, one_class_per_call) else None)
     try:
         images = (
@@ -280,12 +279,12 @@ def _compiling_anew(undo: Undo) -> Undo:
     return undo_both
 
 
-def _counting_steps(trainer: object, regularizer: Regularizer, undo: Undo) -> Undo:
-    """Count the steps of the images until undone, and warn if many pass without a round."""
+def _count_steps(trainer: object, regularizer: Regularizer) -> None:
+    """Count the steps of the images, and warn if many pass without a round."""
     try:
         held = weakref.ref(trainer)
     except TypeError:  # no weak reference to it can be made
-        return undo
+        return
     known: Any = WeakIdKeyDictionary()
 
     def images(optimizer: Optimizer, parameters: list[Tensor]) -> list[Tensor]:
@@ -298,14 +297,7 @@ def _counting_steps(trainer: object, regularizer: Regularizer, undo: Undo) -> Un
             known.update({parameter: id(parameter) in found for parameter in like_images})
         return [parameter for parameter in like_images if known[parameter]]
 
-    history = regularizer.history
-    end = count_steps(regularizer.watch, images, lambda: history.total)
-
-    def undo_both() -> None:
-        end()
-        undo()
-
-    return undo_both
+    regularizer.watch.count_steps(images)
 
 
 def _configure(known: tuple[str, object], augment: Augment | DSA, inner: Inner) -> None:

@@ -7,6 +7,7 @@ regulariser makes views of its own.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.attaching.held import Held, all_items
 from ddplug.attaching.hooks import Arguments, Undo
@@ -54,6 +56,8 @@ class Stepped:
         optimizer: Optimizer | None = None,
     ) -> None:
         self._leaves, self._labels, self._shape, self._optimizer = leaves, labels, shape, optimizer
+        self._added: Any = WeakIdKeyDictionary()
+        """The gradient of each leaf after CMI's was added: a reference, its version, its values."""
 
     def install(self, regularizer: Regularizer) -> Undo:
         """Put the regulariser before the steps of the images; returns what takes it out."""
@@ -108,7 +112,9 @@ class Stepped:
         grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         grad = torch.cat([self._images(each, shape) for each in grads])
         # Where each class has its optimizer, the others' images are not in this round.
-        held = {id(each) for each in stepped_by(optimizer)}
+        held = {id(each) for each in stepped_by(optimizer) if not self._has(each)}
+        if not any(id(leaf) in held for leaf in leaves) and not shared:
+            return
         own = torch.cat(
             [
                 torch.full((math.prod(lead(leaf)),), id(leaf) in held, dtype=torch.bool, device=leaf.device)
@@ -130,8 +136,16 @@ class Stepped:
         parts = torch.split(added, [math.prod(lead(leaf)) for leaf in leaves])
         with torch.no_grad():
             for leaf, part in zip(leaves, parts, strict=True):
-                if leaf.grad is not None:
+                if leaf.grad is not None and id(leaf) in held:
                     leaf.grad += part.reshape(leaf.shape)
+                    self._added[leaf] = weakref.ref(leaf.grad), leaf.grad._version, leaf.grad.clone()
+
+    def _has(self, leaf: Tensor) -> bool:
+        """Return True if the leaf's gradient has CMI's already, from the step of another optimizer on it."""
+        if leaf.grad is None or leaf not in self._added:
+            return False
+        grad, version, values = self._added[leaf]
+        return grad() is leaf.grad and version == leaf.grad._version and torch.equal(values, leaf.grad)
 
 
 _MARK = "__ddplug_attached__"

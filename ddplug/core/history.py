@@ -61,7 +61,7 @@ class History:
         self._pending: list[tuple[int, float, int]] = []
         self._buffer: Tensor | None = None
         self._readers: list[tuple[Reader, int]] = []
-        self._earlier = self._passed = self._skipped = 0
+        self._earlier = self._passed = 0
         self._hidden_from: int | None = None
         """The position of the first hidden round."""
 
@@ -145,7 +145,6 @@ class History:
         """Forget all rounds but the first `length`, hidden ones included."""
         if length < len(self._rounds):
             self.flush()
-            self._skipped -= sum(round_.skipped for round_ in self._rounds[length:])
             del self._rounds[length:]
             self._passed = min(self._passed, length)
         else:
@@ -156,10 +155,8 @@ class History:
         if self._buffer is not None and self._pending:
             values = self._buffer[: len(self._pending)].tolist()
             for (number, lam, images), (value, finite, share) in zip(self._pending, values, strict=True):
-                self._skipped += not finite
-                self._rounds.append(
-                    Round(number, value, lam, images, not finite, share if 0 <= share < math.inf else None)
-                )
+                known = share if 0 <= share < math.inf else None
+                self._rounds.append(Round(number, value, lam, images, not finite, known))
             self._pending.clear()
 
     @property
@@ -175,9 +172,7 @@ class History:
     @property
     def skipped(self) -> int:
         """Rounds left out because their gradient was not finite."""
-        self.flush()
-        hidden = () if self._hidden_from is None else self._rounds[self._hidden_from :]
-        return self._skipped - sum(round_.skipped for round_ in hidden)
+        return sum(round_.skipped for round_ in self)
 
     @property
     def share(self) -> list[float | None]:
@@ -193,8 +188,7 @@ class History:
 
     def __getitem__(self, index: int) -> Round:
         self.flush()
-        shown = self._rounds if self._hidden_from is None else self._rounds[: self._hidden_from]
-        return shown[index]
+        return self._rounds[range(len(self))[index]]
 
     def __repr__(self) -> str:
         return f"History({len(self)} rounds, {self.skipped} skipped)"
@@ -216,4 +210,3 @@ class History:
         self._pending.clear()
         self._earlier = self._passed = len(state)  # rounds of an earlier run, which its readers got
         self._rounds = [Round(**record) for record in state]
-        self._skipped = sum(round_.skipped for round_ in self._rounds)

@@ -7,6 +7,7 @@ Until a round is committed, it is hidden in the history, and announcements made 
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import threading
@@ -96,6 +97,8 @@ class ProvisionalRound:
         self.before, self.ended = before, ended
         self.calls = [weakref.ref(call) for call in calls]
         self.marks = [_Leaf(leaf, accumulates=accumulates) for leaf, accumulates in found]
+        self.by_hand = not any(mark.accumulates for mark in self.marks)
+        """True if the pass returns gradients, as torch.autograd.grad does, which the host may put into `.grad`."""
         self.end: weakref.ref[_End] | None = None
 
     def leaves(self) -> list[Tensor]:
@@ -127,6 +130,8 @@ class ProvisionalRounds:
     def __init__(self, lock: ThreadLock, progress: Progress, watch: Watch) -> None:
         self._lock, self._progress, self._watch = lock, progress, watch
         self._rounds: list[ProvisionalRound] = []
+        self._by_hand = 0
+        """Passes of torch.autograd.grad before the newest one, since the last step."""
         self.by_optimizer = False
         """True if an optimizer has stepped the images of a round."""
         _ALL.add(self)
@@ -199,8 +204,13 @@ class ProvisionalRounds:
         """
         with self._lock:
             while self._rounds and self._gone(self._rounds[-1]):
-                self._rounds.pop().before.undo()
+                gone = self._rounds.pop()
+                gone.before.undo()
+                self._by_hand += gone.by_hand and not gone.raised
             if held is not None:
+                if self._by_hand and self._rounds and self._rounds[-1].by_hand:
+                    self._watch.by_hand(self._by_hand + 1)
+                self._by_hand = 0
                 self._commit(lambda round_: self._takes(round_, held))
             # Without an optimizer that holds the images, a step leaves no trace: the pass counts as the step.
             self._commit(
@@ -269,16 +279,13 @@ def _has_optimizer(leaf: Tensor) -> bool:
 
 
 _ALL: weakref.WeakSet[ProvisionalRounds] = weakref.WeakSet()
-_watching = False
 
 
+@functools.cache
 def _watch_steps() -> None:
-    """Register the hook on the steps of all optimizers, once."""
-    global _watching
-    if not _watching:
-        _watching = True
-        register_optimizer_step_pre_hook(_about_to_step)
-        register_optimizer_step_post_hook(lambda *_: _SEARCHED.clear())
+    """Register the hooks on the steps of all optimizers, once."""
+    register_optimizer_step_pre_hook(_about_to_step)
+    register_optimizer_step_post_hook(lambda *_: _SEARCHED.clear())
 
 
 _SEARCHED: dict[int, int | None] = {}

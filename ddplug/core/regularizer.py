@@ -32,10 +32,10 @@ from ddplug.core.weighting import Lambda
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, noted
-from ddplug.proxies.doubts import Likeness, doubts
+from ddplug.proxies.doubts import doubts
 from ddplug.proxies.pool import DeferredPool, ProxyPool
-from ddplug.proxies.representations import Representation, chosen
-from ddplug.terms import Term, TermSpec, make
+from ddplug.proxies.representations import chosen
+from ddplug.terms import TermSpec, make
 from ddplug.terms.base import check_labels, check_not_negative, transformed
 from ddplug.utils.output import say
 from ddplug.utils.processes import Processes
@@ -109,16 +109,17 @@ class Regularizer:
         announce: Callable[[str], object] = say,
     ) -> None:
         self._lambda, self._record = Lambda(weight, weighting_of(weighting)), record
+        self.weight, self.weighting = self._lambda.weight, self._lambda.how
         # At weight 0 the folder need not exist.
         off = weight == 0 and not record
-        self._pool = DeferredPool(str(pool)) if off and isinstance(pool, str | Path) else ProxyPool.of(pool)
+        self.pool = DeferredPool(str(pool)) if off and isinstance(pool, str | Path) else ProxyPool.of(pool)
         views = views if isinstance(views, Views) else Views(views)
-        processes = processes if isinstance(processes, Processes) else Processes(processes)
-        objective = make(term)
-        representation = chosen(representation, self.weighting.kind, objective.representation)
-        if compute.classes is not None and not objective.additive_over_classes:
+        self.processes = processes if isinstance(processes, Processes) else Processes(processes)
+        self.objective, self.compute, self.announce = make(term), compute, announce
+        self.representation = chosen(representation, self.weighting.kind, self.objective.representation)
+        if compute.classes is not None and not self.objective.additive_over_classes:
             raise InputError(
-                f"classes={compute.classes} lets some classes stand for all, but {objective.label} is no sum over "
+                f"classes={compute.classes} lets some classes stand for all, but {self.objective.label} is no sum over "
                 "classes; leave classes out."
             )
         self.pool.check_draw(compute.draw)
@@ -129,17 +130,22 @@ class Regularizer:
             view = DSA(seed=seed)
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
-        self._real = RealImages(objective, seed, announce, self._to_pool.of_views, data)
-        step = PieceByPiece(representation, objective, self._to_pool, compute, processes)
-        real = self._real if objective.needs_real else None
+        self.real = RealImages(self.objective, seed, announce, self._to_pool.of_views, data)
+        step = PieceByPiece(self.representation, self.objective, self._to_pool, compute, self.processes)
+        real = self.real if self.objective.needs_real else None
         self._estimator = Estimator(self.pool, step, views.count, view, seed, real)
         self._progress = Progress(self._estimator, self._lambda, announce)
-        self._watch = Watch(self._progress)
-        self._keeper = RoundKeeper(self._progress, self._watch, scale)
+        self.generator = self._estimator.generator
+        self.watch = Watch(self._progress)
+        self._keeper = RoundKeeper(self._progress, self.watch, scale)
         self._probed = False
-        self.likeness: Likeness | None = None
-        """Compares the first views with real images, where `input_space` is not sure."""
         self._expected_pool: str | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse to replace an attribute, which would have no effect."""
+        if name in vars(self) and not name.startswith("_"):
+            raise AttributeError(f"{name} of a Regularizer cannot be changed; make another one with it.")
+        super().__setattr__(name, value)
 
     @property
     def input_space(self) -> AnySpace | None:
@@ -150,57 +156,7 @@ class Regularizer:
     def input_space(self, space: AnySpace | str | None) -> None:
         self._given_space = space
         self._to_pool.space = self.pool.space_of(space)
-        self.likeness = None
-
-    @property
-    def weight(self) -> float:
-        """The weight it was made with: a share or a lambda."""
-        return self._lambda.weight
-
-    @property
-    def weighting(self) -> Weighting:
-        """The weighting it was made with."""
-        return self._lambda.how
-
-    @property
-    def pool(self) -> ProxyPool:
-        """The proxies."""
-        return self._pool
-
-    @property
-    def real(self) -> RealImages:
-        """The source of real images, for a term that compares with them."""
-        return self._real
-
-    @property
-    def watch(self) -> Watch:
-        """The warnings about likely mistakes."""
-        return self._watch
-
-    @property
-    def compute(self) -> Compute:
-        """The options of the estimate."""
-        return self._estimator.compute
-
-    @property
-    def representation(self) -> Representation:
-        """Representation that the term is computed on."""
-        return self._estimator.step.space
-
-    @property
-    def processes(self) -> Processes:
-        """The processes that take part in each round."""
-        return self._estimator.processes
-
-    @property
-    def objective(self) -> Term:
-        """The term that is added."""
-        return self._estimator.objective
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Generator that proxies are drawn with."""
-        return self._estimator.generator
+        self.watch.likeness = None
 
     @property
     def history(self) -> History:
@@ -225,11 +181,6 @@ class Regularizer:
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
         self._keeper.enabled = enabled
-
-    @property
-    def announce(self) -> Callable[[str], object]:
-        """Function that is called with the report of the resolved lambda."""
-        return self._progress.announce
 
     @property
     def lam(self) -> float | None:
@@ -299,14 +250,14 @@ class Regularizer:
         """
         return self._keeper.at_once(self._checked(images, labels), grad) if self.active else None
 
-    def stands_for(self, steps: int) -> None:
-        """Note that the views of one unrolled step stand for those of `steps` steps.
+    def stands_for(self, steps: int, calls: int = 1) -> None:
+        """Note that the views of `calls` calls, which one backward pass reaches, stand for those of `steps` steps.
 
-        A measured lambda is multiplied by `steps`, and the recorded share divided. Over all steps the host's gradient
-        is sqrt(steps) times as long as on one step's views, and CMI's, a mean over steps times as many views,
-        1/sqrt(steps) times.
+        The host unrolls the steps, and either one of them passes the layer or all. Of one, a measured lambda is
+        multiplied by `steps`, and the recorded share divided. Over all steps the host's gradient is sqrt(steps) times
+        as long as on one step's views, and CMI's, a mean over steps times as many views, 1/sqrt(steps) times.
         """
-        self._lambda.factor = float(steps)
+        self._lambda.factor, self._keeper.calls = steps / calls, calls
 
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come."""
@@ -377,8 +328,7 @@ class Regularizer:
         if not self._probed:
             self._probe(views, labels)
             self._probed = True
-        if self.likeness is not None and (text := self.likeness.add(views)):
-            self.watch.warn(text, text)
+        self.watch.look(views)
         return Call(views.detach(), labels, self.real.given(real, labels))
 
     def _probe(self, views: Tensor, labels: Tensor) -> None:

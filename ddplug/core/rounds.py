@@ -19,7 +19,7 @@ from ddplug.core.progress import Progress, Snapshot
 from ddplug.core.provisional import ProvisionalRounds, ThreadLock
 from ddplug.core.watch import LOOKED_AT, Watch
 from ddplug.core.weighting import scheduled
-from ddplug.errors import InputError, noted
+from ddplug.errors import HostError, InputError, noted
 from ddplug.terms.base import Groups
 
 
@@ -132,6 +132,8 @@ class RoundKeeper:
         self.lam, self.estimator, self.processes = progress.lam, progress.estimator, progress.estimator.processes
         self.common: Mapping[str, Any] = {}
         """Settings that all processes of a run must share; set at the first call."""
+        self.calls = 1
+        """Least number of calls that a backward pass reaches."""
         self.enabled = True
         self._start()
 
@@ -281,6 +283,12 @@ class RoundKeeper:
             self.provisional.settle()
             live = [found for ref in self._pending if (found := ref()) is not None]
             reached = [found for found in live if found is call or found.reached()]
+            if len(reached) < self.calls:
+                raise HostError(
+                    f"a backward pass reached {len(reached)} of the {self.calls} inner steps, as in a host that takes "
+                    "one gradient per step. CMI of all steps around common centroids needs one pass through all; give "
+                    "inner='one' or 'last' (--inner) instead."
+                )
             before = self._start_round(reached)
             self.provisional.begin(before, reached)
             self._pending = [weakref.ref(found) for found in live if found not in reached]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import sys
@@ -14,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.core.autograd import stepped_by
 from ddplug.core.history import History
 from ddplug.core.progress import Progress
 from ddplug.errors import RAISED, DDPlugWarning
+from ddplug.proxies.doubts import Likeness
 
 LOST = 40
 """Graphs dropped without a backward pass, before the first round, after which a warning is issued."""
@@ -32,6 +33,10 @@ LOOKED_AT = 30
 """Rounds at the beginning that are checked for being parts of a larger batch, which waits for the device."""
 
 
+Images = Callable[[Optimizer, list[Tensor]], list[Tensor]]
+"""A function that returns the synthetic images among the tensors that an optimizer steps and that have a gradient."""
+
+
 class Watch:
     """Counts the calls and rounds of one layer, and warns about likely mistakes."""
 
@@ -39,25 +44,36 @@ class Watch:
         self._progress = progress
         self.where = "the layer"
         """The layer's name in messages."""
-        self.expects_action = False
-        """True if a program without a round is a mistake: after the first call, or once attached."""
         self._warned: set[str] = set()
         self._untouched = self._lost = self._cut = 0
         self.steps = 0
         """Steps of the host's images by optimizers of which ddplug knows that they hold these."""
         self.acted = 0
         """Those of them whose gradient had CMI."""
+        self._before = 0
+        """Rounds before the steps were counted."""
         self._single: set[int] | None = set()
+        self.likeness: Likeness | None = None
+        """Compares the first views with real images, where their space is not sure."""
+        self._start()
+
+    def _start(self) -> None:
+        self.expects_action = False
+        """True if a program without a round is a mistake: after the first call, or once attached."""
+        self._images: Images | None = None
+        self._at_last_step: Any = WeakIdKeyDictionary()
+        """Rounds so far at the last step of each image."""
         self._process = os.getpid()
         _WATCHES.add(self)
+        _watch_steps()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state of a copy, which is not expected to act before it is called."""
-        return {**self.__dict__, "expects_action": False}
+        return {**self.__dict__, "_images": None, "_at_last_step": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _process=os.getpid())
-        _WATCHES.add(self)
+        self.__dict__.update(state)
+        self._start()
 
     def warn(self, about: str, text: str) -> None:
         """Warn, once per `about`."""
@@ -72,6 +88,11 @@ class Watch:
     def expect(self, about: str) -> None:
         """Do not warn `about` something that is intended."""
         self._warned.add(about)
+
+    def look(self, views: Tensor) -> None:
+        """Warn if the views of the first calls are unlike real images."""
+        if self.likeness is not None and (text := self.likeness.add(views)):
+            self.warn(text, text)
 
     def untouched(self) -> None:
         """Count a call on views that need no gradient."""
@@ -89,23 +110,22 @@ class Watch:
         self.expects_action = True
         self._lost += lost
         if self._lost >= LOST and not self._progress.rounds:
-            self.warn(
-                "never acts",
-                f"{self._lost} batches of views passed {self.where} and no backward pass ever came back to them, so "
-                "CMI was never added. Does the host's loss depend on what the layer returned, or are the views "
-                "detached or copied on the way?",
-            )
+            self._never_acts(f"{self._lost} batches of views passed and no backward pass came back to them")
 
-    def stepped(self, *, acted: bool) -> None:
-        """Count a step of the optimizer of the host's images, and whether CMI was added for it."""
+    def count_steps(self, images: Images) -> None:
+        """Count the steps of the images from now on."""
+        self._images, self._before = images, self._progress.history.total
+
+    def stepped(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
+        """Count a step of the host's images, and whether CMI was added for it."""
+        if self._images is None or not (held := self._images(optimizer, parameters)):
+            return
+        now = self._progress.history.total
         self.steps += 1
-        self.acted += acted
+        self.acted += any(self._at_last_step.get(image, self._before) != now for image in held)
+        self._at_last_step.update(dict.fromkeys(held, now))
         if self.steps == STEPS and not self._progress.rounds:
-            self.warn(
-                "never acts",
-                f"the optimizer of the images took {STEPS} steps, and CMI was never added: no backward pass came "
-                f"through {self.where}. Does the host call it on its synthetic images?",
-            )
+            self._never_acts(f"the optimizer of the images took {STEPS} steps and no backward pass came through it")
 
     def summary(self, history: History) -> str:
         """Describe in how many steps of the images CMI was added."""
@@ -150,6 +170,16 @@ class Watch:
                 "round: `with regularizer.round():` around the passes.",
             )
 
+    def by_hand(self, passes: int) -> None:
+        """Warn about a step whose gradient may be the sum of what several passes returned."""
+        self.warn(
+            "several passes",
+            f"the host set the images' gradient by hand, after {passes} torch.autograd.grad passes through "
+            f"{self.where}. Each added CMI of its own views: if the host adds up what they returned, a lambda given as "
+            "it is acts once for each. In an unrolled loop give the number of its steps (--steps), so that one of them "
+            "is regularised; or attach to the optimizer of the images, where CMI is added once per step.",
+        )
+
     def scaled(self, grad: Tensor) -> None:
         """Warn about an active GradScaler if `grad` is as large as a scaled gradient."""
         if not bool(grad.abs().max() > 1):  # the gradient of an unscaled loss is far below 1
@@ -175,12 +205,16 @@ class Watch:
     def report(self) -> None:
         """Warn if the layer never acted, except in a forked process."""
         if self.expects_action and not self._progress.rounds and self._process == os.getpid():
-            self.warn(
-                "never acts",
-                f"the regulariser at {self.where} never came into action: no backward pass reached images that went "
-                "through it. Check that the host calls it on its synthetic images and that they need a gradient."
-                + (f" The host caught an error: {RAISED[0]}" if RAISED else ""),
-            )
+            caught = f" The host caught an error: {RAISED[0]}" if RAISED else ""
+            self._never_acts("no backward pass reached images that went through it", caught)
+
+    def _never_acts(self, seen: str, caught: str = "") -> None:
+        self.warn(
+            "never acts",
+            f"the regulariser at {self.where} never came into action: {seen}. Check that the host calls it on its "
+            "synthetic images, that they need a gradient there, and that the loss depends on what it returns, not on a "
+            "copy or detached." + caught,
+        )
 
 
 _WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
@@ -188,53 +222,16 @@ _KNOWN_SCALERS: weakref.WeakSet[torch.amp.GradScaler] = weakref.WeakSet()
 """Scalers that a warning was issued about: each is named once, not by every layer."""
 
 
-def count_steps(
-    watch: Watch, images: Callable[[Optimizer, list[Tensor]], list[Tensor]], rounds: Callable[[], int]
-) -> Callable[[], None]:
-    """Count the steps of images until the function that is returned is called.
-
-    One hook serves all watches. It keeps no layer alive.
-
-    Args:
-        watch: counts them.
-        images: returns the images among the tensors that an optimizer steps and that have a gradient.
-        rounds: returns the number of rounds in which CMI was added so far.
-    """
-    global _hook
-    at_last_step: Any = WeakIdKeyDictionary()
-    start = rounds()
-
-    def stepped(optimizer: Optimizer, parameters: list[Tensor]) -> None:
-        if held := images(optimizer, parameters):
-            now = rounds()
-            watch.stepped(acted=any(at_last_step.get(image, start) != now for image in held))
-            at_last_step.update(dict.fromkeys(held, now))
-
-    _COUNTED[watch] = stepped
-    if _hook is None:
-        _hook = register_optimizer_step_post_hook(_stepped)
-    gone = weakref.ref(watch)
-
-    def end() -> None:
-        global _hook
-        if (found := gone()) is not None:
-            _COUNTED.pop(found, None)
-        if not _COUNTED and _hook is not None:
-            _hook.remove()
-            _hook = None
-
-    return end
-
-
-_COUNTED: weakref.WeakKeyDictionary[Watch, Callable[[Optimizer, list[Tensor]], None]] = weakref.WeakKeyDictionary()
-_hook: RemovableHandle | None = None
+@functools.cache
+def _watch_steps() -> None:
+    """Register one hook on the steps of all optimizers, once."""
+    register_optimizer_step_post_hook(_stepped)
 
 
 def _stepped(optimizer: Optimizer, *_: object) -> None:
-    held = stepped_by(optimizer)
-    if parameters := [parameter for parameter in held if parameter.grad is not None]:
-        for stepped in list(_COUNTED.values()):
-            stepped(optimizer, parameters)
+    if parameters := [parameter for parameter in stepped_by(optimizer) if parameter.grad is not None]:
+        for watch in list(_WATCHES):
+            watch.stepped(optimizer, parameters)
 
 
 @atexit.register

@@ -78,6 +78,8 @@ class Layer:
             )
         self.regularizer, self.views, self.steps, self.inner = regularizer, views, steps, inner
         self.record, self.facts = record.absolute() if record is not None else None, dict(facts or {})
+        if regularizer is not None and steps > 1:
+            regularizer.stands_for(steps, steps if inner == "all" else 1)
         self._saved = False
         self._due = 0.0
         # An attached regulariser may serve several synthetic sets in turn; this one's rounds begin here.
@@ -232,8 +234,6 @@ def layer_of(
     regularizer.watch.where = f"host {host}"
     if adapter.class_by_class:
         regularizer.watch.expect("one class per round")
-    if steps > 1 and inner != "all":
-        regularizer.stands_for(steps)
     facts = {"host": host, "dataset": dataset, "ipc": ipc}
     return Layer(regularizer, views=views, steps=steps, inner=inner, record=adapter.record(args, context), facts=facts)
 

@@ -213,6 +213,24 @@ def test_an_optimizer_per_class(together: bool, pool: ddplug.ProxyPool, batch: B
     torch.testing.assert_close(got, 1 + LAM * of_cmi, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("zeros", [True, False], ids=["zeroed", "replaced"])
+def test_two_optimizers_that_step_along_one_gradient(zeros: bool, pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """CMI is added to a gradient once, whoever steps along it: the second step had it twice."""
+    images, labels = batch
+    leaf = images.clone().requires_grad_()
+    optimizers = [torch.optim.SGD([leaf], lr=0.0) for _ in range(2)]
+    with attach(SimpleNamespace(images=leaf, labels=labels), pool, augment="none") as handle:
+        for _ in range(2):
+            optimizers[0].zero_grad(set_to_none=not zeros)
+            leaf.sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    other = images.clone().requires_grad_()
+    (of_cmi,) = torch.autograd.grad(ddplug.CMI(pool)(other, labels), other)
+    torch.testing.assert_close(leaf.grad, 1 + LAM * of_cmi, rtol=1e-12, atol=1e-14)
+    assert len(handle.history) == 2
+
+
 @pytest.mark.parametrize("kind", ["line search", "several", "once"])
 def test_a_closure_that_is_evaluated_at_several_images(kind: str, pool: ddplug.ProxyPool, batch: Batch) -> None:
     """A layer in a closure that is evaluated at several images in a step warns, and names the loss form.

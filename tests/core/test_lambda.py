@@ -25,16 +25,6 @@ def test_a_round_costs_the_same_however_long_the_history_is() -> None:
     history._rounds = Unwalked()
     for finite in (True, False, True, False):
         append(history, finite)
-    assert history.skipped == 2
     history.truncate(3)
-    assert (len(history), history.skipped) == (3, 1)
     append(history, False)
-    assert history.skipped == 2
-
-
-def test_skipped_rounds_are_counted_in_a_loaded_history() -> None:
-    history, loaded = History(), History()
-    for finite in (True, False, False):
-        append(history, finite)
-    loaded.load_state_dict(history.state_dict())
-    assert loaded.skipped == 2
+    assert len(history) == 4

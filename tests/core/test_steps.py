@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -335,3 +336,20 @@ def test_the_share_of_an_unrolled_loop_is_what_reaches_the_images(
     assert regularizer.history[-1].share == pytest.approx(share, rel=1e-9)
     if weighting.kind == "relative":
         assert share == pytest.approx(0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_gradient_made_of_several_passes_by_hand(
+    passes: int, network: Callable[..., nn.Module], batch: Batch
+) -> None:
+    """One torch.autograd.grad per inner step, added up by the host: a lambda as given acts once for each."""
+
+    def by_hand(run: Run) -> None:
+        grads = [torch.autograd.grad(run.loss(), run.images)[0] for _ in range(passes)]
+        run.images.grad = torch.stack(grads).sum(0)
+
+    run = Run(network, batch, weighting="absolute")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.go(by_hand, 2)
+    assert ["after 3 torch.autograd.grad passes" in str(each.message) for each in caught] == [True] * (passes > 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddplug
+from ddplug.errors import HostError
 from ddplug.hosting.layer import Layer
 from ddplug.hosting.options import Inner
 
@@ -76,6 +77,30 @@ def test_the_images_get_the_gradient_of_the_steps_meant(
     host = gradient(images, lambda leaf: unrolled(leaf, labels, off))
     assert torch.allclose(got, host + 3.0 * cmi_gradient(pool, images, labels, chosen), rtol=1e-10, atol=1e-12)
     assert layer.rounds == 1
+
+
+@pytest.mark.parametrize("inner", ["one", "last", "all"])
+def test_a_gradient_per_step(
+    inner: Inner, pool: ddplug.ProxyPool, batch: tuple[Tensor, Tensor], untouched: None
+) -> None:
+    """A host that takes one gradient per inner step, as TESLA does: of one step CMI is right, of all it is refused."""
+    images, labels = batch
+    layer = layer_of(pool, inner)
+
+    def added() -> Tensor:
+        leaf = images.clone().requires_grad_()
+        losses = [layer(augmented(leaf, step), labels, step=step).sum() for step in range(STEPS)]
+        with_cmi = torch.stack([torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]).sum(0)
+        host = torch.autograd.grad(sum(augmented(leaf, step).sum() for step in range(STEPS)), leaf)[0]
+        return (with_cmi - host) / 3.0
+
+    if inner == "all":
+        with pytest.raises(HostError, match="reached 1 of the 4 inner steps.*inner='one'"):
+            added()
+        return
+    single = [cmi_gradient(pool, images, labels, [step]) for step in range(STEPS)]
+    got = added()
+    assert sum(torch.allclose(got, each, rtol=1e-9, atol=1e-12) for each in single) == 1
 
 
 def test_one_step_is_unbiased_for_the_mean_over_the_steps(

@@ -98,8 +98,6 @@ def test_it_is_the_run_of_a_patch_to_the_bit(
     ours, line, how = SHAPES[shape]
     more = THEIRS.get(shape, [])
     regularizer = Regularizer(pool, 0.5, weighting=Relative(1))
-    if "steps" in how:
-        regularizer.stands_for(how["steps"])
     script = repo / f"{shape}.py"
     text = script.read_text().replace("# 4: views", line).encode()
     execute(script, ["--out", "patched.pt", *more], {script: Source(text, {"LAYER": Layer(regularizer, **how)})})
