@@ -96,6 +96,7 @@ for _command in (
 def demo(
     data: shared.DataName = "digits",
     data_path: shared.DataPath = None,
+    download: shared.Download = False,
     out: Annotated[Path, typer.Option(help="Folder for the demo's results.")] = Path("ddplug-demo"),
     weight: Annotated[
         float | None, typer.Option(help="Norm of CMI's gradient as a share of the norm of the loss's.")
@@ -115,7 +116,7 @@ def demo(
     preset = demonstration.PRESETS.get(data, demonstration.CIFAR10)
     preset = preset.changed(weight=weight, ipc=ipc, iterations=iterations, seeds=seeds)
     where = shared.device_of(device)
-    real = shared.load_data(data, data_path)
+    real = shared.load_data(data, data_path, download)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies else None
     say(f"{real.name}: {len(real.train_images)} training and {len(real.test_images)} test images, on {where}")
     with Bars() as progress:
@@ -132,6 +133,7 @@ def pretrain(
     out: Annotated[Path, typer.Argument(help="Folder of the pool; an unfinished pool is continued.")],
     data: shared.DataName = "digits",
     data_path: shared.DataPath = None,
+    download: shared.Download = False,
     arch: Annotated[
         str | None,
         typer.Option(help="convnet (the default), resnet18, vgg11, alexnet, torchvision/NAME or timm/NAME."),
@@ -170,7 +172,7 @@ def pretrain(
     from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
 
-    real = shared.load_data(data, data_path)
+    real = shared.load_data(data, data_path, download)
     if zca:
         from ddplug.datasets.zca import ZCASpace
 
@@ -209,6 +211,7 @@ def relabel(
         str | None, typer.Option(help="The set's real data, if its whitening or normalisation is not known otherwise.")
     ] = None,
     data_path: shared.DataPath = None,
+    download: shared.Download = False,
     input_space: shared.SpaceOfSet = None,
     factor: shared.Factor = None,
     device: shared.DeviceName = "auto",
@@ -222,7 +225,8 @@ def relabel(
 
     where, loaded = shared.device_of(device), load_set(synthetic, factor=factor)
     pool = ProxyPool.load(teachers).to(where)
-    chosen = seen_by(pool, loaded, input_space, shared.load_data(data, data_path) if data is not None else None)
+    real = shared.load_data(data, data_path, download) if data is not None else None
+    chosen = seen_by(pool, loaded, input_space, real)
     made = relabel_set(replace(chosen, images=chosen.images.to(where)), pool, temperature=temperature)
     save_set(made, out)
     agree = (made.labels.argmax(1).cpu() == loaded.classes).float().mean()
@@ -246,6 +250,7 @@ def measure(
         ),
     ] = None,
     data_path: shared.DataPath = None,
+    download: shared.Download = False,
     split: Annotated[str, typer.Option(help="Split of --data: train or test.")] = "test",
     representation: shared.RepresentationName = "feature",
     term: Annotated[str, typer.Option(help="Term to measure, or a sum of several.")] = "cmi",
@@ -277,7 +282,7 @@ def measure(
         raise InputError(f"unknown split {split!r}, expected train or test.")
     if synthetic is None and factor is not None:
         raise InputError(f"--factor {factor} is for a synthetic set whose images hold several; leave it out.")
-    real, where = shared.load_data(data, data_path) if data is not None else None, shared.device_of(device)
+    real, where = shared.load_data(data, data_path, download) if data is not None else None, shared.device_of(device)
     pool = ProxyPool.load(proxies, dataset=real.name if real is not None else None).to(where)
     if synthetic is not None:
         chosen, title = load_set(synthetic, factor=factor), str(synthetic)

@@ -63,9 +63,7 @@ def _setup(
     repo: Annotated[
         Path | None, typer.Option(help="Checkout of the host; by default searched in DDPLUG_HOSTS and here.")
     ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Allow the host to download a missing data set.")
-    ] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download a missing data set.")] = False,
     device: shared.DeviceName = "auto",
     **options: Any,
 ) -> Setup:
@@ -80,7 +78,7 @@ def _setup(
     where = own_device(shared.device_of(device))
     if proxies is None:
         raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
-    real = shared.load_data(data, data_path)
+    real = shared.load_data(data, data_path, download)
     if strategy is None:
         strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
     ours: dict[str, Any] = {

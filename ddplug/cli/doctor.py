@@ -62,7 +62,7 @@ def _pools() -> Iterator[str]:
     """The pools in the cache, with an error instead of the contents of a damaged one."""
     from ddplug.errors import DDPlugError
     from ddplug.proxies.pool_files import read_header
-    from ddplug.proxies.pretrain import cache_folder
+    from ddplug.utils.files import cache_folder
 
     yield f"cache     {cache_folder()}"
     for folder in sorted(cache_folder().glob("pools/*/")):

@@ -17,6 +17,7 @@ def evaluate(
     ],
     data: shared.DataName = "digits",
     data_path: shared.DataPath = None,
+    download: shared.Download = False,
     arch: Annotated[
         str, typer.Option(help="Architectures, separated by commas: ConvNet,ResNet18,VGG11,AlexNet.")
     ] = "ConvNet",
@@ -55,7 +56,7 @@ def evaluate(
     json_file = user_path(json_file) if json_file is not None else None
     where = shared.device_of(device)
     loaded = load_set(synthetic, factor=factor)
-    real = shared.load_data(data, data_path)
+    real = shared.load_data(data, data_path, download)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies is not None else None
     chosen = with_space(loaded, input_space, real)
     augment = None if no_dsa else DSAViews(dsa)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
     from ddplug.datasets.images import ImageData
 
-DataName = Annotated[str, typer.Option("--data", help="shapes, digits, cifar10, cifar100 or folder.")]
+DataName = Annotated[
+    str, typer.Option("--data", help="shapes, digits, cifar10, cifar100, svhn, mnist, fashionmnist, stl10 or folder.")
+]
 DataPath = Annotated[
     Path | None, typer.Option("--data-path", help="Folder of the data set; not for shapes and digits.")
 ]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is missing, as torchvision does.")]
 RepresentationName = Annotated[
     str,
     typer.Option(
@@ -100,11 +103,11 @@ def _typed(name: str) -> tuple[Any, Any]:
     return default, Annotated[type(default), typer.Option(help=text, rich_help_panel="Regulariser")]
 
 
-def load_data(name: str, path: Path | None) -> ImageData:
+def load_data(name: str, path: Path | None, download: bool) -> ImageData:
     """The data set that `--data` and `--data-path` mean."""
     from ddplug import datasets
 
-    return datasets.load(name, path)
+    return datasets.load(name, path, download=download)
 
 
 def device_of(name: str) -> torch.device:

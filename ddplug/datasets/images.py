@@ -1,7 +1,7 @@
 """Real data sets, as tensors in a known input space, from the layouts they are commonly found in.
 
-`load` reads the digits that ship with scikit-learn, CIFAR-10 and CIFAR-100 in any of three layouts, and folders of
-images. It never downloads, and it refuses what it does not recognise with a list of what it would have taken.
+`load` reads the digits that ship with scikit-learn, shapes that are drawn, torchvision's data sets, and folders of
+images. It downloads nothing unless it is asked to, and names the layouts that it expects of what it does not recognise.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddplug.datasets import layouts, shapes, splits, torch_sets
 from ddplug.datasets.layouts import Split
 from ddplug.datasets.spaces import NORMALIZATIONS, AnySpace, InputSpace, named_space
 from ddplug.errors import DataError
 from ddplug.utils.digest import short_sha256, tensor_bytes
-from ddplug.utils.files import user_path
+from ddplug.utils.files import cache_folder, user_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,45 +97,36 @@ def _digests(space: AnySpace, images: Tensor, labels: Tensor) -> Iterator[bytes]
             yield hashlib.blake2b(tensor_bytes(level), digest_size=16, salt=label.to_bytes(8, "little")).digest()
 
 
-def load(name: str, path: str | Path | None = None, *, progress: bool = True, size: int | None = None) -> ImageData:
+def load(name: str, path: str | Path | None = None, *, download: bool = False, progress: bool = True) -> ImageData:
     """A data set by name, read from `path`, with a progress bar on stderr where decoding takes a while.
 
     - "digits": the 1797 handwritten digits, 1 x 8 x 8, that ship with scikit-learn, split once and for all into about
-      1200 and 600, every class alike; no path. `size=16` enlarges them to 16 x 16, bilinearly.
+      1200 and 600, every class alike; no path.
     - "shapes": eight figures of any colour, size, place and turn, 3 x 32 x 32, drawn by a generator: 500 of each to
       train on and 100 to test; no path.
-    - "cifar10", "cifar100": `path` is the folder holding torchvision's `cifar-10-batches-py` (`cifar-100-python`), or
-      that folder itself; or holds train/CLASS/*.png and test/CLASS/*.png; or holds one *train*.npz and one *test*.npz
-      (or is one of the two) with the arrays jpeg, uint8, all files end to end; offsets, int64 (n + 1,); labels,
-      uint8 (n,); and classes. Normalised by the usual constants.
+    - "cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "stl10": `path` is the folder that torchvision's own class
+      is given, and reads; without one, a folder of the user's cache. Or it holds train/CLASS/*.png and
+      test/CLASS/*.png; or one *train*.npz and one *test*.npz with the arrays jpeg, uint8, all files end to end;
+      offsets, int64 (n + 1,); labels, uint8 (n,); and classes. Normalised by the usual constants.
     - "folder": any folder of images train/CLASS/* and test/CLASS/* (or val/CLASS/*), or CLASS/* alone, of which a tenth
       of each class becomes the test split; all of one size, and grey if all of them are. Opacity is dropped.
       Normalised by the mean and std of the train split.
 
+    With `download`, torchvision fetches what is missing of its own data sets.
+
     Raises `DataError` for an unknown name, a missing package, a layout that is none of these, a damaged file, or
     content that is not what the name says.
     """
-    if name not in ("shapes", "digits", "folder", *_KNOWN):
-        raise DataError(
-            f"unknown data set {name!r}; expected shapes, digits, {', '.join(_KNOWN)}, or folder with a path"
-        )
-    if name == "shapes":
-        if path is not None or size is not None:
-            raise DataError("shapes are drawn, 32 pixels wide; leave out the path and the size")
-        return _shapes()
-    if name == "digits":
+    if name not in ("shapes", "digits", "folder", *layouts.TORCHVISION):
+        known = ", ".join(layouts.TORCHVISION)
+        raise DataError(f"unknown data set {name!r}; expected shapes, digits, {known}, or folder with a path")
+    if name in ("shapes", "digits"):
         if path is not None:
-            raise DataError(f"digits ship with scikit-learn and take no path, got {path}; leave it out")
-        return _digits(size)
-    if size is not None:
-        raise DataError(f"size enlarges digits only, got size={size} for {name}; resize the files themselves")
-    if path is None or not user_path(path).exists():
-        raise DataError(f"{name} needs the path of the data, got {path}, which is not there. {_expected(name)}")
-    where = user_path(path).resolve()
-    splits = layouts.image_folder(where, progress) if name == "folder" else _cifar_splits(name, where, progress)
-    if splits is None:
-        raise DataError(f"no {name} at {where}. {_expected(name)} Found there: {_listing(where)}.")
-    return _normalized(name, splits)
+            raise DataError(f"{name} are drawn or ship with scikit-learn, and take no path, got {path}; leave it out")
+        return _shapes() if name == "shapes" else _digits()
+    where = user_path(path if path is not None else cache_folder() / "data").resolve()
+    found = _splits(name, where, download, progress)
+    return _image_data(name, *found, NORMALIZATIONS.get(name))
 
 
 def as_image_data(
@@ -252,34 +241,6 @@ def random_real(data: ImageData, ipc: int, generator: torch.Generator) -> tuple[
     return data.train_images[indices], data.train_labels[indices]
 
 
-class _Known(NamedTuple):
-    """Facts about a known data set: torchvision's class and folder for it, and the usual constants."""
-
-    reader: str
-    folder: str
-    marker: str
-    classes: int
-    space: InputSpace
-
-
-_KNOWN = {
-    "cifar10": _Known(
-        reader="CIFAR10",
-        folder="cifar-10-batches-py",
-        marker="batches.meta",
-        classes=10,
-        space=NORMALIZATIONS["cifar10"],
-    ),
-    "cifar100": _Known(
-        reader="CIFAR100",
-        folder="cifar-100-python",
-        marker="meta",
-        classes=100,
-        space=NORMALIZATIONS["cifar100"],
-    ),
-}
-
-
 def _check_space(space: AnySpace | None, images: Tensor) -> None:
     channels = images.shape[1]
     if space is None:
@@ -310,82 +271,61 @@ def _check_classes(labels: Tensor, names: tuple[str, ...], what: str) -> None:
 
 
 def _shapes() -> ImageData:
-    (train, train_labels), (test, test_labels) = shapes.draw(500, seed=0), shapes.draw(100, seed=1)
-    space = _measured_space(train)
-    return ImageData(
-        name="shapes",
-        class_names=tuple(shapes.FIGURES),
-        space=space,
-        train_images=space.from_unit(train),
-        train_labels=train_labels,
-        test_images=space.from_unit(test),
-        test_labels=test_labels,
-    )
+    train, test = (Split(*shapes.draw(count, seed), tuple(shapes.FIGURES)) for count, seed in ((500, 0), (100, 1)))
+    return _image_data("shapes", train, test)
 
 
-def _digits(size: int | None) -> ImageData:
+def _digits() -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("digits come with scikit-learn, which is not installed: pip install 'ddplug[demo]'") from error
-    if size is not None and size < 8:
-        raise DataError(f"digits are 8 pixels wide and can be enlarged only, got size={size}; use 8 or more")
     bunch = load_digits()
     images = rearrange(torch.from_numpy(bunch.images).float() / 16, "n h w -> n 1 h w")
     labels = torch.from_numpy(bunch.target).long()
-    if size is not None and size != 8:
-        images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-    generator = torch.Generator().manual_seed(0)
-    in_test = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
-    for label in range(10):
-        members = (labels == label).nonzero().flatten()
-        in_test[members[torch.randperm(len(members), generator=generator, device="cpu")[: len(members) // 3]]] = True
-    space = _measured_space(images[~in_test])
-    return ImageData(
-        name="digits",
-        class_names=tuple(str(digit) for digit in range(10)),
-        space=space,
-        train_images=space.from_unit(images[~in_test]),
-        train_labels=labels[~in_test],
-        test_images=space.from_unit(images[in_test]),
-        test_labels=labels[in_test],
-    )
+    in_test = splits.drawn_test(labels, tuple("0123456789"), part=3)
+    train, test = (Split(images[rows], labels[rows], tuple("0123456789")) for rows in (~in_test, in_test))
+    return _image_data("digits", train, test)
 
 
-def _cifar_splits(name: str, where: Path, progress: bool) -> tuple[Split, Split] | None:
-    known = _KNOWN[name]
-    splits: tuple[Split, Split] | None
-    for folder in (where / known.folder, where):
-        if (folder / known.marker).is_file():
-            splits = layouts.torchvision_splits(known.reader, folder)
-            break
-    else:
-        if (where / "train").is_dir():
-            splits = layouts.image_folder(where, progress)
-        elif (pair := layouts.npz_pair(where)) is not None:
-            splits = layouts.npz_split(pair[0], progress), layouts.npz_split(pair[1], progress)
-        else:
-            splits = None
-        if splits is None:
-            return None
-    for split in splits:
-        if len(split.class_names) != known.classes or split.images.shape[1:] != (3, 32, 32):
-            raise DataError(
-                f"{where} is not {name}: it has {len(split.class_names)} classes and images of shape "
-                f"{tuple(split.images.shape[1:])}, where {known.classes} and (3, 32, 32) were expected. Name the data "
-                "set that it is, or load it as 'folder'."
+def _splits(name: str, where: Path, download: bool, progress: bool) -> tuple[Split, Split]:
+    """Read both splits of a data set from a folder of any layout."""
+    found, why = None, "it is not there"
+    if where.is_dir() and not download:
+        why = f"found there: {', '.join(sorted(entry.name for entry in where.iterdir())[:12]) or 'nothing'}"
+        found = layouts.image_folder(where, progress) if (where / "train").is_dir() or name == "folder" else None
+        found = found or (layouts.npz_splits(where, progress) if name != "folder" else None)
+    if found is None and name in layouts.TORCHVISION:
+        try:
+            return layouts.torchvision_splits(name, where, download)
+        except Exception as error:  # torchvision's readers raise whatever a damaged file makes them stumble over
+            why = f"{str(error).partition('. ')[0]}; {why}"
+    if found is None:
+        expected = "a folder with train/CLASS/*.png and test/CLASS/*.png (or val/), all of one size"
+        if name in layouts.TORCHVISION:
+            expected = (
+                f"torchvision's files, which the same command with --download fetches, or load({name!r}, path, "
+                f"download=True); or {expected}; or one *train*.npz and one *test*.npz"
             )
-    return splits
-
-
-def _normalized(name: str, splits: tuple[Split, Split]) -> ImageData:
-    train, test = splits
-    if train.class_names != test.class_names:
+        raise DataError(f"no {name} could be read from '{where}' ({why}). Expected {expected}.")
+    if name in layouts.TORCHVISION and len(found[0].class_names) != (100 if name == "cifar100" else 10):
         raise DataError(
-            f"the train and test splits of {name} name different classes, {train.class_names} and {test.class_names}; "
-            "take both from the same source"
+            f"'{where}' is not {name}: it has {len(found[0].class_names)} classes. Name the data set that it is, or "
+            "load it as 'folder'."
         )
-    space = _KNOWN[name].space if name in _KNOWN else _measured_space(train.images)
+    return found
+
+
+def _image_data(name: str, train: Split, test: Split, space: InputSpace | None = None) -> ImageData:
+    """The data set of two splits of bytes or intensities, in `space`, or else normalised by its own mean and std."""
+    if train.class_names != test.class_names or train.images.shape[1:] != test.images.shape[1:]:
+        shown = " and ".join(f"{part.class_names} of {tuple(part.images.shape[1:])}" for part in (train, test))
+        raise DataError(f"the train and test splits of {name} must have the same classes and size, found {shown}")
+    space = space or _measured_space(train.images)
+    if space.channels != train.images.shape[1]:
+        raise DataError(
+            f"images of {name} have {space.channels} channels, found {train.images.shape[1]}; load them as 'folder'."
+        )
     return ImageData(
         name=name,
         class_names=train.class_names,
@@ -398,10 +338,10 @@ def _normalized(name: str, splits: tuple[Split, Split]) -> ImageData:
 
 
 def _in_space(pixels: Tensor, space: InputSpace) -> Tensor:
-    """Bytes (n, c, h, w) as float32 in `space`; piece by piece, so that a large set is in memory once."""
+    """Bytes or intensities (n, c, h, w) as float32 in `space`; by pieces, so that a large set is in memory once."""
     images = torch.empty(pixels.shape, dtype=torch.float32, device="cpu")
     for piece, target in zip(torch.split(pixels, 4096), torch.split(images, 4096), strict=True):
-        target.copy_(space.from_unit(piece.float() / 255))
+        target.copy_(space.from_unit(piece if piece.is_floating_point() else piece.float() / 255))
     return images
 
 
@@ -417,23 +357,3 @@ def _measured_space(images: Tensor) -> InputSpace:
     if any(std < 1e-4 for _, std in moments):
         raise DataError("a channel has one and the same value in every training image; there is nothing to learn there")
     return InputSpace.normalized([round(mean, 4) for mean, _ in moments], [round(std, 4) for _, std in moments])
-
-
-def _expected(name: str) -> str:
-    folder = (
-        "a folder with train/CLASS/*.png and test/CLASS/*.png (or val/), or with CLASS/*.png alone, all of one size"
-    )
-    if name not in _KNOWN:
-        return f"Expected {folder}."
-    known = _KNOWN[name]
-    return (
-        f"Expected one of: torchvision's layout ({known.folder}/{known.marker} and its batches); {folder}; or one "
-        "*train*.npz and one *test*.npz with the arrays jpeg, offsets, labels and classes."
-    )
-
-
-def _listing(where: Path) -> str:
-    if where.is_file():
-        return f"a file, {where.name}"
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in where.iterdir())
-    return (", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")) or "nothing"

@@ -110,6 +110,7 @@ NORMALIZATIONS: dict[str, InputSpace] = {
     "svhn": InputSpace((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "mnist": InputSpace((0.1307,), (0.3081,)),
     "fashionmnist": InputSpace((0.2861,), (0.3530,)),
+    "stl10": InputSpace((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "tinyimagenet": InputSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "imagenet": InputSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }

@@ -93,8 +93,8 @@ def channels_last(images: Tensor) -> bool:
     return images.shape[1] > 4 and images.shape[3] in (1, 3, 4)
 
 
-def drawn_test(labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
-    """Return a mask of test images, bool (n,): a tenth of each class, rounded down, but at least one.
+def drawn_test(labels: Tensor, class_names: tuple[str, ...], part: int = 10) -> Tensor:
+    """Return a mask of test images, bool (n,): one in `part` of each class, rounded down, but at least one.
 
     Drawn by a generator of its own, the same ones every time. Raises `DataError` if a class has only one image.
     """
@@ -105,5 +105,5 @@ def drawn_test(labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
         if len(members) == 1:
             raise DataError(f"class {name!r} has one image, which cannot train and test; give a test split: test=...")
         order = torch.randperm(len(members), generator=generator, device="cpu")
-        chosen[members[order[: max(1, len(members) // 10)]]] = True
+        chosen[members[order[: max(1, len(members) // part)]]] = True
     return chosen.to(labels.device)

@@ -7,7 +7,6 @@ again goes on from there and ends with the same pool.
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -23,12 +22,12 @@ from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.mcmi import RATE, MaximumCMI, judged, settings_of
 from ddplug.proxies.pool import PoolInfo, Proxy, ProxyPool
 from ddplug.proxies.pool_files import HEADER, Header, read_header, read_pool, write_header, write_network
-from ddplug.utils.files import HeldError, exclusive_lock, user_path
+from ddplug.utils.files import HeldError, cache_folder, exclusive_lock, user_path
 from ddplug.utils.output import say
 from ddplug.utils.progress import Bars
 
 # Pictures of which a mirror image is a picture of the same class.
-MIRRORED = ("cifar10", "cifar100", "shapes")
+MIRRORED = ("cifar10", "cifar100", "stl10", "shapes")
 
 USUAL = "convnet"
 """The architecture of proxies unless one is named."""
@@ -178,13 +177,6 @@ def _longest(data: ImageData, epochs: int | Literal["auto"], batch_size: int) ->
 def pool_info(data: ImageData) -> PoolInfo:
     """Return the information that a pool trained on `data` records of it."""
     return PoolInfo(data.name, data.class_names, data.shape, data.space, data.fingerprint())
-
-
-def cache_folder() -> Path:
-    """Return the folder of default pools: that of the variable DDPLUG_CACHE, or the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    return user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
 
 
 def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.device | str | None = None) -> ProxyPool:

@@ -35,6 +35,13 @@ def user_path(given: str | Path) -> Path:
         ) from error
 
 
+def cache_folder() -> Path:
+    """Return the folder of default pools and downloads: that of the variable DDPLUG_CACHE, or the user's own."""
+    from platformdirs import user_cache_path
+
+    return user_path(os.environ.get("DDPLUG_CACHE") or user_cache_path("ddplug"))
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary neighbour of `path` to write to; it takes its place at the end, or is gone if writing failed.

@@ -216,7 +216,7 @@ def test_a_pool_of_another_data_set_is_refused(
         ("measure SET --temperature 0 --proxies POOL", "temperature must be > 0"),
         ("measure SET --device gpu --proxies POOL", "unknown device 'gpu'"),
         ("measure --data imagenet --proxies POOL", "unknown data set 'imagenet'"),
-        ("pretrain out --data cifar10", "cifar10 needs the path"),
+        ("pretrain out --data cifar10", "no cifar10 could be read"),
         ("pretrain out --arch vgg", "unknown architecture 'vgg'"),
         ("pretrain out --count 0", "at least 1 network"),
         ("pretrain POOL --epochs 9", "other settings"),

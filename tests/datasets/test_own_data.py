@@ -131,7 +131,11 @@ def test_an_image_data_and_a_name_say_it_all(tmp_path: Path) -> None:
         for more in ({"space": UNIT}, {"name": "x"}, {"class_names": ["a"]}, {"test": TEST}):
             with pytest.raises(DataError, match=f"digits.* says itself what {next(iter(more))}= would say"):
                 as_image_data(given_data, **more)
-    for wrong, said in {"nothing": "unknown data set", "cifar10": "needs the path", "digits:x": "take no path"}.items():
+    for wrong, said in {
+        "nothing": "unknown data set",
+        "cifar10": "it is not there",
+        "digits:x": "take no path",
+    }.items():
         with pytest.raises(DataError, match=said):
             as_image_data(wrong)
 
