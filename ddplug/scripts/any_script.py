@@ -28,7 +28,6 @@ from ddplug.core.autograd import stepped_by
 from ddplug.core.flags import keywords
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Regularizer
-from ddplug.core.watch import count_steps
 from ddplug.errors import HostError, InputError
 from ddplug.hosting.layer import Layer, require_rounds, started
 from ddplug.hosting.options import Inner
@@ -115,16 +114,13 @@ def run_unpatched(
     layer = _LayerAtSteps(given, regularizer) if at_steps else _LayerAtCalls(given, regularizer)
     watch, history = regularizer.watch, regularizer.history
     say(f"ddplug: {given.script.name}, weight {weight}, {pool}, at {watch.where}")
-    ends = [
-        layer.install(),
-        count_steps(watch, lambda optimizer, _: stepped_images(optimizer, pool.info.shape), lambda: history.total),
-    ]
+    watch.count_steps(lambda optimizer, _: stepped_images(optimizer, pool.info.shape))
+    end = layer.install()
     try:
         with require_rounds(given.script.name, False):
             given.execute(arguments, layer.sources)
     finally:
-        for end in ends:
-            end()
+        end()
     regularizer.detach()
     if not history:
         raise HostError(
