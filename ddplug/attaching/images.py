@@ -59,7 +59,7 @@ class Images:
         """
         source = views if argument is None else argument
         leaves = [leaf for ref in self._leaves if (leaf := ref()) is not None] if self._given is None else self._given()
-        read = read_rows(source, leaves, assume=True)
+        read = read_rows(source, leaves)
         if read.numbers is None:
             found = self._find(source)
             if not found:
@@ -68,7 +68,7 @@ class Images:
                 return _unknown("a checkpointed function, which torch runs again on copies of the images")
             if len(found) > 1 and not self._ordered:
                 return _unknown(f"{len(found)} tensors, whose order is unknown; name them by images=")
-            leaves, read = found, read_rows(source, found, assume=True)
+            leaves, read = found, read_rows(source, found)
         self._leaves = [weakref.ref(leaf) for leaf in leaves]
         if read.numbers is None:
             return _unknown(read.unknown or "an operation that changes the number of images")

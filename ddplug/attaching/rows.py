@@ -25,7 +25,7 @@ class Rows:
     """The rows that a tensor consists of."""
 
     numbers: Tensor | None
-    """Row numbers (n,), `REAL` for rows that no leaf leads to; None if they are unknown."""
+    """Row numbers (n,), int64, on the device of the leaves: `REAL` for rows that no leaf leads to; None if unknown."""
     mixed: bool = False
     """True if there may be such rows."""
     assumed: bool = False
@@ -34,34 +34,21 @@ class Rows:
     """Name of the operation at which reading ended."""
 
 
-def rows_of(tensor: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
-    """Return the row of the leaves that each row of `tensor` was taken from, or None if the graph does not say.
+def read_rows(tensor: Tensor, leaves: Sequence[Tensor]) -> Rows:
+    """Read the row of the leaves that each row of `tensor` was taken from.
 
     Args:
-        tensor: (n, ...), made of rows of the leaves by operations that select, join or rearrange rows.
+        tensor: (n, ...), made of rows of the leaves by operations that select, join or rearrange rows, and by others
+            with as many rows as their input, which are taken to keep them in their place.
         leaves: the synthetic images; rows are counted through all of them. A leaf (n, c, h, w) or (n, d) has n rows, a
             leaf (k, m, c, h, w) has k * m, and a leaf (c, h, w) has one.
-
-    Returns:
-        Row numbers (n,), int64, on the device of the leaves. They are `REAL` for rows that no leaf leads to.
-    """
-    return read_rows(tensor, leaves, assume=False).numbers
-
-
-def read_rows(tensor: Tensor, leaves: Sequence[Tensor], *, assume: bool) -> Rows:
-    """Read the rows of the leaves that `tensor` consists of, as `rows_of` does.
-
-    Args:
-        tensor: (n, ...).
-        leaves: the synthetic images.
-        assume: if an unknown operation with as many rows as its input is taken to keep them in their place.
     """
     starts, first = {}, 0
     for leaf in leaves:
         shape = lead(leaf)
         starts[id(leaf)] = torch.arange(first, first + math.prod(shape), device=leaf.device).view(shape)
         first += math.prod(shape)
-    graph = _Graph(starts, assume)
+    graph = _Graph(starts)
     found = starts.get(id(tensor))
     if found is None and tensor.grad_fn is not None:
         found = graph.rows(tensor.grad_fn, tensor.output_nr)
@@ -82,8 +69,8 @@ class _Graph:
     The numbers of a node have the shape of the first dimensions of its output: those that count images.
     """
 
-    def __init__(self, starts: dict[int, Tensor], assume: bool) -> None:
-        self._starts, self.assume = starts, assume
+    def __init__(self, starts: dict[int, Tensor]) -> None:
+        self._starts = starts
         self._known: dict[tuple[Any, int], Tensor | None] = {}
         self._depth = 0
         self.mixed = self.assumed = False
@@ -91,26 +78,71 @@ class _Graph:
 
     def rows(self, node: Any, output: int) -> Tensor | None:
         """Row numbers of one output of `node`."""
+        if node is None:
+            return None
         if (node, output) not in self._known:
             self._depth += 1
-            read = _READERS.get(node.name().rstrip("0123456789"), _kept if self.assume else None)
-            found = None if read is None or self._depth > DEPTH else read(self, node, output)
+            found = self._read(node, output) if self._depth <= DEPTH else None
             if found is None and not self.unknown:
                 self.unknown = node.name()
             self._known[node, output] = found
             self._depth -= 1
         return self._known[node, output]
 
-    def leaf(self, node: Any, output: int) -> Tensor | None:
-        """Row numbers of a leaf."""
-        return self._starts.get(id(node.variable))
+    def _read(self, node: Any, output: int) -> Tensor | None:
+        name = node.name().rstrip("0123456789")
+        if name == "torch::autograd::AccumulateGrad":
+            return self._starts.get(id(node.variable))
+        if name in ("CatBackward", "StackBackward"):
+            return self._joined(node, output)
+        if name not in _READERS:
+            return self._kept(node, output)
+        rows = self.rows(*node.next_functions[0])
+        return None if rows is None else _READERS[name](self, node, output, rows)
 
-    def before(self, node: Any) -> Tensor | None:
-        """Row numbers of the first input of `node`."""
-        before, output = node.next_functions[0]
-        return None if before is None else self.rows(before, output)
+    def _kept(self, node: Any, output: int) -> Tensor | None:
+        """An operation that is taken to keep the rows of its inputs."""
+        inputs = [(self.rows(before, k), before) for before, k in node.next_functions]
+        known = [rows for rows, _ in inputs if rows is not None]
+        if not known or any(rows is None and self._reaches(before) for rows, before in inputs):
+            return None
+        rows = known[0]
+        if any(other is not rows for other in known) or _shape(node, output)[: rows.ndim] != tuple(rows.shape):
+            return None
+        self.assumed = True
+        return rows
 
-    def reaches(self, node: Any) -> bool:
+    def _joined(self, node: Any, output: int) -> Tensor | None:
+        """A `cat` or a `stack`, with real images among its inputs or not."""
+        stacks, shape = node.name().startswith("Stack"), _shape(node, output)
+        dim = _dim(node, shape)
+        inputs = [(self.rows(before, k), before and _shape(before, k)) for before, k in node.next_functions]
+        known = [rows for rows, _ in inputs if rows is not None]
+        reaching = [self._reaches(before) for before, _ in node.next_functions]
+        if not known or any(rows is None for (rows, _), reaches in zip(inputs, reaching, strict=True) if reaches):
+            return None
+        if 0 < max(rows.ndim for rows in known) < dim + (not stacks):  # along the channels, say
+            return known[0] if all(rows is known[0] for rows in known) else None
+        # The size of an input that needs no gradient was not recorded.
+        sizes: list[Any] = [1 if stacks else before and before[dim] for _, before in inputs]
+        unsized = [place for place, size in enumerate(sizes) if size is None]
+        if unsized and unsized[-1] - unsized[0] >= len(unsized):
+            return None  # real images in several places, of which only the sum is known
+        for place in unsized:
+            sizes[place] = shape[dim] - sum(size or 0 for size in sizes)
+        wide = [None if rows is None else _wide(rows, before, dim + (not stacks)) for rows, before in inputs]
+        size = list(next(each.shape for each in wide if each is not None))
+        parts = []
+        for each, length in zip(wide, sizes, strict=True):
+            if each is None:
+                self.mixed = True
+                each = known[0].new_full(size if stacks else [*size[:dim], length, *size[dim + 1 :]], REAL)
+            parts.append(each)
+        if len({part.ndim for part in parts}) > 1:
+            return None
+        return torch.stack(parts, dim) if stacks else torch.cat(parts, dim)
+
+    def _reaches(self, node: Any) -> bool:
         """Return True if a path leads from `node` to one of the leaves."""
         seen, waiting = set(), [node]
         while waiting:
@@ -122,36 +154,6 @@ class _Graph:
                 return True
             waiting += [following for following, _ in node.next_functions]
         return False
-
-    def parts(self, node: Any, dim: int, *, stacks: bool) -> list[Tensor] | None:
-        """Row numbers of the inputs of a `cat` or `stack` along `dim`, `REAL` for real images; None if unknown."""
-        total = 0 if stacks else _shape(node, 0)[dim]
-        found: list[Tensor | int | None] = []
-        for before, output in node.next_functions:
-            if before is None:
-                found.append(None)  # it needs no gradient, so its size was not recorded
-                continue
-            rows, shape = self.rows(before, output), _shape(before, output)
-            if rows is None and self.reaches(before):
-                return None
-            part = _wide(rows, shape, dim if stacks else dim + 1) if rows is not None else 1 if stacks else shape[dim]
-            total -= 0 if stacks else part if isinstance(part, int) else part.shape[dim]
-            found.append(part)
-        known = next((part for part in found if isinstance(part, Tensor)), None)
-        unsized = [place for place, part in enumerate(found) if part is None]
-        if known is None or (unsized and not stacks and unsized[-1] - unsized[0] >= len(unsized)):
-            return None  # real images in several places, of which only the sum is known
-        parts = []
-        for place, each in enumerate(found):
-            if isinstance(each, Tensor):
-                parts.append(each)
-                continue
-            size = list(known.shape)
-            if not stacks:
-                size[dim] = each if each is not None else total if place == unsized[0] else 0
-            parts.append(known.new_full(size, REAL))
-            self.mixed = True
-        return parts
 
 
 def _shape(node: Any, output: int) -> tuple[int, ...]:
@@ -185,27 +187,11 @@ def _wide(rows: Tensor, shape: Sequence[int], ndim: int) -> Tensor:
     return rows
 
 
-def _same(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    return graph.before(node)
+Reader = Callable[[_Graph, Any, int, Tensor], Tensor | None]
+"""Function from a node, the number of an output and the row numbers of its first input to those of the output."""
 
 
-def _kept(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    """An operation that is taken to keep the rows of its inputs."""
-    inputs = [(graph.rows(before, k), before) for before, k in node.next_functions if before is not None]
-    known = [rows for rows, _ in inputs if rows is not None]
-    if not known or any(rows is None and graph.reaches(before) for rows, before in inputs):
-        return None
-    rows = known[0]
-    if any(other is not rows for other in known) or _shape(node, output)[: rows.ndim] != tuple(rows.shape):
-        return None
-    graph.assumed = True
-    return rows
-
-
-def _viewed(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    rows = graph.before(node)
-    if rows is None:
-        return None
+def _viewed(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor | None:
     before, after = _shape(*node.next_functions[0]), _shape(node, output)
     for ndim in range(rows.ndim, len(before) + 1):
         rows = _wide(rows, before, ndim)
@@ -215,14 +201,11 @@ def _viewed(graph: _Graph, node: Any, output: int) -> Tensor | None:
     return None
 
 
-def _along(take: Callable[[Any, int, Tensor, int], Tensor | None]) -> Callable[[_Graph, Any, int], Tensor | None]:
+def _along(take: Callable[[Any, int, Tensor, int], Tensor | None]) -> Reader:
     """Reader of a node that does something along one dimension, which need not count images."""
 
-    def read(graph: _Graph, node: Any, output: int) -> Tensor | None:
-        if (rows := graph.before(node)) is None:
-            return None
-        before, number = node.next_functions[0]
-        dim = _dim(node, _shape(before, number))
+    def read(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor | None:
+        dim = _dim(node, _shape(*node.next_functions[0]))
         return take(node, output, rows, dim) if dim < rows.ndim else rows
 
     return read
@@ -235,14 +218,11 @@ def _sliced(node: Any, output: int, rows: Tensor, dim: int) -> Tensor:
 
 def _index_selected(node: Any, output: int, rows: Tensor, dim: int) -> Tensor | None:
     saved = _saved(node, "index")
-    if saved is None or saved[0] is None:
-        return None
-    return rows.index_select(dim, saved[0].to(rows.device))
+    return None if saved is None or saved[0] is None else rows.index_select(dim, saved[0].to(rows.device))
 
 
-def _indexed(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    rows, indices = graph.before(node), _saved(node, "indices")
-    if rows is None or indices is None:
+def _indexed(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor | None:
+    if (indices := _saved(node, "indices")) is None:
         return None
     places = [place for place, index in enumerate(indices) if index is not None]
     if places[0] >= rows.ndim and places == [places[0]]:
@@ -264,7 +244,7 @@ def _indexed(graph: _Graph, node: Any, output: int) -> Tensor | None:
 def _picked(graph: _Graph, node: Any, output: int, rows: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
     """Pixels picked by index tensors, as a crop at random does, of which the first is taken to number images."""
     first = indices[0]
-    if not graph.assume or rows.ndim != 1 or any(index is None for index in indices):
+    if rows.ndim != 1 or any(index is None for index in indices):
         return None
     if first is None or not first.ndim or first.dtype in (torch.bool, torch.uint8):
         return None
@@ -273,65 +253,37 @@ def _picked(graph: _Graph, node: Any, output: int, rows: Tensor, indices: Sequen
     return rows[numbers.to(rows.device)] if len(numbers) == _shape(node, output)[0] else None
 
 
-def _embedded(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    rows, indices = graph.before(node), _saved(node, "indices")
-    if rows is None or indices is None or indices[0] is None:
-        return None
-    found: Tensor = torch.ops.aten.index(rows, [indices[0].to(rows.device)])
-    return found
+def _embedded(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor | None:
+    indices = _saved(node, "indices")
+    return None if indices is None or indices[0] is None else rows[indices[0].to(rows.device)]
 
 
-def _joined(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    """A `cat` or a `stack`."""
-    stacks = node.name().startswith("Stack")
-    dim = _dim(node, _shape(node, output))
-    ndims = [rows.ndim for before, k in node.next_functions if before and (rows := graph.rows(before, k)) is not None]
-    if not ndims:
-        return None
-    if 0 < max(ndims) < dim + (not stacks):  # along the channels, say
-        known = [graph.rows(before, k) for before, k in node.next_functions if before and graph.reaches(before)]
-        return known[0] if all(rows is known[0] for rows in known) else None
-    parts = graph.parts(node, dim, stacks=stacks)
-    if parts is None or len({part.ndim for part in parts}) > 1:
-        return None
-    return torch.stack(parts, dim) if stacks else torch.cat(parts, dim)
-
-
-def _expanded(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    if (rows := graph.before(node)) is None:
-        return None
+def _expanded(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor:
     after = _shape(node, output)
     more = len(after) - len(_shape(*node.next_functions[0]))
     return rows.expand(after[: more + rows.ndim])
 
 
-def _repeated(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    if (rows := graph.before(node)) is None:
-        return None
+def _repeated(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor:
     more = len(node._saved_repeats) - len(_shape(*node.next_functions[0]))
     return rows.repeat(node._saved_repeats[: more + rows.ndim]) if more + rows.ndim else rows
 
 
-def _permuted(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    if (rows := graph.before(node)) is None:
-        return None
-    dims = [_signed(dim) % len(_shape(node, output)) for dim in node._saved_dims][: rows.ndim]
+def _permuted(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor | None:
+    """A permutation or a transposition of dimensions."""
+    dims = list(range(len(_shape(node, output))))
+    if node.name().startswith("Permute"):
+        dims = [_signed(dim) % len(dims) for dim in node._saved_dims]
+    else:
+        first, second = (_signed(dim) % len(dims) for dim in (node._saved_dim0, node._saved_dim1))
+        dims[first], dims[second] = second, first
+    dims = dims[: rows.ndim]
     return rows.permute(dims) if all(dim < rows.ndim for dim in dims) else None
 
 
-def _transposed(graph: _Graph, node: Any, output: int) -> Tensor | None:
-    if (rows := graph.before(node)) is None:
-        return None
-    dims = [_signed(dim) % len(_shape(node, output)) for dim in (node._saved_dim0, node._saved_dim1)]
-    if all(dim >= rows.ndim for dim in dims):
-        return rows
-    return rows.transpose(*dims) if all(dim < rows.ndim for dim in dims) else None
-
-
-def _turned(graph: _Graph, node: Any, output: int) -> Tensor | None:
+def _turned(graph: _Graph, node: Any, output: int, rows: Tensor) -> Tensor | None:
     """A roll or a flip."""
-    rows = graph.before(node)
-    if rows is None or not node._saved_dims:
+    if not node._saved_dims:
         return None
     for place, dim in enumerate(_signed(dim) % len(_shape(node, output)) for dim in node._saved_dims):
         if dim < rows.ndim:
@@ -340,9 +292,10 @@ def _turned(graph: _Graph, node: Any, output: int) -> Tensor | None:
     return rows
 
 
-_READERS: dict[str, Callable[[_Graph, Any, int], Tensor | None]] = {
-    "torch::autograd::AccumulateGrad": _Graph.leaf,
-    **dict.fromkeys(("CloneBackward", "ToCopyBackward", "AliasBackward", "CopyBackwards"), _same),
+_READERS: dict[str, Reader] = {
+    **dict.fromkeys(
+        ("CloneBackward", "ToCopyBackward", "AliasBackward", "CopyBackwards"), lambda graph, node, output, rows: rows
+    ),
     **dict.fromkeys(("ViewBackward", "UnsafeViewBackward", "ReshapeAliasBackward"), _viewed),
     **dict.fromkeys(("UnsqueezeBackward", "SqueezeBackward"), _viewed),
     "SliceBackward": _along(_sliced),
@@ -355,12 +308,8 @@ _READERS: dict[str, Callable[[_Graph, Any, int], Tensor | None]] = {
     "IndexSelectBackward": _along(_index_selected),
     "IndexBackward": _indexed,
     "EmbeddingBackward": _embedded,
-    "CatBackward": _joined,
-    "StackBackward": _joined,
     "ExpandBackward": _expanded,
     "RepeatBackward": _repeated,
-    "PermuteBackward": _permuted,
-    "TransposeBackward": _transposed,
-    "RollBackward": _turned,
-    "FlipBackward": _turned,
+    **dict.fromkeys(("PermuteBackward", "TransposeBackward"), _permuted),
+    **dict.fromkeys(("RollBackward", "FlipBackward"), _turned),
 }
