@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,11 +23,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ddplug.attaching import registry
 from ddplug.attaching.data import RealData
 from ddplug.attaching.held import Held
-from ddplug.attaching.hooks import Undo, original
+from ddplug.attaching.hooks import original
 from ddplug.attaching.images import leaves_of
 from ddplug.attaching.labels import Labels, one_class_per_call
 from ddplug.attaching.loggers import Logger, log
-from ddplug.attaching.places import ImagesGiven, On, Place, find_place
+from ddplug.attaching.places import ImagesGiven, Place, find_place
 from ddplug.choices import Inner
 from ddplug.core.figures import plot_history
 from ddplug.core.history import History
@@ -50,13 +50,12 @@ class Handle:
     """
 
     def __init__(
-        self, regularizer: Regularizer, where: str, undo: Undo, classes: one_class_per_call | None = None
+        self, regularizer: Regularizer, where: str, undo: ExitStack | None, classes: one_class_per_call | None = None
     ) -> None:
         self.regularizer = regularizer
         self.where = where
         self._classes = classes
-        self._undo: Undo | None = undo
-        self._logs: list[Callable[[], None]] = []
+        self._undo = undo
 
     @property
     def attached(self) -> bool:
@@ -83,9 +82,7 @@ class Handle:
             return
         undo, self._undo = self._undo, None
         self.regularizer.detach()
-        undo()
-        while self._logs:
-            self._logs.pop()()
+        undo.close()
         watch = self.regularizer.watch
         if self.regularizer.rounds:
             self.regularizer.announce(f"ddplug: {watch.summary(self.history)}")
@@ -104,9 +101,11 @@ class Handle:
 
     def log_to(self, *loggers: Logger) -> None:
         """Have every round written by `ddplug.attaching.loggers` or your own, until `detach()`, which closes them."""
-        self._logs.append(log(self.history, *loggers))
-        if not self.attached:
-            self._logs.pop()()
+        end = log(self.history, *loggers)
+        if self._undo is None:
+            end()
+        else:
+            self._undo.callback(end)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw the term, lambda and the share by round; returns matplotlib's figure.
@@ -142,20 +141,14 @@ class Handle:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
         """A handle of nothing: what is attached to a trainer is not attached to its copy."""
-        return _detached(copy.deepcopy(self.regularizer, memo), self.where)
+        return Handle(copy.deepcopy(self.regularizer, memo), self.where, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _detached, (self.regularizer, self.where)
+        return Handle, (self.regularizer, self.where, None)
 
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
         return f"Handle({state}, {self.where}, weight={self.regularizer.weight}, {self.history})"
-
-
-def _detached(regularizer: Regularizer, where: str) -> Handle:
-    handle = Handle(regularizer, where, _nothing_to_undo)
-    handle._undo = None
-    return handle
 
 
 def attach(
@@ -164,7 +157,6 @@ def attach(
     *,
     proxies: object = None,
     at: str | None = None,
-    on: On | None = None,
     images: ImagesGiven = None,
     labels: Labels | None = None,
     augment: Augment | DSA = "host",
@@ -183,11 +175,10 @@ def attach(
             (but for an augmentation that is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
             real data (`data`, or those that hang on the trainer) and kept in the cache.
-        at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name.
-        on: "output" puts the layer on what the callable returns (an augmentation), "argument" on its image argument (a
-            loss). By default decided by the name.
+        at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name. The layer
+            goes on what it returns; on its image argument if it has the name of a loss, or if `images` is an argument.
         images: the synthetic images, a leaf tensor or a list of leaf tensors, or the dotted name of the attribute that
-            holds them; or the name of the loss's image argument. By default they are found by autograd's graph.
+            holds them; or the name of the callable's image argument. By default they are found by autograd's graph.
         labels: a tensor (n,), one label for each row of the synthetic images, or the dotted name of an attribute that
             holds it; the name of the callable's label argument; a function from the views to their labels, or to the
             one class of all of them; `ddplug.one_class_per_call(classes)`. By default the integers (n,) that the
@@ -220,8 +211,8 @@ def attach(
         place = Place(f"host {known[0]}", partial(known[1].install, trainer))
     else:
         place = find_place(
-            trainer, at=at, on=on, images=images, labels=labels, views="clean" if augment == "none" else "host",
-            augment=replacement, shape=real.shape if weight != 0 else None,
+            trainer, at=at, images=images, labels=labels, shape=real.shape if weight != 0 else None,
+            augment=replacement or ("none" if augment == "none" else "host"),
         )  # fmt: skip
     if place.own_views:
         replacement = None
@@ -244,11 +235,14 @@ def attach(
     idle = not regularizer.active and replacement is None and not known
     regularizer.watch.where = where
     regularizer.watch.expects_action = weight != 0
-    undo = _nothing_to_undo if idle else place.install(regularizer)
-    if compiled is not trainer and isinstance(trainer, torch.nn.Module) and not idle:
-        undo = _compiling_anew(undo)
+    undo = ExitStack()
     if weight != 0:
         _count_steps(trainer, regularizer)
+    if not idle:
+        undo.callback(place.install(regularizer))
+        if compiled is not trainer and isinstance(trainer, torch.nn.Module):
+            torch.compiler.reset()  # earlier code knows of no hooks
+            undo.callback(torch.compiler.reset)
     handle = Handle(regularizer, where, undo, labels if isinstance(labels, one_class_per_call) else None)
     try:
         images = (
@@ -262,21 +256,6 @@ def attach(
         handle.detach()
         raise
     return handle
-
-
-def _nothing_to_undo() -> None:
-    """Undo nothing."""
-
-
-def _compiling_anew(undo: Undo) -> Undo:
-    """Have torch.compile compile a trainer again, now and when undone: its earlier code knows of no hooks."""
-    torch.compiler.reset()
-
-    def undo_both() -> None:
-        undo()
-        torch.compiler.reset()
-
-    return undo_both
 
 
 def _count_steps(trainer: object, regularizer: Regularizer) -> None:

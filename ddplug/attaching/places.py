@@ -9,7 +9,7 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,8 +37,9 @@ IMAGES = (
     "synthetic", "syn", "images_syn", "image_syn", "img_syn", "syn_images", "syn_image", "syn_img", "synthetic_images",
     "views", "images", "imgs", "image", "img", "x",
 )  # fmt: skip
-On = Literal["output", "argument"]
-Views = Literal["host", "clean"]
+Replacement = Callable[[Tensor], Tensor]
+Augment = Literal["host", "none"] | Replacement
+"""The views that are regularised: the host's, the images before its augmentation, or those of a replacement of it."""
 
 ImagesGiven = str | Tensor | Sequence[Tensor] | None
 """What `attach(images=...)` takes: the synthetic images, or the name of an argument or attribute."""
@@ -59,11 +60,9 @@ def find_place(
     trainer: object,
     *,
     at: str | None = None,
-    on: On | None = None,
     images: ImagesGiven = None,
     labels: Labels | None = None,
-    views: Views = "host",
-    augment: Callable[[Tensor], Tensor] | None = None,
+    augment: Augment = "host",
     shape: Shape | None = None,
 ) -> Place:
     """The place that `attach`'s arguments mean, by name and ready to install; `HostError` if there is none.
@@ -74,23 +73,16 @@ def find_place(
         raise HostError(
             f"got the class {trainer.__name__}, expected an instance of it or a module: attach once it is made."
         )
-    if on is not None and on not in get_args(On):
-        raise HostError(f"unknown on={on!r}, expected 'output' (an augmentation) or 'argument' (a loss).")
-    if views not in get_args(Views):
-        raise HostError(f"unknown views {views!r}, expected 'host' (what the host matches on) or 'clean'.")
     if isinstance(trainer, Optimizer):
         where, stepped = of_optimizer(trainer, labels)
         return Place(where, stepped.install, own_views=True)
     if at is not None:
-        owner, name = resolve(trainer, at)
-        on = on or ("argument" if name in LOSSES or images is not None else "output")
-        return _callable_place(trainer, owner, name, on, images, labels, views, augment)
+        return _callable_place(trainer, *resolve(trainer, at), images, labels, augment)
     problems = []
     for name in (*AUGMENTATIONS, *LOSSES):
         if callable(getattr(trainer, name, None)):
-            default: On = "argument" if name in LOSSES else "output"
             try:
-                place = _callable_place(trainer, trainer, name, on or default, images, labels, views, augment)
+                place = _callable_place(trainer, trainer, name, images, labels, augment)
             except HostError as error:
                 problems.append(f"  {name}: {error}")
                 continue
@@ -112,35 +104,33 @@ def find_place(
 
 
 def _callable_place(
-    trainer: object,
-    owner: object,
-    name: str,
-    on: On,
-    images: ImagesGiven,
-    labels: Labels | None,
-    views: Views,
-    augment: Callable[[Tensor], Tensor] | None,
+    trainer: object, owner: object, name: str, images: ImagesGiven, labels: Labels | None, augment: Augment
 ) -> Place:
+    """The place on what `owner.name` returns, or on its image argument: of a loss, or where `images` names one."""
     signature = signature_of(getattr(owner, name))
     host = Held(trainer)
     require_labels(signature, labels, host, name)
     where = f"{type(owner).__name__}.{name}"
     parameter = images if isinstance(images, str) and argument_of(signature, (images,)) else None
     given = None if images is None or parameter else partial(_named_images, host, images)
+    if given is not None:
+        given()  # so that its error comes now
     layer = _AtCalls(LabelReader(Images(host, given), labels, host, where), signature, labels)
-    if on == "argument" and (augment is not None or views == "clean"):
+    is_loss = name in LOSSES or (parameter is not None and name not in AUGMENTATIONS)
+    if is_loss and augment != "host":
         raise HostError(
             f"{name} is attached to as a loss, which has no augmentation to replace and sees no clean images; attach "
             "to the augmentation (at='augment'), or to the optimizer of the images for clean ones."
         )
-    if on == "output" and augment is None and views == "host":
+    if not is_loss and augment == "host":
         return Place(where, lambda regularizer: intercept(owner, name, after=partial(layer.on_result, regularizer)))
 
     # Everything else has to do with the images that go in: as a loss's argument, unaugmented, or to be augmented by us.
     argument = parameter or argument_of(signature, IMAGES)
-    if argument is None or signature is None or (on == "argument" and isinstance(images, str) and not parameter):
-        wanted = f"an argument '{images}'" if images else f"an image argument ({', '.join(IMAGES)})"
-        raise HostError(f"'{name}{signature or ''}' has not {wanted}; name it with images='...'.")
+    if argument is None or signature is None:
+        raise HostError(
+            f"'{name}{signature or ''}' has no image argument ({', '.join(IMAGES)}); name it with images='...'."
+        )
 
     def before(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         bound = signature.bind(*args, **kwargs)
@@ -148,13 +138,11 @@ def _callable_place(
             bound.arguments[argument] = layer.on_images(regularizer, passed, args, kwargs)
         return bound.args, bound.kwargs
 
-    if augment is None:
+    if isinstance(augment, str):
         return Place(where, lambda regularizer: intercept(owner, name, before=partial(before, regularizer)))
 
     def instead(regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         clean: Tensor = signature.bind(*args, **kwargs).arguments[argument]
-        if views == "clean":
-            return augment(layer.on_images(regularizer, clean, args, kwargs))
         return layer.on_images(regularizer, clean, args, kwargs, augment(clean))
 
     return Place(where, lambda regularizer: intercept(owner, name, instead=partial(instead, regularizer)))
@@ -167,7 +155,8 @@ def _named_images(host: Held, images: Any) -> list[Tensor]:
     if not leaves:
         raise HostError(
             f"images={images if isinstance(images, str) else type(images).__name__!r} holds no leaf tensors that need "
-            "a gradient. Pass the synthetic images, a tensor or a list of tensors, or the name of an attribute."
+            "a gradient. Pass the synthetic images, a tensor or a list of tensors, or the name of an attribute or an "
+            "argument."
         )
     return leaves
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from ddplug.attaching.places import Views
 from ddplug.core.flags import COMPARED, FLAGS
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError
+from ddplug.hosting.options import Views
 from ddplug.lab.dm_trainer import Init, check_init
 from ddplug.proxies.representations import chosen
 from ddplug.terms import make

@@ -29,7 +29,6 @@ pytestmark = pytest.mark.numerical
         {"at": "augment", "labels": "labels"},
         {"at": "loss"},
         {"at": "loss", "images": "synthetic", "labels": "labels"},
-        {"at": "loss", "on": "argument"},
     ],
 )
 def test_a_method(pool: ddplug.ProxyPool, batch: Batch, where: dict[str, Any]) -> None:
