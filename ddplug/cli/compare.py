@@ -72,10 +72,9 @@ def _setup(
     from ddplug.lab.plan import Settings
     from ddplug.lab.setup import Setup
     from ddplug.proxies.pretrain import MIRRORED
-    from ddplug.utils.processes import own_device
 
     regularizer = {name: read(name, value) for name, value in options.items()}
-    where = own_device(shared.device_of(device))
+    where = shared.device_of(device)
     if proxies is None:
         raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
     real = shared.load_data(data, data_path, download)
@@ -141,7 +140,6 @@ def compare(
 
     Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views are added to it.
     The report is of the weights, views and seeds that this command names: repeat the old ones with the new ones.
-    `torchrun --nproc-per-node N -m ddplug compare ...` divides the runs among N processes, each on a GPU of its own.
     """
     from ddplug.lab.compare import ENTRIES, RESULT
     from ddplug.lab.page import lacking, write_page
@@ -149,24 +147,20 @@ def compare(
     from ddplug.lab.tables import left_out, standing, tables, verdict
     from ddplug.terms import make
     from ddplug.utils.files import user_path
-    from ddplug.utils.processes import place
     from ddplug.utils.progress import Bars
 
-    first = place()[0] == 0  # of several processes, the one that reports
     chosen = arms(read_weights(weights), _names(views), _names(terms) or ("",))
     setup = _setup(host, arguments, **options)
     setup = replace(setup, judge=replace(setup.judge, cross_arch=tuple(_names(cross_arch))))
     label = make(setup.judge.settings.term).label
     without = lacking()
-    if without and first:  # at once, and again at the end: the runs may take hours
+    if without:  # at once, and again at the end: the runs may take hours
         say(without)
-    with Bars(on=first) as progress:
+    with Bars() as progress:
         result = setup.compare(
-            chosen, seeds, out, first_seed=first_seed, baseline=baseline, shared=True,
-            on_progress=progress, on_record=lambda records: progress.say(standing(records, label)),
+            chosen, seeds, out, first_seed=first_seed, baseline=baseline, on_progress=progress,
+            on_record=lambda records: progress.say(standing(records, label)),
         )  # fmt: skip
-    if not first:
-        return
     out = user_path(out)
     page = without or f"wrote {write_page(result, out, out / ENTRIES, setup.judge)}"
     for each in (*tables(result), left_out(result), f"wrote {out / RESULT}", page, verdict(result)):

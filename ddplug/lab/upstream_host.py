@@ -31,7 +31,6 @@ from ddplug.lab.plan import Arm, Run, Settings
 from ddplug.lab.records import AGAIN, Facts, Times, read_json
 from ddplug.utils.digest import file_sha256, short_sha256
 from ddplug.utils.files import user_path
-from ddplug.utils.processes import environment_of_one
 
 LOG, RUN = "host.log", "host"
 _TOLD = 12
@@ -134,7 +133,7 @@ class Upstream:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**comparable(self.spec.name).quiet_env, **environment_of_one()},
+                env={**comparable(self.spec.name).quiet_env, **os.environ},
             ) as process,
         ):
             try:

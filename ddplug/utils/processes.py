@@ -7,7 +7,6 @@ of features is smaller than the image it is of, and costs nothing beside that im
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,36 +24,6 @@ HOW = (
     "of one set, whose gradients are averaged over the processes, as DDP does), 'replicated' (the whole set) or "
     "'separate' (a run of its own)."
 )
-
-
-def place() -> tuple[int, int]:
-    """Return this process's number, from 0, and their count, by torch.distributed or torchrun; (0, 1) without."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def own_device(device: torch.device | str) -> torch.device:
-    """`device`; of several, that of this process's number on its machine, as torchrun gives it."""
-    device = torch.device(device)
-    if device.type == "cpu" or device.index is not None or "LOCAL_RANK" not in os.environ:
-        return device
-    return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
-
-
-_TORCHRUN = re.compile("(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
-
-
-def environment_of_one() -> dict[str, str]:
-    """For a program that this process starts: this environment without torchrun's, of which it is no part.
-
-    Of several GPUs it sees that of this process's number on its machine.
-    """
-    found = {name: value for name, value in os.environ.items() if not _TORCHRUN.fullmatch(name)}
-    if int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > 1:
-        number, seen = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES")
-        found["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number] if seen else str(number)
-    return found
 
 
 @dataclass(frozen=True)
