@@ -78,7 +78,7 @@ class RealData:
             return None
         train = self._sets.train
         few = train if isinstance(train, tuple) else Subset(train, range(min(LOOKED_AT, len(train))))
-        return checked(*gathered(few), "training")[0]
+        return checked(*gathered(few), "the training split")[0]
 
     @cached_property
     def _own_space(self) -> AnySpace | None:

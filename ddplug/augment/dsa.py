@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddplug.augment import ops as dsa_ops
-from ddplug.augment.params import NEED_SIZE, OPERATIONS, Params, check_known
+from ddplug.augment.params import OPERATIONS, Params, check_known
 from ddplug.errors import InputError
 
 __all__ = ["DSA", "OPERATIONS", "Mode", "Params"]
@@ -97,24 +97,14 @@ class DSA(nn.Module):
             images = self._perform(op, images, here)
         return images
 
-    def draw(self, images: Tensor | int, size: tuple[int, int] | None = None) -> Params:
-        """Parameters for a batch, on the CPU, and one step of the generator; nothing is applied.
-
-        `images` is the batch (n, c, h, w) itself, or n with the images' `size`, (height, width), which only crop and
-        cutout need.
-        """
-        if isinstance(images, Tensor):
-            _check_images(images)
-            size = (images.shape[2], images.shape[3])
-        rows = 1 if self.siamese else len(images) if isinstance(images, Tensor) else images
-        if size is None and not NEED_SIZE.isdisjoint(self.operations):
-            raise InputError(
-                "crop and cutout are drawn in whole pixels: give draw() the images, or size=(height, width)"
-            )
+    def draw(self, images: Tensor) -> Params:
+        """Parameters for a batch (n, c, h, w), on the CPU, and one step of the generator; nothing is applied."""
+        _check_images(images)
+        rows, size = 1 if self.siamese else len(images), (images.shape[2], images.shape[3])
         ops = self._choose()
         numbers: dict[str, Any] = {}
         for op in ops:
-            numbers |= self._draw_one(op, rows, size or (0, 0))
+            numbers |= self._draw_one(op, rows, size)
         return Params(ops, self.siamese, size, **numbers)
 
     def manual_seed(self, seed: int) -> DSA:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,13 +57,6 @@ class Params:
 
     def __post_init__(self) -> None:
         check_known(self.ops)
-        needed = [name for op in self.ops for name in (*OPERATIONS[op], *(["size"] if op in NEED_SIZE else []))]
-        if missing := [name for name in needed if getattr(self, name) is None]:
-            raise InputError(f"parameters for the operations {self.ops} need {missing}, which are None; give them too")
-        lengths = {name: len(values) for name, values in self.tensors().items()}
-        if len(set(lengths.values())) > 1 or (self.siamese and set(lengths.values()) - {1}):
-            expected = "exactly one row, as siamese says" if self.siamese else "one row per image"
-            raise InputError(f"every parameter needs {expected}, got rows {lengths}")
 
     def tensors(self) -> dict[str, Tensor]:
         """The numbers that were drawn, by name."""
@@ -74,38 +66,26 @@ class Params:
         """Rows: one per image, or 1 if siamese (or if nothing was drawn)."""
         return next((len(values) for values in self.tensors().values()), 1)
 
-    def __getitem__(self, index: int | slice | Tensor | list[int]) -> Params:
-        """The parameters of some of the images; a siamese draw serves any of them as it is."""
-        rows = [index] if isinstance(index, int) else index
-        return self if self.siamese else self._mapped(lambda values: values[rows])
-
-    def repeat(self, times: int) -> Params:
-        """The parameters for a batch in which every image stands `times` times in a row."""
-        return self if self.siamese else self._mapped(lambda values: values.repeat_interleave(times, dim=0))
-
     def to(self, device: torch.device | str) -> Params:
         """The same parameters on another device; a move to a GPU does not wait for it."""
         target = torch.device(device)
         if all(values.device == target for values in self.tensors().values()):
             return self
-        return self._mapped(lambda values: _moved(values, target))
+        moved: dict[str, Any] = {name: _moved(values, target) for name, values in self.tensors().items()}
+        return replace(self, **moved)
 
     def check_serves(self, images: Tensor) -> None:
         """Raise `InputError` unless these parameters fit `images` (n, c, h, w) in number and size."""
         if not self.siamese and self.tensors() and len(self) != len(images):
             raise InputError(
                 f"parameters drawn for {len(self)} images cannot serve {len(images)}: "
-                "draw them with siamese=True, or pick rows with params[...]"
+                "draw them with siamese=True, or for these images"
             )
         if not NEED_SIZE.isdisjoint(self.ops) and self.size != tuple(images.shape[2:]):
             raise InputError(
                 f"crop and cutout were drawn for images of size {self.size}, got {tuple(images.shape[2:])}; "
                 "draw parameters for this size"
             )
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Params:
-        changed: dict[str, Any] = {name: change(values) for name, values in self.tensors().items()}
-        return replace(self, **changed)
 
 
 def check_known(ops: tuple[str, ...]) -> None:

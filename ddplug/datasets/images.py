@@ -182,7 +182,7 @@ def as_image_data(
         if test is not None:
             raise DataError("the data are two splits, and test= is a third; give the test split once.")
         train, test = data
-    images, labels = splits.checked(*splits.gathered(train), "training")
+    images, labels = splits.checked(*splits.gathered(train), "the training split")
     known_as, classes = torch_sets.named(train)
     name, class_names = name or known_as or "data", class_names or classes
     if space is None:
@@ -208,7 +208,7 @@ def as_image_data(
         test_images, test_labels = images[in_test], labels[in_test]
         images, labels = images[~in_test], labels[~in_test]
     else:
-        test_images, test_labels = splits.checked(*splits.gathered(test), "test")
+        test_images, test_labels = splits.checked(*splits.gathered(test), "the test split")
         _check_classes(test_labels, names, "test")
         if test_images.shape[1:] != images.shape[1:]:
             raise DataError(

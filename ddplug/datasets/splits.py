@@ -50,47 +50,55 @@ def plain_labels(labels: Any) -> Tensor:
     return (given != 0).int().argmax(1) if one_hot else given
 
 
-def checked(images: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Images as float32 (n, c, h, w) and labels as int64 (n,), on the images' device, if they are such.
+def checked(images: Tensor, labels: Any, what: str) -> tuple[Tensor, Tensor]:
+    """Images of any floating dtype as float32 (n, c, h, w) and labels as int64 (n,), on the images' device.
 
     Args:
-        images: of any floating dtype, finite.
-        labels: of any integer dtype, none negative; or one-hot.
-        what: the split's name, for errors.
+        images: finite images.
+        labels: class numbers from 0 on, as whole numbers of any type; or one-hot.
+        what: the data's name, for errors.
 
     Raises:
         DataError: they are something else; it says what to write.
     """
-    labels = plain_labels(labels)
+    images = checked_images(images, what)
+    return images, checked_labels(plain_labels(labels), len(images), what).to(images.device)
+
+
+def checked_images(images: Tensor, what: str) -> Tensor:
+    """Return images as float32 (n, c, h, w); `DataError` for others."""
     if not images.is_floating_point():
         raise DataError(
-            f"the {what} images are {images.dtype}, expected floats whose meaning a space says. Of bytes, "
+            f"the images of {what} are {images.dtype}, expected floats whose meaning a space says. Of bytes, "
             "images.float() / 255 makes intensities in [0, 1], which are space=InputSpace.unit(channels)."
         )
     if images.ndim != 4 or not images.numel():
-        raise DataError(f"the {what} images have shape {tuple(images.shape)}, expected (n, c, h, w) and at least one.")
-    if channels_last(images):
+        raise DataError(f"the images of {what} have shape {tuple(images.shape)}, expected (n, c, h, w), n at least 1.")
+    if images.shape[1] > 4 and images.shape[3] in (1, 3, 4):
         raise DataError(
-            f"the {what} images have shape {tuple(images.shape)}, which is (n, h, w, c), expected (n, c, h, w): "
+            f"the images of {what} have shape {tuple(images.shape)}, which is (n, h, w, c), expected (n, c, h, w): "
             "images.permute(0, 3, 1, 2)."
         )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"the {what} labels are {labels.dtype}, expected integers, the number of each image's class.")
-    if labels.shape != images.shape[:1]:
-        raise DataError(
-            f"the {what} labels have shape {tuple(labels.shape)}, expected ({len(images)},), the number of each "
-            "image's class; of probabilities, labels.argmax(1) makes these."
-        )
-    if labels.min() < 0:
-        raise DataError(f"the {what} labels begin at {int(labels.min())}; classes are numbered from 0.")
+    images = images.detach().float()
     if not torch.isfinite(images).all():
-        raise DataError(f"the {what} images hold numbers that are not finite; take these images out.")
-    return images.detach().float(), labels.detach().to(images.device, torch.int64)
+        raise DataError(f"the images of {what} hold numbers that are not finite; take these images out.")
+    return images
 
 
-def channels_last(images: Tensor) -> bool:
-    """Return True if images with four dimensions are (n, h, w, c), by the numbers of their channels."""
-    return images.shape[1] > 4 and images.shape[3] in (1, 3, 4)
+def checked_labels(labels: Tensor, count: int, what: str) -> Tensor:
+    """Return labels as int64 (n,) for `count` images; `DataError` for others."""
+    if labels.shape != (count,):
+        raise DataError(
+            f"the labels of {what} have shape {tuple(labels.shape)}, expected ({count},), the number of each image's "
+            "class; of probabilities, labels.argmax(1) makes these."
+        )
+    numbers = labels.detach().real.to(torch.int64)
+    if labels.dtype == torch.bool or labels.is_complex() or not (numbers == labels).all() or numbers.min() < 0:
+        raise DataError(
+            f"the labels of {what} are {labels[:4].tolist()}, ... of type {labels.dtype}, expected class numbers, "
+            "whole and from 0 on."
+        )
+    return numbers
 
 
 def drawn_test(labels: Tensor, class_names: tuple[str, ...], part: int = 10) -> Tensor:

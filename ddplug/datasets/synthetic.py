@@ -16,7 +16,7 @@ from torch import Tensor
 from ddplug.datasets import host_files as hostfiles
 from ddplug.datasets.layouts import class_folders
 from ddplug.datasets.spaces import AnySpace, InputSpace
-from ddplug.datasets.splits import channels_last, plain_labels
+from ddplug.datasets.splits import checked_images, checked_labels, plain_labels
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DataError, InputError
 from ddplug.utils.files import user_path
@@ -24,8 +24,6 @@ from ddplug.utils.reading import load_tensors, write_tensors
 from ddplug.utils.records import between, check_record
 
 Meaning = Literal["normalized", "zca"]
-
-MOST_CLASSES = 2**20
 
 
 class _Facts(TypedDict):
@@ -160,41 +158,13 @@ def _check(path: Path, record: object, images: Any, labels: Any) -> None:
             f"'{path}' holds {held}, expected images (n, c, h, w) and labels (n,) or (n, classes): a dictionary with "
             "the keys images and labels, a pair, DM's results, or images_N.pt with labels_N.pt beside it."
         )
-    if len(images) != len(labels):
-        raise DataError(f"'{path}' holds {len(images)} images but {len(labels)} labels; it is damaged.")
-    _check_images(path, images)
+    checked_images(images, f"'{path}'")
     if labels.ndim == 1:
-        _check_classes(path, labels)
-    if labels.ndim == 2 and not hostfiles.are_probabilities(labels):
+        checked_labels(labels, len(images), f"'{path}'")
+    elif len(labels) != len(images) or not hostfiles.are_probabilities(labels):
         raise DataError(
             f"'{path}' holds labels of shape {tuple(labels.shape)} that are no probabilities (rows of numbers >= 0 "
-            "with sum 1). If the images' labels are logits, store their softmax."
-        )
-
-
-def _check_images(path: Path, images: Tensor) -> None:
-    if images.numel() == 0 or not images.is_floating_point() or not bool(torch.isfinite(images.float()).all()):
-        wrong = "holds NaN or infinity" if images.numel() and images.is_floating_point() else f"is {images.dtype}"
-        raise DataError(
-            f"'{path}' holds images of shape {tuple(images.shape)}, whose content {wrong}; expected at least one image "
-            "of finite floating numbers (n, c, h, w). Convert the images, or distil the set again."
-        )
-    if channels_last(images):
-        raise DataError(
-            f"'{path}' holds images of shape {tuple(images.shape)}, which is (n, h, w, c), expected (n, c, h, w): "
-            "images.permute(0, 3, 1, 2)."
-        )
-
-
-def _check_classes(path: Path, labels: Tensor) -> None:
-    """Hard labels (n,): whole numbers from 0 on, of whatever type."""
-    if labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"'{path}' holds labels of type {labels.dtype}; expected the numbers of classes.")
-    numbers = labels.double()  # bytes cannot be compared with 2**20
-    if not bool(((numbers >= 0) & (numbers < MOST_CLASSES) & (numbers == numbers.round())).all()):
-        raise DataError(
-            f"'{path}' holds labels {labels[:4].tolist()}... of type {labels.dtype}; expected the numbers of classes, "
-            f"0 to {MOST_CLASSES - 1}. If they are not the labels of these images, the file is damaged."
+            f"with sum 1) of {len(images)} images. If the images' labels are logits, store their softmax."
         )
 
 
@@ -205,10 +175,7 @@ def _classes(path: Path, extra: dict[str, Any], count: int) -> Tensor | None:
     found = extra.get("given_classes")
     if found is None:
         return None
-    if isinstance(found, Tensor) and found.dtype == torch.int64 and found.shape == (count,):
-        _check_classes(path, found)
-        return found
-    raise DataError(f"'{path}' holds given_classes of {_shape(found)}, expected int64 ({count},), one for each image.")
+    return checked_labels(torch.as_tensor(found), count, f"given_classes in '{path}'")
 
 
 def _space(path: Path, extra: dict[str, Any]) -> AnySpace | None:

@@ -29,7 +29,7 @@ WIDE = {
 
 
 def drawn(op: str, size: tuple[int, int] = (32, 20), **settings: float) -> Params:
-    return DSA(op, siamese=False, seed=11, **settings).draw(N, size=size)  # type: ignore[arg-type]
+    return DSA(op, siamese=False, seed=11, **settings).draw(torch.empty(1).expand(N, 1, *size))  # type: ignore[arg-type]
 
 
 def assert_uniform(values: Tensor | None, low: float, high: float) -> None:
@@ -135,13 +135,13 @@ def test_flips_come_as_often_as_said(probability: float) -> None:
 
 def test_a_siamese_draw_has_the_same_distribution() -> None:
     augment = DSA("rotate", seed=5)
-    angles = [augment.draw(100).rotate for _ in range(N)]
+    angles = [augment.draw(torch.empty(100, 1, 8, 8)).rotate for _ in range(N)]
     assert_uniform(torch.cat([angle for angle in angles if angle is not None]), -15.0, 15.0)
 
 
 def test_operations_are_chosen_equally_often() -> None:
     augment = DSA(seed=2)
     trials = 6000
-    counts = Counter(augment.draw(1, size=(8, 8)).ops[0] for _ in range(trials))
+    counts = Counter(augment.draw(torch.empty(1, 1, 8, 8)).ops[0] for _ in range(trials))
     assert set(counts) == set(OPERATIONS)
     assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 5 + 5 * sqrt(2 * 5)
