@@ -87,14 +87,7 @@ class Call:
         node = None if self.node is None else self.node()
         if node is None:
             return
-        try:
-            (self.views,) = node.saved_tensors
-        except RuntimeError as error:
-            raise InputError(
-                "a graph whose first gradient was wiped or only looked at is walked again, and its views are gone. "
-                "Pass retain_graph=True to its first walk, or call the layer anew."
-            ) from error
-        self.views = self.views.detach()
+        self.views = node.saved_tensors[0].detach()
         self.done = self.added = False
         self.round = self.provisional = None
 

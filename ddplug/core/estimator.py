@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,40 +90,33 @@ class Estimator:
         scattered = torch.zeros_like(views, dtype=found.grad.dtype).index_copy(0, rows, found.grad * some.factor)
         return found._replace(value=found.value * some.factor, grad=scattered, drawn=some.drawn)
 
-    def generators(self) -> tuple[Tensor, ...]:
-        """The states of our own generators."""
-        return tuple(generator.get_state() for generator in self._generators().values())
+    def generators(self) -> dict[str, Tensor]:
+        """The states of our own generators, by the name of the draw."""
+        return {name: generator.get_state() for name, generator in self._generators().items()}
 
-    def set_generators(self, states: tuple[Tensor, ...]) -> None:
+    def set_generators(self, states: Mapping[str, Tensor]) -> None:
         """Continue the draws of `generators()`."""
-        for generator, state in zip(self._generators().values(), states, strict=True):
-            generator.set_state(state)
+        for name, generator in self._generators().items():
+            generator.set_state(states[name].cpu())
 
     def _generators(self) -> dict[str, torch.Generator]:
-        """Return the generators by the name of the draw."""
         own = {"proxies": self.generator, "classes": self.class_generator}
         return own if self.real is None else {**own, "real images": self.real.generator}
 
     def draws(self) -> dict[str, str]:
         """Return hashes of the next draws, which are the same in all processes of a run."""
-        found = self._generators().items()
-        return {f"the {what} drawn": short_sha256([each.get_state().numpy().tobytes()]) for what, each in found}
+        return {
+            f"the {name} drawn": short_sha256([state.numpy().tobytes()]) for name, state in self.generators().items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The generators, and the state of `view` if it has one."""
-        return {
-            "generator": self.generator.get_state(),
-            "class_generator": self.class_generator.get_state(),
-            **({} if self.real is None else {"real_generator": self.real.generator.get_state()}),
-            "view": self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None,
-        }
+        view = self.view.state_dict() if isinstance(self.view, torch.nn.Module) else None
+        return {"generators": self.generators(), "view": view}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the draws of a `state_dict`."""
-        self.generator.set_state(state["generator"].cpu())
-        self.class_generator.set_state(state["class_generator"].cpu())
-        if self.real is not None and "real_generator" in state:
-            self.real.generator.set_state(state["real_generator"].cpu())
+        self.set_generators(state["generators"])
         if isinstance(self.view, torch.nn.Module) and state["view"] is not None:
             self.view.load_state_dict(state["view"])
 

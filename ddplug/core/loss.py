@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ddplug.core.options import check_count
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugWarning, InputError, ProxyError
 from ddplug.proxies.pool import ProxyPool
@@ -36,7 +38,7 @@ class CMI(nn.Module):
         representation: Representation = "feature",
         *,
         temperature: float = 1.0,
-        draw: int | str = 1,
+        draw: int | Literal["all"] = 1,
         input_space: AnySpace | str | None = None,
         seed: int = 0,
     ) -> None:
@@ -45,9 +47,9 @@ class CMI(nn.Module):
         self.pool = ProxyPool.of(proxies)
         self.representation = check_representation(representation)
         self.term = make("cmi", temperature=temperature)
-        if draw != "all" and not (isinstance(draw, int) and 1 <= draw <= len(self.pool)):
-            raise InputError(f"draw must be 'all' or between 1 and the pool's size, {len(self.pool)}, got {draw!r}.")
-        self.draw = len(self.pool) if isinstance(draw, str) else draw
+        self.draw = len(self.pool) if draw == "all" else draw
+        check_count("draw", self.draw)
+        self.pool.check_draw(self.draw)
         self.input_space = self.pool.space_of(input_space)
         self.generator = torch.Generator().manual_seed(seed)
         self._warned = False

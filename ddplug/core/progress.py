@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -108,15 +108,13 @@ class State(TypedDict):
     """The state of a `Regularizer`."""
 
     weighting: LambdaState
-    generator: Tensor
-    class_generator: Tensor
+    generators: dict[str, Tensor]
     view: dict[str, Any] | None
     rounds: Count
     seen: Count
     history: list[Round]
     settings: dict[str, Any]
     pool: str | None
-    real_generator: NotRequired[Tensor]
 
 
 def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -6,14 +6,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from ddplug.core.autograd import Call, Identity, check_plain, gather, leaves, stepped_by, uncompiled
+from ddplug.core.autograd import Call, Identity, check_plain, gather, leaves, uncompiled
 from ddplug.core.estimator import Estimate
 from ddplug.core.progress import Progress, Snapshot
 from ddplug.core.provisional import ProvisionalRounds, ThreadLock
@@ -29,10 +28,8 @@ class OpenRound:
 
     before: Snapshot
     """The state before the round."""
-    number: int
-    lam: float
-    factor: float
-    """On lambda: `every`, the schedule, and `part`."""
+    applied: float
+    """The factor on the term's gradient: lambda, `every`, the schedule, and `part`."""
     part: float
     """The round's images as a part of the whole set; 1 without `set_size`."""
     ends_passage: bool
@@ -48,71 +45,42 @@ class OpenRound:
     """The same of the term's gradient, without lambda."""
 
 
+@dataclass
 class RoundBlock:
     """The calls within one `with regularizer.round():`.
 
     The host's graph owns a call until its gradient has come; then the block owns it.
     """
 
-    def __init__(self) -> None:
-        self.arrived: list[Call] = []
-        """Calls whose gradient has come."""
-        self.entered = 0
-        """Calls so far."""
-        self.lost = 0
-        """Calls that were dropped without a backward pass since this number was last read."""
-        self._waiting: list[weakref.ref[Call]] = []
-        self._leaves: dict[int, tuple[Tensor, int]] = {}
-        """The leaves behind the calls that have arrived, and their versions at that time."""
-
-    def enter(self, call: Call) -> None:
-        """Add a call, which is part of the round if a gradient comes to it."""
-        call.block = self
-        self.entered += 1
-        alive = [ref for ref in self._waiting if ref() is not None]
-        self.lost += len(self._waiting) - len(alive)
-        self._waiting = [*alive, weakref.ref(call)]
-
-    def waiting(self) -> list[Call]:
-        """Return the calls that no gradient has come to yet."""
-        return [call for ref in self._waiting if (call := ref()) is not None and not call.done]
+    entered: int = 0
+    """Calls so far."""
+    arrived: list[Call] = field(default_factory=list)
+    """Calls whose gradient has come."""
+    leaves: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    """The leaves behind these calls, and their versions at that time."""
 
     def arrive(self, call: Call, grad: Tensor) -> None:
         """Note that the host's gradient has come to `call`."""
         if call.host_grad is None:
             for leaf in leaves([call.source] if call.source is not None else []):
-                self._leaves.setdefault(id(leaf), (leaf, leaf._version))
+                self.leaves.setdefault(id(leaf), (leaf, leaf._version))
             self.arrived.append(call)
-            self._waiting = [ref for ref in self._waiting if ref() is not call]
         call.host_grad = grad if call.host_grad is None else call.host_grad + grad
 
-    def stepped(self) -> bool:
-        """Return True if images were changed after their gradient came."""
-        return any(leaf._version != version for leaf, version in self._leaves.values())
+    def take(self) -> list[Call]:
+        """Return the calls that a gradient came to, and forget them.
 
-    def hooked(self) -> bool:
-        """Return True if hooks of the host see the images' gradient, and so will see CMI's part separately."""
-        return any(leaf._backward_hooks for leaf, _ in self._leaves.values())
-
-    def check_step(self, optimizer: Optimizer) -> None:
-        """Raise `InputError` if `optimizer` is about to step images whose gradient is incomplete."""
-        held = {id(parameter) for parameter in stepped_by(optimizer)}
-        if held & self._leaves.keys():
+        Raises `InputError` if the images were changed after it came.
+        """
+        taken, self.arrived = [call for call in self.arrived if not call.done], []
+        if any(leaf._version != version for leaf, version in self.leaves.values()):
+            for call in taken:
+                call.release()
             raise InputError(
-                "the optimizer of the images was stepped within a round, before CMI's gradient was added, which "
+                "the images were stepped, or changed in place, within a round, before CMI's gradient was added, which "
                 "happens when the round ends. Put the step after the `with regularizer.round():` block."
             )
-
-    def take(self) -> list[Call]:
-        """Return the calls that a gradient came to, and forget them."""
-        taken = [call for call in self.arrived if not call.done]
-        self.arrived, self._leaves = [], {}
         return taken
-
-    def drop(self) -> None:
-        """Release the calls that a gradient came to."""
-        for call in self.take():
-            call.release()
 
 
 class RoundKeeper:
@@ -161,17 +129,15 @@ class RoundKeeper:
         """Return `views`, behind a node that adds the term's part to their gradient."""
         block = self._block
         with self._lock:
+            alive = [ref for ref in self._pending if ref() is not None]
+            self.watch.called(len(self._pending) - len(alive))
+            self._pending = [*alive, weakref.ref(call)]
             if block is not None:
-                block.enter(call)
-                self.watch.called(block.lost)
-                block.lost = 0
+                call.block = block
+                block.entered += 1
                 if self.lam.weight != 0:
                     # The host's graph is cut here, and its gradient passed on by hand: the term's part comes later.
                     call.cut, call.source, views = True, views, views.detach().requires_grad_()
-            else:
-                alive = [ref for ref in self._pending if ref() is not None]
-                self.watch.called(len(self._pending) - len(alive))
-                self._pending = [*alive, weakref.ref(call)]
         identity: Tensor = Identity.apply(views, call, self._on_backward)
         return identity
 
@@ -200,16 +166,14 @@ class RoundKeeper:
         if self._block is not None:
             raise InputError("this is within a round already: rounds do not nest.")
         block = self._local.block = RoundBlock()
-        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: block.check_step(optimizer))
         try:
             yield
         except BaseException:
-            block.drop()
+            for call in block.arrived:
+                call.release()
             raise
         finally:
-            hook.remove()
             del self._local.block
-        waiting = block.waiting()
         if block.entered and not block.arrived and self.enabled:
             self.watch.warn(
                 "nothing came",
@@ -217,19 +181,31 @@ class RoundKeeper:
                 "backward passes belong within the `with regularizer.round():` block, as plain backward() calls: "
                 "torch.autograd.grad and backward(inputs=...) do not reach the images there.",
             )
-        for call in waiting:
-            call.release()
+        self._release(block)
         self._finish(block)
 
     def skip(self) -> None:
         """Leave out the calls whose backward pass is still to come."""
+        self._release(None)
+        if self._block is not None:
+            self._release(self._block)
+
+    def _release(self, block: RoundBlock | None) -> None:
+        """Leave out the calls of `block` whose backward pass is still to come; None for those outside of blocks."""
         with self._lock:
-            waiting = [call for ref in self._pending if (call := ref()) is not None]
-            if (block := self._block) is not None:
-                waiting += block.waiting()
+            waiting = self._waiting(block)
             for call in waiting:
                 call.release()
-            self._pending.clear()
+            self._forget(waiting)
+
+    def _waiting(self, block: RoundBlock | None) -> list[Call]:
+        """Return the calls of `block` that no gradient has come to yet."""
+        return [call for ref in self._pending if (call := ref()) is not None and call.block is block]
+
+    def _forget(self, calls: list[Call]) -> None:
+        """Wait for no gradient of `calls`."""
+        gone = {id(call) for call in calls}
+        self._pending = [ref for ref in self._pending if id(ref()) not in gone]
 
     def stop(self) -> None:
         """Add nothing from now on, also not to calls whose backward pass is still to come."""
@@ -241,8 +217,6 @@ class RoundKeeper:
             )
         self.enabled = False
         self._pending.clear()
-        if (block := self._block) is not None:
-            block.drop()
         self.watch.close()
         self.estimator.step.forget()
 
@@ -268,6 +242,8 @@ class RoundKeeper:
         if block is not None:
             if self.enabled:
                 block.arrive(call, grad)
+                with self._lock:
+                    self._forget([call])
             return None
         if call.cut:
             return None
@@ -281,8 +257,7 @@ class RoundKeeper:
             return None
         if call.round is None:
             self.provisional.settle()
-            live = [found for ref in self._pending if (found := ref()) is not None]
-            reached = [found for found in live if found is call or found.reached()]
+            reached = [found for found in self._waiting(None) if found is call or found.reached()]
             if len(reached) < self.calls:
                 raise HostError(
                     f"a backward pass reached {len(reached)} of the {self.calls} inner steps, as in a host that takes "
@@ -291,7 +266,7 @@ class RoundKeeper:
                 )
             before = self._start_round(reached)
             self.provisional.begin(before, reached)
-            self._pending = [weakref.ref(found) for found in live if found not in reached]
+            self._forget(reached)
         return self._hand_out(call, grad)
 
     def _again(self, call: Call) -> bool:
@@ -323,19 +298,9 @@ class RoundKeeper:
     def _finish(self, block: RoundBlock) -> None:
         """End a round of several backward passes: backpropagate the term's gradient from the views to the images."""
         with self._lock:
-            stepped, hooked, calls = block.stepped(), block.hooked(), block.take()
-            if not calls or not self.enabled:
+            if not self.enabled or not (calls := block.take()):
                 return
-            if stepped:
-                for call in calls:
-                    call.release()
-                self.watch.warn(
-                    "cut through",
-                    "the images were stepped within `with regularizer.round():`, so the round was left out: its "
-                    "gradients were not of the same images. Put the step after the block.",
-                )
-                return
-            if hooked:
+            if any(leaf._backward_hooks for leaf, _ in block.leaves.values()):
                 self.watch.warn(
                     "hooks",
                     "a hook on the images' gradient sees it in two parts in a round of several backward passes: the "
@@ -349,17 +314,10 @@ class RoundKeeper:
         if rest:
             _walking.rest = True
             try:
-                # The graph is kept, as the host may still use parts of it; it is freed with the calls.
-                torch.autograd.backward([s for s, _ in rest], [extra for _, extra in rest], retain_graph=True)
-            except RuntimeError as error:
-                before.undo()
-                if "second time" not in str(error):
-                    raise
-                raise InputError(
-                    "the images' graph behind the views is shared with something that was walked beside the layer, a "
-                    "penalty on the images say, and is gone by the end of the round. Pass retain_graph=True to the "
-                    "backward passes of the round, or make what is shared anew in each."
-                ) from error
+                with before:
+                    # The graph is kept, as the host may still use parts of it; it is freed with the calls. Where it is
+                    # shared with something that was walked beside the layer, torch asks for retain_graph=True there.
+                    torch.autograd.backward([s for s, _ in rest], [extra for _, extra in rest], retain_graph=True)
             finally:
                 _walking.rest = False
         self.provisional.add(before, calls, [source for source in sources if source is not None])
@@ -403,7 +361,7 @@ class RoundKeeper:
         if self.processes.together:
             finite = self.processes.total((~finite).double()) == 0
         ends = progress.seen // whole > passage
-        round_ = OpenRound(before, number, self.lam.so_far, factor * part, part, ends, len(calls), found, finite)
+        round_ = OpenRound(before, self.lam.so_far * (factor * part), part, ends, len(calls), found, finite)
         slices: Sequence[Tensor] = ()
         if found.grad is not None:
             grad = found.grad if self.processes.factor == 1 else found.grad * self.processes.factor
@@ -446,12 +404,12 @@ class RoundKeeper:
             call.added = True
             scale = 1.0 if self.scale is None else float(self.scale())
             # A call without a node is an optimizer's, whose gradients are not scaled.
-            if self.scale is None and round_.number == 0 and call.node is not None and len(grad):
+            if self.scale is None and round_.before.rounds == 0 and call.node is not None and len(grad):
                 self.watch.scaled(grad)
             home = round_.finite.device  # a host's calls may be on several devices
             round_.host = round_.host + _squared_norm(grad).to(home) / scale**2
             round_.own = round_.own + _squared_norm(delta).to(home)
-            extra = (delta * (round_.lam * round_.factor * scale)).to(grad.dtype)
+            extra = (delta * (round_.applied * scale)).to(grad.dtype)
             # Checked after the last product, which may overflow, and selected on the device, without waiting for it.
             round_.finite = round_.finite & torch.isfinite(extra).all().to(home)
             extra = torch.where(round_.finite.to(extra.device), extra, 0.0)
@@ -471,33 +429,33 @@ class RoundKeeper:
     def _close(self, round_: OpenRound) -> None:
         self._sum_up(round_)
         term, how, found, share = self.estimator.objective, self.lam.how, round_.found, None
-        applied = round_.lam * round_.factor
+        number = round_.before.rounds
         if isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
             # Of a loop that is unrolled, the host's gradient on the images has a part of each inner step.
-            share = (round_.own / round_.host).sqrt() * (applied / self.lam.factor)
+            share = (round_.own / round_.host).sqrt() * (round_.applied / self.lam.factor)
             if self.lam.measuring:
                 # Of m of k classes, the estimate's squared norm is k/m times the term's own in the mean over all draws.
                 own = round_.own * (found.drawn * round_.part**2)
                 news = self.lam.observe(round_.host, own, ends=round_.ends_passage, pooled=found.drawn < 1)
                 if news is not None:
-                    self.progress.announcements[round_.number] = (
-                        f"ddplug: {news} (weight {self.lam.weight:g}, {how.kind}, after {round_.number + 1} rounds; "
+                    self.progress.announcements[number] = (
+                        f"ddplug: {news} (weight {self.lam.weight:g}, {how.kind}, after {number + 1} rounds; "
                         f"{term.describe(found.value.item())})"
                     )
-        read = self.progress.history.append(round_.number, applied, found.images, found.value, round_.finite, share)
+        read = self.progress.history.append(number, round_.applied, found.images, found.value, round_.finite, share)
         limit = EXCESS * self.lam.weight
         if how.kind != "absolute" and any(past.share is not None and past.share > limit for past in read):
             self.watch.warn(
                 "excess",
                 f"the gradient of {term.label} had more than {EXCESS} times the share of the host's own that "
-                f"weight={self.lam.weight:g} asks for, in round {round_.number} or shortly before. Since lambda was "
+                f"weight={self.lam.weight:g} asks for, in round {number} or shortly before. Since lambda was "
                 "measured, the term's gradient has grown or the host's has fallen; nothing was clipped. "
                 "Measure it over more rounds, ddplug.Relative(rounds=...), or all the time, weighting='sustained'.",
             )
         if any(past.skipped for past in read):
             self.watch.warn(
                 "not finite",
-                f"the gradient of {term.label} was not finite in round {round_.number}; such rounds are left out and "
+                f"the gradient of {term.label} was not finite in round {number}; such rounds are left out and "
                 "counted (history.skipped). If they keep coming, look at the images' range and input space, at lambda, "
                 "and at the proxies.",
             )

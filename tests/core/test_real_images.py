@@ -400,7 +400,7 @@ def test_a_continued_run_draws_the_same(
     assert not torch.equal(seen[-1][0], seen[0][0])
     plain = layer(pool, "cmi")
     plain.load_state_dict(plain.state_dict())
-    assert "real_generator" not in plain.state_dict()
+    assert "real images" not in plain.state_dict()["generators"]
 
 
 def test_a_round_that_an_exception_ends_leaves_the_draw(

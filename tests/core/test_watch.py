@@ -569,7 +569,7 @@ def test_a_state_that_is_damaged_changes_nothing(pool: ddplug.ProxyPool, batch: 
     first, second = (layer(pool, weighting=ddplug.Relative(1)) for _ in range(2))
     step(first, batch)
     state, before = first.state_dict(), repr(second.state_dict())
-    for damage in ({"history": [{"number": 0}]}, {"class_generator": torch.zeros(3)}, {"rounds": None}):
+    for damage in ({"history": [{"number": 0}]}, {"generators": {"proxies": torch.zeros(3)}}, {"rounds": None}):
         with pytest.raises(ddplug.errors.InputError, match="damaged .*nothing was taken"):
             second.load_state_dict({**state, **damage})
         assert repr(second.state_dict()) == before
