@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 WeightingName = Literal["relative", "sustained", "absolute"]
-Representation = Literal["feature", "pooled", "logit"]
-Choice = Literal["auto", "feature", "pooled", "logit"]
+Representation = Literal["feature", "logit"]
+Choice = Literal["auto", "feature", "logit"]
 Precision = Literal["auto", "exact", "bf16"]
 Chunk = int | Literal["auto"]
 

@@ -30,7 +30,7 @@ Download = Annotated[bool, typer.Option("--download", help="Fetch a data set tha
 RepresentationName = Annotated[
     str,
     typer.Option(
-        "--representation", "--space", help="Outputs of the proxies that CMI is computed on: feature, pooled or logit."
+        "--representation", "--space", help="Outputs of the proxies that CMI is computed on: feature or logit."
     ),
 ]
 SpaceOfSet = Annotated[

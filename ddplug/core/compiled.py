@@ -44,7 +44,7 @@ class Compiled(Proxy):
         if id(of) in self._checked:
             return
         images = images.to(self.dtype)
-        expected, got = of(images, self._representation), self._of_output(self.network(images), images)
+        expected, got = of(images, self._representation), self._of_output(self.network(images))
         if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ProxyError(
                 f"proxy '{of.name}' ({type(of.network).__name__}) cannot be compiled: without its head '{of.head}' it "
@@ -64,11 +64,11 @@ class Compiled(Proxy):
             ) from error
 
     def _read(self, images: Tensor, representation: Representation) -> Tensor:
-        return self._of_output(self._compute(images), images)
+        return self._of_output(self._compute(images))
 
-    def _of_output(self, output: Any, images: Tensor) -> Tensor:
+    def _of_output(self, output: Any) -> Tensor:
         found: Tensor = output[0] if isinstance(output, tuple | list) else output
-        return self._pooled(found, images) if self._representation == "pooled" else found.flatten(1)
+        return found.flatten(1)
 
 
 def _instructions(network: nn.Module) -> dict[str, Any] | None:

@@ -24,8 +24,7 @@ class CMI(nn.Module):
 
     Args:
         proxies: a `ProxyPool`, a pool's folder, a network or a list of them.
-        representation: "feature" for penultimate features (the paper's choice), "pooled" or "logit"; as for
-            `ddplug.Regularizer`.
+        representation: "feature" for penultimate features (the paper's choice), or "logit".
         temperature: T > 0 in softmax(f / T).
         draw: how many proxies each call averages over, drawn by a generator of our own; "all" for every one.
         input_space: the images' normalisation, as for `ddplug.Regularizer`; None if it is the pool's.

@@ -68,9 +68,8 @@ class Regularizer:
             `ddplug.Sustained(...)`, `ddplug.Absolute(...)`; or `ddplug.paper("dm", "cifar10", 10)`.
         term: the name of a term (`ddplug.terms.terms()`), a sum such as "cmi+0.3*proxy_ce", the same as
             {"cmi": 1, "proxy_ce": 0.3}, or a `Term`, such as `ddplug.terms.CMI(temperature=0.5)` or one of your own.
-        representation: "logit", "feature" for penultimate features (the paper's choice), or "pooled" for these averaged
-            over the positions of the maps that a network flattens before its head. "auto" is logits for a share, and
-            features for a lambda, as published lambdas are of features.
+        representation: "logit", or "feature" for penultimate features (the paper's choice). "auto" is logits for a
+            share, and features for a lambda, as published lambdas are of features.
         views: views of each image that the term is estimated on, a number or `ddplug.Views(4, make)`; 1 for what passes
             itself.
         compute: precision, chunks, laziness and draws, see `ddplug.Compute`.

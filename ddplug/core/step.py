@@ -34,7 +34,7 @@ class PieceByPiece:
     """The plain step: one or, where memory is short, two forward passes and one backward pass through a proxy.
 
     Args:
-        space: the representation: "feature", "pooled" or "logit".
+        space: the representation: "feature" or "logit".
         objective: the term.
         prepare: converts images to the proxies' input space.
         compute: precision of the network's layers, images per piece, and whether the network is compiled.

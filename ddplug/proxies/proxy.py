@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugError, ProxyError
 from ddplug.networks.precision import Precision, layers
-from ddplug.proxies.representations import Flattening, Representation, Shape, memory_of, pool_positions
+from ddplug.proxies.representations import Representation
 from ddplug.utils.digest import named_bytes, short_sha256
 from ddplug.utils.memory import out_of_memory
 
@@ -49,8 +49,6 @@ class Proxy:
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What a pass over an image of some kind was seen to cost; see `ddplug.core.chunking`."""
-    maps: dict[tuple[int, ...], Shape] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What the head's input is flattened from, (c, h, w), by the shape of an image."""
 
     def __post_init__(self) -> None:
         self._named_by_user = bool(self.head)
@@ -105,7 +103,7 @@ class Proxy:
     def __call__(
         self, images: Tensor, representation: Representation = "feature", precision: Precision = "exact"
     ) -> Tensor:
-        """(n, d) penultimate features, pooled or not, or logits of `images`, (n, c, h, w); differentiable in them.
+        """(n, d) penultimate features or logits of `images`, (n, c, h, w); differentiable in them.
 
         `precision` is that of the layers, see `ddplug.networks.precision`; the host's own autocast is not the proxy's.
 
@@ -140,26 +138,7 @@ class Proxy:
     def _read(self, images: Tensor, representation: Representation) -> Tensor:
         """Return the head's input or output, as rows."""
         seen = self._at_head(images)
-        if representation == "logit":
-            return seen[-1].flatten(1)
-        return self._pooled(seen[0], images) if representation == "pooled" else seen[0].flatten(1)
-
-    def _pooled(self, features: Tensor, images: Tensor) -> Tensor:
-        """The head's input averaged over positions."""
-        if features.ndim == 4:
-            return features.mean((2, 3))
-        key = tuple(images.shape[1:])
-        if key not in self.maps:
-            with torch.no_grad(), Flattening() as flattening:
-                rows = self._at_head(images[:1])[0]
-            if (shape := flattening.shape_of(rows)) is None:
-                raise ProxyError(
-                    f"what goes into the head '{self.head}' of proxy '{self.name}' ({type(self.network).__name__}) is "
-                    "not seen to be maps (n, c, h, w) that were just flattened or pooled, so it cannot be told what to "
-                    "average over. Use representation='feature', or name another head."
-                )
-            self.maps[key] = shape
-        return pool_positions(features, self.maps[key])
+        return seen[-1 if representation == "logit" else 0].flatten(1)
 
     def _at_head(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the head's inputs and, at the end, its output, unchanged."""
@@ -243,7 +222,14 @@ def _submodule(network: nn.Module, name: str, proxy: str) -> nn.Module:
 def _same(output: object, of_head: Tensor) -> bool:
     """Return True if the network's output is its head's (the first entry of a tuple counts)."""
     first = output[0] if isinstance(output, tuple | list) and output else output
-    return isinstance(first, Tensor) and first.numel() == of_head.numel() and memory_of(first) == memory_of(of_head)
+    return isinstance(first, Tensor) and first.numel() == of_head.numel() and _memory_of(first) == _memory_of(of_head)
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """The address of the numbers of `tensor`, also within torch.func's transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.data_ptr()
 
 
 def _finite(value: Tensor) -> bool:

@@ -28,12 +28,12 @@ def test_flags_have_the_layers_defaults(pool: ddplug.ProxyPool) -> None:
 
 def test_every_flag_has_its_field() -> None:
     found = keywords(
-        0.5, term="ncmi", weighting="sustained", every=2, representation="pooled", temperature=0.5, calibrate=3, draw=4,
-        classes=None, precision="exact", chunk=6, views_per_image=7, seed=8, compile=True,
+        0.5, term="ncmi", weighting="sustained", every=2, representation="feature", temperature=0.5, calibrate=3,
+        draw=4, classes=None, precision="exact", chunk=6, views_per_image=7, seed=8, compile=True,
     )  # fmt: skip
     assert found.pop("term").settings() == ddplug.terms.make("ncmi", temperature=0.5).settings()
     assert found == {
-        "weight": 0.5, "weighting": ddplug.Sustained(3), "representation": "pooled",
+        "weight": 0.5, "weighting": ddplug.Sustained(3), "representation": "feature",
         "views": ddplug.Views(7), "seed": 8,
         "compute": ddplug.Compute(precision="exact", chunk=6, every=2, draw=4, compile=True),
     }  # fmt: skip

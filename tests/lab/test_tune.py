@@ -183,7 +183,7 @@ def test_the_lines_to_paste_have_what_was_not_swept(setup: Setup) -> None:
             [1.0],
             {"representation": ["pixels"]},
             {},
-            "representation to sweep: some of .*feature, pooled, logit.*, each",
+            "representation to sweep: some of .*feature, logit.*, each",
         ),
         ([1.0], {"weighting": []}, {}, "weighting to sweep: some of .*relative"),
         ([1.0], {"representation": ["logit", "logit"]}, {}, "each once, got logit, logit"),

@@ -346,7 +346,7 @@ def test_only_batches_of_floats_are_images(pool: ProxyPool, x: Tensor) -> None:
 
 
 def test_an_unknown_feature_space_is_refused() -> None:
-    assert [check_representation(name) for name in ("feature", "pooled", "logit")]
+    assert [check_representation(name) for name in ("feature", "logit")]
     with pytest.raises(InputError, match=r"'feature'.*'logit'"):
         check_representation("pixels")
 

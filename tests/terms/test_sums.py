@@ -97,13 +97,13 @@ class Logits(Term):
     name, label, representation = "logits", "logits", "logit"
 
 
-class Pooled(Term):
-    name, label, representation = "pooled", "pooled", "pooled"
+class Features(Term):
+    name, label, representation = "features", "features", "feature"
 
 
 def test_sums_that_are_none() -> None:
-    with pytest.raises(InputError, match="terms of logit and of pooled do not add up"):
-        Sum([(1, Logits()), (1, Pooled())])
+    with pytest.raises(InputError, match="terms of feature and of logit do not add up"):
+        Sum([(1, Logits()), (1, Features())])
     with pytest.raises(InputError, match="term 'cmi' occurs 2 times"):
         Sum([(1, single("cmi", temperature=1.0)), (1, single("cmi", temperature=2.0))])
     with pytest.raises(InputError, match="term 'cmi' occurs 2 times"):
