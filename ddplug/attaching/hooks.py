@@ -153,7 +153,7 @@ class Interception:
             if not _is_intercepted(target):
                 self.undo.append(_on_class(target, _CALL, self))
             return target
-        if self._made is None or self._made._target != target:
+        if self._made is None or self._made.__wrapped__ != target:
             self._made = Intercepted(target, self)
         return self._made
 
@@ -189,21 +189,20 @@ class Intercepted:
     """
 
     def __init__(self, target: Callable[..., Any], interception: Interception) -> None:
-        vars(self).update({name: getattr(target, name) for name in _NAMES if hasattr(target, name)})
-        vars(self).update({"__wrapped__": target, "_target": target, "_interception": interception})
+        vars(self).update(__wrapped__=target, _interception=interception)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The call, intercepted."""
-        return self._interception.call(self._target, args, kwargs)
+        return self._interception.call(self.__wrapped__, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_target"], name)
+        return getattr(vars(self)["__wrapped__"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._target, name, value)
+        setattr(self.__wrapped__, name, value)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _itself, (self._target,)
+        return _itself, (self.__wrapped__,)
 
 
 class Attribute:
@@ -262,7 +261,6 @@ class _Mark:
 
 
 _AT, _CALL = "__ddplug_at_", "__call__"
-_NAMES = ("__name__", "__qualname__", "__module__", "__doc__")
 
 
 def _intercepts(instance: object, name: str) -> Interception | None:

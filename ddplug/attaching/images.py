@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 
 from ddplug.attaching.held import Holder, all_items
 from ddplug.attaching.probes import hooked, shows
-from ddplug.attaching.rows import Rows, lead, read_rows
+from ddplug.attaching.rows import Rows, read_rows, rows_in
 from ddplug.core.autograd import leaves as leaves_behind
 from ddplug.core.autograd import stepped_by
 
@@ -72,7 +71,7 @@ class Images:
         self._leaves = [weakref.ref(leaf) for leaf in leaves]
         if read.numbers is None:
             return _unknown(read.unknown or "an operation that changes the number of images")
-        count = sum(math.prod(lead(leaf)) for leaf in leaves)
+        count = rows_in(*leaves)
         return self._followed(Shown(leaves, count, read.numbers, read.mixed, ""), read, views)
 
     def _followed(self, shown: Shown, read: Rows, views: Tensor) -> Shown:

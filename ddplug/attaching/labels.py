@@ -193,11 +193,9 @@ class LabelReader:
                 held = class_numbers(self._host.get(self._found))
                 if held is not None and len(held) == count:
                     return held
-        for group in self._host.groups():
-            self._found, found = chosen_labels(group, count, self._where, self._advice)
-            if found is not None:
-                return found
-        return None
+        found = held_labels(self._host, count, self._where, self._advice)
+        self._found = None if found is None else found[0]
+        return None if found is None else found[1]
 
     def _of_rows(self, by_row: Tensor, shown: Shown, views: Tensor) -> Labelled:
         by_row = by_row.to(shown.leaves[0].device)
@@ -229,10 +227,12 @@ class LabelReader:
         )
 
 
-def chosen_labels(
-    named: Iterable[tuple[str, Any]], count: int, where: str, advice: str = ADVICE
-) -> tuple[str | None, Tensor | None]:
-    """The labels of `count` images among what a host holds, and their name; `HostError` if several differ."""
+def held_labels(host: Holder, count: int, where: str, advice: str = ADVICE) -> tuple[str, Tensor] | None:
+    """The labels of `count` images that a host holds, with their name; `HostError` if several differ."""
+    return next(filter(None, (_chosen(group, count, where, advice) for group in host.groups())), None)
+
+
+def _chosen(named: Iterable[tuple[str, Any]], count: int, where: str, advice: str) -> tuple[str, Tensor] | None:
     found: list[tuple[str, Tensor]] = []
     soft: tuple[str, Tensor] | None = None
     for name, value in named:
@@ -249,7 +249,7 @@ def chosen_labels(
             f"{where}, and CMI needs class numbers, one for each image. {advice}"
         )
     if not found:
-        return None, None
+        return None
     synthetic = [each for each in found if "syn" in each[0].lower()] or found
     name, labels = synthetic[0]
     if any(other is not labels and not torch.equal(other.cpu(), labels.cpu()) for _, other in synthetic):

@@ -5,14 +5,13 @@ A gradient is taken of the views whose number has a given bit, and of the others
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddplug.attaching.rows import lead
+from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import Identity
 
 
@@ -87,7 +86,7 @@ class _Probe:
 
     def __init__(self, views: Tensor, leaves: Sequence[Tensor]) -> None:
         self._views, self._leaves = views, leaves
-        self._sizes = [math.prod(lead(leaf)) for leaf in leaves]
+        self._sizes = [rows_in(leaf) for leaf in leaves]
         self.count = sum(self._sizes)
         # Of both signs, and no two alike, so that nothing cancels.
         noise = (

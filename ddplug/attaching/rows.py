@@ -63,6 +63,11 @@ def lead(leaf: Tensor) -> tuple[int, ...]:
     return tuple(leaf.shape[: 1 if leaf.ndim < 3 else leaf.ndim - 3])
 
 
+def rows_in(*leaves: Tensor) -> int:
+    """The number of images that leaves hold."""
+    return sum(math.prod(lead(leaf)) for leaf in leaves)
+
+
 class _Graph:
     """Row numbers of the nodes of one graph.
 

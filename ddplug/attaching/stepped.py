@@ -21,8 +21,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ddplug.attaching.held import Held, all_items
 from ddplug.attaching.hooks import Arguments, Undo
 from ddplug.attaching.images import leaves_in
-from ddplug.attaching.labels import Labels, chosen_labels, spread
-from ddplug.attaching.rows import lead
+from ddplug.attaching.labels import Labels, held_labels, spread
+from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import stepped_by
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError
@@ -94,7 +94,7 @@ class Stepped:
     def _images(self, leaf: Tensor, shape: Shape | None) -> Tensor:
         """Images (n, c, h, w) of one leaf, which may be flat, or have more dimensions before the channels."""
         shape = tuple(leaf.shape[-3:]) if leaf.ndim > 3 else shape
-        if shape is None or leaf.numel() != math.prod(lead(leaf)) * math.prod(shape):
+        if shape is None or leaf.numel() != rows_in(leaf) * math.prod(shape):
             raise HostError(
                 f"the leaf {tuple(leaf.shape)} that the optimizer steps holds no images of shape {shape}, as the real "
                 "data have. If images are made of it, attach to what makes them: at='NAME' of that method or module."
@@ -116,10 +116,7 @@ class Stepped:
         if not any(id(leaf) in held for leaf in leaves) and not shared:
             return
         own = torch.cat(
-            [
-                torch.full((math.prod(lead(leaf)),), id(leaf) in held, dtype=torch.bool, device=leaf.device)
-                for leaf in leaves
-            ]
+            [torch.full((rows_in(leaf),), id(leaf) in held, dtype=torch.bool, device=leaf.device) for leaf in leaves]
         )
         # Hosts that step one class at a time leave the others' gradient at zero: neither are those.
         rows = own & grad.flatten(1).ne(0).any(1)
@@ -133,7 +130,7 @@ class Stepped:
             return
         added = torch.zeros_like(grad)
         added[rows] = extra * factor
-        parts = torch.split(added, [math.prod(lead(leaf)) for leaf in leaves])
+        parts = torch.split(added, [rows_in(leaf) for leaf in leaves])
         with torch.no_grad():
             for leaf, part in zip(leaves, parts, strict=True):
                 if leaf.grad is not None and id(leaf) in held:
@@ -158,7 +155,7 @@ def of_optimizer(optimizer: Optimizer, labels: Labels | None) -> tuple[str, Step
         HostError: it holds no images, or others beside them; labels are missing; it is attached to already.
     """
     held = _images_of(optimizer)
-    count = sum(math.prod(lead(leaf)) for leaf in held)
+    count = rows_in(*held)
     if labels is None or isinstance(labels, str):
         raise HostError(
             f"an optimizer does not know the labels of its {count} images; pass labels= as a tensor of shape "
@@ -221,10 +218,10 @@ def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[
             continue
         if any({id(leaf) for leaf in leaves} <= {id(leaf) for leaf in other.leaves} for other in found):
             continue
-        count = sum(math.prod(lead(leaf)) for leaf in leaves)
+        count = rows_in(*leaves)
         named, given = (labels, host.get(labels)) if isinstance(labels, str) else (None, labels)
         if labels is None:
-            named, given = chosen_labels(items, count, f"'{name}'")
+            named, given = held_labels(host, count, f"'{name}'") or (None, None)
         if callable(given) or (given is not None and torch.as_tensor(given).shape == (count,)):
             found.append(Found(name, named, leaves))
     stepped = {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in leaves_in(value)}

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from ddplug.attaching.hooks import Undo
 from ddplug.attaching.images import Images
-from ddplug.attaching.labels import LIKE_LABELS, LabelReader, chosen_labels, one_class_per_call
+from ddplug.attaching.labels import LIKE_LABELS, LabelReader, held_labels, one_class_per_call
 from ddplug.attaching.places import through
 from ddplug.attaching.stepped import Stepped, may_be_images
 from ddplug.augment.dsa import DSA
@@ -259,12 +259,10 @@ class _LayerAtSteps(_LayerInScript):
         with self._variables.of([scope_of(frame) for frame in calling()]):
             if self._given.labels:
                 return torch.as_tensor(self._variables.get(self._given.labels))
-            for group in self._variables.groups():
-                name, found = chosen_labels(group, len(images), self._regularizer.watch.where, ADVICE)
-                if found is not None:
-                    if new:
-                        say(f"ddplug: labels of the {len(images)} images: `{name}`")
-                    return found
+            if (found := held_labels(self._variables, len(images), self._regularizer.watch.where, ADVICE)) is not None:
+                if new:
+                    say(f"ddplug: labels of the {len(images)} images: `{found[0]}`")
+                return found[1]
         raise HostError(
             f"no labels for the {len(images)} images that {self._given.script.name} steps: none of its functions under "
             f"way has as many class numbers under a name like labels, targets or y. {ADVICE}"

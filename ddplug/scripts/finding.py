@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -28,8 +27,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ddplug.attaching.labels import chosen_labels
-from ddplug.attaching.rows import lead
+from ddplug.attaching.labels import held_labels
+from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import leaves, stepped_by
 from ddplug.errors import HostError
 from ddplug.scripts.any_script import OPTIMIZER, Unpatched, stepped_images
@@ -166,13 +165,10 @@ def _labels(images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, s
     variables = Variables()
     with variables.of([scope_of(frame) for frame in frames]):
         try:
-            for group in variables.groups():
-                name, _ = chosen_labels(group, sum(math.prod(lead(each)) for each in images), place_of(frames[0]))
-                if name is not None:
-                    return name, ""
+            found = held_labels(variables, rows_in(*images), place_of(frames[0]) if frames else "")
         except HostError as error:
             return "", str(error)
-    return "", "no labels among the variables there"
+    return ("", "no labels among the variables there") if found is None else (found[0], "")
 
 
 @functools.cache
