@@ -115,7 +115,7 @@ def _callable_place(
     given = None if images is None or parameter else partial(_named_images, host, images)
     if given is not None:
         given()  # so that its error comes now
-    layer = _AtCalls(LabelReader(Images(host, given), labels, host, where), signature, labels)
+    layer = AtCalls(LabelReader(Images(host, given), labels, host, where), signature, labels)
     is_loss = name in LOSSES or (parameter is not None and name not in AUGMENTATIONS)
     if is_loss and augment != "host":
         raise HostError(
@@ -161,11 +161,24 @@ def _named_images(host: Held, images: Any) -> list[Tensor]:
     return leaves
 
 
-class _AtCalls:
-    """Puts the synthetic images of a callable's calls through the regulariser."""
+class AtCalls:
+    """Puts the synthetic images of a callable's calls through the regulariser.
 
-    def __init__(self, labels: LabelReader, signature: inspect.Signature | None, given: Labels | None) -> None:
-        self._labels, self._signature = labels, signature
+    Args:
+        labels: reads the labels of the calls.
+        signature: of the callable, if it has one.
+        given: the labels as given to `attach`.
+        layer: takes the views instead of the regulariser itself.
+    """
+
+    def __init__(
+        self,
+        labels: LabelReader,
+        signature: inspect.Signature | None,
+        given: Labels | None,
+        layer: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        self._labels, self._signature, self._layer = labels, signature, layer
         self._argument = label_argument(signature, given)
 
     @uncompiled
@@ -180,44 +193,36 @@ class _AtCalls:
         """Regularise images that are an argument, or their views, row by row; returns them."""
         views = images if views is None else views
         labelled = self._labelled(regularizer, None, images, views, self._passed(args, kwargs))
-        return views if labelled is None else through(regularizer, views, labelled)
+        return self._through(regularizer, views, labelled)
 
     @uncompiled
     def on_result(self, regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Regularise the views that an augmentation returned, alone or among several things.
 
-        Of several, the first are views, as is every other tensor of their shape that needs a gradient and did not go
-        in.
+        Of several, the first images are views, as are all others of their shape that need a gradient and did not go in.
         """
         argument, passed = _argument_images(args, kwargs), self._passed(args, kwargs)
-        if isinstance(result, Tensor):
-            labelled = self._labelled(regularizer, argument, result, result, passed)
-            return result if labelled is None else through(regularizer, result, labelled)
-        first = result[0] if isinstance(result, tuple | list) and len(result) > 0 else None
-        if not isinstance(first, Tensor):
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        first = next(filter(_are_images, parts), None)
+        if first is None:
             raise HostError(
-                f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or first in a "
-                "tuple."
+                f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or in a tuple."
             )
-        if not regularizer.active or not torch.is_grad_enabled():
-            return result
         went_in = {id(given) for given in (*args, *kwargs.values())}
-        parts = {
+        views = {
             place: part
-            for place, part in enumerate(result)
-            if isinstance(part, Tensor)
-            and part.requires_grad
-            and (place == 0 or (part.shape[1:] == first.shape[1:] and id(part) not in went_in))
+            for place, part in enumerate(parts)
+            if part is first or (_are_images(part) and part.shape[1:] == first.shape[1:] and id(part) not in went_in)
         }
-        if not parts:
-            self._labelled(regularizer, argument, first, first, passed)
-            return result
-        rest = list(result)
+        if len(views) > 1:
+            views = {place: part for place, part in views.items() if part.requires_grad} or {parts.index(first): first}
         for (place, part), labelled in zip(
-            parts.items(), self._of_parts(regularizer, argument, list(parts.values()), passed), strict=True
+            views.items(), self._of_parts(regularizer, argument, list(views.values()), passed), strict=True
         ):
-            rest[place] = part if labelled is None else through(regularizer, part, labelled)
-        return type(result)(*rest) if hasattr(result, "_fields") else type(result)(rest)
+            parts[place] = self._through(regularizer, part, labelled)
+        if not isinstance(result, tuple | list):
+            return parts[0]
+        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
 
     def _of_parts(
         self, regularizer: Regularizer, argument: Tensor | None, parts: list[Tensor], passed: Any
@@ -252,19 +257,27 @@ class _AtCalls:
             return None
         return self._signature.bind(*args, **kwargs).arguments.get(self._argument)
 
+    def _through(self, regularizer: Regularizer, views: Tensor, labelled: Labelled | None) -> Tensor:
+        """`views`, of which the synthetic ones went through the layer."""
+        layer = self._layer or regularizer
+        if labelled is None:
+            return views
+        labels, synthetic = labelled
+        if synthetic is None:
+            return layer(views, labels)
+        if regularizer.objective.needs_real:
+            real = torch.ones(len(views), dtype=torch.bool, device=views.device).index_fill(0, synthetic, False)
+            regularizer.real.passed(views[real], None)
+        return views.index_copy(0, synthetic, layer(views.index_select(0, synthetic), labels))
 
-def through(layer: Callable[[Tensor, Tensor], Tensor], views: Tensor, labelled: Labelled) -> Tensor:
-    """`views`, of which the synthetic ones went through the layer."""
-    labels, synthetic = labelled
-    if synthetic is None:
-        return layer(views, labels)
-    return views.index_copy(0, synthetic, layer(views.index_select(0, synthetic), labels))
+
+def _are_images(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 2 and value.is_floating_point()
 
 
 def _argument_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The batch of images among arguments, if there is one: that which needs a gradient, or else any."""
-    batches = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.ndim > 2]
-    batches = [each for each in batches if each.is_floating_point()]
+    batches = [each for each in (*args, *kwargs.values()) if _are_images(each)]
     needing = [each for each in batches if each.requires_grad]
     if len(needing) > 1:
         return None

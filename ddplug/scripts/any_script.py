@@ -7,8 +7,9 @@ written to the script's folder. At weight 0 nothing is put anywhere.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,24 +19,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ddplug.attaching.hooks import Undo
+from ddplug.attaching.hooks import Undo, signature_of
 from ddplug.attaching.images import Images
-from ddplug.attaching.labels import LIKE_LABELS, LabelReader, held_labels, one_class_per_call
-from ddplug.attaching.places import through
+from ddplug.attaching.labels import LabelReader, held_labels, one_class_per_call
+from ddplug.attaching.places import AtCalls
 from ddplug.attaching.stepped import Stepped, may_be_images
 from ddplug.augment.dsa import DSA
 from ddplug.core.autograd import stepped_by
 from ddplug.core.flags import keywords
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Regularizer
-from ddplug.errors import HostError, InputError
+from ddplug.errors import HostError, InputError, noted
 from ddplug.hosting.layer import Layer, require_rounds, started
 from ddplug.hosting.options import Inner
 from ddplug.hosting.script import Source, execute
 from ddplug.proxies.pool import ProxyPool
-from ddplug.scripts.frames import Expression, Scope, Variables, calling, scope_of
-from ddplug.scripts.placing import named, read, sources
-from ddplug.scripts.view_calls import Call, ViewCalls
+from ddplug.scripts.frames import Expression, Scope, Variables, arguments_of, calling, scope_of
+from ddplug.scripts.placing import Place, named, read, sources
 from ddplug.utils.output import say
 
 OPTIMIZER = "optimizer"
@@ -121,7 +121,7 @@ def run_unpatched(
             given.execute(arguments, layer.sources)
     finally:
         end()
-    regularizer.detach()
+        regularizer.detach()
     if not history:
         raise HostError(
             f"the CMI regulariser never came into action in {given.script.name}: {layer.seen()}. Its results are those "
@@ -182,45 +182,64 @@ class _LayerAtCalls(_LayerInScript):
         self._labels = _labels(given.labels)
         self._steps = Expression(given.steps, "--steps") if given.steps else None
         self._images = Images(self._variables)
-        self._readers: dict[str, LabelReader] = {}
-        self._calls = ViewCalls(self._act)
+        self._inside = False
+        self._calls = 0
         places = [named(at, given.script, given.path) for at in given.at]
-        self.sources = sources(places, self._calls.at)
+        self.sources = sources(places, self._around)
         regularizer.watch.where = ", ".join(map(str, places))
 
-    def _act(self, call: Call) -> Tensor | None:
-        """The views of one call, through the layer; None if they show real images."""
-        new = call.where not in self._readers
-        if new:
-            self._readers[call.where] = LabelReader(self._images, self._labels, self._variables, call.where, ADVICE)
-        reader = self._readers[call.where]
-        with self._variables.of(call.scopes):
-            labelled = reader.read(call.images, call.views, _passed(call))
-        if labelled is None:
-            return None
-        if new:
-            say(f"ddplug: {call.place}, called at {call.where} on synthetic images; labels: {reader.source}")
-        layer = self.layer or self._started(self._inner_steps(call.scopes))
-        step = self._calls.synthetic % layer.steps if layer.steps > 1 else None
-        if labelled.synthetic is not None and self._regularizer.objective.needs_real:
-            real = torch.ones(len(call.views), dtype=torch.bool, device=call.views.device)
-            real[labelled.synthetic] = False
-            self._regularizer.real.passed(call.views[real], None)
-        return through(partial(layer, step=step), call.views, labelled)
+    def _around(self, place: Place) -> Callable[[Any], Any]:
+        """Return a decorator of the function at a place, or a function of a line's value."""
+        reader = LabelReader(self._images, self._labels, self._variables, str(place), ADVICE)
+        announced = False
 
-    def _inner_steps(self, scopes: Sequence[Scope]) -> int:
-        steps = int(self._steps.value(scopes)[0]) if self._steps is not None else 1
-        if steps < 1:
-            raise InputError(
-                f"--steps {self._given.steps!r} is {steps}, expected how many calls a backward pass covers."
-            )
-        return steps
+        def at_call(at: AtCalls, arguments: Callable[[], list[Scope]], args: Any, kwargs: Any, result: Any) -> Any:
+            nonlocal announced
+            with self._variables.of(lambda: [*arguments(), *map(scope_of, calling())]):
+                result = at.on_result(self._regularizer, args, kwargs, result)
+            if reader.source and not announced:
+                say(f"ddplug: {place}; labels: {reader.source}")
+                announced = True
+            return result
+
+        def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
+            at = AtCalls(reader, signature_of(function), self._labels, self._layer)
+
+            @functools.wraps(function)
+            @noted
+            def viewed(*args: Any, **kwargs: Any) -> Any:
+                if self._inside:
+                    return function(*args, **kwargs)
+                self._inside = True
+                try:
+                    result = function(*args, **kwargs)
+                finally:
+                    self._inside = False
+                return at_call(at, lambda: [arguments_of(function, args, kwargs)], args, kwargs, result)
+
+            return viewed
+
+        at = AtCalls(reader, None, self._labels, self._layer)
+        return decorator if place.name else noted(lambda value: at_call(at, list, (), {}, value))
+
+    def _layer(self, views: Tensor, labels: Tensor) -> Tensor:
+        if self.layer is None:
+            steps = int(self._variables.value(self._steps)) if self._steps is not None else 1
+            if steps < 1:
+                raise InputError(
+                    f"--steps {self._given.steps!r} is {steps}, expected how many calls a backward pass covers."
+                )
+            self._started(steps)
+        assert self.layer is not None
+        step = self._calls % self.layer.steps if self.layer.steps > 1 else None
+        self._calls += 1
+        return self.layer(views, labels, step=step)
 
     def seen(self) -> str:
         """Describe the calls."""
         return (
-            f"{self._regularizer.watch.where} had {self._calls.synthetic} calls on images that need a gradient, none "
-            f"of which a backward pass reached, and {self._calls.untouched} on others"
+            f"{self._calls} calls of {self._regularizer.watch.where} were on images that need a gradient, and no "
+            "backward pass reached these"
         )
 
     def check(self) -> None:
@@ -256,7 +275,7 @@ class _LayerAtSteps(_LayerInScript):
         """The labels of all images."""
         new = self.layer is None
         self._started().save_when_due()
-        with self._variables.of([scope_of(frame) for frame in calling()]):
+        with self._variables.of(lambda: [*map(scope_of, calling())]):
             if self._given.labels:
                 return torch.as_tensor(self._variables.get(self._given.labels))
             if (found := held_labels(self._variables, len(images), self._regularizer.watch.where, ADVICE)) is not None:
@@ -282,11 +301,3 @@ def _labels(text: str) -> str | one_class_per_call | None:
     if text:
         Expression(text, "--labels")
     return text or None
-
-
-def _passed(call: Call) -> Tensor | None:
-    """Class numbers that the function was called with, one for each view."""
-    for name, value in (call.arguments.local if call.arguments is not None else {}).items():
-        if isinstance(value, Tensor) and value.shape == (len(call.views),) and LIKE_LABELS.search(name):
-            return value
-    return None

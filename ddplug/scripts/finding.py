@@ -163,7 +163,7 @@ class Looking:
 def _labels(images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, str]:
     """Return the name of the images' labels among the variables of `frames`, or the reason why none is taken."""
     variables = Variables()
-    with variables.of([scope_of(frame) for frame in frames]):
+    with variables.of(lambda: [*map(scope_of, frames)]):
         try:
             found = held_labels(variables, rows_in(*images), place_of(frames[0]) if frames else "")
         except HostError as error:

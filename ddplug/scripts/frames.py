@@ -9,7 +9,7 @@ import inspect
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,26 +71,30 @@ class Variables:
     """Variables of the functions under way at a call, by dotted names; empty between calls, to keep nothing alive."""
 
     def __init__(self) -> None:
-        self._scopes: Sequence[Scope] = ()
+        self._scopes: Callable[[], Sequence[Scope]] = tuple
 
     @contextmanager
-    def of(self, scopes: Sequence[Scope]) -> Iterator[None]:
-        """Look into `scopes` in the block, from the innermost out."""
-        self._scopes = scopes
+    def of(self, scopes: Callable[[], Sequence[Scope]]) -> Iterator[None]:
+        """Look into `scopes` in the block, from the innermost out, if anything is looked for."""
+        self._scopes = functools.cache(scopes)
         try:
             yield
         finally:
-            self._scopes = ()
+            self._scopes = tuple
 
     def groups(self) -> Iterator[Iterator[tuple[str, Any]]]:
         """Yield the variables of each function, from the innermost out; arguments belong to a call, not to the set."""
-        for scope in self._scopes:
+        for scope in self._scopes():
             if scope.code is not None:
                 yield items_of(scope.local or scope.everywhere)
 
     def get(self, path: str) -> Any:
         """The value of an expression for labels; `HostError` if no function knows its names."""
-        return Expression(path, "--labels").value(self._scopes)[0]
+        return self.value(Expression(path, "--labels"))
+
+    def value(self, expression: Expression) -> Any:
+        """The value of an expression; `HostError` if no function knows its names."""
+        return expression.value(self._scopes())[0]
 
 
 @functools.cache
@@ -124,11 +128,8 @@ def place_of(frame: types.FrameType) -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
-def arguments_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
+def arguments_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope:
     """The arguments that `function` is called with, by their names."""
-    try:
-        bound = inspect.signature(function).bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        return None
+    bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return Scope(f"the arguments of {function.__qualname__}", dict(bound.arguments), {})

@@ -217,6 +217,25 @@ def test_real_images_in_one_batch_with_synthetic_ones(pool: ddplug.ProxyPool, ba
     torch.testing.assert_close(got, of_cmi(pool, batch, ROWS, lambda x: x[ROWS] * 1.5), rtol=1e-9, atol=1e-12)
 
 
+def test_real_images_of_such_a_batch_are_compared_with(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """A term that compares with real images gets those of the batch, of the class of the views."""
+    host, labels = Host(batch), batch[1]
+    rows, real = (labels == 0).nonzero().flatten(), torch.rand(5, 3, 4, 4, dtype=torch.float64)
+    got = added(
+        host, pool, lambda: host.augment(torch.cat([host.images[rows], real])).square().sum(), term="covariance"
+    )
+    gradients = []
+    for weight in (LAM, 0):
+        leaf = batch[0].clone().requires_grad_()
+        plain = ddplug.Regularizer(pool, weight, weighting="absolute", term="covariance", announce=lambda line: None)
+        plain(
+            leaf[rows] * 1.5, labels[rows], real=(real * 1.5, torch.zeros(5, dtype=torch.long))
+        ).square().sum().backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(got, gradients[0] - gradients[1], rtol=1e-9, atol=1e-12)
+
+
 class Log(Host):
     """A host that takes a class after the other, and now and then one more for a log."""
 
