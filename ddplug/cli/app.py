@@ -94,7 +94,7 @@ for _command in (
 
 @app.command()
 def demo(
-    data: shared.DataName = "digits",
+    data: shared.DataName = "shapes",
     data_path: shared.DataPath = None,
     download: shared.Download = False,
     out: Annotated[Path, typer.Option(help="Folder for the demo's results.")] = Path("ddplug-demo"),

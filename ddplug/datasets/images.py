@@ -102,7 +102,7 @@ def load(name: str, path: str | Path | None = None, *, download: bool = False, p
 
     - "digits": the 1797 handwritten digits, 1 x 8 x 8, that ship with scikit-learn, split once and for all into about
       1200 and 600, every class alike; no path.
-    - "shapes": eight figures of any colour, size, place and turn, 3 x 32 x 32, drawn by a generator: 500 of each to
+    - "shapes": eight figures of any colour in any place, 3 x 32 x 32, drawn by a generator: 500 of each to
       train on and 100 to test; no path.
     - "cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "stl10": `path` is the folder that torchvision's own class
       is given, and reads; without one, a folder of the user's cache. Or it holds train/CLASS/*.png and

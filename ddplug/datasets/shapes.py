@@ -1,7 +1,7 @@
 """Shapes: pictures of eight figures before a clutter, drawn by a seeded generator. Nothing is downloaded.
 
-The digits that come with scikit-learn are so easy that a better synthetic set hardly shows. Here a figure has any
-colour, size, place and turn, so that ten images of a class have to be good ones.
+The digits that come with scikit-learn are so easy that a better synthetic set hardly shows. Here a figure of any colour
+is turned by up to 23 degrees and lies in any place, so that ten images of a class have to be good ones.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def draw(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
     at = (torch.arange(fine) + 0.5) / fine * 2 - 1
     pictures, labels = [], []
     for label, inside in enumerate(FIGURES.values()):
-        turn, size = between(0, 2 * torch.pi, per_class, 1, 1), between(0.35, 0.7, per_class, 1, 1)
+        turn, size = between(-0.4, 0.4, per_class, 1, 1), between(0.55, 0.85, per_class, 1, 1)
         centre = between(-1, 1, 2, per_class, 1, 1) * (1 - size)
         x, y = (at[None, None, :] - centre[0]) / size, (at[None, :, None] - centre[1]) / size
         figure = inside(x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin())

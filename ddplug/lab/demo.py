@@ -80,10 +80,10 @@ class Preset:
 
 SHAPES = Preset(
     Settings(
-        ipc=10, iterations=60, batch_real=32, width=32, strategy="color_crop_cutout_flip_scale_rotate", checkpoints=5,
+        ipc=10, iterations=150, batch_real=32, width=32, strategy="color_crop_cutout_flip_scale_rotate", checkpoints=5,
         judge_last=True, runs=3, epochs=100, judge_lr=0.02,
     ),
-    weight=3.0, proxy_width=32, proxies=2, held_out=1, proxy_epochs=12,
+    weight=3.0, proxy_width=32, proxies=2, held_out=1, proxy_epochs=4,
 )  # fmt: skip
 DIGITS = Preset(
     Settings(
@@ -207,8 +207,8 @@ def _draw(out: Path, result: dict[str, Any], names: dict[str, str], judge: Judge
     figure.set_layout_engine("constrained")
     axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": (1, 1, 1.1)})
     for column, (arm, name) in enumerate(names.items()):
-        draw_images(axes[0, column], *sets[arm], data.space, f"images {name}")
-        maps.draw(axes[1, column], arm, f"among real images {name}")
+        draw_images(axes[0, column], *sets[arm], data.space, f"images, {name}")
+        maps.draw(axes[1, column], arm, f"t-SNE among real images, {name}")
     accuracy_axis, term_axis = axes[:, 2]
     for arm, name in names.items():
         epochs, accuracies = learned[arm]

@@ -45,7 +45,7 @@ def draw_images(axis: Any, images: Tensor, labels: Tensor, space: AnySpace, titl
 
 @dataclass(frozen=True)
 class Maps:
-    """One t-SNE of real images and of several sets, by features of one network."""
+    """One t-SNE of real images and of several sets, by logits of one network."""
 
     real: Labelled
     sets: Mapping[str, Labelled]
@@ -53,7 +53,7 @@ class Maps:
 
     @classmethod
     def of(cls, sets: Mapping[str, Labelled], data: ImageData, pool: ProxyPool) -> Maps:
-        """Place test images of `data` and the images of `sets`, all in its space, by features of one proxy.
+        """Place test images of `data` and the images of `sets`, all in its space, by logits of one proxy.
 
         Raises `DataError` without scikit-learn.
         """
@@ -63,8 +63,8 @@ class Maps:
             some = ByClass(labels).first(max(1, _SYNTHETIC // data.num_classes))
             parts.append((images[some].to(data.test_images.device), labels[some]))
         with torch.no_grad():
-            features = [pool.features(pool.proxies[0], images, data.space).float().cpu() for images, _ in parts]
-        points = torch.split(_tsne(torch.cat(features)), [len(labels) for _, labels in parts])
+            logits = [pool.features(pool.proxies[0], images, data.space, "logit").float().cpu() for images, _ in parts]
+        points = torch.split(_tsne(torch.cat(logits)), [len(labels) for _, labels in parts])
         real, *made = [(place, labels) for place, (_, labels) in zip(points, parts, strict=True)]
         return cls(real, dict(zip(sets, made, strict=True)), data.num_classes)
 
