@@ -53,15 +53,7 @@ class Compiled(Proxy):
         self._checked.add(id(of))
 
     def _compute(self, images: Tensor) -> Any:
-        try:
-            return self._compiled(images)
-        except Exception as error:  # torch.compile's own errors have many types
-            cause = getattr(error, "inner_exception", None) or error
-            raise ProxyError(
-                f"proxy '{self.name}' ({type(self.network).__name__}) could not be compiled "
-                f"({type(cause).__name__}: {str(cause).strip()}). torch.compile needs a C++ compiler on a CPU and "
-                "Triton on CUDA. Install what is missing, or leave out compile=True."
-            ) from error
+        return self._compiled(images)
 
     def _read(self, images: Tensor, representation: Representation) -> Tensor:
         return self._of_output(self._compute(images))

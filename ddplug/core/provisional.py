@@ -70,17 +70,6 @@ class _Leaf:
         return self.accumulates
 
 
-class _End:
-    """The callback that the engine runs at the end of a pass, and drops if the pass raises."""
-
-    def __init__(self, rounds: ProvisionalRounds, round_: ProvisionalRound) -> None:
-        self._rounds, self._round = rounds, round_
-
-    def __call__(self) -> None:
-        self._round.ended = True
-        self._rounds.end()
-
-
 class ProvisionalRound:
     """A round that can still be undone.
 
@@ -99,7 +88,8 @@ class ProvisionalRound:
         self.marks = [_Leaf(leaf, accumulates=accumulates) for leaf, accumulates in found]
         self.by_hand = not any(mark.accumulates for mark in self.marks)
         """True if the pass returns gradients, as torch.autograd.grad does, which the host may put into `.grad`."""
-        self.end: weakref.ref[_End] | None = None
+        self.end: weakref.ref[Callable[[], None]] | None = None
+        """The callback that the engine runs at the end of the pass, and drops if the pass raises."""
 
     def leaves(self) -> list[Tensor]:
         """The leaves that are still alive."""
@@ -141,7 +131,11 @@ class ProvisionalRounds:
         """Add the round that starts in the running backward pass."""
         found = [(node.variable, executed(node)) for node in _behind(calls)]
         round_ = ProvisionalRound(before, calls, found, ended=False)
-        end = _End(self, round_)
+
+        def end() -> None:
+            round_.ended = True
+            self.end()
+
         round_.end = weakref.ref(end)
         torch.autograd.Variable._execution_engine.queue_callback(end)
         self._add(round_, calls)

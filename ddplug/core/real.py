@@ -106,16 +106,11 @@ class RealImages:
                 self._announce_source("the host's own batch", f", {len(images)} images the first time")
                 return RealBatch(images, classes)
         fixed = self.objective.keeps_real
-        if self.data is None and fixed:
-            raise InputError(
-                f"{self.objective.label} needs the real data that the centroids are of, and there are none. Pass "
-                "data=, a data set or (images, labels)."
-            )
         if self.data is None:
+            batch = "" if fixed else ", or the host's batch along, regularizer(views, labels, real=(images, labels))"
             raise InputError(
-                f"the term '{self.objective.name}' compares with real images, and none came by. Pass the host's real "
-                "batch along, regularizer(views, labels, real=(images, labels)), or its real data, data=, of which a "
-                "sample is taken in each round."
+                f"the term '{self.objective.name}' compares with real images, and none came by. Pass the real data, "
+                f"data=, a data set or (images, labels){batch}."
             )
         drawn = "drawn once" if fixed else "drawn anew in each round"
         self._announce_source(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, {drawn}")

@@ -39,10 +39,9 @@ class OpenRound:
     found: Estimate
     finite: Tensor
     """True if the term and its gradient are finite, as a tensor on the device."""
-    host: Tensor | float = 0.0
-    """Squared norm of the host's gradient on the views, summed over the calls so far, in float64, unscaled."""
-    own: Tensor | float = 0.0
-    """The same of the term's gradient, without lambda."""
+    norms: Tensor
+    """Squared norms of the host's gradient on the views, unscaled, and of the term's, without lambda: sums over the
+    calls so far, (2,), in float64."""
 
 
 @dataclass
@@ -361,7 +360,8 @@ class RoundKeeper:
         if self.processes.together:
             finite = self.processes.total((~finite).double()) == 0
         ends = progress.seen // whole > passage
-        round_ = OpenRound(before, self.lam.so_far * (factor * part), part, ends, len(calls), found, finite)
+        norms, applied = torch.zeros_like(finite, dtype=torch.float64), self.lam.so_far * (factor * part)
+        round_ = OpenRound(before, applied, part, ends, len(calls), found, finite, norms)
         slices: Sequence[Tensor] = ()
         if found.grad is not None:
             grad = found.grad if self.processes.factor == 1 else found.grad * self.processes.factor
@@ -407,8 +407,8 @@ class RoundKeeper:
             if self.scale is None and round_.before.rounds == 0 and call.node is not None and len(grad):
                 self.watch.scaled(grad)
             home = round_.finite.device  # a host's calls may be on several devices
-            round_.host = round_.host + _squared_norm(grad).to(home) / scale**2
-            round_.own = round_.own + _squared_norm(delta).to(home)
+            norms = [_squared_norm(grad).to(home) / scale**2, _squared_norm(delta).to(home)]
+            round_.norms = round_.norms + torch.stack(norms)
             extra = (delta * (round_.applied * scale)).to(grad.dtype)
             # Checked after the last product, which may overflow, and selected on the device, without waiting for it.
             round_.finite = round_.finite & torch.isfinite(extra).all().to(home)
@@ -418,25 +418,20 @@ class RoundKeeper:
             self._close(round_)
         return extra
 
-    def _sum_up(self, round_: OpenRound) -> None:
-        """Sum the squared norms over the processes of the run."""
-        if self.processes.together and isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
-            broken = (~round_.finite).to(round_.own)
-            host, own, broken = self.processes.total(torch.stack([round_.host, round_.own, broken])).unbind()
-            round_.host, round_.own = host * self.processes.norms, own * self.processes.norms
-            round_.finite = broken == 0
-
     def _close(self, round_: OpenRound) -> None:
-        self._sum_up(round_)
         term, how, found, share = self.estimator.objective, self.lam.how, round_.found, None
         number = round_.before.rounds
-        if isinstance(round_.own, Tensor) and isinstance(round_.host, Tensor):
+        if found.grad is not None:
+            if self.processes.together:
+                sums = self.processes.total(torch.cat([round_.norms, (~round_.finite).to(round_.norms)[None]]))
+                round_.norms, round_.finite = sums[:2] * self.processes.norms, sums[2] == 0
+            host, own = round_.norms.unbind()
             # Of a loop that is unrolled, the host's gradient on the images has a part of each inner step.
-            share = (round_.own / round_.host).sqrt() * (round_.applied / self.lam.factor)
+            share = (own / host).sqrt() * (round_.applied / self.lam.factor)
             if self.lam.measuring:
                 # Of m of k classes, the estimate's squared norm is k/m times the term's own in the mean over all draws.
-                own = round_.own * (found.drawn * round_.part**2)
-                news = self.lam.observe(round_.host, own, ends=round_.ends_passage, pooled=found.drawn < 1)
+                own = own * (found.drawn * round_.part**2)
+                news = self.lam.observe(host, own, ends=round_.ends_passage, pooled=found.drawn < 1)
                 if news is not None:
                     self.progress.announcements[number] = (
                         f"ddplug: {news} (weight {self.lam.weight:g}, {how.kind}, after {number + 1} rounds; "
