@@ -11,7 +11,7 @@ from ddplug.augment.params import Params
 class SharedDraw:
     """A DSA whose draw serves one real and one synthetic batch, in whichever order they come, before the next is made.
 
-    Synthetic batches are told by the gradient they ask for. A batch of a kind that the draw has already served, or of
+    Synthetic batches are those that need a gradient. A batch of a kind that the draw has already served, or of
     another size of image, gets a new one; so does every batch of a DSA that is not siamese, whose draws are per image.
     """
 

@@ -29,7 +29,7 @@ class ByClass:
     def draw(self, classes: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Indices of `count` images of each of `classes` (k,), drawn with replacement: (k * count,), class by class.
 
-        A class without images has none to draw from: ask `counts` before.
+        A class without images cannot be drawn from: see `counts`.
         """
         chance = torch.rand(len(classes), count, generator=generator, dtype=torch.float64).to(self.counts.device)
         return self.order[self._first[classes, None] + (chance * self.counts[classes, None]).long()].flatten()

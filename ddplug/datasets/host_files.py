@@ -62,7 +62,7 @@ def beside(path: Path) -> Beside:
         if not are_probabilities(labels):
             labels = labels.detach().float().softmax(1)
     rate = path.with_name(f"{before}lr_{name}")
-    # The picture of the best images has the number of their iteration, so any picture tells.
+    # The picture of the best images has the number of their iteration, so any picture counts.
     whitened = any(path.parent.glob(f"{_IMAGES}zca_*.pt"))
     return Beside(labels, _rate(rate) if rate.is_file() else None, whitened, classes)
 
@@ -104,50 +104,32 @@ def _arguments(path: Path) -> Path:
     return other if other.is_file() else path.with_name("args.txt")
 
 
-def apart(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+def apart(images: Tensor, labels: Tensor, factor: int, *, formed: bool = False) -> tuple[Tensor, Tensor]:
     """Take images apart that hold others: (n, c, h, w) as (n * factor ** 2, c, h, w), and their labels.
 
     Each image is a grid of `factor` x `factor` smaller ones, which are enlarged bilinearly to its size. The parts of
-    an image come one after another. Raises `DataError` for a factor by which height and width cannot be divided.
+    an image come one after another. Images that IDC has `formed` are clamped to [0, 1], and grey where the grid lacks
+    pixels at the lower and right edge, as the host has it before each use. Raises `DataError` for a factor by which
+    height and width of others cannot be divided, and for values of formed ones far from [0, 1].
     """
     height, width = images.shape[2:]
-    if factor < 1 or height % factor or width % factor:
+    if not 1 <= factor <= min(height, width) or (not formed and (height % factor or width % factor)):
         raise DataError(
             f"a factor is the number of images along the side of one, at least 1, and divides its height and width; "
             f"got {factor} for images of {height}x{width}."
         )
-    return _parts(images, labels, factor, (height, width))
-
-
-def unform(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Take IDC's formed images apart as `apart` does, but by IDC's own rules for what its files hold.
-
-    What the grid lacks at the lower and right edge is grey, and values are clamped to [0, 1], as the host does before
-    each use. Raises `DataError` for a factor that cannot be, images that are not square, and values far from [0, 1].
-    """
-    height, width = images.shape[2:]
-    if height != width or not 1 <= factor <= height:
-        raise DataError(
-            f"a factor is the number of images along the side of a square image, 1 to its pixels, got {factor} for "
-            f"images of {height}x{width}."
-        )
-    low, high = (float(bound) for bound in images.aminmax())
-    if not -0.5 <= low <= high <= 1.5:  # the host saves them as they are after a step, so a little outside
-        raise DataError(
-            f"IDC's images are intensities, about [0, 1], got values from {low:.3g} to {high:.3g}. Is this a set of "
-            "another host? Store it as a dictionary of images and labels under another name than data.pt."
-        )
-    images = images.clamp(0, 1)
-    padded = F.pad(images, [0, -width % factor] * 2, value=0.5)
-    return _parts(padded, labels, factor, (height, width))
-
-
-def _parts(images: Tensor, labels: Tensor, factor: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The images in each image's grid, one after another, enlarged to `size`, and their labels."""
+    if formed:
+        low, high = (float(bound) for bound in images.aminmax())
+        if not -0.5 <= low <= high <= 1.5:  # the host saves them as they are after a step, so a little outside
+            raise DataError(
+                f"IDC's images are intensities, about [0, 1], got values from {low:.3g} to {high:.3g}. Is this a set "
+                "of another host? Store it as a dictionary of images and labels under another name than data.pt."
+            )
+        images = F.pad(images.clamp(0, 1), [0, -width % factor, 0, -height % factor], value=0.5)
     if factor == 1:
         return images, labels
     parts = rearrange(images, "n c (i h) (j w) -> (n i j) c h w", i=factor, j=factor)
-    enlarged = F.interpolate(parts, size=size, mode="bilinear", align_corners=False)
+    enlarged = F.interpolate(parts, size=(height, width), mode="bilinear", align_corners=False)
     return enlarged, labels.repeat_interleave(factor**2, dim=0)
 
 

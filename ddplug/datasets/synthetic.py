@@ -134,7 +134,9 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     given = _classes(path, extra, len(images))
     if hostfiles.is_formed(path, record) or (factor is not None and not isinstance(record, dict | Tensor)):
         space = InputSpace.unit(images.shape[1])
-        images, labels = hostfiles.unform(images, labels, hostfiles.factor(path) if factor is None else factor)
+        images, labels = hostfiles.apart(
+            images, labels, hostfiles.factor(path) if factor is None else factor, formed=True
+        )
     elif factor is not None:
         images, labels = hostfiles.apart(images, labels, factor)
         given = given.repeat_interleave(factor**2) if given is not None else None

@@ -148,7 +148,7 @@ class ProxyPool:
             raise InputError(f"got {type(given).__name__} as an input space, expected {SPELLINGS}.")
         if own is None and not self.pending:
             raise InputError(
-                f"the images are said to be {found}, but this pool does not say what its proxies were trained on, so "
+                f"the images are {found}, but this pool does not say what its proxies were trained on, so "
                 "nothing can be converted. Say it where the pool is made: ProxyPool.from_modules(networks, "
                 "input_space='normalized:cifar10'), or the like; or leave input_space out if it is the same."
             )

@@ -32,14 +32,14 @@ class PoolInfo:
     space: AnySpace | None = None
     """What the numbers in those images mean."""
     fingerprint: str | None = None
-    """A hash of the data set, which tells two of one name apart."""
+    """A hash of the data set, by which two of one name differ."""
 
 
 @dataclass
 class Proxy:
     """One frozen network and the name of its head, the layer whose input are the penultimate features.
 
-    The network is put in eval mode and its parameters ask for no gradient. `record` holds what is known of it (seed,
+    The network is put in eval mode and its parameters need no gradient. `record` holds what is known of it (seed,
     epochs, test accuracy, ...) and is saved with the pool.
     """
 
@@ -74,7 +74,7 @@ class Proxy:
 
     @property
     def outputs(self) -> int | None:
-        """Number of classes it tells apart, if its head is a linear layer."""
+        """Number of classes, if its head is a linear layer."""
         head = _submodule(self.network, self.head or "", self.name)
         return head.out_features if isinstance(head, nn.Linear) else None
 
@@ -107,8 +107,7 @@ class Proxy:
 
         `precision` is that of the layers, see `ddplug.networks.precision`; the host's own autocast is not the proxy's.
 
-        Raises `ProxyError` if the network does not take such images, its head is not where it was said to be, or it
-        cannot be told what positions there are to pool.
+        Raises `ProxyError` if the network does not take such images, or its head is not where it is named.
         """
         seen = images.to(self.dtype)
         version = None if seen.is_inference() else seen._version

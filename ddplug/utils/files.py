@@ -114,7 +114,7 @@ class HeldError(InputError):
 
 @contextmanager
 def exclusive_lock(lock: Path, what: Path) -> Iterator[None]:
-    """Hold the file `lock`, so that no other process works in `what`, as far as it asks for the same lock.
+    """Hold the file `lock`, so that no other process works in `what`, if it takes the same lock.
 
     The lock file is made with its folders and deleted at the end; one that a killed process left behind locks nobody
     out. On a file system without locks a `DDPlugWarning` says so and nothing is held.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddplug import InputSpace
-from ddplug.datasets.host_files import unform
+from ddplug.datasets.host_files import apart
 from ddplug.datasets.synthetic import SyntheticSet, load_set, save_set
 from ddplug.errors import DataError
 
@@ -140,7 +140,7 @@ def formed(folder: Path, images: Tensor = IMAGES, **arguments: object) -> Path:
 
 
 def test_each_quarter_of_an_image_becomes_an_image() -> None:
-    images, labels = unform(IMAGES, LABELS, 2)
+    images, labels = apart(IMAGES, LABELS, 2, formed=True)
     assert images.shape == (16, 3, 8, 8)
     assert labels.tolist() == [0] * 8 + [1] * 8
     lower_left = F.interpolate(IMAGES[3:, :, 4:, :4], scale_factor=2, mode="bilinear")
@@ -148,20 +148,20 @@ def test_each_quarter_of_an_image_becomes_an_image() -> None:
 
 
 def test_what_the_grid_lacks_is_grey() -> None:
-    images, _ = unform(torch.zeros(1, 3, 8, 8), LABELS[:1], 3)
+    images, _ = apart(torch.zeros(1, 3, 8, 8), LABELS[:1], 3, formed=True)
     assert images.shape == (9, 3, 8, 8)
     assert float(images[0].max()) == 0
     assert images[8, 0, -1, -1] == 0.5
 
 
 def test_soft_labels_are_handed_down() -> None:
-    _, labels = unform(IMAGES, LOGITS.detach().softmax(1), 2)
+    _, labels = apart(IMAGES, LOGITS.detach().softmax(1), 2, formed=True)
     torch.testing.assert_close(labels[4:8], LOGITS.detach().softmax(1)[1].expand(4, 2))
 
 
 def test_the_factor_is_read_from_the_hosts_arguments(tmp_path: Path) -> None:
     loaded = load_set(formed(tmp_path, factor=2, decode_type="single"))
-    assert torch.equal(loaded.images, unform(IMAGES, LABELS, 2)[0])
+    assert torch.equal(loaded.images, apart(IMAGES, LABELS, 2, formed=True)[0])
     assert loaded.space == InputSpace.unit(3)
 
 
@@ -190,8 +190,8 @@ def test_other_ways_of_forming_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("factor", [0, -1, 9])
 def test_impossible_factors(factor: int) -> None:
-    with pytest.raises(DataError, match=f"1 to its pixels, got {factor}"):
-        unform(IMAGES, LABELS, factor)
+    with pytest.raises(DataError, match=f"at least 1, and divides .*got {factor}"):
+        apart(IMAGES, LABELS, factor, formed=True)
 
 
 def test_images_that_are_not_intensities_are_not_clamped(tmp_path: Path) -> None:
@@ -269,5 +269,5 @@ def test_a_factor_has_to_divide_the_images_of_other_files(write: Any, factor: in
 
 
 def test_a_factor_of_nothing_is_refused_in_idcs_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 to its pixels, got 0"):
+    with pytest.raises(DataError, match="at least 1, and divides .*got 0"):
         load_set(formed(tmp_path, factor=2), factor=0)

@@ -27,7 +27,6 @@ from ddplug.lab.dm_trainer import DistributionMatching
 from ddplug.lab.judge import Judge, judge_seed
 from ddplug.lab.own_trainer import PEEKS, Own
 from ddplug.lab.plan import Arm, Run, Settings, arms, read_weights
-from ddplug.lab.statistics import cost
 from ddplug.lab.tables import left_out
 from ddplug.utils.files import write_json
 
@@ -394,38 +393,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, run: Any) -> None
     with pytest.raises(DataError, match="no folder of a comparison"):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
-def test_memory_is_what_came_on_top() -> None:
-    """In a process of its own: in this one, other tests' garbage may be handed back at any moment."""
-    script = """
-import torch
-from ddplug.utils.meter import Meter
-before = torch.ones(64 * 2**18)
-meter = Meter("cpu")
-with meter:
-    during = torch.ones(48 * 2**18)
-    del during
-went_on = Meter("cpu")
-went_on.go_on(meter.read())
-with went_on:
-    pass
-print(meter.read()["extra_memory"], went_on.read()["extra_memory"], len(before))
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    used, afterwards, _ = map(int, done.stdout.split())
-    assert 40 * 2**20 < used < 60 * 2**20, "not the 64 MiB of before, nor the process"
-    assert afterwards == used
-
-
-def test_memory_of_older_comparisons_is_not_known(tmp_path: Path, run: Any) -> None:
-    result = run(tmp_path, (), 1)
-    assert cost(result, "weight-0")[1] is not None or not Path("/proc/self/clear_refs").exists()
-    for times in result["times"].values():
-        for time in times:
-            time["memory"] = time.pop("extra_memory")
-    assert cost(result, "weight-0")[1] is None
 
 
 def test_damaged_files_are_named(tmp_path: Path, run: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ddplug import InputSpace
-from ddplug.datasets.host_files import unform
+from ddplug.datasets.host_files import apart
 from ddplug.datasets.images import ImageData, load, random_real
 from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.lab.evaluate import evaluate
@@ -113,7 +113,7 @@ def test_formed_images_are_taken_apart_as_the_host_does(hosts_folder: Path, size
     images = torch.rand(6, 3, size, size, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(6)
     theirs, their_labels = names["decode_zoom"](images, labels, factor)
-    ours, our_labels = unform(images, labels, factor)
+    ours, our_labels = apart(images, labels, factor, formed=True)
     order = their_labels.argsort(stable=True)  # theirs: all first parts, then all second ones
     torch.testing.assert_close(ours, theirs[order])
     assert torch.equal(our_labels, their_labels[order])
