@@ -15,7 +15,6 @@ from ddplug.cli import doctor as cli_doctor
 from ddplug.cli import evaluate as cli_evidence
 from ddplug.cli import hosts as cli_hosts
 from ddplug.cli import options as shared
-from ddplug.cli import scripts as cli_scripts
 from ddplug.errors import DDPlugError, InputError
 from ddplug.utils.output import say
 
@@ -87,7 +86,7 @@ for _command in (
     cli_hosts.run,
     cli_hosts.patch,
     cli_doctor.doctor,
-    cli_scripts.find,
+    cli_hosts.find,
 ):
     app.command()(_command)
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddplug.cli import options as shared
-from ddplug.core.flags import COMPARED, FLAGS, HOSTS, read
+from ddplug.core.flags import FLAGS, HOSTS, read
 from ddplug.errors import InputError
 from ddplug.utils.output import say
 
 if TYPE_CHECKING:
     from ddplug.datasets.images import ImageData
-    from ddplug.lab.setup import Setup
     from ddplug.proxies.pool import ProxyPool
 
 
@@ -47,13 +46,6 @@ def _setup(
     judge_last: Annotated[
         bool, OWN("--judge-last", help="Judge only the last set, and measure the others (host own only).")
     ] = False,
-    term: Annotated[
-        str,
-        typer.Option(
-            help="Term that is added to the loss: a name, or a sum such as cmi+0.3*proxy_ce.",
-            rich_help_panel="Regulariser",
-        ),
-    ] = "cmi",
     strategy: Annotated[str | None, OWN(help="DSA's operations; those that suit the data set by default.")] = None,
     arch: Annotated[str, OWN(help="Network that is used for matching and for judging.")] = "convnet",
     width: Annotated[int | None, OWN(help="Channels of that network; the architecture's own by default.")] = None,
@@ -66,14 +58,15 @@ def _setup(
     download: Annotated[bool, typer.Option("--download", help="Download a missing data set.")] = False,
     device: shared.DeviceName = "auto",
     **options: Any,
-) -> Setup:
-    """Build the setup of a command's comparisons; parameters with defaults are options of `compare` and `tune`."""
+) -> Any:
+    """Build the `Setup` of a command's comparisons; parameters with defaults are options of `compare` and `tune`."""
     from ddplug.lab.judge import Judge
     from ddplug.lab.plan import Settings
     from ddplug.lab.setup import Setup
     from ddplug.proxies.pretrain import MIRRORED
 
     regularizer = {name: read(name, value) for name, value in options.items()}
+    term = regularizer.pop("term")
     where = shared.device_of(device)
     if proxies is None:
         raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
@@ -103,12 +96,11 @@ def _setup(
     return replace(setup, upstream=lambda changed: Upstream(spec, checkout, proxies, changed, download))
 
 
-OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name in COMPARED]
+OF_REGULARIZER = [name for name in (*HOSTS, "compile") if name != "seed"]
 SWEPT = ("representation", "weighting")
 
 
-@shared.takes(OF_REGULARIZER)
-@shared.takes_those_of(_setup)
+@shared.takes(OF_REGULARIZER, _setup)
 def compare(
     host: HostOrOwn,
     arguments: UpstreamArguments = None,
@@ -168,8 +160,7 @@ def compare(
             say(each)
 
 
-@shared.takes([name for name in OF_REGULARIZER if name not in SWEPT])
-@shared.takes_those_of(_setup)
+@shared.takes([name for name in OF_REGULARIZER if name not in SWEPT], _setup)
 def tune(
     host: HostOrOwn,
     arguments: UpstreamArguments = None,

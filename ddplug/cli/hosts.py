@@ -1,17 +1,18 @@
-"""The commands about upstream codebases: `ddplug run` and `ddplug patch`."""
+"""The commands about code of others: `ddplug run`, `ddplug patch` and `ddplug find`."""
 
 from __future__ import annotations
 
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
+from ddplug.choices import Inner
 from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import takes
-from ddplug.core.flags import FLAGS, HOSTS, read
+from ddplug.core.flags import FLAGS, HOSTS, read, read_weight
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.output import say
@@ -68,56 +69,52 @@ def run(
     **options: Any,
 ) -> None:
     """Run a host's unedited script with the regulariser; arguments after -- are the script's."""
-    if script is not None:
-        from ddplug.cli.scripts import run_script
-
-        refused = {"--repo": repo, "--download": download, "--views": views != "host"}
-        for name, value in refused.items():
-            if value:
-                raise InputError(f"{name} is for hosts with a patch; leave it out with --script.")
-        run_script(
-            script, [*([host] if host is not None else []), *(arguments or [])], weight, proxies, options,
-            at=at or [], labels=labels, steps=steps, inner=inner or "one", record=history,
-            input_space=input_space, path=path or [], redirect_cuda=redirect_cuda, old_numpy=old_numpy,
-        )  # fmt: skip
-        return
-    if host is None:
+    for_host = {"--repo": repo, "--download": download, "--views": views != "host"}
+    for_script = {
+        "--at": at, "--labels": labels, "--steps": steps, "--history": history, "--path": path,
+        "--input-space": input_space, "--redirect-cuda": redirect_cuda, "--old-numpy": old_numpy,
+    }  # fmt: skip
+    if script is None and host is None:
         raise InputError(f"name a host ({NAMED}), or any script with --script PATH.")
-    if given_for_script := [
-        name
-        for name, value in {
-            "--at": at, "--labels": labels, "--steps": steps, "--history": history, "--path": path,
-            "--input-space": input_space, "--redirect-cuda": redirect_cuda, "--old-numpy": old_numpy,
-        }.items()
-        if value
-    ]:  # fmt: skip
-        raise InputError(f"{', '.join(given_for_script)} is for --script; {host} has a patch that says it.")
-    from ddplug.core.weighting import check_weight
-    from ddplug.hosting import checkout as hosts
+    misplaced = [name for name, value in (for_script if script is None else for_host).items() if value]
+    if misplaced:
+        owner = "--script" if script is None else "hosts with a patch"
+        raise InputError(f"{', '.join(misplaced)} is for {owner} only; leave it out.")
+    if inner not in (None, *get_args(Inner)):
+        raise InputError(f"unknown inner {inner!r}, expected {', '.join(get_args(Inner))}.")
+    share, flags = read_weight(weight), {name: read(name, value) for name, value in options.items()}
+    if proxies and ":" not in proxies:
+        proxies = str(user_path(proxies).resolve())
+    if script is not None:
+        from ddplug.scripts.any_script import OPTIMIZER, Unpatched, run_unpatched
+
+        given = Unpatched(
+            user_path(script).resolve(), at=tuple(at or [OPTIMIZER]), labels=labels, steps=steps, inner=inner or "one",  # type: ignore[arg-type]
+            record=user_path(history).absolute() if history is not None else None, path=_folders(path),
+            redirect_cuda=redirect_cuda, old_numpy=old_numpy,
+        )  # fmt: skip
+        words = [*([] if host is None else [host]), *(arguments or [])]
+        run_unpatched(given, words, share, proxies, input_space=input_space or None, **flags)
+        return
+    from ddplug.hosting.checkout import find_repo
     from ddplug.hosting.host import upstream
-    from ddplug.hosting.options import weight as read_weight
     from ddplug.hosting.script import run as run_host
 
-    adapter = upstream(host)
+    assert host is not None
+    adapter, words = upstream(host), arguments or []
     spec = adapter.spec()
-    checkout = hosts.find_repo(spec, repo)
+    checkout = find_repo(spec, repo)
     spec.patched(checkout)  # the right checkout, before anything is said about the arguments
-    given = list(arguments or [])
     if not download:
-        adapter.preflight(given)
-    try:
-        share = read_weight(weight)
-    except ValueError as error:
-        raise InputError(f"weight must be a number >= 0 or 'paper', got {weight!r}.") from error
-    share = share if isinstance(share, str) else check_weight(share)
-    spelt = {name: FLAGS[name].written(read(name, value)) for name, value in options.items()}
-    ours = {"weight": share, "proxies": proxies, "views": views, **spelt}
-    if inner is not None:
-        ours["inner"] = inner
-    if proxies and ":" not in proxies:
-        ours["proxies"] = str(user_path(proxies).resolve())
+        adapter.preflight(words)
+    spelt = {name: FLAGS[name].written(value) for name, value in flags.items()}
+    ours = {"weight": share, "proxies": proxies, "views": views, **spelt, "inner": inner or ""}
     said = [f"--cmi_{name}={value}" for name, value in ours.items() if value != ""]
-    run_host(spec, checkout, [*given, *said], must=share != 0)
+    run_host(spec, checkout, [*words, *said], must=share != 0)
+
+
+def _folders(paths: list[Path] | None) -> tuple[Path, ...]:
+    return tuple(user_path(path).resolve() for path in paths or [])
 
 
 def patch(
@@ -152,3 +149,34 @@ def patch(
         say(f"{name}: {became}{'' if name in changed else ' already'}")
     if not reverse:
         say(f"Now run {spec.script} with --cmi_weight 1. To undo: ddplug patch {host} {path} --reverse")
+
+
+def find(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Script to run.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="Arguments of the script.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds after which the script is ended.")] = 600,
+    path: Annotated[list[Path] | None, typer.Option(help="Further folder for the script's imports.")] = None,
+    redirect_cuda: Annotated[
+        bool, typer.Option("--redirect-cuda", help="Without CUDA, put on the CPU what the script puts on CUDA.")
+    ] = False,
+    old_numpy: Annotated[
+        bool, typer.Option("--old-numpy", help="Define np.int and other names that old NumPy had.")
+    ] = False,
+) -> None:
+    """Run a script until it steps its images, and print the ddplug run command that adds CMI to it.
+
+    Views are followed by autograd from the functions that return them to the images that an optimizer steps.
+    """
+    from ddplug.scripts.any_script import Unpatched
+    from ddplug.scripts.finding import find as look
+
+    there = user_path(script).resolve()
+    if there.is_dir():
+        raise InputError(f"'{there}' is a folder; name the script in it that is started, with its arguments after --.")
+    if not there.is_file():
+        raise InputError(f"there is no '{there}'; name a script.")
+    given = Unpatched(there, path=_folders(path), redirect_cuda=redirect_cuda, old_numpy=old_numpy)
+    for line in look(given, arguments or [], seconds=seconds):
+        say(line)

@@ -29,9 +29,7 @@ DataPath = Annotated[
 Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is missing, as torchvision does.")]
 RepresentationName = Annotated[
     str,
-    typer.Option(
-        "--representation", "--space", help="Outputs of the proxies that CMI is computed on: feature or logit."
-    ),
+    typer.Option("--representation", help="Outputs of the proxies that CMI is computed on: feature or logit."),
 ]
 SpaceOfSet = Annotated[
     str | None,
@@ -53,54 +51,34 @@ HOSTS = ", ".join(tomllib.loads(files("ddplug.patches").joinpath("hosts.toml").r
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def takes(names: Iterable[str]) -> Callable[[Command], Command]:
-    """Decorator of a command with `**options`: it has these options of `ddplug.core.flags.FLAGS`, by their names.
+def takes(names: Iterable[str], other: Callable[..., object] | None = None) -> Callable[[Command], Command]:
+    """Decorator that gives a command with `**options` further options.
 
-    Values come in as they were typed; `ddplug.core.flags.read` gives the value that one stands for.
+    Args:
+        names: of `ddplug.core.flags.FLAGS`. Values come in as they were typed, see `ddplug.core.flags.read`.
+        other: a function whose parameters with defaults are options, too.
     """
+    shared = inspect.signature(other, eval_str=True).parameters.values() if other is not None else ()
+    added = [each.replace(kind=each.KEYWORD_ONLY) for each in shared if each.default is not each.empty]
+    added += [_of_flag(name) for name in names]
 
     def add(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        typed = {name: _typed(name) for name in names}
-        added = [inspect.Parameter(name, keyword, default=how[0], annotation=how[1]) for name, how in typed.items()]
+        *own, _ = signature.parameters.values()
         command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
         return command
 
     return add
 
 
-def takes_those_of(other: Callable[..., object]) -> Callable[[Command], Command]:
-    """Decorator of a command with `**options`: it also has the parameters of `other` that have defaults, as options."""
-
-    def add(command: Command) -> Command:
-        signature = inspect.signature(command, eval_str=True)
-        known = inspect.get_annotations(other)  # as text: what `other` returns cannot be looked up here
-        names = getattr(other, "__globals__", {})
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        added = [
-            each.replace(kind=keyword, annotation=eval(known[each.name], names))
-            for each in inspect.signature(other).parameters.values()
-            if each.default is not each.empty
-        ]
-        own = list(signature.parameters.values())
-        rest = [each for each in own if each.kind is each.VAR_KEYWORD]
-        command.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*(each for each in own if each not in rest), *added, *rest]
-        )
-        return command
-
-    return add
-
-
-def _typed(name: str) -> tuple[Any, Any]:
-    """Default and annotation of an option as a command's parameter."""
+def _of_flag(name: str) -> inspect.Parameter:
+    """An option of the regulariser as a command's parameter."""
     about = FLAGS[name]
     default = about.default if isinstance(about.default, bool | str) else about.written(about.default)
     choices = f": {', '.join(about.choices)}" if about.choices and "(" not in about.help else ""
     text = f"{about.help[0].upper()}{about.help[1:]}{choices}."
-    return default, Annotated[type(default), typer.Option(help=text, rich_help_panel="Regulariser")]
+    kind: Any = Annotated[type(default), typer.Option(help=text, rich_help_panel="Regulariser")]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def load_data(name: str, path: Path | None, download: bool) -> ImageData:

@@ -73,6 +73,16 @@ def read(name: str, given: Any) -> Any:
         raise InputError(f"{name} must be {flag.zero or 0} or a number, got {given!r}.") from error
 
 
+def read_weight(text: str) -> float | str:
+    """Return the weight that `text` stands for, a number or "paper"; `InputError` for anything else."""
+    from ddplug.core.weighting import check_weight
+
+    try:
+        return text if text == "paper" else check_weight(float(text))
+    except ValueError as error:
+        raise InputError(f"a weight is a number >= 0 or paper, got {text!r}.") from error
+
+
 def keywords(weight: float | str, setting: tuple[str, str, int] | None = None, **flags: Any) -> dict[str, Any]:
     """Return the arguments of `ddplug.Regularizer`, the weight among them, for the values of some flags.
 

@@ -90,23 +90,17 @@ class DistributionMatching:
 
     def step(self) -> Tensor:
         """One iteration; returns the loss."""
-        _, loss = self._match()
+        embed = self._random_network()
+        real, real_labels = self._real_batch()
+        params = self.dsa.draw(self.images)
+        with torch.no_grad():
+            real_views = self.augment(real, real_labels, params)
+        loss = self.loss(embed, real_views, self.augment(self.images, self.labels, params))
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.iteration += 1
         return loss.detach()
-
-    def peek(self, *, clean: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the next iteration's views and the loss's gradient on them, both (n, c, h, w), without a step.
-
-        With `clean` it is the images instead of their views. Random numbers are drawn as in an iteration: save the
-        trainer with `state_dict` and restore it with `load_state_dict` to continue as if this was not called.
-        """
-        views, loss = self._match()
-        seen = self.images if clean else views
-        (gradient,) = torch.autograd.grad(loss, seen)
-        return seen.detach(), gradient
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a continued run: the images, their optimizer, both generators, the iteration."""
@@ -141,16 +135,6 @@ class DistributionMatching:
             if on_iteration is not None:
                 on_iteration(self.iteration, loss)
         return self.images.detach()
-
-    def _match(self) -> tuple[Tensor, Tensor]:
-        """The synthetic views of one newly drawn network, batch and augmentation, and the loss on them."""
-        embed = self._random_network()
-        real, real_labels = self._real_batch()
-        params = self.dsa.draw(self.images)
-        with torch.no_grad():
-            real_views = self.augment(real, real_labels, params)
-        views = self.augment(self.images, self.labels, params)
-        return views, self.loss(embed, real_views, views)
 
     def _random_network(self) -> Callable[[Tensor], Tensor]:
         channels, height, width = self.data.shape

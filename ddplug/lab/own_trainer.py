@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ from ddplug.utils.meter import Meter
 from ddplug.utils.reading import load_tensors, reported_as, write_tensors
 
 DONE, RUNNING = "distilled.json", "running.pt"
-PEEKS = 4
-"""Iterations looked at to see which share of the host's gradient CMI's is."""
+LAST_ROUNDS = 4
+"""Rounds before a checkpoint whose mean share it records."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Own:
                 self._stretch(trainer, meter, goal, tell)
                 if trainer.iteration == goal:
                     save_set(self._set(trainer), folder / set_name(goal))
-                    share = self._share(trainer, handle, run)
+                    shares = [each.share for each in list(handle.history)[-LAST_ROUNDS:] if each.share]
+                    share = fmean(shares) if shares else None  # unknown at weight 0 and while lambda is measured
                     notes.append({"iteration": goal, "lambda": handle.lam, "share": share, "times": meter.read()})
                 self._save(folder / RUNNING, trainer, handle, notes, meter)
             skipped = handle.history.skipped
@@ -117,33 +119,6 @@ class Own:
 
     def _set(self, trainer: DistributionMatching) -> SyntheticSet:
         return SyntheticSet(trainer.images.detach(), trainer.labels, self.data.space, self.data.name)
-
-    def _share(self, trainer: DistributionMatching, handle: Handle, run: Run) -> float | None:
-        """Norm of lambda times CMI's gradient over that of the host's own, on the views, at the present images.
-
-        Over the next iterations' draws, which are put back; None for the baseline and while lambda is not settled.
-        """
-        if run.arm.baseline or handle.lam is None:
-            return None
-        options = self._options(run.arm, run.seed)
-        compute = replace(options["compute"], every=1, classes=None, compile=False)
-        options |= {"weight": 1.0, "weighting": "absolute", "compute": compute}
-        options["representation"] = handle.regularizer.representation
-        space = self.pool.derived_space(self.data.space)
-        probe = Regularizer(self.pool, data=self.data, input_space=space, **options)
-        before = trainer.state_dict()
-        host = cmi = 0.0
-        handle.regularizer.enabled = False  # the host's own gradient is what is asked for
-        try:
-            for _ in range(PEEKS):
-                seen, gradient = trainer.peek(clean=run.arm.views == "clean")
-                added = probe.added(seen, trainer.labels, gradient)
-                host += gradient.double().square().sum().item()
-                cmi += added.double().square().sum().item() if added is not None else 0.0
-        finally:
-            handle.regularizer.enabled = True
-            trainer.load_state_dict(before)
-        return float(handle.lam * (cmi / host) ** 0.5) if host > 0 else None
 
     def _save(
         self, path: Path, trainer: DistributionMatching, handle: Handle, notes: list[dict[str, Any]], meter: Meter

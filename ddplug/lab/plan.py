@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from ddplug.core.flags import COMPARED, FLAGS
+from ddplug.core.flags import COMPARED, FLAGS, read_weight
 from ddplug.core.weighting import check_weight
 from ddplug.errors import InputError
 from ddplug.hosting.options import Views
@@ -93,13 +93,7 @@ def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",), terms
 
 def read_weights(text: str) -> list[float | str]:
     """The weights of a command line, "0,0.1,paper"; `InputError` for anything else."""
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        return [part if part == "paper" else check_weight(float(part)) for part in parts]
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"weights are numbers >= 0 or paper, joined by commas, got {text!r}.") from error
+    return [read_weight(part.strip()) for part in text.split(",")]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Unpatched:
 def run_unpatched(
     given: Unpatched,
     arguments: Sequence[str],
-    weight: float,
+    weight: float | str,
     proxies: object,
     *,
     input_space: str | None = None,

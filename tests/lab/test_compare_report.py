@@ -208,7 +208,7 @@ def test_the_papers_weight_is_looked_up(tmp_path: Path, pools: tuple[Path, Path]
     ("given", "said"),
     [
         ((), "a comparison needs --proxies"),
-        (("--proxies", "POOL", "--weights", "0,x"), "weights are numbers"),
+        (("--proxies", "POOL", "--weights", "0,x"), "a weight is a number"),
         (("--proxies", "POOL", "--chunk", "few"), "chunk must be auto or a number"),
         (("--proxies", "POOL", "--draw", 9), "draw must be between 1 and the pool's size, 2"),
         (("--proxies", "POOL", "--arch", "convmet"), "unknown architecture 'convmet'"),

@@ -291,7 +291,7 @@ def test_labels_are_found_and_said(
         ({}, ("--at", "optimizer", "--labels", "calls:3"), "are for places that are called"),
         ({}, ("--views", "clean"), "--views is for hosts with a patch"),
         ({}, ("--inner", "some"), "unknown inner"),
-        ({}, ("--weight", "paper"), "must be a number"),
+        ({}, ("--weight", "paper"), "give the weight as a number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_is_refused(
