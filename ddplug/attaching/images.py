@@ -34,6 +34,16 @@ class Shown:
     by_probes: bool = False
     """True if labels can be found by gradients, though rows cannot."""
 
+    @property
+    def of_rows(self) -> bool:
+        """True if labels of the images' rows can be given to the views."""
+        return self.rows is not None or self.by_probes
+
+    @property
+    def synthetic(self) -> Tensor | None:
+        """Numbers of the views that are no real images; None if all are or if it is unknown."""
+        return (self.rows >= 0).nonzero().flatten() if self.mixed and self.rows is not None else None
+
 
 class Images:
     """The synthetic images of a host.

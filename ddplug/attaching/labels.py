@@ -141,8 +141,8 @@ class LabelReader:
             self.source = f"the number of the call, of {len(given.classes)}"
             if shown.rows is None:
                 return self._of_views(given(views), views, shown, self.source)
-            synthetic = shown.rows[shown.rows >= 0] if shown.mixed else shown.rows
-            if (by_row := given.of(synthetic, shown.count, views)) is None:
+            rows = shown.rows if shown.synthetic is None else shown.rows[shown.synthetic]
+            if (by_row := given.of(rows, shown.count, views)) is None:
                 raise HostError(
                     f"one_class_per_call: a call of {self._where} came on images of several classes, of which some "
                     f"were in no call before. {self._advice}"
@@ -155,22 +155,21 @@ class LabelReader:
         if found is None:
             raise HostError(f"{self._where} was called on synthetic images without '{given}'. {self._advice}")
         found = _tensor(found, source)
-        if found.ndim == 1 and len(found) == shown.count and (shown.rows is not None or shown.by_probes):
+        if found.ndim == 1 and len(found) == shown.count and shown.of_rows:
             self.source = f"{source}, one for each image"
             return self._of_rows(spread(found, shown.count, source, self._advice), shown, views)
         return self._of_views(found, views, shown, source)
 
     def _of_views(self, found: Any, views: Tensor, shown: Shown | None, source: str) -> Labelled:
         self.source = source
-        if shown is None or not shown.mixed or shown.rows is None:
-            return Labelled(spread(found, len(views), source, self._advice))
-        synthetic = (shown.rows >= 0).nonzero().flatten()
-        return Labelled(spread(found, len(synthetic), source, self._advice), synthetic)
+        synthetic = None if shown is None else shown.synthetic
+        count = len(views) if synthetic is None else len(synthetic)
+        return Labelled(spread(found, count, source, self._advice), synthetic)
 
     def _unnamed(self, shown: Shown, views: Tensor, passed: Any) -> Labelled:
         """Labels that the user did not name: of the rows, or else those that were passed to the call."""
         fits = isinstance(passed, Tensor) and passed.shape == (len(views),) and passed.dtype in INTEGERS
-        found = self._of_host(shown.count) if shown.rows is not None or shown.by_probes else None
+        found = self._of_host(shown.count) if shown.of_rows else None
         if found is None:
             if not fits:
                 raise HostError(self._asks(shown, views))
@@ -208,13 +207,11 @@ class LabelReader:
                     f"{self._advice}"
                 )
             return Labelled(labels)
-        if not shown.mixed:
-            return Labelled(by_row[shown.rows])
-        synthetic = (shown.rows >= 0).nonzero().flatten()
-        return Labelled(by_row[shown.rows[synthetic]], synthetic)
+        synthetic = shown.synthetic
+        return Labelled(by_row[shown.rows if synthetic is None else shown.rows[synthetic]], synthetic)
 
     def _asks(self, shown: Shown, views: Tensor) -> str:
-        if shown.rows is None and not shown.by_probes:
+        if not shown.of_rows:
             return (
                 f"the labels of the {len(views)} views at {self._where} are unknown, as the rows of the synthetic "
                 f"images that they show cannot be read: {shown.why}. {self._advice}"
