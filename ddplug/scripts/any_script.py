@@ -203,7 +203,7 @@ class _LayerAtCalls(_LayerInScript):
             return result
 
         def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
-            at = AtCalls(reader, signature_of(function), self._labels, self._layer)
+            at = AtCalls(reader, signature_of(function), self._labels, self._put_through)
 
             @functools.wraps(function)
             @noted
@@ -219,10 +219,11 @@ class _LayerAtCalls(_LayerInScript):
 
             return viewed
 
-        at = AtCalls(reader, None, self._labels, self._layer)
+        at = AtCalls(reader, None, self._labels, self._put_through)
         return decorator if place.name else noted(lambda value: at_call(at, list, (), {}, value))
 
-    def _layer(self, views: Tensor, labels: Tensor) -> Tensor:
+    def _put_through(self, views: Tensor, labels: Tensor) -> Tensor:
+        """The views of one call, through the layer."""
         if self.layer is None:
             steps = int(self._variables.value(self._steps)) if self._steps is not None else 1
             if steps < 1:

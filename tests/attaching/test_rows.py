@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,15 +164,49 @@ def test_a_shallow_copy_of_a_trainer_runs_its_own(pool: ddplug.ProxyPool, batch:
     assert {key: value for key, value in vars(Scaled).items() if key != "__slotnames__"} == before
 
 
-@pytest.mark.parametrize("objects", [False, True])
-def test_an_augmentation_that_is_bound_anew_each_epoch(pool: ddplug.ProxyPool, batch: Batch, objects: bool) -> None:
-    trainer = Trainer(*batch)
-    with attach(trainer, pool) as handle:
-        for _ in range(4):
-            with torch.no_grad():
-                trainer.images.copy_(batch[0])
-            new = Strength() if objects else (lambda images, labels=None: images * 1.5)
-            trainer.augment = new  # type: ignore[method-assign, assignment]
-            torch.testing.assert_close(trainer.gradient(), expected_gradient(pool, batch), rtol=1e-12, atol=0)
-    assert len(handle.history) == 4
+class Plain:
+    augment: Any
+
+
+class Holding(torch.nn.Module):
+    augment: Any
+
+
+class Slots:
+    __slots__ = ("__weakref__", "augment", "images", "labels")
+
+
+class Layer(torch.nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images * 1.5
+
+
+MADE: dict[str, Callable[[], Any]] = {"a function": lambda: lambda x: x * 1.5, "an object": Strength, "a module": Layer}
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("kind", [Plain, Holding, Slots, SimpleNamespace])
+def test_an_augmentation_that_is_replaced_each_epoch(
+    kind: type[Any], made: str, pool: ddplug.ProxyPool, batch: Batch
+) -> None:
+    """It is seen where the trainer's class can be changed; elsewhere a warning says that it was not."""
+    trainer = kind()
+    trainer.augment, trainer.labels = MADE[made](), batch[1]
+    trainer.images = batch[0].clone().requires_grad_()
+    optimizer = torch.optim.SGD([trainer.images], 0.1)
+    handle = attach(trainer, pool)
+    seen = kind in (Plain, Holding)
+    for epoch in range(3):
+        if epoch:
+            new = trainer.augment = MADE[made]()
+        optimizer.zero_grad()
+        trainer.augment(trainer.images).sum().backward()
+        added = cmi_gradient(pool, trainer.images, batch[1], 1.5) * (seen or not epoch)
+        torch.testing.assert_close(trainer.images.grad - 1.5, added, rtol=1e-9, atol=1e-12)
+        optimizer.step()
+    with nullcontext() if seen else pytest.warns(ddplug.DDPlugWarning, match="was replaced"):
+        handle.detach()
+    assert len(handle.history) == (3 if seen else 1)
     assert trainer.augment is new
+    assert not any(name.startswith("__ddplug") for name in getattr(trainer, "__dict__", {}))
+    assert "augment" not in vars(kind) or kind is Slots
