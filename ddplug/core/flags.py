@@ -5,10 +5,11 @@ Each is a scalar or a string of one name. `keywords` is the one place that makes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 from ddplug.choices import Choice, Precision, WeightingName
-from ddplug.core.options import Absolute, Compute, Relative, Sustained, Views, paper
+from ddplug.core.options import Compute, Relative, Views, check_factor, paper, weighting_of
 from ddplug.errors import InputError
 
 _SAME = object()
@@ -75,10 +76,8 @@ def read(name: str, given: Any) -> Any:
 
 def read_weight(text: str) -> float | str:
     """Return the weight that `text` stands for, a number or "paper"; `InputError` for anything else."""
-    from ddplug.core.weighting import check_weight
-
     try:
-        return text if text == "paper" else check_weight(float(text))
+        return text if text == "paper" else check_factor("weight", float(text))
     except ValueError as error:
         raise InputError(f"a weight is a number >= 0 or paper, got {text!r}.") from error
 
@@ -100,10 +99,9 @@ def keywords(weight: float | str, setting: tuple[str, str, int] | None = None, *
         raise InputError(f"unknown options of the regulariser, {', '.join(unknown)}; known: {sorted(FLAGS)}.")
     value = {name: flags.get(name, flag.default) for name, flag in FLAGS.items()}
     term = make(value["term"], temperature=value["temperature"])
-    rounds = value["calibrate"]
-    weightings = {"relative": Relative(rounds), "sustained": Sustained(rounds), "absolute": Absolute()}
-    if (weighting := weightings.get(value["weighting"])) is None:
-        raise InputError(f"unknown weighting {value['weighting']!r}, expected {', '.join(get_args(WeightingName))}.")
+    weighting = weighting_of(value["weighting"])
+    if isinstance(weighting, Relative):
+        weighting = replace(weighting, rounds=value["calibrate"])
     if weight == "paper":
         if setting is None:
             raise InputError("weight paper is known for hosts with a patch only; give the weight as a number.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from ddplug.choices import Chunk, Precision, WeightingName
@@ -37,8 +39,7 @@ class Absolute:
 
     def __post_init__(self) -> None:
         _check_weighting(self)
-        if not 0 <= self.unit < float("inf"):
-            raise InputError(f"unit must be a finite number >= 0, got {self.unit!r}.")
+        check_factor("unit", self.unit)
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,13 @@ def _check_weighting(given: Absolute | Relative) -> None:
         check_count("set_size", given.set_size)
     if given.schedule is not None and not callable(given.schedule):
         raise InputError(f"schedule must be a function of the round's number, got {given.schedule!r}.")
+
+
+def check_factor(name: str, value: float) -> float:
+    """Return `value` as a float; raise `InputError` unless it is a finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise InputError(f"{name} must be a finite number >= 0, got {value!r}.")
+    return float(value)
 
 
 def check_count(name: str, value: int) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ddplug.core.autograd import Call, Identity, check_plain, gather, leaves, uncompiled
 from ddplug.core.estimator import Estimate
+from ddplug.core.options import check_factor
 from ddplug.core.progress import Progress, Snapshot
 from ddplug.core.provisional import ProvisionalRounds, ThreadLock
 from ddplug.core.watch import LOOKED_AT, Watch
-from ddplug.core.weighting import scheduled
 from ddplug.errors import HostError, InputError, noted
 from ddplug.terms.base import Groups
 
@@ -330,7 +330,10 @@ class RoundKeeper:
     def _estimate(self, calls: list[Call], before: Snapshot) -> None:
         progress, set_size = self.progress, self.lam.how.set_size
         number, every = progress.rounds, self.estimator.compute.every
-        factor = every * scheduled(self.lam.how.schedule, number)
+        schedule = self.lam.how.schedule
+        factor = float(every)
+        if schedule is not None:
+            factor *= check_factor(f"the schedule's factor for round {number}", schedule(number))
         images = self._agreed(factor, sum(len(call.views) for call in calls))
         counted, whole = (1, 1) if set_size is None else (images, set_size)
         passage = progress.seen // whole

@@ -34,7 +34,7 @@ class PieceByPiece:
     """The plain step: one or, where memory is short, two forward passes and one backward pass through a proxy.
 
     Args:
-        space: the representation: "feature" or "logit".
+        representation: "feature" or "logit".
         objective: the term.
         prepare: converts images to the proxies' input space.
         compute: precision of the network's layers, images per piece, and whether the network is compiled.
@@ -43,14 +43,14 @@ class PieceByPiece:
 
     def __init__(
         self,
-        space: Representation,
+        representation: Representation,
         objective: Term,
         prepare: Callable[[Tensor], Tensor],
         compute: Compute,
         processes: Processes = SEPARATE,
     ) -> None:
-        self.space, self.objective, self.prepare, self.processes = space, objective, prepare, processes
-        self.compute = compute
+        self.representation, self.objective, self.prepare = representation, objective, prepare
+        self.compute, self.processes = compute, processes
         self._fits: int | None = None
         """The largest number of images that fits into memory, once more did not fit."""
         self._compiled_kinds: dict[object, Compiled] = {}
@@ -76,7 +76,7 @@ class PieceByPiece:
     def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, objective: Term) -> None:
         """Warn if a bf16 forward pass changes the direction of the gradient under `proxy`."""
         plain = replace(self.compute, precision="exact", compile=False)
-        exact = PieceByPiece(self.space, self.objective, self.prepare, plain, self.processes)
+        exact = PieceByPiece(self.representation, self.objective, self.prepare, plain, self.processes)
         _, expected = exact._computed(proxy, views, groups, objective)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
@@ -200,18 +200,18 @@ class PieceByPiece:
         """Return the plan by which `views` are split for `proxy`."""
         if len(views) == 1:
             return Plan(1, 1)
-        key = (views.shape[1:], views.dtype, views.device, self.space, self.compute.precision)
+        key = (views.shape[1:], views.dtype, views.device, self.representation, self.compute.precision)
         if key not in proxy.costs:
             proxy.costs[key] = chunking.measure(lambda images: self.features(proxy, images), views)
         return chunking.plan(len(views), proxy.costs[key], self.compute.chunk, views.device).at_most(self._fits)
 
     def features(self, proxy: Proxy, images: Tensor) -> Tensor:
         """Features of `images`, (n, d), in the proxy's own dtype."""
-        return proxy(self.prepare(images), self.space, self.compute.precision)
+        return proxy(self.prepare(images), self.representation, self.compute.precision)
 
     def _compiled(self, proxy: Proxy, views: Tensor) -> Compiled:
         if proxy.kind not in self._compiled_kinds:
-            self._compiled_kinds[proxy.kind] = Compiled(proxy, self.space)
+            self._compiled_kinds[proxy.kind] = Compiled(proxy, self.representation)
         found = self._compiled_kinds[proxy.kind]
         found.take(proxy)
         found.check(proxy, self.prepare(views[:2]))
@@ -230,9 +230,9 @@ class PieceByPiece:
         seen = self.features(proxy, leaf)
         if not seen.requires_grad:
             raise ProxyError(
-                f"the {PLURAL[self.space]} of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not depend "
-                "differentiably on the images: something in its forward pass is detached or under no_grad. There is no "
-                "gradient through it; use another network or head."
+                f"the {PLURAL[self.representation]} of proxy '{proxy.name}' ({type(proxy.network).__name__}) do not "
+                "depend differentiably on the images: something in its forward pass is detached or under no_grad. No "
+                "gradient goes through it; use another network or head."
             )
         return leaf, seen
 

@@ -8,15 +8,13 @@ first rounds. "relative" then freezes it: the objective is a fixed function, and
 from __future__ import annotations
 
 import math
-from numbers import Real
 from statistics import median_low
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddplug.core.options import Absolute, Schedule, Weighting, check_count
-from ddplug.errors import InputError
+from ddplug.core.options import Absolute, Schedule, Weighting, check_count, check_factor
 
 BOUND = 10.0
 """Largest sustained lambda, in multiples of the first: where the term vanishes, lambda would grow without end."""
@@ -39,7 +37,7 @@ class Lambda:
     """
 
     def __init__(self, weight: float, how: Weighting) -> None:
-        self.weight, self.how = check_weight(weight), how
+        self.weight, self.how = check_factor("weight", weight), how
         self.lam = self.weight * how.unit if isinstance(how, Absolute) else None
         """Lambda, once it is settled."""
         self.factor = 1.0
@@ -148,23 +146,3 @@ def cosine(rounds: int) -> Schedule:
     """A schedule that falls from 1 to 0 over `rounds` rounds along half a cosine, and stays at 0."""
     check_count("rounds", rounds)
     return lambda round_: 0.5 * (1 + math.cos(math.pi * min(1.0, round_ / rounds)))
-
-
-def scheduled(schedule: Schedule | None, number: int) -> float:
-    """Return the value of `schedule` for round `number`; `InputError` unless it is a finite number >= 0."""
-    if schedule is None:
-        return 1.0
-    factor = schedule(number)
-    if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-        raise InputError(f"the schedule gave {factor!r} for round {number}, expected a finite number >= 0.")
-    return float(factor)
-
-
-def check_weight(weight: float) -> float:
-    """`weight` as a float, or `InputError` unless it is finite and >= 0."""
-    if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
-        raise InputError(
-            f"weight must be a finite number >= 0, got {weight!r}. 0 switches the regulariser off; "
-            "1 is as much as the host's own gradient."
-        )
-    return float(weight)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from ddplug.core.flags import COMPARED, FLAGS, read_weight
-from ddplug.core.weighting import check_weight
+from ddplug.core.options import check_factor
 from ddplug.errors import InputError
 from ddplug.hosting.options import Views
 from ddplug.lab.dm_trainer import Init, check_init
@@ -75,7 +75,7 @@ def arms(weights: Sequence[float | str], views: Sequence[str] = ("host",), terms
     unknown = [name for name in views if name not in get_args(Views)]
     if unknown or not views:
         raise InputError(f"views must be host, clean or both, got {', '.join(unknown) or 'none'}.")
-    checked = [weight if weight == "paper" else check_weight(weight) for weight in weights]  # type: ignore[arg-type]
+    checked = [weight if weight == "paper" else check_factor("weight", weight) for weight in weights]  # type: ignore[arg-type]
     for term in filter(None, terms):
         make(term)  # raises for an unknown term
     others = [

@@ -565,18 +565,6 @@ def test_healthy_hosts_are_left_in_peace(pool: ddplug.ProxyPool, batch: Batch, k
         step(regularizer, batch)
 
 
-def test_a_state_that_is_damaged_changes_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
-    first, second = (layer(pool, weighting=ddplug.Relative(1)) for _ in range(2))
-    step(first, batch)
-    state, before = first.state_dict(), repr(second.state_dict())
-    for damage in ({"history": [{"number": 0}]}, {"generators": {"proxies": torch.zeros(3)}}, {"rounds": None}):
-        with pytest.raises(ddplug.errors.InputError, match="damaged .*nothing was taken"):
-            second.load_state_dict({**state, **damage})
-        assert repr(second.state_dict()) == before
-    second.load_state_dict(state)
-    assert second.lam == first.lam
-
-
 def test_a_state_that_is_found_to_be_damaged_half_way_changes_nothing(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """The view comes last, and only it knows what its state may be."""
     options: dict[str, Any] = {"weighting": ddplug.Relative(1)}
