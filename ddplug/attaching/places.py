@@ -74,7 +74,7 @@ def find_place(
             f"got the class {trainer.__name__}, expected an instance of it or a module: attach once it is made."
         )
     if isinstance(trainer, Optimizer):
-        where, stepped = of_optimizer(trainer, labels)
+        where, stepped = of_optimizer(trainer, images, labels)
         return Place(where, stepped.install, own_views=True)
     if at is not None:
         return _callable_place(trainer, *resolve(trainer, at), images, labels, augment)
@@ -90,7 +90,7 @@ def find_place(
                 problems.append(f"  {name}: not taken, as there is an augmentation; at='{name}' if it sees the images")
                 continue
             return place
-    if (stepped_images := of_trainer(Held(trainer), labels, shape)) is not None:
+    if (stepped_images := of_trainer(Held(trainer), images, labels, shape)) is not None:
         where, stepped = stepped_images
         return Place(where, stepped.install, own_views=True)
     kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__

@@ -148,13 +148,18 @@ class Stepped:
 _MARK = "__ddplug_attached__"
 
 
-def of_optimizer(optimizer: Optimizer, labels: Labels | None) -> tuple[str, Stepped]:
+def of_optimizer(optimizer: Optimizer, images: Any, labels: Labels | None) -> tuple[str, Stepped]:
     """Return the place before the steps of `optimizer`, and its description.
+
+    Args:
+        optimizer: it holds the images.
+        images: as given to `attach`; None if these are all that it holds.
+        labels: as given to `attach`.
 
     Raises:
         HostError: it holds no images, or others beside them; labels are missing; it is attached to already.
     """
-    held = _images_of(optimizer)
+    held = _images_of(optimizer, images)
     count = rows_in(*held)
     if labels is None or isinstance(labels, str):
         raise HostError(
@@ -165,10 +170,12 @@ def of_optimizer(optimizer: Optimizer, labels: Labels | None) -> tuple[str, Step
         raise HostError("ddplug is already attached to this optimizer; detach() that handle first.")
     of = f"images {tuple(held[0].shape)}" if len(held) == 1 else f"{count} images in {len(held)} tensors"
     given = labels if callable(labels) else lambda _: labels
-    return f"{type(optimizer).__name__} of {of}", Stepped(_images_of, given, optimizer=optimizer)
+    return f"{type(optimizer).__name__} of {of}", Stepped(
+        partial(_images_of, images=images), given, optimizer=optimizer
+    )
 
 
-def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[str, Stepped] | None:
+def of_trainer(host: Held, images: Any, labels: Labels | None, shape: Shape | None) -> tuple[str, Stepped] | None:
     """Return the place before the steps of the images that a trainer holds, and its description.
 
     Images are leaf tensors with as many rows as there are labels: a tensor, a parameter, a list of leaves, an
@@ -176,13 +183,14 @@ def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[
 
     Args:
         host: the trainer.
+        images: as given to `attach`.
         labels: as given to `attach`.
         shape: (c, h, w) of the real images, if known; others are no synthetic images.
 
     Raises:
         HostError: several tensors may be the images.
     """
-    found = _candidates(host, labels, shape)
+    found = _candidates(host, images, labels, shape)
     if not found:
         return None
     first = found[0]
@@ -191,10 +199,10 @@ def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[
             f"several tensors may be the synthetic images: {', '.join(each.images for each in found)}. Say which: "
             f"images='{first.images}', say."
         )
-    images, named = first.images, first.labels
+    named = first.labels
 
     def leaves(optimizer: Optimizer) -> list[Tensor]:
-        held = leaves_in(host.get(images))
+        held = leaves_in(host.get(first.images) if images is None or isinstance(images, str) else images)
         stepped = {id(each) for each in stepped_by(optimizer)}
         return held if any(id(leaf) in stepped for leaf in held) else []
 
@@ -203,16 +211,17 @@ def of_trainer(host: Held, labels: Labels | None, shape: Shape | None) -> tuple[
             return host.get(named)
         return labels(views) if callable(labels) else labels
 
-    of = " in ".join([*([f"{len(first.leaves)} tensors"] if len(first.leaves) > 1 else []), f"'{images}'"])
+    of = " in ".join([*([f"{len(first.leaves)} tensors"] if len(first.leaves) > 1 else []), f"'{first.images}'"])
     described = f"{tuple(first.leaves[0].shape)}, labels '{named}'" if named else f"{tuple(first.leaves[0].shape)}"
     return f"the optimizer of {of} {described}", Stepped(leaves, given, shape)
 
 
-def _candidates(host: Held, labels: Labels | None, shape: Shape | None) -> list[Found]:
+def _candidates(host: Held, images: Any, labels: Labels | None, shape: Shape | None) -> list[Found]:
     """Return tensors that may be the synthetic images; those that an optimizer of the trainer holds, if any does."""
     items = list(all_items(host))
+    named_images = [(images, host.get(images))] if isinstance(images, str) else [("images", images)]
     found: list[Found] = []
-    for name, value in items:
+    for name, value in items if images is None else named_images:
         leaves = leaves_in(value)
         if not leaves or name.endswith((".weight", ".bias")) or not all(may_be_images(leaf, shape) for leaf in leaves):
             continue
@@ -238,15 +247,17 @@ def may_be_images(leaf: Tensor, shape: Shape | None) -> bool:
     return leaf.shape[-3:] == shape or (leaf.ndim == 2 and leaf.shape[1] == math.prod(shape))
 
 
-def _images_of(optimizer: Optimizer) -> list[Tensor]:
-    """Return the synthetic images of `optimizer`; `HostError` if it holds others, too."""
+def _images_of(optimizer: Optimizer, images: Any) -> list[Tensor]:
+    """Return the synthetic images of `optimizer`; `HostError` if it holds others and `images` is not given."""
     held = stepped_by(optimizer)
+    if images is not None and (given := leaves_in(images)):
+        return given
     leaves = [p for p in held if p.ndim == 4]
     if not leaves or len({leaf.shape[1:] for leaf in leaves}) > 1 or len(leaves) != len(held) > 1:
         raise HostError(
             f"the optimizer holds {len(leaves)} tensors that could be synthetic images (n, c, h, w), expected one, or "
             f"one per class and no others; its tensors have shapes {[tuple(p.shape) for p in held]}. Attach to the "
-            "optimizer of the images."
+            "optimizer of the images, or pass these: images=[...]."
         )
     return leaves
 

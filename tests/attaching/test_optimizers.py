@@ -271,3 +271,26 @@ def test_an_optimizer_with_a_first_step_is_refused(pool: ddplug.ProxyPool, batch
 
     with pytest.raises(ddplug.errors.HostError, match="first_step"):
         attach(SAM([batch[0].clone().requires_grad_()], lr=0.1), pool, labels=batch[1])
+
+
+@pytest.mark.parametrize("given", ["name", "tensor", "optimizer"])
+def test_images_that_are_named_among_others(given: str, pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """The advice of the errors: several tensors may be the images, or an optimizer steps others beside them."""
+    leaf, other = (batch[0].clone().requires_grad_() for _ in range(2))
+    optimizer = torch.optim.SGD([leaf, other], lr=0.1)
+    trainer = SimpleNamespace(syn=leaf, other=other, labels=batch[1], optimizer=optimizer)
+    host: Any = optimizer if given == "optimizer" else trainer
+    labels = {"labels": batch[1]} if given == "optimizer" else {}
+    said = "Attach to the optimizer of the images, or pass these" if given == "optimizer" else "images='syn', say"
+    other.data = other.data[..., :2] if given == "optimizer" else other.data
+    with pytest.raises(ddplug.errors.HostError, match=said):
+        attach(host, pool, augment="none", **labels)
+    with attach(host, pool, augment="none", images="syn" if given == "name" else leaf, **labels):
+        (leaf.sum() + other.sum()).backward()
+        optimizer.step()
+    own = batch[0].clone().requires_grad_()
+    (of_cmi,) = torch.autograd.grad(ddplug.CMI(pool)(own, batch[1]), own)
+    assert leaf.grad is not None
+    assert other.grad is not None
+    torch.testing.assert_close(leaf.grad - 1, LAM * of_cmi, rtol=1e-9, atol=1e-12)
+    assert bool((other.grad == 1).all())
