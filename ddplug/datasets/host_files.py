@@ -18,7 +18,7 @@ from ddplug.utils.records import between, read_record
 
 _IMAGES = "images_"
 _AVERAGED = "ema_"
-"""What FTD puts before the names of files with a running average of the images."""
+"""FTD's prefix of files with a running average of the images."""
 _FORMED = re.compile(r"data(_?[0-9]{1,9}|_best)?\.pt")
 
 
@@ -35,7 +35,7 @@ class Beside(NamedTuple):
     lr: float | None
     """The learning rate that was learned; MTT keeps it elsewhere."""
     whitened: bool
-    """Whether the host undid a whitening to show the images, so that the images themselves are whitened."""
+    """True if the host undid a whitening to show the images, so that the images themselves are whitened."""
     classes: Tensor | None
     """int64 (n,): where labels were learned, the class that each image was made for, one class after another."""
 

@@ -35,9 +35,6 @@ class _Facts(TypedDict):
     space: NotRequired[dict[str, Any] | None]
 
 
-"""What the entries of a set's file may be, beside its images and labels."""
-
-
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
     """Images (n, c, h, w) and their labels, int64 (n,) or probabilities, float (n, classes).
@@ -48,14 +45,14 @@ class SyntheticSet:
     images: Tensor
     labels: Tensor
     space: AnySpace | None = None
-    """What the numbers in the images mean; None if the file does not say."""
+    """The meaning of the numbers in the images; None if the file does not say."""
     dataset: str | None = None
     meaning: Meaning | None = None
-    """Where `space` is None, what is known of it all the same: the data set's own normalisation, or its ZCA."""
+    """The kind of space, where `space` is None: the data set's own normalisation, or its ZCA."""
     lr: float | None = None
     """The learning rate that was learned with the images, if one was."""
     given_classes: Tensor | None = None
-    """Where labels are learned, the class that each image was distilled for, int64 (n,), if that is known."""
+    """The class that each image was distilled for, int64 (n,), if labels were learned and it is known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", self.images.detach().float())

@@ -13,7 +13,7 @@ from torch import nn
 from ddplug.errors import ProxyError
 
 LIBRARIES = ("torchvision/", "timm/")
-"""What names of networks begin with that other packages build."""
+"""Prefixes of the names of networks that other packages build."""
 
 
 def spec_of(architecture: str, options: dict[str, Any]) -> dict[str, Any]:

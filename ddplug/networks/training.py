@@ -34,7 +34,7 @@ Schedule = Literal["step", "cosine"]
 
 
 class Loss(Protocol):
-    """A loss in the place of cross-entropy; its repr says all that decides it."""
+    """A loss in the place of cross-entropy; its repr names all its settings."""
 
     def begin_epoch(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
         """Hook before every epoch, with the network as it is then, and all images and labels."""

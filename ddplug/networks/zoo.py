@@ -303,7 +303,7 @@ def _norm(norm: str, width: int) -> nn.Module:
 
 
 def _extent(channels: int, size: Sequence[int]) -> tuple[int, int, bool]:
-    """Height and width that the first convolution makes of images, and whether it pads them to that (28x28, grey)."""
+    """Return height and width after the first convolution, and True if it pads images to that (28x28, grey)."""
     padded = channels == 1 and tuple(size) == (28, 28)
     return (32, 32, True) if padded else (size[0], size[1], False)
 

@@ -127,11 +127,11 @@ class ProxyPool:
 
     @property
     def pending(self) -> bool:
-        """True if its proxies are still to come."""
-        return False
+        """True if the pool has no proxies yet."""
+        return not self.proxies
 
     def space_of(self, given: AnySpace | str | None) -> AnySpace | None:
-        """The input space that a user means by `given`, for images that these proxies are to look at.
+        """Return the input space of images for these proxies, as the user gave it.
 
         Raises `InputError` for a string that means none, and for a pool that does not say what its own space is, as
         nothing could be converted and the word would be ignored.
@@ -155,11 +155,11 @@ class ProxyPool:
         return found
 
     def derived_space(self, found: AnySpace | None) -> AnySpace | None:
-        """A host's space that was found out and not given: of no use to a pool that does not know its own."""
+        """Return a space that was found and not given; None for a pool of unknown space, which cannot convert."""
         return found if self.info.space is not None or self.pending else None
 
     def check_draw(self, count: int) -> None:
-        """`InputError` if so many different proxies cannot be drawn; nothing is known of a pool that is to come."""
+        """Raise `InputError` if the pool has fewer than `count` proxies; a pending pool passes."""
         if not self.pending and not 1 <= count <= len(self):
             raise InputError(f"draw must be between 1 and the pool's size, {len(self)}, got {count}.")
 
@@ -172,7 +172,7 @@ class ProxyPool:
         return [self.proxies[i] for i in order.tolist()]
 
     def check(self, images: Tensor, space: AnySpace | None) -> None:
-        """Raise unless these proxies can look at `images` of a host whose input space is `space`; reads no value.
+        """Raise unless these proxies take `images` in the input space `space`; reads no value.
 
         Raises:
             InputError: not (n, c, h, w) or not floating-point.
@@ -236,7 +236,7 @@ class ProxyPool:
         return short_sha256(proxy.digest().encode() for proxy in self.proxies)
 
     def probe(self, images: Tensor, input_space: AnySpace | None, representation: Representation) -> None:
-        """Show a batch to every proxy, and raise `ProxyError` unless each answers with numbers, drawing none.
+        """Raise `ProxyError` unless every proxy gives finite numbers for a batch, and draws no random numbers.
 
         A proxy that is broken, or of another kind of images, is best found out before it is relied on.
         """
@@ -258,7 +258,7 @@ class ProxyPool:
                     )
 
     def prepare(self, images: Tensor, space: AnySpace | None) -> Tensor:
-        """`images` of a host whose input space is `space`, as these proxies want them; differentiable.
+        """Convert `images` in the input space `space` to that of these proxies; differentiable.
 
         An unknown space is taken to be the pool's own. Moves the pool to the images' device, once.
         """
@@ -305,7 +305,7 @@ def _plain(name: str) -> str:
 
 
 class DeferredPool(ProxyPool):
-    """A pool that is still to come, with the host's run say; it has no proxies until `fill`.
+    """A pool that gets its proxies later, by `fill`, for instance when a host runs.
 
     `given` is what names it, for its text.
     """
@@ -315,11 +315,6 @@ class DeferredPool(ProxyPool):
         self.proxies: list[Proxy] = []
         self.info = PoolInfo()
         self._device = None
-
-    @property
-    def pending(self) -> bool:
-        """True if the pool is not filled yet."""
-        return not self.proxies
 
     def fill(self, pool: ProxyPool) -> None:
         """Become `pool`."""

@@ -71,7 +71,7 @@ class Header:
     """Networks the pool is to have; fewer recorded ones mean that its making was interrupted."""
     networks: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
-    """How the networks were trained, so that a continued pretraining can tell whether it is the same one."""
+    """Settings of the training, which a pretraining that goes on compares with its own."""
 
     @property
     def complete(self) -> bool:

@@ -30,7 +30,7 @@ class PoolInfo:
     shape: tuple[int, int, int] | None = None
     """Channels, height and width of its images."""
     space: AnySpace | None = None
-    """What the numbers in those images mean."""
+    """The meaning of the numbers in these images."""
     fingerprint: str | None = None
     """A hash of the data set, by which two of one name differ."""
 
@@ -48,7 +48,7 @@ class Proxy:
     name: str = "proxy"
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What a pass over an image of some kind was seen to cost; see `ddplug.core.chunking`."""
+    """The measured cost of a pass over an image, by its kind; see `ddplug.core.chunking`."""
 
     def __post_init__(self) -> None:
         self._named_by_user = bool(self.head)
@@ -84,7 +84,7 @@ class Proxy:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Equal for proxies that compute the same, but for their weights; for networks of unknown making, their own."""
+        """A key that is equal for proxies which differ in their weights only; a network without `spec` has its own."""
         if self._kind is None:
             made: object = id(self.network)
             if isinstance(spec := getattr(self.network, "spec", None), Mapping):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Parts = Iterable[bytes | memoryview]
-"""What is hashed, one part after another; where one part ends and the next begins makes no difference."""
+"""Bytes that are hashed one after another; their division into parts makes no difference."""
 
 
 def sha256(parts: Parts) -> str:

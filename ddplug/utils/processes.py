@@ -1,4 +1,4 @@
-"""Processes of torch.distributed that make one estimate: what each of them has, and what they tell each other.
+"""Processes of torch.distributed that make one estimate: the contents of each, and their exchange.
 
 Rows of all processes are gathered, rather than a term's sums, so that every term is computed as in one process. A row
 of features is smaller than the image it is of, and costs nothing beside that image's way through a network.
@@ -69,16 +69,16 @@ class Processes:
 
     @property
     def factor(self) -> int:
-        """On a gradient that the host is going to divide by the number of processes."""
+        """Factor of a gradient that the host will divide by the number of processes."""
         return self.size if self.sharing == "averaged" else 1
 
     @property
     def norms(self) -> float:
-        """On squared norms summed over the processes, to make them those of one process."""
+        """Factor that makes squared norms, summed over the processes, those of one process."""
         return 1 / {"averaged": self.size**2, "replicated": self.size}.get(self.sharing, 1)
 
     def check(self) -> None:
-        """`InputError` where there are several processes and nothing was said, or those meant were not found."""
+        """Raise `InputError` if there are several processes and no sharing was given, or they were not found."""
         if self.sharing == "one" and self.size > 1:
             raise InputError(
                 f"torch.distributed runs {self.size} processes, and each would estimate, and find a lambda, on its own "
@@ -113,7 +113,7 @@ class Processes:
         return sum(other for _, other in everybody) if self.pooled else count
 
     def gather(self, rows: Tensor) -> tuple[Tensor, slice]:
-        """The `rows`, (n, ...), of all processes in their order, and where among them those of this one are."""
+        """The `rows`, (n, ...), of all processes in their order, and the slice of this process."""
         if not self.pooled:
             return rows, slice(None)
         sizes = [int(size) for size in self._all(torch.tensor([len(rows)], device="cpu"))]
@@ -156,4 +156,4 @@ class Processes:
 
 
 SEPARATE = Processes()
-"""One process that has all there is."""
+"""One process with all images."""

@@ -41,9 +41,9 @@ def load_tensors(
 
     Args:
         path: the file.
-        what: what it is, in a few words, for the error if there is none.
-        expected: what it should hold, "a state dict" for instance, for both errors.
-        advice: what to do about a file that cannot be read, as a sentence; by default only what may be wrong is said.
+        what: its kind, in a few words, for the error if the file is missing.
+        expected: the expected content, "a state dict" for instance, for both errors.
+        advice: a sentence on what to do about a file that cannot be read.
         error: class of the error.
         mmap: leave the tensors on disk until they are used, where the format of the file allows it, and unchecked.
 
