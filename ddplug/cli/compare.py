@@ -60,11 +60,13 @@ def _setup(
     **options: Any,
 ) -> Any:
     """Build the `Setup` of a command's comparisons; parameters with defaults are options of `compare` and `tune`."""
+    from ddplug.hosting.host import comparable
     from ddplug.lab.judge import Judge
     from ddplug.lab.plan import Settings
     from ddplug.lab.setup import Setup
     from ddplug.proxies.pretrain import MIRRORED
 
+    spec = None if host == "own" else comparable(host).spec()
     regularizer = {name: read(name, value) for name, value in options.items()}
     term = regularizer.pop("term")
     where = shared.device_of(device)
@@ -85,13 +87,11 @@ def _setup(
     pool = _pool(proxies, real)
     judge = Judge(real.to(where), settings, pool, _pool(heldout, real) if heldout else None, where)
     setup = Setup(host, judge)
-    if host == "own":
+    if spec is None:
         return setup
     from ddplug.hosting.checkout import find_repo
-    from ddplug.hosting.host import comparable
     from ddplug.lab.upstream_host import Upstream
 
-    spec = comparable(host).spec()
     checkout = find_repo(spec, repo)
     return replace(setup, upstream=lambda changed: Upstream(spec, checkout, proxies, changed, download))
 

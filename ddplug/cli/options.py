@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ddplug.datasets.images import ImageData
 
 DataName = Annotated[
-    str, typer.Option("--data", help="shapes, digits, cifar10, cifar100, svhn, mnist, fashionmnist, stl10 or folder.")
+    str,
+    typer.Option(
+        "--data", help="shapes, digits, cifar10, cifar100, svhn, mnist, fashionmnist, stl10, or a folder's path."
+    ),
 ]
 DataPath = Annotated[
     Path | None, typer.Option("--data-path", help="Folder of the data set; not for shapes and digits.")

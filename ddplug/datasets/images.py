@@ -110,16 +110,18 @@ def load(name: str, path: str | Path | None = None, *, download: bool = False, p
       offsets, int64 (n + 1,); labels, uint8 (n,); and classes. Normalised by the usual constants.
     - "folder": any folder of images train/CLASS/* and test/CLASS/* (or val/CLASS/*), or CLASS/* alone, of which a tenth
       of each class becomes the test split; all of one size, and grey if all of them are. Opacity is dropped.
-      Normalised by the mean and std of the train split.
+      Normalised by the mean and std of the train split. A name with a slash is such a folder's path.
 
     With `download`, torchvision fetches what is missing of its own data sets.
 
     Raises `DataError` for an unknown name, a missing package, a layout that is none of these, a damaged file, or
     content that is not what the name says.
     """
+    if path is None and ("/" in name or name.startswith(".")) and user_path(name).is_dir():
+        name, path = "folder", name
     if name not in ("shapes", "digits", "folder", *layouts.TORCHVISION):
         known = ", ".join(layouts.TORCHVISION)
-        raise DataError(f"unknown data set {name!r}; expected shapes, digits, {known}, or folder with a path")
+        raise DataError(f"unknown data set {name!r}; expected shapes, digits, {known}, or a folder")
     if name in ("shapes", "digits"):
         if path is not None:
             raise DataError(f"{name} are drawn or ship with scikit-learn, and take no path, got {path}; leave it out")

@@ -68,7 +68,8 @@ def _called(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     path = user_path(path)
-    file = path / "compare.json" if path.is_dir() else path
+    inside = [path / name for name in ("compare.json", "comparison/compare.json")]  # the second in a demo's folder
+    file = next(filter(Path.is_file, inside), inside[0]) if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"there is no '{file}'; name a comparison's folder, or the cmi*.json of a run.")
     kind = Comparison if read_json(file, "name another").get("format") == COMPARISON else Rounds

@@ -178,6 +178,8 @@ def read_network(folder: Path, record: dict[str, Any]) -> Proxy:
 def read_pool(folder: Path, budget: int | None = None) -> tuple[list[Proxy], PoolInfo]:
     """Read the proxies and information of `ProxyPool.load`; without a budget, everything is kept in memory."""
     folder = user_path(folder)
+    if not (folder / HEADER).is_file() and (folder / "proxies" / HEADER).is_file():  # the folder of a demo
+        folder /= "proxies"
     header = read_header(folder)
     if not header.complete:
         raise ProxyError(

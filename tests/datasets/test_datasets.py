@@ -341,7 +341,7 @@ def test_unknown_layouts_are_answered_with_the_known_ones(tmp_path):
 
 
 def test_unknown_names_and_stray_arguments_are_refused(tmp_path):
-    with pytest.raises(DataError, match="'mnst'; expected shapes, digits, cifar10, cifar100, svhn, .*, or folder"):
+    with pytest.raises(DataError, match="'mnst'; expected shapes, digits, cifar10, cifar100, svhn, .*, or a folder"):
         load("mnst")
     with pytest.raises(DataError, match="take no path"):
         load("digits", tmp_path)
@@ -351,6 +351,7 @@ def test_any_folder_of_images_is_normalised_by_its_own_train_split(tmp_path):
     write_folder(tmp_path, pictures(12, 0, (10, 6)), [0, 1, 1] * 4, "train", ("b", "a"), suffix="bmp")
     write_folder(tmp_path, pictures(4, 1, (10, 6)), [0, 1] * 2, "test", ("b", "a"))
     data = load("folder", tmp_path, progress=False)
+    assert load(f"{tmp_path}/", progress=False).fingerprint() == data.fingerprint()
     assert data.class_names == ("a", "b")
     assert data.shape == (3, 10, 6)
     assert data.train_labels.bincount().tolist() == [8, 4]

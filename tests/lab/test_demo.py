@@ -121,6 +121,14 @@ def test_a_second_demo_trains_nothing_and_says_the_same(tmp_path: Path, monkeypa
     assert all(row in second for row in rows)
 
 
+def test_a_demos_folder_is_one_for_plot_and_for_proxies(tmp_path: Path) -> None:
+    demo("--out", tmp_path / "out")
+    result = CliRunner().invoke(cli.app, ["plot", str(tmp_path / "out"), "--out", str(tmp_path / "drawn.png")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "drawn.png").is_file()
+    assert len(ProxyPool.load(tmp_path / "out")) == 2
+
+
 def test_an_interrupted_demo_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo("--out", tmp_path / "whole")
     real, calls = Recipe.judge, list[None]()
