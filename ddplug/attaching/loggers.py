@@ -34,7 +34,7 @@ def log(history: History, *loggers: Logger) -> Callable[[], None]:
 
     A logger that fails is warned about once, and the run goes on.
     """
-    ends = [history.tell(logger.write) for logger in loggers]
+    ends = [history.subscribe(logger.write) for logger in loggers]
     left = list(zip(ends, loggers, strict=True))
 
     def end() -> None:

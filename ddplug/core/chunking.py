@@ -65,7 +65,7 @@ def plan(images: int, cost: Cost, chunk: Chunk, device: torch.device) -> Plan:
             raise InputError(
                 f"chunk={chunk} takes {images} images apart, but in this proxy the features of an image depend on the "
                 "others of its batch (batch normalisation without running statistics?). Use chunk='auto', which keeps "
-                "such a batch whole, or other proxies."
+                "this batch whole, or other proxies."
             )
         return Plan(min(chunk, images), 1)
     if cost.mixes:

@@ -40,7 +40,7 @@ class Estimator:
         pool: the proxies, of which `step.compute.draw` are drawn and averaged over.
         step: computes the term and its gradient under one proxy.
         count: views of every image that the estimate is made on.
-        view: function that makes such a view; None for the images themselves.
+        view: function that makes a view; None for the images themselves.
         seed: of our own generators, the only ones drawn from.
         real: the source of real images, for a term that compares with them.
     """

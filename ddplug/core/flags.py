@@ -1,4 +1,4 @@
-"""The regulariser's options as flags: what a command line, a host's parser and a comparison's record can say.
+"""The regulariser's options as flags: the forms of command lines, hosts' parsers and records.
 
 Each is a scalar or a string of one name. `keywords` is the one place that makes `Regularizer`'s arguments of them.
 """
@@ -117,20 +117,20 @@ def keywords(weight: float | str, setting: tuple[str, str, int] | None = None, *
 
 def code(weight: float | str, **flags: Any) -> str:
     """Return the Python source of the arguments of `ddplug.attach` that `keywords` makes of these flags."""
-    said = [f"weight={weight!r}"]
+    parts = [f"weight={weight!r}"]
     weighting = flags.get("weighting", "relative")
     if "calibrate" in flags and weighting != "absolute":
-        said.append(f"weighting=ddplug.{weighting.capitalize()}({flags['calibrate']})")
+        parts.append(f"weighting=ddplug.{weighting.capitalize()}({flags['calibrate']})")
     elif "weighting" in flags:
-        said.append(f"weighting={weighting!r}")
+        parts.append(f"weighting={weighting!r}")
     term = flags.get("term", "cmi")
     if "temperature" in flags:
-        said.append(f"term=ddplug.terms.make({term!r}, temperature={flags['temperature']!r})")
+        parts.append(f"term=ddplug.terms.make({term!r}, temperature={flags['temperature']!r})")
     elif "term" in flags:
-        said.append(f"term={term!r}")
-    said += [f"{name}={flags[name]!r}" for name in ("representation", "seed") if name in flags]
+        parts.append(f"term={term!r}")
+    parts += [f"{name}={flags[name]!r}" for name in ("representation", "seed") if name in flags]
     if "views_per_image" in flags:
-        said.append(f"views={flags['views_per_image']}")
+        parts.append(f"views={flags['views_per_image']}")
     if compute := [f"{name}={flags[name]!r}" for name in Compute.__dataclass_fields__ if name in flags]:
-        said.append(f"compute=ddplug.Compute({', '.join(compute)})")
-    return ", ".join(said)
+        parts.append(f"compute=ddplug.Compute({', '.join(compute)})")
+    return ", ".join(parts)

@@ -65,7 +65,7 @@ class History:
         self._hidden_from: int | None = None
         """The position of the first hidden round."""
 
-    def tell(self, reader: Reader) -> Callable[[], None]:
+    def subscribe(self, reader: Reader) -> Callable[[], None]:
         """Call `reader` with all rounds that this process adds; return a function that passes the last and ends it.
 
         Every round is passed once, when it is neither hidden nor on the device. A reader that raises is warned about

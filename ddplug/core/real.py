@@ -95,7 +95,7 @@ class RealImages:
     def of_round(self, offered: Sequence[RealBatch | None], labels: Tensor) -> RealBatch:
         """The batches of a round's calls together, else a sample of the classes of `labels`, (n,), in the views' space.
 
-        Raises `InputError` if there are neither batches nor data.
+        Raises `InputError` without batches and data.
         """
         found = [batch for batch in offered if batch is not None and batch.labels is not None]
         if found:

@@ -349,7 +349,7 @@ class RoundKeeper:
         if part > 1:
             self.watch.warn(
                 "set size",
-                f"a round has {images} views, more than set_size={set_size} says that the whole set has, so "
+                f"a round has {images} views, more than the whole set by set_size={set_size}, so "
                 "it counts more than once. Count every view of an image: set_size is in views.",
             )
         found = self.estimator(
@@ -453,7 +453,7 @@ class RoundKeeper:
         if any(past.skipped for past in read):
             self.watch.warn(
                 "not finite",
-                f"the gradient of {term.label} was not finite in round {number}; such rounds are left out and "
+                f"the gradient of {term.label} was not finite in round {number}. These rounds are left out and "
                 "counted (history.skipped). If they keep coming, look at the images' range and input space, at lambda, "
                 "and at the proxies.",
             )

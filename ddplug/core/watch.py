@@ -82,7 +82,7 @@ class Watch:
             warnings.warn(text, DDPlugWarning, stacklevel=2)
 
     def due(self, about: str) -> bool:
-        """Return True if nothing was said `about` that yet."""
+        """Return True if no warning `about` that was issued yet."""
         return about not in self._warned
 
     def expect(self, about: str) -> None:
@@ -159,7 +159,7 @@ class Watch:
                     "strongly as there are classes. If the passes add up before a step, make them one round "
                     "(`with regularizer.round():`); if the host steps class by class, give the size of "
                     "the set, weighting=ddplug.Absolute(set_size=...), and each counts in proportion; or give a share "
-                    "(weighting='relative'), which is measured on such passes.",
+                    "(weighting='relative'), which is measured on these passes.",
                 )
         self._cut += adds_up
         if self._cut >= 2:

@@ -116,7 +116,7 @@ class Lambda:
         return None
 
     def _median(self) -> float:
-        """The share times the lower median of the passages' ratios; 0 if there is none."""
+        """The share times the lower median of the passages' ratios; 0 without a passage."""
         sums = [held.tolist() for held in self._passages]
         ratios = [math.sqrt(host / own) for host, own in sums if own > 0]
         return self.weight * self.factor * median_low(ratios) if ratios else 0.0

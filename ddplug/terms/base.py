@@ -38,11 +38,11 @@ class Term:
 
     name: str = ""
     label: str = ""
-    """What messages and tables call it; its name, if nothing is said."""
+    """Its name in messages and tables; by default `name`."""
     unit: str = ""
     """Of its values, for tables and axes."""
     min_per_class: int = 1
-    """Images that a class needs at least for the term to say anything."""
+    """Least number of images of a class for which the term is not constant."""
     additive_over_classes: bool = False
     """True for a mean over images of something that depends on the image's own class only, so that some classes can
     stand for all (`classes=m`)."""
@@ -82,7 +82,7 @@ class Term:
         )
 
     def against(self, real: Any) -> Term:
-        """The term bound to real images, if it compares with such; see `ddplug.terms.real`."""
+        """The term bound to real images, if it compares with them; see `ddplug.terms.real`."""
         return self
 
     def describe(self, value: float) -> str:
@@ -98,7 +98,7 @@ _TERMS: dict[str, type[Term]] = {}
 def register(name: str) -> Callable[[AnyTerm], AnyTerm]:
     """Class decorator: make a term known under `name`, a word of letters, digits and underscores.
 
-    Raises `InputError` if it is none, or if the name is taken by another term.
+    Raises `InputError` for an invalid name, or one that another term has.
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise InputError(f"a term's name is a word of letters, digits and underscores, got {name!r}.")
@@ -154,7 +154,7 @@ class Groups:
         return len(self.classes) == len(self.index)
 
     def fewer_than(self, images: int) -> bool:
-        """Return True if every class has fewer images; waits for the device if more than two are asked for."""
+        """Return True if every class has fewer images; waits for the device if `images` is above 2."""
         if images <= 2:
             return images == 2 and self.one_image_per_class
         return bool((self.counts < images).all())
@@ -196,7 +196,7 @@ def batched(tensor: Tensor) -> bool:
 
 
 def group(labels: Tensor, rows: int, device: torch.device | str) -> Groups:
-    """Group `rows` images by `labels`, (rows,) of any integer dtype; raises `InputError` for labels that are not such.
+    """Group `rows` images by `labels`, (rows,) of any integer dtype; raises `InputError` for invalid labels.
 
     Classes may have any sizes, any names (non-negative integers) and any order.
     """

@@ -27,7 +27,7 @@ def make(term: TermSpec, **options: Any) -> Term:
         term: a name of `ddplug.terms.terms()`; a sum of several, as text or as factors by name; or a term.
 
     Raises:
-        InputError: an unknown name, a sum that is none, or a class in the place of a name or of a term.
+        InputError: an unknown name, an invalid sum, or a class in the place of a name or of a term.
     """
     if isinstance(term, Term):
         return term
@@ -46,8 +46,8 @@ def make(term: TermSpec, **options: Any) -> Term:
 class Sum(Term):
     """A sum of terms, each times a factor, under one lambda. A negative factor turns a term's sign.
 
-    Factors multiply the terms' *values*, as in a loss that is written down, whatever their sizes: `describe` says how
-    much of the gradient comes from which.
+    Factors multiply the terms' *values*, as in a loss that is written down, whatever their sizes: `describe` gives the
+    part of each in the gradient.
 
     Args:
         parts: factors, finite and not 0, and terms; a sum among them counts as its own terms.
@@ -65,7 +65,7 @@ class Sum(Term):
         names = [term.name for term in terms]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise InputError(
-                f"term {twice[0]!r} occurs {names.count(twice[0])} times in a sum, whose terms are told apart by their "
+                f"term {twice[0]!r} occurs {names.count(twice[0])} times in a sum, whose terms differ by their "
                 "names; add its factors up, or register a term of another name."
             )
         kinds = sorted({term.representation for term in terms if term.representation})
@@ -108,12 +108,12 @@ class Sum(Term):
 
     def describe(self, value: float) -> str:
         """The sum's value, and how long each term's part of the last gradient on the representation was."""
-        said = super().describe(value)
+        text = super().describe(value)
         if not self._last:
-            return said
+            return text
         norms = self._last[0].double()
         parts = zip(self.parts, (norms / norms.sum().clamp(min=1e-300)).tolist(), strict=True)
-        return f"{said}; of the gradient {', '.join(f'{100 * part:.3g} % {term.label}' for (_, term), part in parts)}"
+        return f"{text}; of the gradient {', '.join(f'{100 * part:.3g} % {term.label}' for (_, term), part in parts)}"
 
 
 def _flat(parts: Sequence[tuple[float, Term]]) -> Iterator[tuple[float, Term]]:
@@ -133,7 +133,7 @@ def _factor(name: object, value: object) -> float:
 
 
 def _read(text: str) -> dict[str, float]:
-    """Factors by name of a sum as it is written; nothing if it is no such sum, or a mere name."""
+    """Return the factors by name of a sum as it is written; nothing for other texts and single names."""
     summands = list(_SUMMAND.finditer(text))
     whole = "".join(found.group() for found in summands) == text
     if not whole or re.fullmatch(r"\w+", text) or not all(found.group(1) for found in summands[1:]):

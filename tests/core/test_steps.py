@@ -261,7 +261,7 @@ def recorded(run: Run) -> tuple[list[str], list[int]]:
     said: list[str] = []
     logged: list[int] = []
     run.regularizer._progress.announce = said.append
-    run.regularizer.history.tell(lambda rounds: logged.extend(round_.number for round_ in rounds))
+    run.regularizer.history.subscribe(lambda rounds: logged.extend(round_.number for round_ in rounds))
     return said, logged
 
 
