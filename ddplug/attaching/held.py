@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 DEPTH = 2
+"""Number of parts of the longest dotted name."""
 _NOT_SEARCHED = (
     Tensor, Optimizer, type, str, bytes, types.ModuleType, types.FunctionType, types.MethodType,
     types.BuiltinFunctionType,
@@ -50,9 +51,9 @@ def all_items(host: Holder) -> Iterator[tuple[str, Any]]:
         yield from group
 
 
-def items_of(owner: Any, depth: int = DEPTH) -> Iterator[tuple[str, Any]]:
+def items_of(owner: Any) -> Iterator[tuple[str, Any]]:
     """Yield what `owner` holds, by dotted names, nearest first."""
-    waiting: list[tuple[str, Any, int]] = [("", owner, depth)]
+    waiting: list[tuple[str, Any, int]] = [("", owner, DEPTH)]
     seen = set()
     while waiting:
         prefix, holder, left = waiting.pop(0)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ddplug.core.autograd import uncompiled
 from ddplug.errors import DDPlugWarning, HostError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -221,6 +222,7 @@ class Attribute:
         bases = (vars(base) for base in self._kind.__mro__[1:])
         return next((names[self._name] for names in bases if self._name in names), _MISSING)
 
+    @uncompiled
     def __get__(self, instance: Any, kind: type | None = None) -> Any:
         held = self._of_class()
         own = {} if instance is None or self._name == _CALL else vars(instance)  # Python calls the class's `__call__`

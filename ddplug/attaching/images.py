@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Shown:
         """True if labels of the images' rows can be given to the views."""
         return self.rows is not None or self.by_probes
 
-    @property
+    @cached_property
     def synthetic(self) -> Tensor | None:
         """Numbers of the views that are no real images; None if all are or if it is unknown."""
         return (self.rows >= 0).nonzero().flatten() if self.mixed and self.rows is not None else None

@@ -97,3 +97,41 @@ def test_a_trainer_that_was_compiled_before(pool: ddplug.ProxyPool, batch: Batch
     module.zero_grad()
     step().backward()
     torch.testing.assert_close(module.images.grad, 4.5 * batch[0], rtol=1e-12, atol=0)
+
+
+class ByMethod(nn.Module):
+    """A trainer as a module, whose augmentation is a method, or a function that it holds."""
+
+    def __init__(self, batch: Batch, held: bool) -> None:
+        super().__init__()
+        self.images = nn.Parameter(batch[0].clone())
+        self.register_buffer("labels", batch[1])
+        if held:
+            self.augment = lambda images: images * 1.5  # type: ignore[method-assign]
+
+    def augment(self, images: Tensor) -> Tensor:
+        return images * 1.5
+
+    def forward(self) -> Tensor:
+        return self.augment(self.images).square().sum()
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_compiled_trainer_with_an_augmentation_of_its_own(
+    pool: ddplug.ProxyPool, batch: Batch, held: bool, before: bool
+) -> None:
+    module = ByMethod(batch, held)
+    step: Any = torch.compile(module, backend="eager")
+    if before:
+        step().backward()
+        module.zero_grad()
+    with attach(step, pool) as handle:
+        step().backward()
+        assert len(handle.history) == 1
+    own = batch[0].clone().requires_grad_()
+    (of_cmi,) = torch.autograd.grad(ddplug.CMI(pool)(own * 1.5, batch[1]), own)
+    torch.testing.assert_close(module.images.grad, 4.5 * batch[0] + LAM * of_cmi, rtol=1e-9, atol=1e-12)
+    module.zero_grad()
+    step().backward()
+    torch.testing.assert_close(module.images.grad, 4.5 * batch[0], rtol=1e-12, atol=0)
