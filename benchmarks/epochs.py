@@ -22,8 +22,8 @@ from torch import nn
 from ddplug import datasets
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
+from ddplug.lab.folder import AGAIN, read_json
 from ddplug.lab.judging import DSAPerNetwork, Recipe, maker
-from ddplug.lab.records import AGAIN, read_json
 from ddplug.networks.training import accuracy
 
 

@@ -133,7 +133,8 @@ def compare(
     Interrupt it whenever you like: the same command resumes it, and more seeds, weights or views are added to it.
     The report is of the weights, views and seeds that this command names: repeat the old ones with the new ones.
     """
-    from ddplug.lab.compare import ENTRIES, RESULT
+    from ddplug.lab.compare import RESULT
+    from ddplug.lab.folder import ENTRIES
     from ddplug.lab.page import lacking, write_page
     from ddplug.lab.plan import arms, read_weights
     from ddplug.lab.tables import left_out, standing, tables, verdict

@@ -12,17 +12,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddplug.errors import InputError
-from ddplug.lab.baseline import take, taken_from, to_make, to_take
-from ddplug.lab.folder import REGULARIZERS, check_folder, claim, differing, made_with
+from ddplug.lab.folder import (
+    AGAIN,
+    DONE,
+    ENTRIES,
+    Distilled,
+    check_folder,
+    claim,
+    made_with,
+    read_json,
+    set_name,
+    take,
+    take_baseline,
+)
 from ddplug.lab.judge import Judge
-from ddplug.lab.own_trainer import DONE, set_name
 from ddplug.lab.plan import Arm, Run
-from ddplug.lab.records import AGAIN, Distilled, read_json
 from ddplug.lab.statistics import summary
 from ddplug.terms import make
 from ddplug.utils.files import exclusive_lock, user_path, write_json
 
-RESULT, ENTRIES = "compare.json", "entries"
+RESULT = "compare.json"
 
 
 class Distiller(Protocol):
@@ -87,14 +96,12 @@ def compare(
     check_folder(out)
     wanted = {**made_with(host, judge), **distil.made_with}
     runs = [Run(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
-    source, taken = user_path(baseline or out), []
-    if baseline is not None and (lacking := to_make(out / ENTRIES, runs)):
-        taken = to_take(source / ENTRIES, lacking, differing(source, wanted, ignored=REGULARIZERS))
+    taken = take_baseline(user_path(baseline), out, runs, wanted) if baseline is not None else []
     with exclusive_lock(out / ".lock", out):
         claim(out, wanted)
         work = _Work(distil, out / ENTRIES, judge, host, len(runs), on_progress)
-        for run in taken:
-            take(source / ENTRIES / run.name, out / ENTRIES / run.name)
+        for source in taken:
+            take(source, out / ENTRIES / source.name)
         records: list[dict[str, Any]] = []
         for run in runs:
             records.append(work.record(run, len(records)))
@@ -148,7 +155,7 @@ class _Work:
             checkpoints.append({"iteration": iteration, **judgement, "lambda": made["lambda"], "share": made["share"]})
             times.append({"iteration": iteration, **made["times"]})
         return {
-            **run.described(), "skipped": distilled["skipped"], "taken_from": taken_from(distilled),
+            **run.described(), "skipped": distilled["skipped"], "taken_from": distilled.get("taken_from"),
             "checkpoints": checkpoints, "times": times,
         }  # fmt: skip
 

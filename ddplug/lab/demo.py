@@ -18,12 +18,12 @@ from ddplug.core.figures import figure_of, save_figure
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import InputError
-from ddplug.lab.compare import ENTRIES, compare
+from ddplug.lab.compare import compare
+from ddplug.lab.folder import ENTRIES, read_json, set_name
 from ddplug.lab.judge import Judge
-from ddplug.lab.own_trainer import Own, set_name
+from ddplug.lab.own_trainer import Own
 from ddplug.lab.pictures import Labelled, Maps, draw_images
 from ddplug.lab.plan import BASELINE, Arm, Settings, arms
-from ddplug.lab.records import read_json
 from ddplug.lab.statistics import cost, curve, ratio_interval
 from ddplug.lab.tables import plus_minus, standing, term_of
 from ddplug.proxies.pool import ProxyPool

@@ -14,10 +14,10 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import InputError
 from ddplug.lab.evaluate import judged
+from ddplug.lab.folder import AGAIN, Judgement, read_json
 from ddplug.lab.judging import DSAPerNetwork, Recipe, maker, resolve
 from ddplug.lab.measure import measure_term
 from ddplug.lab.plan import Settings
-from ddplug.lab.records import AGAIN, Judgement, read_json
 from ddplug.networks.training import accuracy
 from ddplug.networks.zoo import seeded
 from ddplug.proxies.pool import ProxyPool

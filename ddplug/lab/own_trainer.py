@@ -22,14 +22,14 @@ from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.synthetic import SyntheticSet, save_set
 from ddplug.lab.dm_trainer import DistributionMatching
+from ddplug.lab.folder import DONE, set_name, write_done
 from ddplug.lab.judge import Judge
 from ddplug.lab.plan import Arm, Run, Settings
 from ddplug.proxies.pool import ProxyPool
-from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
 from ddplug.utils.reading import load_tensors, reported_as, write_tensors
 
-DONE, RUNNING = "distilled.json", "running.pt"
+RUNNING = "running.pt"
 LAST_ROUNDS = 4
 """Rounds before a checkpoint whose mean share it records."""
 
@@ -139,16 +139,6 @@ class Own:
             handle.load_state_dict(state["regularizer"])
             meter.go_on(state["meter"])
             return list(state["notes"])
-
-
-def set_name(iteration: int) -> str:
-    """The file of the set after `iteration` iterations."""
-    return f"set-{iteration:06d}.pt"
-
-
-def write_done(folder: Path, notes: list[dict[str, Any]], skipped: int) -> None:
-    """Say that the run is distilled: for each set its iteration, lambda, share and times; rounds left out."""
-    write_json({"sets": notes, "skipped": skipped}, folder / DONE)
 
 
 def _silent(line: str) -> None:

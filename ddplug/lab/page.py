@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ddplug.core.figures import figure_of
 from ddplug.datasets.synthetic import load_set
+from ddplug.lab.folder import set_name
 from ddplug.lab.judge import Judge
 from ddplug.lab.meaning import with_space
-from ddplug.lab.own_trainer import set_name
 from ddplug.lab.pictures import Labelled, Maps, draw_images, draw_over_time
 from ddplug.lab.tables import (
     COSTS,

@@ -13,8 +13,8 @@ from typing import Any
 
 from ddplug.core.figures import figure_of, rounds_figure, save_figure
 from ddplug.errors import DataError, InputError
+from ddplug.lab.folder import Comparison, Rounds, read_json
 from ddplug.lab.pictures import draw_over_time
-from ddplug.lab.records import Comparison, Rounds, read_json
 from ddplug.lab.tables import by_views, term_of, weight_name
 from ddplug.utils.files import user_path
 

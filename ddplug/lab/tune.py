@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, TypedDict
 
 from ddplug.core.flags import FLAGS, code
 from ddplug.errors import DataError, InputError
-from ddplug.lab.folder import SETTINGS
+from ddplug.lab.folder import SETTINGS, read_json
 from ddplug.lab.plan import arms
-from ddplug.lab.records import read_json
 from ddplug.lab.setup import Setup
 from ddplug.lab.tables import gain, plus_minus, weight_name
 from ddplug.utils.files import user_path, write_json
@@ -58,10 +57,7 @@ class Tuned:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
-        return {
-            "format": "ddplug-tune", "version": 1, "sweep": self.sweep, "choice": self.choice,
-            "confirmation": self.confirmation, "comparisons": self.comparisons,
-        }  # fmt: skip
+        return {"format": "ddplug-tune", "version": 1, **asdict(self)}
 
 
 def tune(

@@ -25,10 +25,9 @@ from ddplug.errors import HostError, InputError
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.host import comparable
 from ddplug.lab.deterministic import TIMES
+from ddplug.lab.folder import AGAIN, DONE, Facts, Times, read_json, set_name, write_done
 from ddplug.lab.judge import Judge
-from ddplug.lab.own_trainer import DONE, set_name, write_done
 from ddplug.lab.plan import Arm, Run, Settings
-from ddplug.lab.records import AGAIN, Facts, Times, read_json
 from ddplug.utils.digest import file_sha256, short_sha256
 from ddplug.utils.files import user_path
 

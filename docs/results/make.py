@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddplug.lab.records import read_json
+from ddplug.lab.folder import read_json
 from ddplug.lab.tables import COSTS, between_terms, by_views, costs, result_columns, results
 
 HERE = Path(__file__).parent

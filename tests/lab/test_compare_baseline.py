@@ -19,6 +19,7 @@ from ddplug.lab.dm_trainer import DistributionMatching
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import Own
 from ddplug.lab.plan import Settings, arms
+from ddplug.utils.files import write_json
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -106,11 +107,13 @@ def test_a_copy_that_was_broken_off_is_made_good(
 ) -> None:
     old = run(tmp_path / "old")
 
-    def killed(*arguments: Any) -> None:
-        raise KeyboardInterrupt
+    def killed(content: Any, path: Path) -> None:
+        if "entries" in path.parts:
+            raise KeyboardInterrupt
+        write_json(content, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddplug.lab.baseline.write_json", killed)
+        patch.setattr("ddplug.lab.folder.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "taken", baseline=tmp_path / "old")
     made.clear()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ddplug.lab.records import read_json
+from ddplug.lab.folder import read_json
 from ddplug.lab.statistics import summary
 
 RESULTS = Path(__file__).parents[2] / "docs/results"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddplug.errors import DataError
-from ddplug.lab.records import read_json
+from ddplug.lab.folder import read_json
 from ddplug.utils.files import write_json
 from ddplug.utils.reading import load_tensors, write_tensors
 
