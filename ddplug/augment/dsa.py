@@ -166,19 +166,10 @@ class DSA(nn.Module):
 
     def _perform(self, op: str, images: Tensor, params: Params) -> Tensor:
         numbers = [getattr(params, name) for name in OPERATIONS[op]]
-        match op:
-            case "color":
-                return dsa_ops.color(images, *numbers)
-            case "crop":
-                return dsa_ops.crop(images, *numbers)
-            case "cutout":
-                return dsa_ops.cutout(images, *numbers, size=params.cutout_size)
-            case "flip":
-                return dsa_ops.flip(images, *numbers)
-            case "scale":
-                return dsa_ops.scale(images, *numbers, align_corners=self.align_corners)
-            case _:
-                return dsa_ops.rotate(images, *numbers, align_corners=self.align_corners)
+        aligned: dict[str, Any] = {"align_corners": self.align_corners}
+        more = {"cutout": {"size": params.cutout_size}, "scale": aligned, "rotate": aligned}
+        views: Tensor = getattr(dsa_ops, op)(images, *numbers, **more.get(op, {}))
+        return views
 
     def get_extra_state(self) -> Tensor:
         """The generator's state, so that a resumed run draws on where it stopped."""

@@ -33,19 +33,12 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     Covers torch's default CPU generator, from which layers are initialised, and that of `device` if it is a CUDA
     device, from which dropout draws. `torch.manual_seed` would also reseed every other device of the host.
     """
-    generators = [torch.default_generator]
     device = torch.device(device)
-    if device.type == "cuda":
-        current = torch.cuda.current_device()  # initialises CUDA, which has no generators before that
-        generators.append(torch.cuda.default_generators[current if device.index is None else device.index])
-    states = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)):
             generator.manual_seed(seed)
         yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 class Network(nn.Module):

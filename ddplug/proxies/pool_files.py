@@ -35,7 +35,6 @@ class Network(TypedDict):
     """A network's entry in the header."""
 
     file: Annotated[str, like(r"\w[\w.-]*")]
-    bytes: Count
     sha256: _Sha256
     name: str
     head: str | None
@@ -143,7 +142,6 @@ def write_network(folder: Path, index: int, proxy: Proxy) -> dict[str, Any]:
     _save_tensors(proxy.weights(), folder / name)
     return {
         "file": name,
-        "bytes": (folder / name).stat().st_size,
         "sha256": file_sha256(folder / name),
         "name": proxy.name,
         "head": proxy.head,
@@ -186,7 +184,8 @@ def read_pool(folder: Path, budget: int | None = None) -> tuple[list[Proxy], Poo
             f"the pool in '{folder}' is unfinished: {len(header.networks)} of {header.wanted} networks. Run the same "
             "`ddplug pretrain` again to continue it, or with a smaller --count to end it."
         )
-    streamed = budget is not None and sum(record["bytes"] for record in header.networks) > budget
+    held = sum(file.stat().st_size for file in folder.glob("proxy_*.safetensors"))
+    streamed = budget is not None and held > budget
     proxies: list[Proxy] = []
     modules: dict[object, nn.Module] = {}
     for record in header.networks:

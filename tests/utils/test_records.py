@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -23,10 +22,9 @@ class Typed(TypedDict):
     b: NotRequired[str]
 
 
-@dataclass
-class Data:
+class Data(TypedDict):
     a: Count
-    b: str = ""
+    b: NotRequired[str]
 
 
 class Nets(TypedDict):
@@ -47,7 +45,6 @@ REFUSED: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "list": (Annotated[list[Count], sized(1, 2)], [[1], (1, 2)], [[], [1, 2, 3], ["a"], 5, "ab", {}]),
     "dictionary": (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, [], None]),
     "typed dictionary": (Typed, [{"a": 1, "c": NAN}, {"a": 1, "b": ""}], [{}, {"a": "x"}, {"a": 1, "b": 2}, [], None]),
-    "dataclass": (Data, [{"a": 1, "c": NAN}, {"a": 1, "b": ""}], [{}, {"a": -1}, {"a": 1, "b": 2}, []]),
     "tensor": (Tensor, [torch.zeros(3)], [[1.0], None]),
 }
 
