@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ class Stepped:
         labels: returns their labels (n,) now, given the images (n, c, h, w).
         shape: (c, h, w) of one image, for leaves in which images are flat.
         optimizer: the one that steps them; None for any.
+        known: optimizers that are known to step them.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Stepped:
         labels: Callable[[Tensor], Any],
         shape: Shape | None = None,
         optimizer: Optimizer | None = None,
+        known: Sequence[Optimizer] = (),
     ) -> None:
         self._leaves, self._labels, self._shape, self._optimizer = leaves, labels, shape, optimizer
+        self._known = known
         self._added: Any = WeakIdKeyDictionary()
         """The gradient of each leaf after CMI's was added: a reference, its version, its values."""
 
@@ -74,14 +77,15 @@ class Stepped:
             add()
             return None
 
+        for known in self._known:
+            if hasattr(known, "first_step"):
+                raise HostError(
+                    f"{type(known).__name__} has a first_step, as SAM has: it perturbs the images along their gradient "
+                    "before CMI's part is added. Attach where views pass: attach(trainer, at='NAME')."
+                )
         if self._optimizer is None:
             return register_optimizer_step_pre_hook(before_step).remove
         optimizer = self._optimizer
-        if hasattr(optimizer, "first_step"):
-            raise HostError(
-                f"{type(optimizer).__name__} has a first_step, as SAM has: it perturbs the images along their gradient "
-                "before CMI's part is added. Attach to the trainer, whose views pass the layer: attach(trainer, ...)."
-            )
         optimizer.__dict__[_MARK] = True
         hook = optimizer.register_step_pre_hook(before_step)
 
@@ -171,7 +175,7 @@ def of_optimizer(optimizer: Optimizer, images: Any, labels: Labels | None) -> tu
     of = f"images {tuple(held[0].shape)}" if len(held) == 1 else f"{count} images in {len(held)} tensors"
     given = labels if callable(labels) else lambda _: labels
     return f"{type(optimizer).__name__} of {of}", Stepped(
-        partial(_images_of, images=images), given, optimizer=optimizer
+        partial(_images_of, images=images), given, optimizer=optimizer, known=[optimizer]
     )
 
 
@@ -213,7 +217,8 @@ def of_trainer(host: Held, images: Any, labels: Labels | None, shape: Shape | No
 
     of = " in ".join([*([f"{len(first.leaves)} tensors"] if len(first.leaves) > 1 else []), f"'{first.images}'"])
     described = f"{tuple(first.leaves[0].shape)}, labels '{named}'" if named else f"{tuple(first.leaves[0].shape)}"
-    return f"the optimizer of {of} {described}", Stepped(leaves, given, shape)
+    known = [value for _, value in all_items(host) if isinstance(value, Optimizer) and leaves(value)]
+    return f"the optimizer of {of} {described}", Stepped(leaves, given, shape, known=known)
 
 
 def _candidates(host: Held, images: Any, labels: Labels | None, shape: Shape | None) -> list[Found]:

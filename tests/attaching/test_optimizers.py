@@ -269,8 +269,11 @@ def test_an_optimizer_with_a_first_step_is_refused(pool: ddplug.ProxyPool, batch
         def first_step(self) -> None:
             """Perturb the images."""
 
-    with pytest.raises(ddplug.errors.HostError, match="first_step"):
-        attach(SAM([batch[0].clone().requires_grad_()], lr=0.1), pool, labels=batch[1])
+    leaf = batch[0].clone().requires_grad_()
+    optimizer = SAM([leaf], lr=0.1)
+    for host in (optimizer, SimpleNamespace(syn=leaf, labels=batch[1], optimizer=optimizer)):
+        with pytest.raises(ddplug.errors.HostError, match=r"first_step.*at='NAME'"):
+            attach(host, pool, labels=batch[1])
 
 
 @pytest.mark.parametrize("given", ["name", "tensor", "optimizer"])
