@@ -45,6 +45,10 @@ class Measurement:
     """CMI / separation."""
     per_class: dict[int, float]
     """CMI of each class by its label."""
+    recognised: float | None
+    """Share of images, in [0, 1], whose largest logit is that of their class; None if proxies know fewer classes."""
+    confidence: float | None
+    """Mean probability of an image's class, in [0, 1], or None likewise."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -76,6 +80,10 @@ def measure(
         sums.append(class_sums(features, groups, temperature))
         if several:
             separations.append(class_separation(features, labels, kind=separation, temperature=temperature))
+    logits = list(_features(pool, images, "logit", input_space))
+    known = min(each.shape[1] for each in logits) > int(labels.max())
+    right = [(each.argmax(1) == labels).double().mean() for each in logits] if known else []
+    own = [each.softmax(1).gather(1, labels[:, None]).mean() for each in logits] if known else []
     by_proxy = torch.stack(sums).sum(1) / len(images)
     per_class = torch.stack(sums).mean(0) / groups.counts
     gamma = torch.stack(separations) if several else None
@@ -90,6 +98,8 @@ def measure(
         separation=gamma.mean().item() if gamma is not None else None,
         ncmi=(by_proxy / gamma).mean().item() if gamma is not None else None,
         per_class=dict(zip(groups.classes.tolist(), per_class.tolist(), strict=True)),
+        recognised=torch.stack(right).mean().item() if known else None,
+        confidence=torch.stack(own).mean().item() if known else None,
     )
 
 

@@ -105,12 +105,18 @@ def measurement_table(measurement: Measurement, title: str, class_names: Sequenc
 
 
 def measurement_verdict(measurement: Measurement, title: str) -> str:
-    """A sentence on the CMI of a set, with its interval over proxies."""
-    cmi, half, proxies = measurement.cmi, None, measurement.proxies
+    """Sentences on the CMI of a set, with its interval over proxies, and on the images that proxies recognise."""
+    shown, proxies = f"{measurement.cmi:.6f} nats", measurement.proxies
     if proxies > 1:
         half = t_quantile(proxies - 1) * measurement.cmi_std / sqrt(proxies)
-    shown = f"{cmi:.6f}" if half is None else f"{cmi:.6f} ± {half:.6f}"
-    return f"CMI of {title}: {shown} nats {certainty(cmi, half, 'proxies', proxies)}."
+        shown += f" ± {half:.6f} (95 % interval over {proxies} proxies)"
+    said = f"CMI of {title}: {shown}."
+    if measurement.recognised is not None:
+        said += (
+            f" The proxies recognise {measurement.recognised:.1%} of its images; the mean probability of an image's "
+        )
+        said += f"class is {measurement.confidence:.2f}."
+    return said
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
@@ -223,14 +229,11 @@ def verdict(result: Mapping[str, Any]) -> str:
 
 def gain(value: float, half: float | None, repetitions: str, count: int) -> str:
     """A difference of accuracies in points with its 95 % interval, and if this excludes 0."""
-    return f"{plus_minus(value, half, sign=True)} points of accuracy {certainty(value, half, repetitions, count)}"
-
-
-def certainty(value: float, half: float | None, repetitions: str, count: int) -> str:
-    """Words on the 95 % interval from `value` - `half` to `value` + `half`: if it excludes 0."""
+    points = f"{plus_minus(value, half, sign=True)} points of accuracy"
     if half is None:
-        return f"(no interval, which takes several {repetitions})"
-    return f"(95 % interval over {count} {repetitions}, which {'excludes' if abs(value) > half else 'includes'} 0)"
+        return f"{points} (no interval, which takes several {repetitions})"
+    excludes = "excludes" if abs(value) > half else "includes"
+    return f"{points} (95 % interval over {count} {repetitions}, which {excludes} 0)"
 
 
 def standing(records: Sequence[dict[str, Any]], label: str) -> str:

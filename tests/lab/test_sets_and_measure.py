@@ -152,7 +152,7 @@ def load_set_again(synthetic: SyntheticSet, folder: Path) -> SyntheticSet:
 @pytest.mark.parametrize("counts", [(3, 2), (2, 3)])
 def test_images_and_labels_of_different_number(tmp_path: Path, counts: tuple[int, int]) -> None:
     torch.save({"images": pictures(counts[0]), "labels": torch.zeros(counts[1], dtype=torch.long)}, tmp_path / "set.pt")
-    with pytest.raises(DataError, match=f"{counts[0]} images but {counts[1]} labels"):
+    with pytest.raises(DataError, match=rf"have shape \({counts[1]},\), expected \({counts[0]},\)"):
         load_set(tmp_path / "set.pt")
 
 
@@ -344,7 +344,8 @@ def text(table: object) -> str:
 
 RESULT = Measurement(
     images=20, proxies=3, representation="logit", temperature=0.5, cmi=0.125, cmi_std=0.03125, separation_name="kl",
-    separation=2.5, ncmi=0.0625, per_class={0: 0.111111, 3: 0.222222},
+    separation=2.5, ncmi=0.0625, per_class={0: 0.111111, 3: 0.222222}, recognised=0.75,
+    confidence=0.5,
 )  # fmt: skip
 
 
@@ -367,12 +368,24 @@ def test_the_table_names_the_classes_it_knows() -> None:
 
 
 def test_the_table_of_one_class_leaves_the_separation_out() -> None:
-    one = Measurement(5, 1, "feature", 1.0, 0.5, 0.0, "cross_entropy", None, None, {0: 0.5})
+    one = Measurement(5, 1, "feature", 1.0, 0.5, 0.0, "cross_entropy", None, None, {0: 0.5}, None, None)
     assert "NCMI" not in text(measurement_table(one, ""))
 
 
-def test_the_verdict_has_the_interval_over_proxies() -> None:
+def test_the_verdict_has_the_interval_over_proxies_and_what_they_recognise() -> None:
     """4.302653 * 0.03125 / sqrt(3) = 0.077629."""
+    recognised = "The proxies recognise 75.0% of its images; the mean probability of an image's class is 0.50."
     said = measurement_verdict(RESULT, "my set")
-    assert said == "CMI of my set: 0.125000 ± 0.077629 nats (95 % interval over 3 proxies, which excludes 0)."
-    assert "no interval, which takes several proxies" in measurement_verdict(replace(RESULT, proxies=1), "my set")
+    assert said == f"CMI of my set: 0.125000 nats ± 0.077629 (95 % interval over 3 proxies). {recognised}"
+    alone = replace(RESULT, proxies=1, recognised=None, confidence=None)
+    assert measurement_verdict(alone, "my set") == "CMI of my set: 0.125000 nats."
+
+
+def test_recognised_images_are_counted_over_the_proxies() -> None:
+    images, labels = pictures(20), torch.arange(20) % 3
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).double() for _ in range(2)]
+    result = measure(ProxyPool.from_modules(nets), images.double(), labels)
+    p = torch.stack([net(images.double()).softmax(1) for net in nets])
+    assert result.recognised == pytest.approx((p.argmax(2) == labels).double().mean().item(), rel=1e-12)
+    assert result.confidence == pytest.approx(p[:, torch.arange(20), labels].mean().item(), rel=1e-12)
+    assert measure(ProxyPool.from_modules(nets), images.double(), labels + 1).recognised is None
