@@ -7,12 +7,14 @@ Every finished run can be kept in a file, so that an evaluation that was interru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -24,11 +26,12 @@ from ddplug.errors import InputError
 from ddplug.lab.judging import STANDARD_LR, STANDARD_VIEWS, Recipe, check_fits, maker, resolve
 from ddplug.lab.meaning import is_whitened, with_space
 from ddplug.lab.measure import Measurement, measure
-from ddplug.lab.run_store import Finished
 from ddplug.networks.training import Augment, named
 from ddplug.networks.zoo import seeded
 from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.digest import short_sha256, typed_bytes
+from ddplug.utils.files import exclusive_lock, user_path, write_json
+from ddplug.utils.records import Fraction, read_record
 
 Progress = Callable[[str, int, int, str], object]
 
@@ -128,15 +131,16 @@ def evaluate(
     recipe = Recipe(epochs, rate, batch_size, augment)
     judge = replace(judge, test_images=judge.test_images.to(device), test_labels=judge.test_labels.to(device))
     tell: Progress = on_progress or (lambda what, done, total, note: None)
-    with Finished.open(keep, settings) as finished:
+    with kept_runs(keep, settings) as (finished, write):
         for name in names:
-            note = ""
+            scores, note = finished.setdefault(name, {}), ""
             for run in range(runs):
-                if finished.get(name, run) is None:
+                if str(run) not in scores:
                     on_epoch = partial(_tell_epoch, tell, name, run * epochs, runs * epochs, note)
-                    found = recipe.judge(images, labels, judge, makers[name], seed=seed + run, on_epoch=on_epoch)
-                    finished.put(name, run, found)
-                note = f"{finished.get(name, run):.2%}"
+                    score = recipe.judge(images, labels, judge, makers[name], seed=seed + run, on_epoch=on_epoch)
+                    scores[str(run)] = score
+                    write()
+                note = f"{scores[str(run)]:.2%}"
                 tell(name, (run + 1) * epochs, runs * epochs, note)
     measured = None
     if pool is not None:
@@ -144,7 +148,7 @@ def evaluate(
         measured = measure(
             pool.to(device), unconverted, synthetic.classes.to(device), input_space=pool.derived_space(space)
         )
-    accuracies = {name: [finished.runs[name][str(run)] for run in range(runs)] for name in names}
+    accuracies = {name: [finished[name][str(run)] for run in range(runs)] for name in names}
     return Evaluation({**settings, "runs": runs}, accuracies, measured)
 
 
@@ -152,6 +156,46 @@ def _tell_epoch(
     tell: Progress, what: str, before: int, total: int, note: str, net: nn.Module, done: int, loss: float
 ) -> None:
     tell(what, before + done, total, note)
+
+
+class _Kept(TypedDict):
+    settings: dict[str, Any]
+    runs: dict[str, dict[str, Fraction]]
+
+
+@contextmanager
+def kept_runs(
+    path: str | Path | None, settings: dict[str, Any]
+) -> Iterator[tuple[dict[str, dict[str, float]], Callable[[], None]]]:
+    """Yield the accuracies of finished runs, by architecture and number, and a function that writes them.
+
+    The file at `path` is read, written at once, and locked until the end; without a path nothing is kept.
+
+    Raises `InputError` if the file keeps runs of other settings, cannot be read or written, or if another process is at
+    work in it.
+    """
+    ours, runs = json.loads(json.dumps(settings)), dict[str, dict[str, float]]()
+    if path is None:
+        yield runs, lambda: None
+        return
+    path = user_path(path)
+    with exclusive_lock(path.with_name(f".{path.name}.lock"), path):
+        if path.exists():
+            kept = read_record(path, _Kept, "the runs of an evaluation", "Delete it to begin anew.", error=InputError)
+            theirs, runs = kept["settings"], kept["runs"]
+            differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+            if differing and any(runs.values()):
+                said = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)
+                raise InputError(
+                    f"'{path}' keeps runs of an evaluation with other settings: {said}. Use the same ones to go on, "
+                    "keep these runs in another file, or delete it to begin anew."
+                )
+
+        def write() -> None:
+            write_json({"settings": ours, "runs": runs}, path)
+
+        write()  # a file that cannot be written must be noticed before the first run
+        yield runs, write
 
 
 def judged(synthetic: SyntheticSet, data: ImageData) -> tuple[AnySpace, ImageData]:

@@ -33,11 +33,11 @@ from ddplug.hosting import idc_checkpoints as idcpools
 from ddplug.hosting.arguments import absolute
 from ddplug.lab.compare import compare
 from ddplug.lab.demo import run_demo
+from ddplug.lab.evaluate import kept_runs
 from ddplug.lab.judge import Judge
 from ddplug.lab.own_trainer import Own
 from ddplug.lab.plan import Settings, arms
 from ddplug.lab.plot import labelled
-from ddplug.lab.run_store import Finished
 from ddplug.networks.zoo import build, seeded
 from ddplug.proxies.pool import PoolInfo
 from ddplug.proxies.pool_files import read_header
@@ -247,7 +247,7 @@ def test_sets_and_files_at_home(home: Path) -> None:
     save_set(SyntheticSet(IMAGES, LABELS), "~/sets/set.pt")
     assert torch.equal(load_set("~/sets/set.pt").images, IMAGES)
     write_json({"a": 1}, Path("~/a.json"))
-    with Finished.open("~/b.runs", {}):
+    with kept_runs("~/b.runs", {}):
         pass
     assert sorted(path.name for path in home.iterdir()) == ["a.json", "b.runs", "sets"]
     assert not list(Path().iterdir())
