@@ -16,6 +16,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -72,7 +73,7 @@ Fraction = Annotated[float, between(0, 1)]
 def check(value: Any, kind: Any, where: str = "") -> None:
     """Raise `UnfitError` unless `value` is of `kind`, which may be any type that records are written with.
 
-    Typed dictionaries stand for dictionaries with their entries. A tuple passes as a list.
+    Dataclasses and typed dictionaries stand for dictionaries with their fields. A tuple passes as a list.
 
     Args:
         value: the value, as JSON or torch read it.
@@ -85,9 +86,9 @@ def check(value: Any, kind: Any, where: str = "") -> None:
     if origin in (NotRequired, Annotated):
         check(value, inner[0], where)
         fits = all(rule.holds(value) for rule in inner[1:])
-    elif is_typeddict(kind):
+    elif is_typeddict(kind) or is_dataclass(kind):
         fits = isinstance(value, dict)
-        for name, hint in get_type_hints(kind, include_extras=True).items() if fits else ():
+        for name, hint in _fields(kind).items() if fits else ():
             if name in value:
                 check(value[name], hint, f"{where}.{name}")
             elif get_origin(hint) is not NotRequired:
@@ -152,6 +153,15 @@ def check_record(value: object, kind: Any, what: str, advice: str, *, error: typ
         raise error(f"{what} is damaged or of another version ({cause}). {advice}") from cause
 
 
+def _fields(kind: Any) -> dict[str, Any]:
+    """Return the fields of a typed dictionary or a dataclass, those with a default as not required."""
+    hints = get_type_hints(kind, include_extras=True)
+    if not is_dataclass(kind):
+        return hints
+    given = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    return {name: hint if name in given else NotRequired[hint] for name, hint in hints.items()}
+
+
 def _passes(value: Any, kind: Any) -> bool:
     try:
         check(value, kind)
@@ -165,6 +175,6 @@ def _shown(kind: Any) -> str:
         return " ".join([_shown(get_args(kind)[0]), *(rule.text for rule in kind.__metadata__)])
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, get_args(kind)))}"
-    if get_origin(kind) is dict or is_typeddict(kind):
+    if get_origin(kind) is dict or is_typeddict(kind) or is_dataclass(kind):
         return "a dictionary"
     return _NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
