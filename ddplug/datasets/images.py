@@ -126,6 +126,8 @@ def load(name: str, path: str | Path | None = None, *, download: bool = False, p
         if path is not None:
             raise DataError(f"{name} are drawn or ship with scikit-learn, and take no path, got {path}; leave it out")
         return _shapes() if name == "shapes" else _digits()
+    if name == "folder" and path is None:
+        raise DataError("the data set 'folder' needs its path: --data-path FOLDER, or load('folder', path)")
     where = user_path(path if path is not None else cache_folder() / "data").resolve()
     found = _splits(name, where, download, progress)
     return _image_data(name, *found, NORMALIZATIONS.get(name))
@@ -292,7 +294,7 @@ def _digits() -> ImageData:
 
 def _splits(name: str, where: Path, download: bool, progress: bool) -> tuple[Split, Split]:
     """Read both splits of a data set from a folder of any layout."""
-    found, why = None, "it is not there"
+    found, why = None, "there is no such folder"
     if where.is_dir() and not download:
         why = f"found there: {', '.join(sorted(entry.name for entry in where.iterdir())[:12]) or 'nothing'}"
         found = layouts.image_folder(where, progress) if (where / "train").is_dir() or name == "folder" else None
@@ -301,9 +303,17 @@ def _splits(name: str, where: Path, download: bool, progress: bool) -> tuple[Spl
         try:
             return layouts.torchvision_splits(name, where, download)
         except Exception as error:  # torchvision's readers raise whatever a damaged file makes them stumble over
-            why = f"{str(error).partition('. ')[0]}; {why}"
+            said = " ".join(str(error).split()).partition(". ")[0]
+            if download:
+                raise DataError(
+                    f"{name} could not be fetched to '{where}' ({said}). Check the connection, or put the "
+                    "files there by hand."
+                ) from error
+            why = f"{said}; {why}"
     if found is None:
-        expected = "a folder with train/CLASS/*.png and test/CLASS/*.png (or val/), all of one size"
+        expected = (
+            "a folder with train/CLASS/*.png and test/CLASS/*.png (or val/), or with CLASS/*.png alone, all of one size"
+        )
         if name in layouts.TORCHVISION:
             expected = (
                 f"torchvision's files, which the same command with --download fetches, or load({name!r}, path, "

@@ -232,13 +232,13 @@ def test_a_missing_data_set_is_downloaded_on_request_only(batches, server, monke
     monkeypatch.setattr(reader, "filename", archive.name)
     monkeypatch.setattr(reader, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     root = batches.parent / "data"
-    with pytest.raises(DataError, match=r"is not there.*same command with --download.*load\('cifar10', path, down"):
+    with pytest.raises(DataError, match=r"no such folder.*same command with --download.*load\('cifar10', path, down"):
         load("cifar10", root)
     assert not root.exists()
     assert_is_tiny_cifar(load("cifar10", root, download=True))
     assert_is_tiny_cifar(load("cifar10", root))
     monkeypatch.setattr(reader, "url", f"{address}/elsewhere.tar.gz")
-    with pytest.raises(DataError, match=r"no cifar10 could be read from .*404"):
+    with pytest.raises(DataError, match=r"cifar10 could not be fetched to .*again' .*404"):
         load("cifar10", batches.parent / "again", download=True)
 
 
@@ -334,10 +334,12 @@ def test_unknown_layouts_are_answered_with_the_known_ones(tmp_path):
     layouts = r"torchvision's files.*train/CLASS/\*\.png.*\*train\*\.npz"
     with pytest.raises(DataError, match=r"found there: pictures, readme\.txt.*" + layouts):
         load("cifar10", tmp_path)
-    with pytest.raises(DataError, match=r"nowhere' .*it is not there.*" + layouts):
+    with pytest.raises(DataError, match=r"nowhere' .*no such folder.*" + layouts):
         load("cifar10", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no folder could be read from .*Expected a folder with train/CLASS"):
         load("folder", tmp_path)
+    with pytest.raises(DataError, match="needs its path"):
+        load("folder")
 
 
 def test_unknown_names_and_stray_arguments_are_refused(tmp_path):
