@@ -218,7 +218,7 @@ def _names(text: str) -> list[str]:
 
 
 def _arguments(host: str, given: list[str] | None, ours: Iterable[str]) -> tuple[str, ...] | None:
-    """The host's own arguments, None for our trainer; `InputError` for what is said to the wrong one of the two."""
+    """The host's own arguments, None for our trainer; `InputError` for arguments of the other one."""
     if host == "own":
         if given:
             raise InputError(f"own has no script to pass {' '.join(given)} to; leave it out.")

@@ -1,4 +1,4 @@
-"""The commands that say what a synthetic set is worth, and draw what came out: `ddplug evaluate`, `ddplug plot`."""
+"""The commands `ddplug evaluate` and `ddplug plot`: judge a synthetic set, draw results."""
 
 from __future__ import annotations
 

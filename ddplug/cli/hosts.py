@@ -104,7 +104,7 @@ def run(
     adapter, words = upstream(host), arguments or []
     spec = adapter.spec()
     checkout = find_repo(spec, repo)
-    spec.patched(checkout)  # the right checkout, before anything is said about the arguments
+    spec.patched(checkout)  # before the arguments are looked at
     if not download:
         adapter.preflight(words)
     spelt = {name: FLAGS[name].written(value) for name, value in flags.items()}

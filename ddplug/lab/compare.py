@@ -1,7 +1,7 @@
-"""`ddplug compare`: the same distillation with and without CMI, from the same starts and seeds, and what came out.
+"""`ddplug compare`: the same distillation with and without CMI, from the same starts and seeds.
 
-Everything that is finished is a file, so that the same call resumes what was interrupted and ends with the same
-results; with more seeds, weights or views it adds what is missing. Times are kept apart from results.
+Finished work is in files, so the same call resumes an interrupted comparison and ends with the same results. A call
+with more seeds, weights or views adds the missing runs. Times are apart from results.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Distiller(Protocol):
         """Raise for what would otherwise fail in the middle of a comparison, with nothing done yet."""
 
     def __call__(self, run: Run, folder: Path, tell: Callable[[int], object], /) -> None:
-        """Leave in `folder` the sets and `distilled.json`, or do nothing if that is there; `tell(steps done)`."""
+        """Write the sets and `distilled.json` into `folder`, unless it has them; call `tell` with the steps done."""
 
 
 def compare(
@@ -83,7 +83,7 @@ def compare(
 
     Raises:
         InputError: no seeds, another process is at work in `out`, or `out` holds a comparison with other settings, or
-            `baseline` one with another baseline; it says what differs.
+            `baseline` one with another baseline. The message names the differences.
         DataError: a file of the comparison is damaged, or `out` holds something else.
     """
     if seeds < 1:

@@ -1,4 +1,4 @@
-"""The demonstration, a preset of a comparison: real images distilled with and without CMI, and what came out.
+"""The demonstration, a preset of a comparison: real images distilled with and without CMI.
 
 Proxies are trained first, some of them to measure with only. The comparison itself, `ddplug.lab.compare`, keeps
 everything that is finished, so that a demo that was interrupted is resumed by the same command.
@@ -126,7 +126,7 @@ def run_demo(
     Args:
         data: real images to distil.
         out: folder for the proxies, the comparison, and the picture.
-        preset: see there.
+        preset: settings of the comparison and of the proxies.
         device: to run on.
         pool: proxies to use instead of training some; the last `preset.held_out` of them only measure.
         on_progress: called with (what is being done, steps done, steps in all, a note).

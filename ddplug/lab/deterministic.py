@@ -1,7 +1,7 @@
 """Runs a host's script deterministically, in a process of its own: `python -m ddplug.lab.deterministic JSON`.
 
 Upstream scripts seed nothing, or seed from the clock. Here torch, NumPy and Python start from one seed, and where the
-host's own files ask what time it is, they are told by a clock that depends on that seed and on how often they asked.
+host's own files call `time.time`, a clock answers that depends on that seed and on the number of calls.
 Two runs that differ in the regulariser only then draw the same. The script itself runs as under `ddplug run`.
 """
 
@@ -34,19 +34,19 @@ _EPOCH = 1.7e9  # some time in 2023; hosts take milliseconds of it for seeds
 def clock(folder: Path, seed: int) -> Iterator[None]:
     """Within, `time.time` called from files in `folder` goes on by between half a second and one and a half per call.
 
-    By how much is drawn by a generator of our own. Everybody else is told the time.
+    A generator of our own draws the step. Other callers get the time.
     """
     steps = random.Random(seed)
     real, now, within = time.time, _EPOCH, str(folder) + os.sep
 
-    def told() -> float:
+    def fake() -> float:
         nonlocal now
         if not sys._getframe(1).f_code.co_filename.startswith(within):
             return real()
         now += steps.randrange(500, 1500) / 1000
         return now
 
-    time.time = told
+    time.time = fake
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ def seed_everything(seed: int) -> None:
 
 
 def main() -> None:
-    """Run what the command line says, and write seconds and peak memory (bytes, or null) to the file it names."""
+    """Run the host of the command line, and write seconds and peak memory (bytes, or null) to the file it names."""
     given: dict[str, Any] = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     spec, repo = upstream(given["host"]).spec(), Path(given["repo"])

@@ -43,7 +43,7 @@ class DistributionMatching:
         lr: of the synthetic images (SGD with momentum 0.5, as published).
         architecture: of the random networks, a name for `ddplug.networks.build`.
         options: for the architecture, e.g. {"width": 64}.
-        init: what the images start as, "real" or "noise": standard normal numbers in the data's input space.
+        init: start of the images, "real" or "noise": standard normal numbers in the data's input space.
         seed: of all randomness in here, none of which is global.
         device: to run on.
     """

@@ -99,7 +99,7 @@ def evaluate(
         pool: proxies of the same data, to measure CMI under.
         device: to train on.
         keep: a JSON file in which finished runs are kept, and from which they are taken the next time.
-        on_progress: told (architecture, epochs done, epochs in all, what the latest run scored).
+        on_progress: called with (architecture, epochs done, epochs in all, accuracy of the latest run).
 
     Raises `InputError` for a set that does not fit the data, or runs kept with other settings, also if it is
     not known what the images mean, `ProxyError` for a pool of other data, and what `build` and `fit` raise.

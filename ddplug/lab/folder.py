@@ -171,7 +171,7 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
 def differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
     """Return a phrase for each setting in which the comparison in `folder` differs from `wanted`.
 
-    Raises `DataError` where there is no comparison.
+    Raises `DataError` if it is not the folder of a comparison.
     """
     path = folder / SETTINGS
     if not path.is_file():

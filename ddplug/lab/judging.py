@@ -1,7 +1,7 @@
 """Judging a set: a fresh network is trained on it and tested on real images.
 
 `ddplug evaluate`, comparisons and the demo all judge by `Recipe.judge`. They differ in one thing, where the numbers of
-the augmentation are drawn from, which is said by the augmentation: `DSAViews` or `DSAPerNetwork`.
+the augmentation are drawn from: `DSAViews` or `DSAPerNetwork`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The meaning of the numbers in a set's images: what its file says, what its layout tells, and what a user adds."""
+"""The meaning of the numbers in a set's images: by its file, by its layout, or by the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> S
     """The set with a space: the one it has, or the one `given`, or the one that is known from its layout.
 
     `given` is "normalized" (as `data` is), "unit" (intensities in [0, 1]), "zca" (whitened, fitted on `data`'s training
-    images), or None. Raises `InputError` if the set has another space than is given, or if nobody says.
+    images), or None. Raises `InputError` if the set has another space than the given one, or if none is known.
     """
     known = synthetic.space
     meaning = given or (synthetic.meaning if known is None else None)
@@ -43,7 +43,7 @@ def seen_by(
 
     Raises:
         InputError: the set has another space than is given, it is whitened and the pool is not, or the reverse, and
-            there are no data.
+            `data` is None.
     """
     meaning = given or synthetic.meaning
     own, channels = pool.info.space, synthetic.images.shape[1]

@@ -32,7 +32,7 @@ class CMIMetric(Metric):
 
     Args:
         num_classes: labels are 0 to num_classes - 1.
-        num_features: d of the features (n, d); None for logits, of which there are num_classes.
+        num_features: d of the features (n, d); None for logits, num_classes of them.
         temperature: T > 0 in softmax(features / T).
         options: of `torchmetrics.Metric`.
     """
@@ -62,7 +62,7 @@ class CMIMetric(Metric):
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Take in a batch: features (n, d), floats, and class numbers (n,), integers.
 
-        Raises `InputError` for other shapes or types, and for classes that there are not.
+        Raises `InputError` for other shapes or types, and for classes out of range.
         """
         if features.ndim != 2 or features.shape[1] != self.num_features or not features.is_floating_point():
             raise InputError(
@@ -87,7 +87,7 @@ class CMIMetric(Metric):
         self.p_log_p.index_add_(0, index, (p * log_p).sum(1))
 
     def compute(self) -> Tensor:
-        """CMI in nats; `InputError` if there was no image yet."""
+        """CMI in nats; `InputError` before the first image."""
         if not bool(self.counts.sum() > 0):
             raise InputError("CMI of no images is asked for; call update(features, labels) first.")
         return self._cmi()

@@ -1,8 +1,7 @@
 """One run of a comparison, distilled by our own trainer so that it can be killed at any moment and resumed.
 
-Its folder holds a set for every checkpoint, `set-000060.pt`; while it runs `running.pt`, everything that resuming
-takes; and when it is done `distilled.json`, which says what is there. Each is written whole, so there is no moment at
-which the folder holds half of something, and what is made a second time is the same to the bit.
+Its folder has a set for every checkpoint, `set-000060.pt`; during the run `running.pt`, the state for resuming; and at
+the end `distilled.json`, the list of the sets. Files are replaced as a whole, and a second run gives the same bits.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ class Own:
         write_tensors(state, path)
 
     def _resume(self, path: Path, trainer: DistributionMatching, handle: Handle, meter: Meter) -> list[dict[str, Any]]:
-        """Bring everything to the state at `path`, if there is one; returns what was noted of its checkpoints."""
+        """Bring everything to the state at `path`, if that exists; returns the notes on its checkpoints."""
         if not path.is_file():
             return []
         expected, advice = "the state of a distillation", "Delete it to distil this run from the beginning."

@@ -63,8 +63,8 @@ def lacking() -> str | None:
 def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge) -> Path:
     """Write `report.html` into `out`: table, curves, images and t-SNE; returns its path.
 
-    `result` is the content of `compare.json`, `entries` the folder of its runs. Raises `DataError`, which says what
-    to install, without matplotlib or scikit-learn.
+    `result` is the content of `compare.json`, `entries` the folder of its runs. Raises `DataError` without
+    matplotlib or scikit-learn.
     """
     names, sets = names_of(result), dict[str, Labelled]()
     for entry in (entry for entry in result["entries"] if entry["seed"] == result["first_seed"]):

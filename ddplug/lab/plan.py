@@ -122,7 +122,7 @@ class Settings:
     epochs: int = 300
     judge_lr: float = 0.03
     term: str = "cmi"
-    """What is added to the host's loss, unless an arm says otherwise, and what is measured of all sets."""
+    """The term that is added to the host's loss, unless an arm has another, and that is measured of all sets."""
     regularizer: Mapping[str, Any] = field(default_factory=dict)
     """Of `ddplug.core.flags.FLAGS`, as far as they are not the defaults."""
     arguments: tuple[str, ...] | None = None

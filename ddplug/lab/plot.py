@@ -41,14 +41,14 @@ def labelled(given: Sequence[str]) -> dict[str, Path]:
 
 
 def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
-    """Draw what is at `paths`, comparisons or runs, into `out` (.png, .svg or .pdf); returns it.
+    """Draw the comparisons or runs at `paths` into `out` (.png, .svg or .pdf); returns it.
 
     Args:
         paths: by label; a comparison's folder or its compare.json, or a run's cmi*.json.
 
     Raises:
         InputError: comparisons and runs are mixed, or the picture is of another kind.
-        DataError: nothing is there, or it is something else; matplotlib is missing.
+        DataError: a path is missing or of another kind, or matplotlib is not installed.
     """
     results = {label: _read(path) for label, path in paths.items()}
     kinds = {result["format"] for result in results.values()}
@@ -60,7 +60,7 @@ def plot(paths: Mapping[str, Path], out: str | Path) -> Path:
 
 
 def _called(path: Path) -> str:
-    """The folder's name, unless the file says more."""
+    """Return the name of the file, or of its folder if all such files have one name."""
     if path.name in ("compare.json", "cmi.json"):
         return path.resolve().parent.name
     return path.resolve().name if path.is_dir() else path.stem

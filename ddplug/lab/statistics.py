@@ -125,7 +125,7 @@ def curve(entries: Sequence[dict[str, Any]], arm: str, key: str) -> tuple[list[i
 
 
 def cost(result: Mapping[str, Any], arm: str) -> tuple[float | None, int | None]:
-    """Mean seconds per iteration of an arm, and bytes it took beside what was there before; None where not known."""
+    """Mean seconds per iteration of an arm, and its peak memory in bytes beyond that before it; None if unknown."""
     last = [result["times"][entry["name"]][-1] for entry in result["entries"] if entry["arm"] == arm]
     rates = [time["seconds"] / time["iteration"] for time in last if time["iteration"]]
     peaks = [time["extra_memory"] for time in last if time.get("extra_memory") is not None]

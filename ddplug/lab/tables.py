@@ -162,7 +162,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ca
 
 
 def term_of(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Label and unit of the term that a comparison is about; CMI unless it says otherwise."""
+    """Label and unit of the term that a comparison is about; CMI by default."""
     term = result.get("term")
     return (term["label"], term["unit"]) if isinstance(term, Mapping) else ("CMI", "nats")
 

@@ -81,7 +81,7 @@ def tune(
         seeds: of the sweep, from `first_seed` on.
         confirm: seeds of the confirmation, which come after those, and after those of every sweep and confirmation
             before in `out` that were others.
-        on_progress: told (what, steps done, steps in all, a note).
+        on_progress: called with (what, steps done, steps in all, a note).
 
     Raises:
         InputError: nothing to sweep, an option without such a choice, fewer than two seeds to confirm on, and what

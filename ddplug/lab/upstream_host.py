@@ -1,9 +1,8 @@
 """Entries of a comparison that an upstream host distils: its own unedited script, by `ddplug run`, once per run.
 
 Each run is in a process of its own (`ddplug.lab.deterministic`), in which the same seed means the same draws.
-A host's run cannot be taken up in its middle: one that was interrupted begins anew, and gives the same. What a host has
-to be asked for its set to be found is its adapter's to say: `command` and `saved`, see
-`ddplug.hosting.host.Host`.
+An interrupted run of a host begins anew, and gives the same. The adapter completes the host's command line and finds
+its sets: `command` and `saved` of `ddplug.hosting.host.Host`.
 """
 
 from __future__ import annotations
