@@ -133,7 +133,7 @@ def test_an_image_data_and_a_name_say_it_all(tmp_path: Path) -> None:
                 as_image_data(given_data, **more)
     for wrong, said in {
         "nothing": "unknown data set",
-        "cifar10": "no such folder",
+        "cifar10": "no cifar10 could be read",
         "digits:x": "take no path",
     }.items():
         with pytest.raises(DataError, match=said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -22,9 +23,10 @@ class Typed(TypedDict):
     b: NotRequired[str]
 
 
-class Data(TypedDict):
+@dataclass
+class Data:
     a: Count
-    b: NotRequired[str]
+    b: str = ""
 
 
 class Nets(TypedDict):
@@ -45,6 +47,7 @@ REFUSED: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "list": (Annotated[list[Count], sized(1, 2)], [[1], (1, 2)], [[], [1, 2, 3], ["a"], 5, "ab", {}]),
     "dictionary": (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, [], None]),
     "typed dictionary": (Typed, [{"a": 1, "c": NAN}, {"a": 1, "b": ""}], [{}, {"a": "x"}, {"a": 1, "b": 2}, [], None]),
+    "dataclass": (Data, [{"a": 1, "c": NAN}, {"a": 1, "b": ""}], [{}, {"a": -1}, {"a": 1, "b": 2}, []]),
     "tensor": (Tensor, [torch.zeros(3)], [[1.0], None]),
 }
 
