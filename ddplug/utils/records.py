@@ -162,15 +162,6 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {name: hint if name in given else NotRequired[hint] for name, hint in hints.items()}
 
 
-def _fields(kind: Any) -> dict[str, Any]:
-    """Return the fields of a typed dictionary or a dataclass, those with a default as not required."""
-    hints = get_type_hints(kind, include_extras=True)
-    if not is_dataclass(kind):
-        return hints
-    given = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
-    return {name: hint if name in given else NotRequired[hint] for name, hint in hints.items()}
-
-
 def _passes(value: Any, kind: Any) -> bool:
     try:
         check(value, kind)
