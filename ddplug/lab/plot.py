@@ -117,7 +117,7 @@ def _comparisons(results: Mapping[str, dict[str, Any]]) -> Any:
     cmi.axhline(1, color="black", linewidth=0.8)
     gains.set(ylabel="accuracy, difference to weight 0 (points)", title="95 % intervals of paired differences")
     label = " or ".join(dict.fromkeys(term_of(result)[0] for result in results.values()))
-    cmi.set(ylabel=f"{label} / {label} at weight 0", title="under held-out proxies, where there are", ylim=(0, None))
+    cmi.set(ylabel=f"{label} / {label} at weight 0", title="under held-out proxies, if any", ylim=(0, None))
     for axis in (gains, cmi):
         axis.set_xticks(list(ticks.values()), list(ticks))
         axis.set(xlabel="weight")
