@@ -173,15 +173,6 @@ class Regularizer:
             return progress.rounds
 
     @property
-    def enabled(self) -> bool:
-        """True if it acts; False after `detach()`. Can be set to False for a while, outside of backward passes."""
-        return self._keeper.enabled
-
-    @enabled.setter
-    def enabled(self, enabled: bool) -> None:
-        self._keeper.enabled = enabled
-
-    @property
     def lam(self) -> float | None:
         """Lambda, once it is settled; None while a share is still being measured."""
         with self._keeper.provisional.committed() as progress:
@@ -190,7 +181,7 @@ class Regularizer:
     @property
     def active(self) -> bool:
         """True if it does anything: not detached, and a weight above 0 or CMI to record."""
-        return self.enabled and (self.weight != 0 or self._record)
+        return self._keeper.enabled and (self.weight != 0 or self._record)
 
     @uncompiled
     @noted
@@ -304,7 +295,8 @@ class Regularizer:
             ) from error
 
     def __repr__(self) -> str:
-        how = "detached" if not self.enabled else f"lambda {self.lam:.6g}" if self.lam is not None else "measuring"
+        how = "measuring" if self.lam is None else f"lambda {self.lam:.6g}"
+        how = how if self._keeper.enabled else "detached"
         what = f"weight={self.weight}, {self.weighting.kind}, {self.representation}"
         return f"Regularizer({what}, {self.pool}, {self.rounds} rounds, {how})"
 

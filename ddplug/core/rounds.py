@@ -349,7 +349,7 @@ class RoundKeeper:
         if part > 1:
             self.watch.warn(
                 "set size",
-                f"a round has {images} views, more than the whole set by set_size={set_size}, so "
+                f"a round has {images} views, more than set_size={set_size} for the whole set, so "
                 "it counts more than once. Count every view of an image: set_size is in views.",
             )
         found = self.estimator(
