@@ -312,7 +312,7 @@ class Strange:
     ({"layers.conv.0.weight": torch.ones(4, 1, 3, 3), "classifier.weight": torch.ones(10, 4 * 64)}, ProxyError,
      "not a network that ddplug can build"),  # one channel, 16 x 16: IDC pads it otherwise than ours
     ({"layers.conv.0.weight": torch.ones(4, 3, 3, 3), "classifier.weight": torch.ones(10, 4 * 64)}, ProxyError,
-     "features.0.bias is not there"),
+     'Missing key(s) in state_dict: "features.0.bias"'),
 ])  # fmt: skip
 def test_what_is_no_network_is_said(held: Any, error: type[Exception], said: str, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint1.pth.tar"
