@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,19 @@ def rounds_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], term: str) ->
 
 
 def figure_of(width: float, height: float) -> Any:
-    """An empty figure, in inches; without pyplot, so that the host's own backend and figures stay as they are."""
+    """An empty figure, in inches, that notebooks show. Pyplot is not used, so the host's figures stay as they are."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DataError("plots need matplotlib, which is not installed: pip install 'ddplug[demo]'") from error
-    return Figure(figsize=(width, height))
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:  # notebooks look for it
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=80, bbox_inches="tight")
+            return buffer.getvalue()
+
+    return Shown(figsize=(width, height))
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
