@@ -118,7 +118,7 @@ class Handle:
             DataError: there is no round to draw, or matplotlib is missing.
             FileError: it cannot be written.
         """
-        return plot_history(self.history, self.regularizer.objective, path)
+        return plot_history(self.history, self.regularizer.term, path)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continued run needs."""
@@ -228,7 +228,7 @@ def attach(
         regularizer.pool.check_data(real.known.name, real.known.fingerprint())
     if regularizer.input_space is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
-        if (like := real.like_views()) is not None and not regularizer.objective.keeps_real:
+        if (like := real.like_views()) is not None and not regularizer.term.keeps_real:
             regularizer.watch.likeness = Likeness(like)
     # At weight 0 nothing is installed, except an augmentation that the user passed and whatever an adapter installs.
     where = place.where

@@ -247,7 +247,7 @@ class AtCalls:
             labelled = self._labels.read(argument, images, passed) if synthetic else None
             if labelled is not None:
                 return labelled
-        real = isinstance(passed, Tensor) and passed.ndim == 1 and regularizer.objective.needs_real
+        real = isinstance(passed, Tensor) and passed.ndim == 1 and regularizer.term.needs_real
         regularizer.passed_by(views, passed if real else None)
         return None
 
@@ -265,7 +265,7 @@ class AtCalls:
         labels, synthetic = labelled
         if synthetic is None:
             return layer(views, labels)
-        if regularizer.objective.needs_real:
+        if regularizer.term.needs_real:
             real = torch.ones(len(views), dtype=torch.bool, device=views.device).index_fill(0, synthetic, False)
             regularizer.real.passed(views[real], None)
         return views.index_copy(0, synthetic, layer(views.index_select(0, synthetic), labels))

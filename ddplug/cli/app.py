@@ -272,11 +272,11 @@ def measure(
     from ddplug.terms import make
     from ddplug.utils.files import user_path, write_json
 
-    objective = make(term, temperature=temperature)
+    named = make(term, temperature=temperature)
     if synthetic is None and data is None:
         raise InputError("nothing to measure: give a synthetic set (its .pt file) or a real data set (--data NAME).")
-    if objective.needs_real and data is None:
-        raise InputError(f"{objective.label} compares with real images: name their data set with --data.")
+    if named.needs_real and data is None:
+        raise InputError(f"{named.label} compares with real images: name their data set with --data.")
     if split not in ("train", "test"):
         raise InputError(f"unknown split {split!r}, expected train or test.")
     if synthetic is None and factor is not None:
@@ -302,9 +302,9 @@ def measure(
         record = result.to_json()
         lines = [measurement_table(result, title, pool.info.class_names), measurement_verdict(result, title)]
     else:
-        value = measure_term(objective, pool, chosen, real, representation=representation)
-        record = {"term": objective.name, "value": value, "unit": objective.unit}
-        lines = [f"{objective.describe(value)}: {title}, mean over {len(pool)} proxies."]
+        value = measure_term(named, pool, chosen, real, representation=representation)
+        record = {"term": named.name, "value": value, "unit": named.unit}
+        lines = [f"{named.describe(value)}: {title}, mean over {len(pool)} proxies."]
     if json_file is not None:
         write_json(record, json_file)
         lines.insert(-1, f"wrote {user_path(json_file)}")

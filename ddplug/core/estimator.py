@@ -55,7 +55,7 @@ class Estimator:
         real: RealImages | None,
     ) -> None:
         self.pool, self.step, self.count, self.view, self.real = pool, step, count, view, real
-        self.objective, self.compute, self.processes = step.objective, step.compute, step.processes
+        self.term, self.compute, self.processes = step.term, step.compute, step.processes
         self.generator = torch.Generator().manual_seed(seed)
         # Another seed, so that the classes do not depend on the proxy drawn in the same round.
         self.class_generator = torch.Generator().manual_seed(seed + 0xC1A55E5)
@@ -151,7 +151,7 @@ class Estimator:
             return None
         given = self.real.of_round(offered, labels)
         assert given.labels is not None
-        if self.objective.keeps_real:  # the same in all processes, and needed on the device once for each proxy
+        if self.term.keeps_real:  # the same in all processes, and needed on the device once for each proxy
             return given.images, group(given.labels, len(given.images), views.device)
         images = given.images.to(views.device, views.dtype if views.dtype == torch.float64 else torch.float32)
         if self.view is not None and len(images):

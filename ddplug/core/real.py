@@ -34,7 +34,7 @@ class RealImages:
     """The real images of each round.
 
     Args:
-        objective: the term that compares with them.
+        term: the term that compares with them.
         seed: of our own generator, which samples.
         announce: called with a line about each source, once.
         space: the input space of the views, once it is known.
@@ -43,13 +43,13 @@ class RealImages:
 
     def __init__(
         self,
-        objective: Term,
+        term: Term,
         seed: int,
         announce: Callable[[str], object],
         space: Callable[[], AnySpace | None],
         data: ImageData | None = None,
     ) -> None:
-        self.objective, self.announce, self.space, self.data = objective, announce, space, data
+        self.term, self.announce, self.space, self.data = term, announce, space, data
         # Another seed than that of the proxies and the classes.
         self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
         self._passing: RealBatch | None = None
@@ -59,14 +59,14 @@ class RealImages:
 
     def passed(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Note a batch that passed the layer's place without a gradient; the next views are compared with it."""
-        if not self.objective.needs_real or self.objective.keeps_real:
+        if not self.term.needs_real or self.term.keeps_real:
             return
         # Copies, as hosts overwrite the buffers of a batch with the next one.
         self._passing = RealBatch(images.detach().clone(), None if labels is None else labels.clone())
 
     def sample_from(self, data: Callable[[], ImageData | None]) -> None:
         """Set the data to sample, unless it is set; `data` is called only if the term needs it."""
-        if self.objective.needs_real and self.data is None:
+        if self.term.needs_real and self.data is None:
             self.data = data()
 
     def given(self, real: tuple[Tensor, Tensor] | None, labels: Tensor) -> RealBatch | None:
@@ -74,7 +74,7 @@ class RealImages:
 
         Raises `InputError` for labels that do not fit the images.
         """
-        if not self.objective.needs_real or self.objective.keeps_real:
+        if not self.term.needs_real or self.term.keeps_real:
             return None
         passing, self._passing = self._passing, None
         if real is not None:
@@ -102,20 +102,20 @@ class RealImages:
             images = torch.cat([batch.images for batch in found])
             classes = torch.cat([batch.labels.to(images.device, torch.int64) for batch in found])  # type: ignore[union-attr]
             # A host that steps class by class passes images of one class only, which a contrast cannot use.
-            if not (self.objective.contrasts and self.data is not None and (classes == classes[0]).all()):
+            if not (self.term.contrasts and self.data is not None and (classes == classes[0]).all()):
                 self._announce_source("the host's own batch", f", {len(images)} images the first time")
                 return RealBatch(images, classes)
-        fixed = self.objective.keeps_real
+        fixed = self.term.keeps_real
         if self.data is None:
             batch = "" if fixed else ", or the host's batch along, regularizer(views, labels, real=(images, labels))"
             raise InputError(
-                f"the term '{self.objective.name}' compares with real images, and none came by. Pass the real data, "
+                f"the term '{self.term.name}' compares with real images, and none came by. Pass the real data, "
                 f"data=, a data set or (images, labels){batch}."
             )
         drawn = "drawn once" if fixed else "drawn anew in each round"
         self._announce_source(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, {drawn}")
         if not fixed:
-            wanted = self.data.train_labels if self.objective.contrasts else labels
+            wanted = self.data.train_labels if self.term.contrasts else labels
             return self._sample(self.data, torch.unique(wanted.cpu()))
         if self._fixed is None:
             self._fixed = self._fixed_sample(self.data)
@@ -144,4 +144,4 @@ class RealImages:
         """Announce the source of the real images, each source once."""
         if what not in self._announced:
             self._announced.add(what)
-            self.announce(f"ddplug: {self.objective.label} compares with {what}{more}")
+            self.announce(f"ddplug: {self.term.label} compares with {what}{more}")

@@ -114,11 +114,11 @@ class Regularizer:
         self.pool = DeferredPool(str(pool)) if off and isinstance(pool, str | Path) else ProxyPool.of(pool)
         views = views if isinstance(views, Views) else Views(views)
         self.processes = processes if isinstance(processes, Processes) else Processes(processes)
-        self.objective, self.compute, self.announce = make(term), compute, announce
-        self.representation = chosen(representation, self.weighting.kind, self.objective.representation)
-        if compute.classes is not None and not self.objective.additive_over_classes:
+        self.term, self.compute, self.announce = make(term), compute, announce
+        self.representation = chosen(representation, self.weighting.kind, self.term.representation)
+        if compute.classes is not None and not self.term.additive_over_classes:
             raise InputError(
-                f"classes={compute.classes} lets some classes stand for all, but {self.objective.label} is no sum over "
+                f"classes={compute.classes} lets some classes stand for all, but {self.term.label} is no sum over "
                 "classes; leave classes out."
             )
         self.pool.check_draw(compute.draw)
@@ -129,9 +129,9 @@ class Regularizer:
             view = DSA(seed=seed)
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
-        self.real = RealImages(self.objective, seed, announce, self._to_pool.of_views, data)
-        step = PieceByPiece(self.representation, self.objective, self._to_pool, compute, self.processes)
-        real = self.real if self.objective.needs_real else None
+        self.real = RealImages(self.term, seed, announce, self._to_pool.of_views, data)
+        step = PieceByPiece(self.representation, self.term, self._to_pool, compute, self.processes)
+        real = self.real if self.term.needs_real else None
         self._estimator = Estimator(self.pool, step, views.count, view, seed, real)
         self._progress = Progress(self._estimator, self._lambda, announce)
         self.generator = self._estimator.generator
@@ -261,8 +261,8 @@ class Regularizer:
         """Return the settings that lambda depends on: a state is valid with these only."""
         how = {name: value for name, value in vars(self.weighting).items() if name != "schedule"}
         return {
-            "weight": self.weight, "weighting": self.weighting.kind, **how, "term": self.objective.name,
-            **self.objective.settings(), "representation": self.representation, "every": self.compute.every,
+            "weight": self.weight, "weighting": self.weighting.kind, **how, "term": self.term.name,
+            **self.term.settings(), "representation": self.representation, "every": self.compute.every,
             "draw": self.compute.draw, "classes": self.compute.classes, "views": self._estimator.count,
             "input_space": None if self._given_space is None else str(self._given_space),
         }  # fmt: skip
@@ -330,5 +330,5 @@ class Regularizer:
         self.pool.check_draw(self.compute.draw)
         self.pool.check_classes(labels)
         self.pool.probe(views, self.input_space, self.representation)
-        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.objective.keeps_real):
+        for doubt in doubts(self.pool, views, labels, self.input_space, from_noise=self.term.keeps_real):
             self.watch.warn(doubt, doubt)

@@ -382,9 +382,9 @@ class RoundKeeper:
 
     def _look(self, calls: list[Call], groups: Groups) -> None:
         """Warn if the round looks like a mistake."""
-        objective, classes = self.estimator.objective, groups.classes
-        if groups.fewer_than(objective.min_per_class):
-            self.watch.warn("too few images per class", objective.too_few)
+        term, classes = self.estimator.term, groups.classes
+        if groups.fewer_than(term.min_per_class):
+            self.watch.warn("too few images per class", term.too_few)
         whole = any(call.block is not None for call in calls)
         expected = whole or self.lam.how.set_size is not None or self.estimator.compute.classes is not None
         single = int(classes[0]) if len(classes) == 1 and not expected else None
@@ -422,7 +422,7 @@ class RoundKeeper:
         return extra
 
     def _close(self, round_: OpenRound) -> None:
-        term, how, found, share = self.estimator.objective, self.lam.how, round_.found, None
+        term, how, found, share = self.estimator.term, self.lam.how, round_.found, None
         number = round_.before.rounds
         if found.grad is not None:
             if self.processes.together:

@@ -35,7 +35,7 @@ class PieceByPiece:
 
     Args:
         representation: "feature" or "logit".
-        objective: the term.
+        term: the term.
         prepare: converts images to the proxies' input space.
         compute: precision of the network's layers, images per piece, and whether the network is compiled.
         processes: the processes that share the batch; `groups` are then those of all their images.
@@ -44,12 +44,12 @@ class PieceByPiece:
     def __init__(
         self,
         representation: Representation,
-        objective: Term,
+        term: Term,
         prepare: Callable[[Tensor], Tensor],
         compute: Compute,
         processes: Processes = SEPARATE,
     ) -> None:
-        self.representation, self.objective, self.prepare = representation, objective, prepare
+        self.representation, self.term, self.prepare = representation, term, prepare
         self.compute, self.processes = compute, processes
         self._fits: int | None = None
         """The largest number of images that fits into memory, once more did not fit."""
@@ -66,22 +66,22 @@ class PieceByPiece:
 
         A gradient that lambda is measured from is zero where it is made of rounding errors alone.
         """
-        objective = self._against(proxy, real)
-        value, grad = self._computed(proxy, views, groups, objective, measured=measured)
+        term = self._against(proxy, real)
+        value, grad = self._computed(proxy, views, groups, term, measured=measured)
         if self.compute.precision == "bf16" and proxy.name not in self._compared:
             self._compared.add(proxy.name)
-            self._compare(proxy, views, groups, grad, objective)
+            self._compare(proxy, views, groups, grad, term)
         return value, grad
 
-    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, objective: Term) -> None:
+    def _compare(self, proxy: Proxy, views: Tensor, groups: Groups, grad: Tensor, term: Term) -> None:
         """Warn if a bf16 forward pass changes the direction of the gradient under `proxy`."""
         plain = replace(self.compute, precision="exact", compile=False)
-        exact = PieceByPiece(self.representation, self.objective, self.prepare, plain, self.processes)
-        _, expected = exact._computed(proxy, views, groups, objective)
+        exact = PieceByPiece(self.representation, self.term, self.prepare, plain, self.processes)
+        _, expected = exact._computed(proxy, views, groups, term)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
             warnings.warn(
-                f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of {self.objective.label} "
+                f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of {self.term.label} "
                 f"in bf16 has a cosine of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward "
                 "pass moves its activations across the kinks of the ReLUs. Use precision='auto', which keeps the "
                 "forward pass exact.",
@@ -90,12 +90,12 @@ class PieceByPiece:
             )
 
     def _computed(
-        self, proxy: Proxy, views: Tensor, groups: Groups, objective: Term, *, measured: bool = False
+        self, proxy: Proxy, views: Tensor, groups: Groups, term: Term, *, measured: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The term and its gradient on the views."""
         if not len(views):  # in one of several processes: the term is that of the other processes' images
             every = self.processes.gather(self._seen(proxy, views))[0]
-            value, _ = objective.value_and_grad(every.double(), groups)
+            value, _ = term.value_and_grad(every.double(), groups)
             return value.to(views.dtype), torch.zeros_like(views)
         plan = self.plan(proxy, views)
         if self.compute.compile:
@@ -104,9 +104,9 @@ class PieceByPiece:
         gathered, own = self.processes.gather(features)
         # In float64, because log(P / Q) nearly cancels for tight classes. The table of features is small.
         every = gathered.double()
-        value, derivative = objective.value_and_grad(every, groups)
+        value, derivative = term.value_and_grad(every, groups)
         if measured:
-            derivative = _beyond_rounding(objective, every, groups, derivative, self._rounding(features))
+            derivative = _beyond_rounding(term, every, groups, derivative, self._rounding(features))
 
         def backward(now: Plan) -> Tensor:
             if now != plan:
@@ -173,16 +173,16 @@ class PieceByPiece:
     def _against(self, proxy: Proxy, real: Reals | None) -> Term:
         """The term, bound to the features of the real images that it compares with."""
         if real is None:
-            return self.objective
+            return self.term
         images, groups = real
         device = groups.index.device
-        if self.objective.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
+        if self.term.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
             return bound
         features = self._seen(proxy, images.to(device))
-        if self.objective.keeps_real:  # the same in all processes
-            self._bound[proxy.digest(), device] = bound = self.objective.against(Real(features.double(), groups))
+        if self.term.keeps_real:  # the same in all processes
+            self._bound[proxy.digest(), device] = bound = self.term.against(Real(features.double(), groups))
             return bound
-        return self.objective.against(Real(self.processes.gather(features)[0].double(), groups))
+        return self.term.against(Real(self.processes.gather(features)[0].double(), groups))
 
     def _seen(self, proxy: Proxy, images: Tensor) -> Tensor:
         """The features of `images`, (n, d), without a graph."""
@@ -241,7 +241,7 @@ ROUNDINGS = 8
 """The error of a feature in roundings of the largest feature: that of a network's last sums in any order."""
 
 
-def _beyond_rounding(objective: Term, features: Tensor, groups: Groups, derivative: Tensor, eps: float) -> Tensor:
+def _beyond_rounding(term: Term, features: Tensor, groups: Groups, derivative: Tensor, eps: float) -> Tensor:
     """Return `derivative` (n, d) of the term, or zeros where it is made of rounding errors alone.
 
     Where the images of each class are all but equal, log(P / Q) cancels and the rest is noise, to which a share would
@@ -253,7 +253,7 @@ def _beyond_rounding(objective: Term, features: Tensor, groups: Groups, derivati
     signs = torch.ones_like(features).flatten()
     signs[::2] = -1
     signs = signs.view_as(features) * (1 - 2 * (torch.arange(len(features), device=features.device) % 2))[:, None]
-    _, moved = objective.value_and_grad(features + signs * (ROUNDINGS * eps * features.abs().amax()), groups)
+    _, moved = term.value_and_grad(features + signs * (ROUNDINGS * eps * features.abs().amax()), groups)
     known = (moved - derivative).norm() <= 0.5 * derivative.norm()
     # A derivative that is not finite is returned as it is, so that the round is left out and counted.
     return torch.where(known | ~torch.isfinite(derivative).all(), derivative, 0.0)

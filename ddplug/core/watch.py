@@ -10,6 +10,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ UNTOUCHED = 200
 """Calls on views that need no gradient, with no other call before, after which a warning is issued."""
 STEPS = 50
 """Steps of the images' optimizer without a round, after which a warning is issued."""
+AT_AN_END = 5
+"""Rounds at the beginning and at the end whose medians the summary compares."""
 LOOKED_AT = 30
 """Rounds at the beginning that are checked for being parts of a larger batch, which waits for the device."""
 
@@ -128,14 +131,19 @@ class Watch:
             self._never_acts(f"the optimizer of the images took {STEPS} steps and no backward pass came through it")
 
     def summary(self, history: History) -> str:
-        """Describe in how many steps of the images CMI was added."""
-        added = any(round_.lam for round_ in history)
-        acted = f"{self.acted if added else 0} of {self.steps} steps of the images"
+        """Describe in how many steps of the images the term was added, and its value at the beginning and the end."""
+        term = self._progress.estimator.term
+        values = [round_.value for round_ in history if round_.lam and not round_.skipped]
+        acted = f"{self.acted if values else 0} of {self.steps} steps of the images"
         if not self.steps:  # by an optimizer of which ddplug knows that it holds them
-            acted = f"{len(history) if added else 0} rounds"
+            acted = f"{len(history) if values else 0} rounds"
+        said = f"{term.label} acted in {acted} at {self.where}"
+        if not values:
+            return f"{said}, lambda was 0 all the time"
+        first, last = median(values[:AT_AN_END]), median(values[-AT_AN_END:])
         shares = [round_.share for round_ in history if round_.share is not None]
         share = f", share {shares[-1]:.3g} at the last" if shares else ""
-        return f"CMI acted in {acted} at {self.where}{share if added else ', lambda was 0 all the time'}"
+        return f"{said}, {term.label} from {first:.3g} to {last:.3g} {term.unit}{share}"
 
     def began(self, single_class: int | None, *, absolute: bool, adds_up: bool) -> None:
         """Note a round that begins.

@@ -171,8 +171,8 @@ class Layer:
             "format": "ddplug-run", "version": 1, **self.facts, "weight": reg.weight, "lambda": reg.lam,
             "views": self.views, "inner": self.inner, "steps": self.steps, "every": reg.compute.every,
             "representation": reg.representation,
-            "temperature": float(reg.objective.settings().get("temperature", 1.0)),
-            "term": {"name": reg.objective.name, "label": reg.objective.label, "unit": reg.objective.unit},
+            "temperature": float(reg.term.settings().get("temperature", 1.0)),
+            "term": {"name": reg.term.name, "label": reg.term.label, "unit": reg.term.unit},
             "proxies": [proxy.name for proxy in reg.pool], "rounds": self.rounds,
             "skipped": sum(round_["skipped"] for round_ in history), "history": history,
         }  # fmt: skip

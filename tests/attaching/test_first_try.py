@@ -341,7 +341,7 @@ def test_the_end_says_in_how_many_steps_cmi_acted(capsys: pytest.CaptureFixture[
     trainer = DistributionMatching()
     with ddplug.attach(trainer, weight=0.1):
         trainer.train()
-    said = f"CMI acted in {STEPS} of {STEPS} steps of the images at DistributionMatching.augment, share"
+    said = f"CMI acted in {STEPS} of {STEPS} steps of the images at DistributionMatching.augment, CMI from"
     assert said in capsys.readouterr().out
 
     class Elsewhere(DistributionMatching):

@@ -66,8 +66,8 @@ def test_the_term_is_computed_twice_only_where_lambda_is_measured(
     """Two rounds that measure and one with a frozen lambda; "sustained" measures in all three."""
     kinds = {"relative": ddplug.Relative(2), "sustained": ddplug.Sustained(2), "absolute": ddplug.Absolute()}
     regularizer = layer(pool, weighting=kinds[weighting])
-    computed = Mock(wraps=regularizer.objective.value_and_grad)
-    with patch.object(type(regularizer.objective), "value_and_grad", computed):
+    computed = Mock(wraps=regularizer.term.value_and_grad)
+    with patch.object(type(regularizer.term), "value_and_grad", computed):
         for _ in range(3):
             step(regularizer, *batch)
     assert computed.call_count == expected
