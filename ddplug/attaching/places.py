@@ -205,9 +205,8 @@ class AtCalls:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         first = next(filter(_are_images, parts), None)
         if first is None:
-            raise HostError(
-                f"the augmentation returned {type(result).__name__}, expected the views as a tensor, or in a tuple."
-            )
+            returned = f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise HostError(f"the augmentation returned {returned}, expected the views as a tensor, or in a tuple.")
         went_in = {id(given) for given in (*args, *kwargs.values())}
         views = {
             place: part

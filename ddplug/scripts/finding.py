@@ -20,6 +20,7 @@ import types
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from ddplug.attaching.labels import held_labels
 from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import leaves, stepped_by
 from ddplug.errors import HostError
-from ddplug.scripts.any_script import OPTIMIZER, Unpatched, stepped_images
+from ddplug.scripts.any_script import ADVICE, OPTIMIZER, Unpatched, stepped_images
 from ddplug.scripts.frames import Variables, calling, is_hosts, place_of, scope_of
-from ddplug.scripts.placing import folders_of, functions_of, read, statement_at
+from ddplug.scripts.placing import folders_of, functions_of, read, value_at
 from ddplug.utils.files import write_json
 
 NOTED = 3000
@@ -48,9 +49,11 @@ class _Result:
     caller: str
     """FILE of the line that called."""
     line: int
+    span: tuple[int | None, ...]
+    """Position of the call in that file: first and last line, first and last column."""
     tensor: Tensor
     within: list[types.CodeType]
-    """The functions under way then."""
+    """The host's functions under way then, but for this one."""
 
 
 class Looking:
@@ -94,8 +97,10 @@ class Looking:
         if caller is None or not isinstance(tensor, Tensor) or not _like_images(tensor):
             return
         if is_hosts(frame.f_code.co_filename) or is_hosts(caller.f_code.co_filename):
-            within = [frame.f_code for frame in calling()]
-            self._results.append(_Result(frame.f_code, caller.f_code.co_filename, caller.f_lineno, tensor, within[1:]))
+            code = caller.f_code
+            span = next(islice(code.co_positions(), caller.f_lasti // 2, None))
+            within = [each.f_code for each in calling() if each is not frame]
+            self._results.append(_Result(frame.f_code, code.co_filename, caller.f_lineno, span, tensor, within))
 
     def _stepped(self, optimizer: Optimizer) -> list[str]:
         """Return what to print about a step, the best command first; nothing if it is not of images."""
@@ -112,7 +117,7 @@ class Looking:
             return []
         shown = ", ".join(str(tuple(each.shape)) for each in images[:4])
         known = f"labels '{labels}'" if labels else doubt
-        lines = [f"{type(optimizer).__name__} steps images {shown} at {where}; {known}."]
+        lines = [f"{type(optimizer).__name__} steps images {shown} at {where}; {known.removesuffix('.')}."]
         for at, (calls, shape, last) in self._places(images).items():
             lines.append(f"{at} makes views {shape}, {calls} calls in a step, last at {last}:")
             lines.append(self._command(at, labels))
@@ -139,12 +144,14 @@ class Looking:
         }
 
     def _at(self, result: _Result) -> str | None:
-        """Spelling of a place for `--at`: the function if it is the host's, else the line that calls it."""
+        """Spelling of a place for `--at`: the function if it is the host's, else the line whose value the call is."""
         path, within = Path(result.code.co_filename), result.code.co_qualname
         if not is_hosts(str(path)) or within not in functions_of(_tree(path)):
             path, within = Path(result.caller), str(result.line)
-            if not is_hosts(str(path)) or statement_at(_tree(path), result.line) is None:
+            if not is_hosts(str(path)) or (value := value_at(_tree(path), result.line)) is None:
                 return None
+            if (value.lineno, value.end_lineno, value.col_offset, value.end_col_offset) != result.span:
+                return None  # a part of the line's value
         folders = folders_of(self._script.script, self._script.path)
         return next((f"{path.relative_to(each)}:{within}" for each in folders if path.is_relative_to(each)), None)
 
@@ -165,7 +172,7 @@ def _labels(images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, s
     variables = Variables()
     with variables.of(lambda: [*map(scope_of, frames)]):
         try:
-            found = held_labels(variables, rows_in(*images), place_of(frames[0]) if frames else "")
+            found = held_labels(variables, rows_in(*images), place_of(frames[0]) if frames else "", ADVICE)
         except HostError as error:
             return "", str(error)
     return ("", "no labels among the variables there") if found is None else (found[0], "")
@@ -240,7 +247,10 @@ def main() -> None:
     timer.daemon = True
     timer.start()
     looking.start(end)
-    script.execute(arguments, {})
+    try:
+        script.execute(arguments, {})
+    except HostError:
+        sys.exit(1)  # its traceback is printed
     end(looking.nothing())
 
 

@@ -102,6 +102,15 @@ def statement_at(tree: ast.Module, line: int) -> Stated | None:
     return found
 
 
+def value_at(tree: ast.Module, line: int) -> ast.expr | None:
+    """The value that the statement at `line` assigns, returns or appends."""
+    statement = statement_at(tree, line)
+    appended = _appended(statement) if isinstance(statement, ast.Expr) else None
+    if appended is not None:
+        return appended.args[0]
+    return None if statement is None else statement.value
+
+
 def _appended(node: ast.Expr) -> ast.Call | None:
     """The call in a statement like `views.append(augment(images))`."""
     call = node.value
@@ -136,12 +145,11 @@ def sources(places: Sequence[Place], around: Callable[[Place], object]) -> dict[
 
 
 def _wrap(tree: ast.Module, line: int, name: ast.Name) -> None:
-    statement = statement_at(tree, line)
+    statement, value = statement_at(tree, line), value_at(tree, line)
     assert statement is not None
-    assert statement.value is not None
-    appended = _appended(statement) if isinstance(statement, ast.Expr) else None
-    value = appended.args[0] if appended is not None else statement.value
+    assert value is not None
     call = ast.copy_location(ast.Call(name, [value], []), value)
+    appended = _appended(statement) if isinstance(statement, ast.Expr) else None
     if appended is not None:
         appended.args[0] = call
     else:

@@ -107,11 +107,29 @@ UNROLLED = """
         (w ** 2).sum().backward()
         optimizer.step()
 """
+INSIDE_AN_EXPRESSION = """
+    import torch, torch.nn.functional as F
+    def enlarge(x):
+        x = F.interpolate(x, scale_factor=2.0)
+        return x[:, :, ::2, ::2].flip(3)
+    images = torch.randn(6, 3, 8, 8, requires_grad=True)
+    labels = [0, 0, 1, 1, 2, 2]
+    optimizer = torch.optim.SGD([images], lr=1)
+    for it in range(3):
+        views = []
+        views.append(F.relu(enlarge(images)) + 1)
+        loss = F.mse_loss(F.relu(views[0]) * 2, torch.zeros(6, 3, 8, 8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+"""A library's functions, called inside of a function of the script and inside of larger expressions."""
 SCRIPTS = {
     "class by class": (CLASS_BY_CLASS, "aug.py:DiffAugment", "label_syn", ["--rounds", "3"]),
     "without an augmentation": (WITHOUT_AUGMENTATION, "optimizer", "labels", []),
     "a leaf per class": (LEAVES, "script.py:Images.batch", "held.targets", []),
     "an embedding": (EMBEDDING, "script.py:images", "y", []),
+    "a library's functions": (INSIDE_AN_EXPRESSION, "script.py:enlarge", "labels", []),
     "unrolled": (UNROLLED, "aug.py:DiffAugment", "syn_labels", []),
 }
 
@@ -193,6 +211,11 @@ def test_what_cannot_be_found_is_said(tmp_path: Path, capfd: pytest.CaptureFixtu
     said = capfd.readouterr().out
     assert "no labels among the variables there" in said
     assert "--at optimizer --labels EXPRESSION" in said
+    soft = write(tmp_path, WITHOUT_AUGMENTATION.replace("labels = [0, 0, 1, 1, 2, 2]", "labels = torch.eye(6)"))
+    app(["find", str(soft)], standalone_mode=False)
+    said = capfd.readouterr().out
+    assert "'labels' (6, 6) may be soft" in said
+    assert "Name the labels: --labels EXPRESSION" in said
 
 
 @pytest.mark.parametrize(
