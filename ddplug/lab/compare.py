@@ -19,7 +19,6 @@ from ddplug.lab.folder import (
     Distilled,
     check_folder,
     claim,
-    made_with,
     read_json,
     set_name,
     take,
@@ -94,7 +93,7 @@ def compare(
     distil.check(arms, judge)
     out = user_path(out)
     check_folder(out)
-    wanted = {**made_with(host, judge), **distil.made_with}
+    wanted = {"host": host, **judge.made_with(), **distil.made_with}
     runs = [Run(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
     taken = take_baseline(user_path(baseline), out, runs, wanted) if baseline is not None else []
     with exclusive_lock(out / ".lock", out):

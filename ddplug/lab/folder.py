@@ -6,22 +6,17 @@ weight 0, does not depend on the regulariser, so its runs can be taken from anot
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
-import torch
-
 from ddplug.core.history import Round
 from ddplug.errors import DataError, InputError
-from ddplug.proxies.pool import ProxyPool
 from ddplug.utils.files import replacing, write_json
 from ddplug.utils.records import Count, Finite, Fraction, like, read_record, sized
 
 if TYPE_CHECKING:
-    from ddplug.lab.judge import Judge
     from ddplug.lab.plan import Run
 
 SETTINGS, ENTRIES, DONE = "settings.json", "entries", "distilled.json"
@@ -133,20 +128,6 @@ def set_name(iteration: int) -> str:
 def write_done(folder: Path, notes: list[dict[str, Any]], skipped: int) -> None:
     """Record that a run is distilled: for each set its iteration, lambda, share and times; rounds left out."""
     write_json({"sets": notes, "skipped": skipped}, folder / DONE)
-
-
-def made_with(host: str, judge: Judge) -> dict[str, Any]:
-    """Return the inputs of a run's outcome that are the same for all runs, as read back from JSON."""
-    return {
-        "host": host, "data": {"name": judge.data.name, "fingerprint": judge.data.fingerprint()},
-        "proxies": _digests(judge.pool), "heldout": _digests(judge.heldout), "device": judge.device.type,
-        "settings": judge.settings.to_json(), "ddplug": importlib.metadata.version("ddplug"),
-        "torch": torch.__version__,
-    }  # fmt: skip
-
-
-def _digests(pool: ProxyPool | None) -> list[str] | None:
-    return None if pool is None else [proxy.digest() for proxy in pool]
 
 
 def check_folder(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,16 @@ class Judge:
         for arch in (None, *self.cross_arch):
             with seeded(0):
                 self._maker(arch)()
+
+    def made_with(self) -> dict[str, Any]:
+        """Return the inputs of a run's outcome that are the same for all runs, as read back from JSON."""
+        digests = [None if pool is None else [proxy.digest() for proxy in pool] for pool in (self.pool, self.heldout)]
+        return {
+            "data": {"name": self.data.name, "fingerprint": self.data.fingerprint()},
+            "proxies": digests[0], "heldout": digests[1], "device": self.device.type,
+            "settings": self.settings.to_json(), "ddplug": importlib.metadata.version("ddplug"),
+            "torch": torch.__version__,
+        }  # fmt: skip
 
     @property
     def recipe(self) -> Recipe:
