@@ -311,7 +311,7 @@ def argument_of(signature: inspect.Signature | None, names: tuple[str, ...]) -> 
 def class_numbers(value: object) -> Tensor | None:
     """Class numbers (n,) that a tensor, an array or a list holds; None for anything else."""
     if isinstance(value, list | tuple) and value and all(type(each) is int for each in value):
-        return torch.tensor(value)
+        return torch.tensor(value, device="cpu")
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
         return torch.from_numpy(value.astype(np.int64))
     return value if isinstance(value, Tensor) and _integers(value) else None

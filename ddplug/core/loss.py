@@ -51,7 +51,7 @@ class CMI(nn.Module):
         self.pool.check_draw(self.draw)
         self.input_space = self.pool.space_of(input_space)
         self.generator = torch.Generator().manual_seed(seed)
-        self._warned = False
+        self._probed = self._warned = False
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """CMI of `images`, (n, c, h, w) floats, with class numbers `labels`, (n,): a scalar.
@@ -67,10 +67,13 @@ class CMI(nn.Module):
                 "loop; torch.func.grad, jvp and jacfwd work."
             )
         groups = group(labels, len(images), images.device)
+        self.pool.check(images, self.input_space)
+        if not self._probed:
+            self.pool.probe(images, self.input_space, self.representation)
+            self._probed = True
         if groups.one_image_per_class and not self._warned:
             self._warned = True
             warnings.warn(self.term.too_few, DDPlugWarning, stacklevel=2)
-        self.pool.check(images, self.input_space)
         prepared = self.pool.prepare(images, self.input_space)
         values = []
         for proxy in self.pool.draw(self.draw, self.generator):

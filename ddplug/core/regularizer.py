@@ -212,6 +212,7 @@ class Regularizer:
         if self.active:
             self.watch.untouched()
             if images is not None:
+                check_plain(images)
                 self.real.passed(images, labels)
 
     @contextmanager

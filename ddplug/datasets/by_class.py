@@ -31,5 +31,6 @@ class ByClass:
 
         A class without images cannot be drawn from: see `counts`.
         """
-        chance = torch.rand(len(classes), count, generator=generator, dtype=torch.float64).to(self.counts.device)
+        chance = torch.rand(len(classes), count, generator=generator, dtype=torch.float64, device=generator.device)
+        chance = chance.to(self.counts.device)
         return self.order[self._first[classes, None] + (chance * self.counts[classes, None]).long()].flatten()

@@ -50,10 +50,10 @@ def draw(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def between(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=generator)
+        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu")
 
     fine = SIDE * FINER
-    at = (torch.arange(fine) + 0.5) / fine * 2 - 1
+    at = (torch.arange(fine, dtype=torch.float32, device="cpu") + 0.5) / fine * 2 - 1
     pictures, labels = [], []
     for label, inside in enumerate(FIGURES.values()):
         turn, size = between(-0.4, 0.4, per_class, 1, 1), between(0.55, 0.85, per_class, 1, 1)
@@ -68,5 +68,5 @@ def draw(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
         ground = between(0.2, 0.8, per_class, 3, 1, 1)
         colour = (ground + between(0.35, 0.65, per_class, 3, 1, 1)) % 1
         pictures.append(torch.lerp(ground + clutter, colour + 0.25 * clutter, coverage).clamp(0, 1))
-        labels.append(torch.full((per_class,), label))
+        labels.append(torch.full((per_class,), label, device="cpu"))
     return torch.cat(pictures), torch.cat(labels)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
@@ -51,10 +52,11 @@ def drawing(function: Callable[[], T], device: torch.device) -> tuple[T, str]:
 
 
 def _torch(device: torch.device) -> list[bytes]:
-    states = [torch.default_generator.get_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return [state.numpy().tobytes() for state in states]
+    with temporarily_clear_interpreter_stack():  # within torch.func's transforms a new tensor has no numbers to read
+        states = [torch.default_generator.get_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        return [state.numpy().tobytes() for state in states]
 
 
 def _numpy() -> object:

@@ -57,8 +57,11 @@ class ProxyPool:
         """
         modules = [modules] if isinstance(modules, nn.Module) else list(modules)
         for module in modules:
-            if not isinstance(module, nn.Module):
-                raise ProxyError(f"got {type(module).__name__} as a proxy, expected a torch.nn.Module.")
+            if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+                raise ProxyError(
+                    f"got {type(module).__name__} as a proxy, expected a torch.nn.Module whose layers can be read, not "
+                    "one of torch.jit."
+                )
         modules = [getattr(module, "_orig_mod", module) for module in modules]  # of torch.compile
         if names is not None and len(names) != len(modules):
             raise ProxyError(f"got {len(names)} names for {len(modules)} networks, expected one each.")

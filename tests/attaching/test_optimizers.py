@@ -78,6 +78,38 @@ def test_an_optimizer_that_unscales_by_itself(pool: ddplug.ProxyPool, batch: Bat
     torch.testing.assert_close(moved[1][1], moved[0][1], rtol=1e-6, atol=0)
 
 
+def test_a_line_search_finds_the_minimum_with_the_loss_form(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """With the layer the search compares losses without CMI, which a warning names; the loss form ends lower."""
+    weight, cmi = 300.0, ddplug.CMI(pool)
+
+    def minimum(of_layer: bool) -> Tensor:
+        images = torch.zeros_like(batch[0]).requires_grad_()
+        layer = ddplug.Regularizer(pool, weight, weighting="absolute", announce=lambda _: None)
+        optimizer = torch.optim.LBFGS([images], line_search_fn="strong_wolfe")
+
+        def loss(layer: ddplug.Regularizer | None) -> Tensor:
+            views = images * 1
+            if layer is not None:
+                return (layer(views, batch[1]) - batch[0]).square().sum()
+            return (views - batch[0]).square().sum() + weight * cmi(views, batch[1])
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            value = loss(layer if of_layer else None)
+            value.backward()
+            return value
+
+        for _ in range(20):
+            optimizer.step(closure)
+        layer.detach()
+        return loss(None).detach()
+
+    with pytest.warns(ddplug.DDPlugWarning, match=r"evaluates its closure at several images.*ddplug\.CMI"):
+        by_layer = minimum(of_layer=True)
+    assert minimum(of_layer=False) < by_layer
+    print(by_layer, minimum(of_layer=False))
+
+
 def test_optimizers_that_do_not_hold_images(pool: ddplug.ProxyPool, batch: Batch) -> None:
     leaf = batch[0].clone().requires_grad_()
     with pytest.raises(ddplug.errors.HostError, match=r"holds 0 tensors .*\[\(5, 4\), \(5,\)\]"):

@@ -128,6 +128,27 @@ def test_the_layer_refuses_by_name(use: str) -> None:
     uses(layer)[use](images())
 
 
+@pytest.mark.parametrize("use", ["grad", "vmap"])
+def test_an_augmentation_that_is_attached_to_refuses_by_name(use: str) -> None:
+    """vmap hides that the images need a gradient: steps went by the host's gradient alone, without a word."""
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.images, self.labels = images().requires_grad_(), LABELS
+            self.optimizer = torch.optim.SGD([self.images], lr=0.1)
+
+        def augment(self, images: Tensor) -> Tensor:
+            return images * 1.5
+
+    trainer = Trainer()
+    handle = ddplug.attach(trainer, proxies=[network()], announce=lambda _: None)
+    transform = torch.func.grad if use == "grad" else torch.func.vmap
+    with pytest.raises(InputError, match=r"torch\.func.*ddplug\.CMI"):
+        transform(lambda x: trainer.augment(x).square().sum())(trainer.images)
+    handle.regularizer.watch.expect("never acts")
+    handle.detach()
+
+
 def test_real_images_pass_within_transforms() -> None:
     """A host's inner loop on real images, in torch.func, is no affair of the layer's."""
     layer = ddplug.Regularizer(ddplug.ProxyPool.from_modules([network()]), 1.0, announce=lambda _: None)

@@ -94,6 +94,16 @@ def test_a_proxy_that_draws(kind: str) -> None:
     """Kind: draws from generators that are not the proxy's. Looked at: torch, NumPy, `random`, for batches only."""
     with pytest.raises(ProxyError, match="draws random numbers"):
         acted(Around(DRAWS[kind]))
+    with pytest.raises(ProxyError, match="draws random numbers"):
+        ddplug.CMI([Around(DRAWS[kind])])(IMAGES, LABELS)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_network_of_torch_jit_is_refused_by_name() -> None:
+    """The layers of such a network cannot be read, so that naming the head, as another message advised, failed."""
+    for given in (torch.jit.script(network()), torch.jit.trace(network(), IMAGES)):
+        with pytest.raises(ProxyError, match=r"not one of torch\.jit"):
+            ddplug.ProxyPool.from_modules([given], head="3")
 
 
 def test_a_proxy_with_a_generator_of_its_own() -> None:
