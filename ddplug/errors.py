@@ -4,6 +4,7 @@ Every message says three things: what was given, what was expected, and what to 
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -37,6 +38,23 @@ class HostError(DDPlugError):
 
 class DDPlugWarning(UserWarning):
     """Valid input that is probably a mistake."""
+
+
+_ALL_IGNORED = (("ignore", None, Warning), ("ignore", None, UserWarning))
+"""Beginnings of the filters by which hosts silence their libraries."""
+
+
+def caution(text: str, stacklevel: int = 2) -> None:
+    """Issue a `DDPlugWarning`, also to a host that ignores all warnings; a filter for `DDPlugWarning` itself counts.
+
+    Args:
+        text: the message.
+        stacklevel: as of `warnings.warn`, called in the place of this function.
+    """
+    with warnings.catch_warnings():
+        kept = [each for each in warnings.filters if each[:3] not in _ALL_IGNORED]
+        warnings.filters = kept
+        warnings.warn(text, DDPlugWarning, stacklevel=stacklevel + 1)
 
 
 RAISED: list[str] = []

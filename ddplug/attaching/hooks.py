@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import threading
 import types
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddplug.core.autograd import uncompiled
-from ddplug.errors import DDPlugWarning, HostError
+from ddplug.errors import HostError, caution
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Before = Callable[[tuple[Any, ...], dict[str, Any]], Arguments]
@@ -346,10 +345,9 @@ def _on_instance(owner: object, name: str, target: object, intercepted: object) 
 
     def undo() -> None:
         if getattr(owner, name, None) is not intercepted:
-            warnings.warn(
+            caution(
                 f"{type(owner).__name__}.{name} was replaced by somebody else after ddplug was attached; it was left "
                 "as it is, and ddplug's part of it does nothing any more.",
-                DDPlugWarning,
                 stacklevel=4,
             )
         elif own and intercepted is not target:

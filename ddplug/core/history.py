@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddplug.errors import DDPlugWarning
+from ddplug.errors import caution
 from ddplug.utils.files import write_json
 
 
@@ -99,11 +98,9 @@ class History:
             reader(rounds)
         except Exception as error:
             self._readers.remove(entry)
-            warnings.warn(
+            caution(
                 f"{reader!r} failed ({type(error).__name__}: {error}) and gets no further rounds. All are still "
                 "in the history: history.save(PATH) writes them.",
-                DDPlugWarning,
-                stacklevel=2,
             )
 
     def __getstate__(self) -> dict[str, Any]:

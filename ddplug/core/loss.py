@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from ddplug.core.options import check_count
 from ddplug.datasets.spaces import AnySpace
-from ddplug.errors import DDPlugWarning, InputError, ProxyError
+from ddplug.errors import InputError, ProxyError, caution
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.representations import PLURAL, Representation, check_representation
 from ddplug.terms import make
@@ -73,7 +72,7 @@ class CMI(nn.Module):
             self._probed = True
         if groups.one_image_per_class and not self._warned:
             self._warned = True
-            warnings.warn(self.term.too_few, DDPlugWarning, stacklevel=2)
+            caution(self.term.too_few)
         prepared = self.pool.prepare(images, self.input_space)
         values = []
         for proxy in self.pool.draw(self.draw, self.generator):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from ddplug.core import chunking
 from ddplug.core.chunking import Plan
 from ddplug.core.compiled import Compiled
 from ddplug.core.options import Compute
-from ddplug.errors import DDPlugWarning, ProxyError
+from ddplug.errors import ProxyError, caution
 from ddplug.proxies.pool import Proxy
 from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.terms.base import Groups, Term
@@ -80,13 +79,11 @@ class PieceByPiece:
         _, expected = exact._computed(proxy, views, groups, term)
         cosine = float(torch.nn.functional.cosine_similarity(grad.double().flatten(), expected.double().flatten(), 0))
         if cosine < FAITHFUL:
-            warnings.warn(
+            caution(
                 f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of {self.term.label} "
                 f"in bf16 has a cosine of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward "
                 "pass moves its activations across the kinks of the ReLUs. Use precision='auto', which keeps the "
                 "forward pass exact.",
-                DDPlugWarning,
-                stacklevel=2,
             )
 
     def _computed(
@@ -130,11 +127,9 @@ class PieceByPiece:
                     raise
             # Outside the except clause, the error no longer keeps the tensors of the attempt alive.
             if self._fits is None:
-                warnings.warn(
+                caution(
                     f"memory ran out with {plan.piece} images at a time in a proxy, so {smaller.piece} are taken from "
                     f"now on (fewer, if need be), which changes nothing but the time. chunk={smaller.piece} begins so.",
-                    DDPlugWarning,
-                    stacklevel=2,
                 )
             plan, self._fits = smaller, smaller.piece
 

@@ -7,7 +7,6 @@ import functools
 import gc
 import os
 import sys
-import warnings
 import weakref
 from collections.abc import Callable
 from statistics import median
@@ -21,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ddplug.core.autograd import stepped_by
 from ddplug.core.history import History
 from ddplug.core.progress import Progress
-from ddplug.errors import RAISED, DDPlugWarning
+from ddplug.errors import RAISED, caution
 from ddplug.proxies.doubts import Likeness
 
 LOST = 40
@@ -82,7 +81,7 @@ class Watch:
         """Warn, once per `about`."""
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(text, DDPlugWarning, stacklevel=2)
+            caution(text)
 
     def due(self, about: str) -> bool:
         """Return True if no warning `about` that was issued yet."""

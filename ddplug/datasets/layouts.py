@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import sys
 import unicodedata
-import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ddplug.datasets.splits import drawn_test
-from ddplug.errors import DataError, DDPlugWarning
+from ddplug.errors import DataError, caution
 from ddplug.utils.output import Safe
 
 T = TypeVar("T")
@@ -95,11 +94,9 @@ def class_folders(where: Path, progress: bool = False) -> Split | None:
     if not classes:
         return None
     if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
-        warnings.warn(
+        caution(
             f"the class folders of {where} are numbers, and their order is that of text, as in torchvision: "
             f"{', '.join(list(classes)[:4])}, ... Class numbers are places in this order.",
-            DDPlugWarning,
-            stacklevel=2,
         )
     labels = [label for label, found in enumerate(classes.values()) for _ in found]
     pixels = _read([(file, str(file)) for found in classes.values() for file in found], "reading images", progress)

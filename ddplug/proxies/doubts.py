@@ -56,7 +56,7 @@ def _taken_for_own(pool: ProxyPool, views: Tensor, space: AnySpace | None) -> st
         return None
     return (
         f"the first images {text}. Their normalisation is not given, so the pool's is assumed. If it is another one, "
-        "pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like."
+        "pass input_space='unit' (for [0, 1]), 'normalized:cifar10' or the like, or --input-space on the command line."
     )
 
 

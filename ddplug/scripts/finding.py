@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -115,18 +116,21 @@ class Looking:
                 f"{type(optimizer).__name__} of {len(shapes)} tensors, {', '.join(map(str, shapes[:3]))}"
             )
             return []
-        shown = ", ".join(str(tuple(each.shape)) for each in images[:4])
+        stepped = ", ".join(str(tuple(each.shape)) for each in images[:4])
         known = f"labels '{labels}'" if labels else doubt
-        lines = [f"{type(optimizer).__name__} steps images {shown} at {where}; {known.removesuffix('.')}."]
-        for at, (calls, shape, last) in self._places(images).items():
-            lines.append(f"{at} makes views {shape}, {calls} calls in a step, last at {last}:")
-            lines.append(self._command(at, labels))
-        lines.append("At the steps of the images, with augmented views of the regulariser's own:")
-        lines.append(self._command(OPTIMIZER, labels))
+        lines = [f"{type(optimizer).__name__} steps images {stepped} at {where}; {known.removesuffix('.')}."]
+        for at, (calls, last) in self._places(images).items():
+            views, caller = last.tensor, f"{Path(last.caller).name}:{last.line}"
+            lines.append(
+                f"{at} makes views {tuple(views.shape)}, {calls} calls in a step, last at {caller}{_unit(views)}:"
+            )
+            lines.append(self._command(at, labels, views))
+        lines.append(f"At the steps of the images{_unit(*images)}, with augmented views of the regulariser's own:")
+        lines.append(self._command(OPTIMIZER, labels, *images))
         return lines
 
-    def _places(self, images: list[Tensor]) -> dict[str, tuple[int, tuple[int, ...], str]]:
-        """Return the last three places of results that lead back to `images`: number of calls, shape and caller."""
+    def _places(self, images: list[Tensor]) -> dict[str, tuple[int, _Result]]:
+        """Return the last three places of results that lead back to `images`: number of calls and the last result."""
         ids = {id(each) for each in images}
         made = [each for each in self._results if each.tensor.grad_fn is not None]
         results = [each for each in made if any(id(leaf) in ids for leaf in leaves([each.tensor]))]
@@ -138,10 +142,7 @@ class Looking:
                 continue  # a part of a place
             calls[at] += 1
             last.setdefault(at, result)
-        return {
-            at: (calls[at], tuple(result.tensor.shape), f"{Path(result.caller).name}:{result.line}")
-            for at, result in list(last.items())[:3]
-        }
+        return {at: (calls[at], result) for at, result in list(last.items())[:3]}
 
     def _at(self, result: _Result) -> str | None:
         """Spelling of a place for `--at`: the function if it is the host's, else the line whose value the call is."""
@@ -155,13 +156,14 @@ class Looking:
         folders = folders_of(self._script.script, self._script.path)
         return next((f"{path.relative_to(each)}:{within}" for each in folders if path.is_relative_to(each)), None)
 
-    def _command(self, at: str, labels: str) -> str:
+    def _command(self, at: str, labels: str, *views: Tensor) -> str:
         script = self._script
         words = [
             "ddplug", "run", "--script", str(script.script), "--at", at,
             *(word for folder in script.path for word in ("--path", str(folder))),
             *(["--redirect-cuda"] if script.redirect_cuda else []), *(["--old-numpy"] if script.old_numpy else []),
-            *([] if labels else ["--labels", "EXPRESSION"]), "--proxies", "POOL",
+            *([] if labels else ["--labels", "EXPRESSION"]), *(["--input-space", "unit"] if _unit(*views) else []),
+            "--proxies", "POOL",
             *(["--", *self._arguments] if self._arguments else []),
         ]  # fmt: skip
         return f"   {shlex.join(words)}"
@@ -176,6 +178,12 @@ def _labels(images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, s
         except HostError as error:
             return "", str(error)
     return ("", "no labels among the variables there") if found is None else (found[0], "")
+
+
+def _unit(*views: Tensor) -> str:
+    """Return what to print of views that are in [0, 1], else an empty text."""
+    ends = [torch.aminmax(each.detach()) for each in views]
+    return " in [0, 1]" if all(end.min >= 0 and end.max <= 1 for end in ends) else ""
 
 
 @functools.cache

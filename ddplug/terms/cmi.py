@@ -15,13 +15,12 @@ No host, no proxy and no image is known here.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddplug.errors import DDPlugWarning, InputError
+from ddplug.errors import InputError, caution
 from ddplug.terms.base import Groups, Term, group, register, transformed
 
 
@@ -80,7 +79,7 @@ def cmi(features: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor
     groups = checked(features, labels, temperature)
     term = CMI(temperature)
     if groups.one_image_per_class:
-        warnings.warn(term.too_few, DDPlugWarning, stacklevel=2)
+        caution(term.too_few)
     return term(features, groups)
 
 

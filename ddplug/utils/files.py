@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ddplug.errors import DDPlugWarning, FileError, InputError
+from ddplug.errors import FileError, InputError, caution
 from ddplug.utils.digest import sha256
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -135,10 +134,9 @@ def exclusive_lock(lock: Path, what: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise InputError(f"nothing can be kept in '{what}' ({error.strerror}); choose another place.") from error
-        warnings.warn(
+        caution(
             f"'{lock}' cannot be locked ({error.strerror}); see to it yourself that no other process works in "
             f"'{what}' at the same time.",
-            DDPlugWarning,
             stacklevel=4,
         )
     try:

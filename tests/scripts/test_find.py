@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from ddplug import InputSpace
 from ddplug.cli.app import app
-from ddplug.errors import HostError, InputError
+from ddplug.errors import DDPlugWarning, HostError, InputError
 from ddplug.proxies.pool import PoolInfo, ProxyPool
 from ddplug.scripts.any_script import Unpatched
 from ddplug.scripts.finding import find
@@ -189,6 +191,26 @@ def test_at_the_steps_the_gradient_is_that_of_attaching_to_the_optimizer(tmp_pat
     ours, theirs, without = (torch.load(f"{name}.pt") for name in "abc")
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, without)
+
+
+def test_images_in_the_unit_range_are_said_to_be(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a script that ignores all warnings."""
+    unit = WITHOUT_AUGMENTATION.replace("torch.randn(6, 3, 8, 8)", "torch.rand(6, 3, 8, 8)")
+    app(["find", str(write(tmp_path, unit))], standalone_mode=False)
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert "--at optimizer --input-space unit --proxies" in last
+    (tmp_path / "script.py").write_text("import warnings\nwarnings.filterwarnings('ignore')\n" + textwrap.dedent(unit))
+    info = PoolInfo(shape=(3, 8, 8), class_names=tuple("abc"), space=InputSpace.normalized((0.5,) * 3, (0.2,) * 3))
+    made = ProxyPool.from_modules([nn.Sequential(nn.Flatten(), nn.Linear(192, 3))], info=info)
+    monkeypatch.setattr(ProxyPool, "load", classmethod(lambda *_: made))
+    command = ["run", "--script", "script.py", "--proxies", "pool"]
+    with pytest.warns(DDPlugWarning, match="run from 0"):
+        app(command, standalone_mode=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        app([*command, "--input-space", "unit"], standalone_mode=False)
 
 
 GENERATOR = """
