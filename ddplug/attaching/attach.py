@@ -308,8 +308,9 @@ def _proxies(proxies: object, real: RealData, weight: float, record: bool, known
         return DeferredPool()
     if data is None:
         raise HostError(
-            "no proxies given, and no real data to train some on. Pass proxies= (trained networks, or the folder that "
-            "`ddplug pretrain` made), or data= (from ddplug.datasets.load)."
+            "no proxies given, and no real data to train some on: no data set, loader, or floating-point images "
+            "(n, c, h, w) beside integers (n,) hang on the trainer. Pass data= (a data set, or images and labels), or "
+            "proxies= (trained networks, or the folder that `ddplug pretrain` made)."
         )
     from ddplug.proxies.pretrain import default_pool
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ddplug.attaching.held import items_of
+from ddplug.attaching.labels import class_numbers
 from ddplug.datasets.images import ImageData, as_image_data
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.splits import checked, gathered
@@ -105,8 +108,8 @@ class Sets(NamedTuple):
 def found_in(trainer: object) -> Sets | None:
     """Return the training split, and the test split if there is one, that a trainer or what it holds has.
 
-    A split is a torch data set, a loader of one, or images and labels as two tensors. Of several the largest is taken.
-    None if there is none.
+    A split is a torch data set, a loader of one, or images and labels as two tensors or arrays. Of several the largest
+    is taken. None if there is none.
     """
     splits: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
@@ -120,6 +123,10 @@ def found_in(trainer: object) -> Sets | None:
                 splits[each] = data
             elif isinstance(found, Tensor) and not found.requires_grad:  # real images need no gradient
                 tensors[each] = found
+            elif isinstance(found, np.ndarray) and found.dtype.kind in "fiu":
+                tensors[each] = torch.from_numpy(found)
+            elif (numbers := class_numbers(found)) is not None:
+                tensors[each] = numbers
     splits = splits or _pairs(tensors)
     tests = [name for name in splits if any(part in name.lower() for part in TEST)]
     train = max((name for name in splits if name not in tests), key=lambda name: _length(splits[name]), default=None)

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ddplug.attaching.held import Holder, all_items
-from ddplug.attaching.images import Images, Shown
+from ddplug.attaching.images import Images, Shown, leaves_in
 from ddplug.attaching.probes import labels_by_probes
+from ddplug.attaching.rows import rows_in
+from ddplug.core.autograd import stepped_by
 from ddplug.errors import DDPlugError, HostError, InputError
 from ddplug.terms.base import check_labels
 
@@ -259,6 +262,7 @@ def _chosen(named: Iterable[tuple[str, Any]], count: int, where: str, advice: st
 
 def require_labels(signature: inspect.Signature | None, labels: Labels | None, host: Holder, name: str) -> None:
     """Raise `HostError` if nothing can give the labels at the calls of `name`."""
+    counts = _counts(host)
     if labels is not None and not isinstance(labels, str):
         return
     if label_argument(signature, labels) is not None:
@@ -268,14 +272,26 @@ def require_labels(signature: inspect.Signature | None, labels: Labels | None, h
         if isinstance(held, Tensor | Sequence):
             return
     elif any(
-        class_numbers(value) is not None and LIKE_LABELS.search(held.rpartition(".")[2])
+        (numbers := class_numbers(value)) is not None
+        and LIKE_LABELS.search(held.rpartition(".")[2])
+        and (not counts or len(numbers) in counts)
         for held, value in all_items(host)
     ):
         return
     raise HostError(
         f"no labels for '{name}{signature or ''}': looked for {labels or ', '.join(LABELS)} among its arguments "
-        f"and for integers of such a name on its owner. {ADVICE}"
+        f"and for integers ({' or '.join(map(str, sorted(counts))) or 'n'},) of such a name on its owner. {ADVICE}"
     )
+
+
+def _counts(host: Holder) -> set[int]:
+    """The numbers of the synthetic images that an optimizer of the host steps; empty if they are made later."""
+    items = list(all_items(host))
+    stepped = {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in stepped_by(value)}
+    held = [
+        leaves_in(value) for name, value in items if not isinstance(value, Optimizer) and not name.endswith(".weight")
+    ]
+    return {rows_in(*each) for each in held if each and all(leaf.ndim >= 4 and id(leaf) in stepped for leaf in each)}
 
 
 def label_argument(signature: inspect.Signature | None, labels: Labels | None) -> str | None:

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ddplug.attaching.held import Held, all_items
 from ddplug.attaching.hooks import Arguments, Undo
 from ddplug.attaching.images import leaves_in
-from ddplug.attaching.labels import Labels, held_labels, spread
+from ddplug.attaching.labels import Labels, class_numbers, held_labels, spread
 from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import stepped_by
 from ddplug.core.regularizer import Regularizer
@@ -196,6 +196,7 @@ def of_trainer(host: Held, images: Any, labels: Labels | None, shape: Shape | No
     """
     found = _candidates(host, images, labels, shape)
     if not found:
+        _require_labelled(host, labels, shape)
         return None
     first = found[0]
     if len(found) > 1:
@@ -241,6 +242,34 @@ def _candidates(host: Held, images: Any, labels: Labels | None, shape: Shape | N
     stepped = {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in leaves_in(value)}
     held = [each for each in found if all(id(leaf) in stepped for leaf in each.leaves)]
     return held or found
+
+
+def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) -> None:
+    """Raise `HostError` if the trainer holds what may be the synthetic images, but no labels of these."""
+    stepped = {id(leaf) for _, value in all_items(host) if isinstance(value, Optimizer) for leaf in stepped_by(value)}
+    for name, value in all_items(host):
+        leaves = leaves_in(value)
+        if not leaves or isinstance(value, Optimizer) or name.endswith((".weight", ".bias")):
+            continue
+        seen = f"'{name}' ({', '.join(map(str, sorted({tuple(leaf.shape) for leaf in leaves})))})"
+        if not all(may_be_images(leaf, shape) for leaf in leaves):
+            if len(leaves) == 1 and leaves[0].ndim == 2 and id(leaves[0]) in stepped:
+                raise HostError(
+                    f"an optimizer steps {seen}, which holds no images of shape {shape}, as the real data have. If "
+                    "images are made of it, name the method or module that makes them, and their labels: at='NAME', "
+                    "labels=..."
+                )
+            continue
+        if shape is None and not all(id(leaf) in stepped for leaf in leaves):
+            continue
+        count = rows_in(*leaves)
+        alike = [held for held, each in all_items(host) if class_numbers(each) is not None and len(each) == count]
+        wanted = f"labels='{labels}'" if isinstance(labels, str) else "the name of labels, targets or y"
+        raise HostError(
+            f"{seen} may be the {count} synthetic images, but no integers ({count},) of {wanted} were found. Of other "
+            f"names: {', '.join(alike) or 'none'}. Pass labels=: such a name, or a tensor ({count},) of the class of "
+            "each image, in order."
+        )
 
 
 def may_be_images(leaf: Tensor, shape: Shape | None) -> bool:

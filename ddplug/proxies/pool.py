@@ -299,7 +299,7 @@ class ProxyPool:
         return iter(self.proxies)
 
     def __repr__(self) -> str:
-        kinds = sorted({type(proxy.network).__name__ for proxy in self.proxies})
+        kinds = sorted({each.name.rpartition("-")[0] or type(each.network).__name__ for each in self.proxies})
         return f"ProxyPool({len(self)} x {'/'.join(kinds)}, {self.info.dataset or 'unknown data set'})"
 
 

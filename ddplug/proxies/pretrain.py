@@ -195,7 +195,10 @@ def default_pool(data: ImageData, *, cache: Path | None = None, device: torch.de
         recipe = {"count": 2, "options": {"width": 64}}
     size = "".join(f"-{name}{value}" for name, value in recipe.get("options", {}).items())
     folder = cache / "pools" / f"{data.name}-{data.fingerprint()}-{USUAL}{size}"
-    there = (folder / HEADER).is_file() and read_header(folder).complete
+    header = read_header(folder) if (folder / HEADER).is_file() else None
+    if header is not None and header.info.space is not None:  # a fingerprint is of intensities, in any space
+        data = data.to_space(header.info.space)
+    there = header is not None and header.complete
     say(f"ddplug: no proxies given; {'taking' if there else 'training'} a small pool of {data.name} in {folder}")
     found = -1
     while True:
