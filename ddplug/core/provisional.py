@@ -121,7 +121,7 @@ class ProvisionalRounds:
         self._lock, self._progress, self._watch = lock, progress, watch
         self._rounds: list[ProvisionalRound] = []
         self._by_hand = 0
-        """Passes of torch.autograd.grad before the newest one, since the last step."""
+        """Passes of torch.autograd.grad since the last step whose rounds were undone."""
         self.by_optimizer = False
         """True if an optimizer has stepped the images of a round."""
         _ALL.add(self)
@@ -202,14 +202,20 @@ class ProvisionalRounds:
                 gone.before.undo()
                 self._by_hand += gone.by_hand and not gone.raised
             if held is not None:
-                if self._by_hand and self._rounds and self._rounds[-1].by_hand:
-                    self._watch.by_hand(self._by_hand + 1)
+                if self._rounds and self._rounds[-1].by_hand and (passes := self._passes_by_hand()) > 1:
+                    self._watch.by_hand(passes)
                 self._by_hand = 0
                 self._commit(lambda round_: self._takes(round_, held))
             # Without an optimizer that holds the images, a step leaves no trace: the pass counts as the step.
             self._commit(
                 lambda round_: round_.stepped() or ((len(self._rounds) > MANY or round_.wiped()) and _unheld(round_))
             )
+
+    def _passes_by_hand(self) -> int:
+        """Return how many passes of torch.autograd.grad came to the newest round's images since the last step."""
+        newest = set(map(id, self._rounds[-1].leaves()))
+        same = [round_ for round_ in self._rounds if not newest.isdisjoint(map(id, round_.leaves()))]
+        return self._by_hand + sum(round_.by_hand for round_ in same)
 
     def commit_unheld(self) -> None:
         """Commit the rounds whose images were changed in place, or are held by no optimizer."""
@@ -228,6 +234,7 @@ class ProvisionalRounds:
         """Undo `round_` if it is the newest."""
         if self._rounds and self._rounds[-1] is round_:
             self._rounds.pop().before.undo()
+            self._by_hand += round_.by_hand
             self.publish()
 
     def clear(self) -> None:

@@ -39,7 +39,7 @@ class _Facts(TypedDict):
 class SyntheticSet:
     """Images (n, c, h, w) and their labels, int64 (n,) or probabilities, float (n, classes).
 
-    Images become float32, and images and labels lose their graph.
+    Images and probabilities become float32, class numbers int64, and all lose their graph.
     """
 
     images: Tensor
@@ -56,7 +56,8 @@ class SyntheticSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", self.images.detach().float())
-        object.__setattr__(self, "labels", self.labels.detach())
+        labels = self.labels.detach()
+        object.__setattr__(self, "labels", labels.float() if labels.ndim == 2 else labels.long())
 
     @property
     def classes(self) -> Tensor:
@@ -94,7 +95,8 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
       clamped to [0, 1], as the host does. Without `factor` it is read from the host's own `args.txt` beside the file.
       Where that is, the `dataN.pt` and `data_best.pt` of forks (DREAM, DSDM, DANCE) are read in the same way.
       A bare pair of another name is taken for IDC's if a factor is given.
-    - RDED, SRe2L: a folder of pictures CLASS/*, all of one size, whose classes are in the order of their names.
+    - RDED, SRe2L: a folder of pictures CLASS/* or train/CLASS/*, all of one size, whose classes are in the order of
+      their names.
 
     With a `factor`, images of all other files are taken apart and enlarged as well; what their numbers mean stays what
     the file says, and `factor` has to divide their height and width.
@@ -105,7 +107,8 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     a factor that does not fit the images.
     """
     path = user_path(path)
-    if path.is_dir() and (pictures := class_folders(path)) is not None:
+    folder = path / "train" if (path / "train").is_dir() else path
+    if folder.is_dir() and (pictures := class_folders(folder)) is not None:
         images, labels = pictures.images.float() / 255, pictures.labels
         if factor is not None:
             images, labels = hostfiles.apart(images, labels, factor)
@@ -137,7 +140,6 @@ def load_set(path: str | Path, *, factor: int | None = None) -> SyntheticSet:
     elif factor is not None:
         images, labels = hostfiles.apart(images, labels, factor)
         given = given.repeat_interleave(factor**2) if given is not None else None
-    labels = labels.float() if labels.ndim == 2 else labels.long()
     return SyntheticSet(
         images,
         labels,

@@ -339,13 +339,23 @@ def test_the_share_of_an_unrolled_loop_is_what_reaches_the_images(
 
 
 @pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("how", ["at the end", "in grad", "one graph"])
 def test_a_gradient_made_of_several_passes_by_hand(
-    passes: int, network: Callable[..., nn.Module], batch: Batch
+    passes: int, how: str, network: Callable[..., nn.Module], batch: Batch
 ) -> None:
-    """One torch.autograd.grad per inner step, added up by the host: a lambda as given acts once for each."""
+    """Kind: torch.autograd.grad per inner step, added up by the host: a lambda as given acts once for each.
+
+    Looked at: a sum at the end, one in `.grad` after each pass, and passes over one graph.
+    """
 
     def by_hand(run: Run) -> None:
-        grads = [torch.autograd.grad(run.loss(), run.images)[0] for _ in range(passes)]
+        if how == "in grad":
+            run.images.grad = torch.zeros_like(run.images)
+            for _ in range(passes):
+                run.images.grad += torch.autograd.grad(run.loss(), run.images)[0]
+            return
+        losses = [run.loss()] * passes if how == "one graph" else [run.loss() for _ in range(passes)]
+        grads = [torch.autograd.grad(loss, run.images, retain_graph=True)[0] for loss in losses]
         run.images.grad = torch.stack(grads).sum(0)
 
     run = Run(network, batch, weighting="absolute")

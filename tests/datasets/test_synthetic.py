@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def test_a_set_has_no_graph_and_single_precision(tmp_path: Path) -> None:
             assert (held.images.requires_grad, held.labels.requires_grad) == (False, False)
             assert held.images.dtype == torch.float32
             assert torch.equal(held.images, leaf.detach().float())
+    for kind in (torch.uint8, torch.uint16, torch.int32, torch.float32):
+        assert SyntheticSet(IMAGES, torch.tensor([0, 0, 1, 1]).to(kind)).labels.dtype == torch.int64
 
 
 def test_a_folder_of_pictures_is_a_set(tmp_path: Path) -> None:
@@ -109,5 +112,8 @@ def test_a_folder_of_pictures_is_a_set(tmp_path: Path) -> None:
     assert torch.equal((loaded.images * 255).round().byte(), pixels)
     assert (loaded.labels.tolist(), loaded.space) == ([0, 0, 1, 1], InputSpace.unit(3))
     assert len(load_set(tmp_path / "set", factor=2).labels) == 16
+    shutil.copytree(tmp_path / "set", tmp_path / "split" / "train")
+    shutil.copytree(tmp_path / "set", tmp_path / "split" / "val")
+    assert load_set(tmp_path / "split").labels.tolist() == [0, 0, 1, 1], "train and val are no classes"
     with pytest.raises(DataError, match=r"no synthetic set at .*new000'.*a folder of pictures CLASS/\*"):
         load_set(tmp_path / "set" / "new000")
