@@ -33,6 +33,7 @@ from ddplug.attaching.labels import held_labels
 from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import leaves, stepped_by
 from ddplug.errors import HostError
+from ddplug.hosting.script import CudaOnCpu
 from ddplug.scripts.any_script import ADVICE, OPTIMIZER, Unpatched, stepped_images
 from ddplug.scripts.frames import Variables, calling, is_hosts, place_of, scope_of
 from ddplug.scripts.placing import folders_of, functions_of, read, value_at
@@ -97,6 +98,8 @@ class Looking:
         tensor = result if isinstance(result, Tensor) else next(iter(result), None)
         if caller is None or not isinstance(tensor, Tensor) or not _like_images(tensor):
             return
+        if frame.f_code is CudaOnCpu.__torch_function__.__code__:
+            return  # a function of torch, seen only because of --redirect-cuda
         if is_hosts(frame.f_code.co_filename) or is_hosts(caller.f_code.co_filename):
             code = caller.f_code
             span = next(islice(code.co_positions(), caller.f_lasti // 2, None))

@@ -193,6 +193,12 @@ def test_at_the_steps_the_gradient_is_that_of_attaching_to_the_optimizer(tmp_pat
     assert not torch.equal(ours, without)
 
 
+def test_on_the_cpu_the_places_are_those_of_a_gpu(tmp_path: Path) -> None:
+    script = write(tmp_path, WITHOUT_AUGMENTATION)
+    redirected = find(Unpatched(script, redirect_cuda=True), [])
+    assert [line.replace("--redirect-cuda ", "") for line in redirected] == find(Unpatched(script), [])
+
+
 def test_images_in_the_unit_range_are_said_to_be(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
