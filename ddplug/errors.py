@@ -74,3 +74,8 @@ def noted(function: Callable[P, T]) -> Callable[P, T]:
             raise
 
     return noting
+
+
+def caught() -> str:
+    """Return a sentence on the first of the errors in `RAISED`, to end a message with; empty if there is none."""
+    return f" The host caught an error: {RAISED[0]}" if RAISED else ""

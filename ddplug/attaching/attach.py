@@ -33,7 +33,7 @@ from ddplug.core.figures import plot_history
 from ddplug.core.history import History
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Options, Regularizer
-from ddplug.errors import HostError
+from ddplug.errors import RAISED, HostError, caught
 from ddplug.proxies.doubts import Likeness
 from ddplug.proxies.pool import DeferredPool
 
@@ -91,7 +91,7 @@ class Handle:
             raise HostError(
                 f"an optimizer took {watch.steps} steps of the images, and CMI was added in none: no backward pass "
                 f"came through {self.where}. The images are the host's alone. Attach where they pass, at='NAME', or to "
-                "the optimizer that steps them."
+                f"the optimizer that steps them.{caught()}"
             )
         watch.report()
 
@@ -202,6 +202,7 @@ def attach(
         HostError: no place found, or several, or already attached; it lists what was looked for.
         DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
     """
+    RAISED.clear()
     compiled, trainer = trainer, original(trainer)
     known = registry.find(trainer) if at is None else None
     replacement = _replacement(augment, options.get("seed", 0))

@@ -29,7 +29,7 @@ from ddplug.attaching.labels import (
 from ddplug.attaching.stepped import Shape, of_optimizer, of_trainer
 from ddplug.core.autograd import uncompiled
 from ddplug.core.regularizer import Regularizer
-from ddplug.errors import DDPlugError, HostError
+from ddplug.errors import DDPlugError, HostError, noted
 
 AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
 LOSSES = ("loss", "loss_fn", "compute_loss", "matching_loss", "distillation_loss", "calc_loss", "get_loss")
@@ -182,6 +182,7 @@ class AtCalls:
         self._argument = label_argument(signature, given)
 
     @uncompiled
+    @noted
     def on_images(
         self,
         regularizer: Regularizer,
@@ -196,6 +197,7 @@ class AtCalls:
         return self._through(regularizer, views, labelled)
 
     @uncompiled
+    @noted
     def on_result(self, regularizer: Regularizer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Regularise the views that an augmentation returned, alone or among several things.
 

@@ -25,7 +25,7 @@ from ddplug.attaching.labels import Labels, class_numbers, held_labels, spread
 from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import stepped_by
 from ddplug.core.regularizer import Regularizer
-from ddplug.errors import HostError
+from ddplug.errors import HostError, noted
 
 Shape = tuple[int, ...]
 
@@ -105,6 +105,7 @@ class Stepped:
             )
         return leaf.reshape(-1, *shape)
 
+    @noted
     def _add(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
         """Add CMI's gradient to the host's, which is complete."""
         leaves, shared = self._leaves(optimizer), regularizer.processes.pooled

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ddplug.core.autograd import stepped_by
 from ddplug.core.history import History
 from ddplug.core.progress import Progress
-from ddplug.errors import RAISED, caution
+from ddplug.errors import caught, caution
 from ddplug.proxies.doubts import Likeness
 
 LOST = 40
@@ -212,15 +212,14 @@ class Watch:
     def report(self) -> None:
         """Warn if the layer never acted, except in a forked process."""
         if self.expects_action and not self._progress.rounds and self._process == os.getpid():
-            caught = f" The host caught an error: {RAISED[0]}" if RAISED else ""
-            self._never_acts("no backward pass reached images that went through it", caught)
+            self._never_acts("no backward pass reached images that went through it")
 
-    def _never_acts(self, seen: str, caught: str = "") -> None:
+    def _never_acts(self, seen: str) -> None:
         self.warn(
             "never acts",
             f"the regulariser at {self.where} never came into action: {seen}. Check that the host calls it on its "
             "synthetic images, that they need a gradient there, and that the loss depends on what it returns, not on a "
-            "copy or detached." + caught,
+            "copy or detached." + caught(),
         )
 
 

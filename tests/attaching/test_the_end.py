@@ -162,3 +162,36 @@ def test_images_of_a_module_that_the_trainer_holds(batch: Batch, pool: ddplug.Pr
         optimizer.step()
     with pytest.raises(ddplug.errors.HostError, match=f"took {STEPS} steps of the images"):
         handle.detach()
+
+
+@pytest.mark.parametrize("place", ["augment", "optimizer", "labels"])
+def test_an_error_that_the_host_catches_is_quoted_at_the_end(place: str, pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """Kind: errors raised into code that is not ours. Looked at: the layer's, at an optimizer's step, labels not read.
+
+    An error from before is none of this run's.
+    """
+    ddplug.errors.RAISED.append("an error of a run before")
+    trainer = Trainer((batch[0], batch[1].index_fill(0, torch.tensor([0]), -1)))
+    options: dict[str, Any] = {"at": "augment", "labels": trainer.labels}
+    if place == "labels":
+        options["labels"] = lambda views: "none"
+    attached = trainer.opt if place == "optimizer" else trainer
+    if place == "optimizer":
+        del options["at"]
+    handle = ddplug.attach(attached, proxies=pool, announce=lambda line: None, **options)
+    for _ in range(STEPS):
+        try:
+            trainer.opt.zero_grad()
+            trainer.loss(trainer.images).backward()
+            trainer.opt.step()
+        except ddplug.DDPlugError:
+            if place != "optimizer":
+                trainer.images.grad = torch.ones_like(trainer.images)
+                trainer.opt.step()
+    quoted = "The host caught an error: " + (".*str" if place == "labels" else "labels must be class numbers")
+    if place == "optimizer":  # which was not stepped
+        with pytest.warns(ddplug.DDPlugWarning, match=quoted):
+            handle.detach()
+    else:
+        with pytest.raises(ddplug.errors.HostError, match=quoted):
+            handle.detach()
