@@ -217,7 +217,14 @@ def of_trainer(host: Held, images: Any, labels: Labels | None, shape: Shape | No
             return host.get(named)
         return labels(views) if callable(labels) else labels
 
-    of = " in ".join([*([f"{len(first.leaves)} tensors"] if len(first.leaves) > 1 else []), f"'{first.images}'"])
+    ids = [id(leaf) for leaf in first.leaves]
+    names = [
+        name
+        for name, value in all_items(host)
+        if not isinstance(value, Optimizer) and [id(leaf) for leaf in leaves_in(value)] == ids
+    ]
+    shown = next(iter(names), first.images)
+    of = " in ".join([*([f"{len(first.leaves)} tensors"] if len(first.leaves) > 1 else []), f"'{shown}'"])
     described = f"{tuple(first.leaves[0].shape)}, labels '{named}'" if named else f"{tuple(first.leaves[0].shape)}"
     known = [value for _, value in all_items(host) if isinstance(value, Optimizer) and leaves(value)]
     return f"the optimizer of {of} {described}", Stepped(leaves, given, shape, known=known)
@@ -242,7 +249,8 @@ def _candidates(host: Held, images: Any, labels: Labels | None, shape: Shape | N
             found.append(Found(name, named, leaves))
     stepped = {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in leaves_in(value)}
     held = [each for each in found if all(id(leaf) in stepped for leaf in each.leaves)]
-    return held or found
+    images_like = [each for each in held or found if all(leaf.ndim >= 4 for leaf in each.leaves)]
+    return images_like or held or found  # of a matrix and images, as soft labels are beside these, the latter
 
 
 def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) -> None:

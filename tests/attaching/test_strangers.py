@@ -84,3 +84,24 @@ def test_a_pool_in_the_cache_serves_the_same_data_in_another_space(
     plain = as_image_data(real(), space="unit")
     first = default_pool(plain.to_space(InputSpace((0.5,) * 3, (0.25,) * 3)), cache=tmp_path, device="cpu")
     assert default_pool(plain, cache=tmp_path, device="cpu").digest() == first.digest()
+
+
+def test_weight_zero_takes_the_images_that_another_weight_takes(pool: ddplug.ProxyPool) -> None:
+    """Learned soft labels, a matrix of as many rows, are no second set of images, whether data are read or not."""
+    labels = torch.arange(12) % 3
+    for weight in (0.0, 0.1):
+        trainer = Holder(syn=leaf(12, 3, 8, 8), soft=leaf(12, 3), labels=labels)
+        with ddplug.attach(trainer, weight, proxies=pool) as handle:
+            handle.regularizer.watch.expect("never acts")
+            assert handle.where == "the optimizer of 'syn' (12, 3, 8, 8), labels 'labels'"
+
+
+def test_images_are_named_by_what_holds_them_and_not_by_their_optimizer(pool: ddplug.ProxyPool) -> None:
+    """A model holds them, deeper than the optimizer that hangs on the trainer."""
+    model = nn.Module()
+    model.images, model.labels = nn.Parameter(torch.rand(12, 3, 8, 8)), torch.arange(12) % 3  # type: ignore[assignment]
+    trainer = Holder(unused=leaf(1))
+    trainer.optimizer, trainer.model = torch.optim.SGD([model.images], lr=1.0), model  # type: ignore[attr-defined]
+    with ddplug.attach(trainer, 0.1, proxies=pool) as handle:
+        handle.regularizer.watch.expect("never acts")
+        assert "'model.images'" in handle.where
