@@ -211,10 +211,16 @@ def attach(
         _configure(known, augment, inner)
         place = Place(f"host {known[0]}", partial(known[1].install, trainer))
     else:
-        place = find_place(
-            trainer, at=at, images=images, labels=labels, shape=real.shape if weight != 0 else None,
-            augment=replacement or ("none" if augment == "none" else "host"),
-        )  # fmt: skip
+        try:
+            place = find_place(
+                trainer, at=at, images=images, labels=labels, shape=real.shape if weight != 0 else None,
+                augment=replacement or ("none" if augment == "none" else "host"),
+            )  # fmt: skip
+        except HostError:
+            given = at, images, labels, replacement, options.get("record") or None
+            if weight != 0 or any(each is not None for each in given) or isinstance(trainer, type | Optimizer):
+                raise
+            place = Place("nothing", lambda _: lambda: None)  # a baseline needs no labels
     if place.own_views:
         replacement = None
         if augment != "none":

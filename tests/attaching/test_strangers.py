@@ -105,3 +105,12 @@ def test_images_are_named_by_what_holds_them_and_not_by_their_optimizer(pool: dd
     with ddplug.attach(trainer, 0.1, proxies=pool) as handle:
         handle.regularizer.watch.expect("never acts")
         assert "'model.images'" in handle.where
+
+
+def test_weight_zero_needs_no_labels() -> None:
+    """The line with another weight would ask for them; a baseline is the host alone."""
+    for trainer in (Slices(syn=leaf(12, 3, 8, 8)), Holder(syn=leaf(12, 3, 8, 8))):
+        before = dict(vars(trainer))
+        with ddplug.attach(trainer, weight=0):
+            pass
+        assert vars(trainer) == before
