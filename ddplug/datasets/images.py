@@ -250,8 +250,8 @@ def _check_space(space: AnySpace | None, images: Tensor) -> None:
     if space is None:
         raise DataError(
             "the normalisation of the images is not known: they leave [0, 1], and no Normalize(mean, std) among their "
-            f"transforms explains that. Give space=InputSpace.normalized(mean, std), of {channels} channels, or "
-            "space='range' if only their range is known."
+            f"transforms explains that. Give InputSpace.normalized(mean, std), of {channels} channels, as input_space= "
+            "of attach or space= of as_image_data, which also takes 'range' if only their range is known."
         )
     if getattr(space, "channels", None) != channels:
         raise DataError(

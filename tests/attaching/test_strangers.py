@@ -14,7 +14,8 @@ import ddplug
 from ddplug.attaching.data import found_in
 from ddplug.datasets.images import as_image_data
 from ddplug.datasets.spaces import InputSpace
-from ddplug.errors import HostError
+from ddplug.errors import DataError, HostError
+from ddplug.proxies.pool import PoolInfo
 from ddplug.proxies.pretrain import default_pool
 
 
@@ -114,3 +115,17 @@ def test_weight_zero_needs_no_labels() -> None:
         with ddplug.attach(trainer, weight=0):
             pass
         assert vars(trainer) == before
+
+
+def test_the_error_of_unknown_normalisation_names_an_option_of_attach() -> None:
+    """Images that leave [0, 1], given beside an optimizer; `attach` has no `space=`."""
+    images, labels = real()
+    syn = leaf(12, 3, 8, 8)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    pool = ddplug.ProxyPool.from_modules([network], info=PoolInfo(shape=(3, 8, 8)), input_space=InputSpace.unit(3))
+    given: Any = {"data": (images * 4 - 2, labels), "labels": torch.arange(12) % 3, "proxies": pool}
+    with pytest.raises(DataError, match="input_space= of attach"):
+        ddplug.attach(torch.optim.SGD([syn], lr=1.0), **given)
+    space = InputSpace.normalized((0.5,) * 3, (0.25,) * 3)
+    with ddplug.attach(torch.optim.SGD([syn], lr=1.0), input_space=space, **given) as handle:
+        handle.regularizer.watch.expect("never acts")
