@@ -31,22 +31,17 @@ def curve(
     file: Path, data: ImageData, settings: dict[str, Any], seed: int, every: int, device: torch.device
 ) -> list[tuple[int, float, float]]:
     """(epochs, seconds without testing, accuracy) along the training of one network on the set in `file`."""
-    held: list[nn.Module] = []
     points: list[tuple[int, float, float]] = []
     recipe = Recipe(settings["epochs"], settings["judge_lr"], augment=DSAPerNetwork(settings["strategy"]))
-    build = maker(settings["arch"], data, {} if settings["width"] is None else {"width": settings["width"]})
+    make = maker(settings["arch"], data, {} if settings["width"] is None else {"width": settings["width"]})
     tested, began = 0.0, time.perf_counter()
 
-    def make() -> nn.Module:
-        held.append(build())
-        return held[0]
-
-    def test(done: int, loss: float) -> None:
+    def test(net: nn.Module, done: int, loss: float) -> None:
         nonlocal tested
         if done % every == 0 or done == recipe.epochs:
             before = time.perf_counter()
             trained = before - began - tested
-            points.append((done, trained, accuracy(held[0], data.test_images, data.test_labels)))
+            points.append((done, trained, accuracy(net, data.test_images, data.test_labels)))
             tested += time.perf_counter() - before
 
     found = load_set(file)

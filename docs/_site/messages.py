@@ -16,7 +16,7 @@ KINDS = {
     if isinstance(kind, type) and kind.__module__ == "ddplug.errors"
 }
 PARTS = "Parts of messages"
-NO_MESSAGES = ("report.py", "tables.py")
+NO_MESSAGES = ("tables.py",)
 """Files whose sentences are of no error."""
 UNKNOWN = "…"
 """What stands for a part that is only known when it happens."""
@@ -78,6 +78,7 @@ def _called(call: ast.Call) -> tuple[str | None, ast.expr | None]:
         named = ast.unparse(call.func.value)
         return "DDPlugWarning", call.args[0 if named == "warnings" else -1] if call.args else None
     kind = call.func.id if isinstance(call.func, ast.Name) else None
+    kind = "DDPlugWarning" if kind == "caution" else kind
     return (PARTS if kind == "UnfitError" else kind if kind in KINDS else None), call.args[0] if call.args else None
 
 
