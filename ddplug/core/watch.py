@@ -30,7 +30,7 @@ UNTOUCHED = 200
 STEPS = 50
 """Steps of the images' optimizer without a round, after which a warning is issued."""
 AT_AN_END = 5
-"""Rounds at the beginning and at the end whose medians the summary compares."""
+"""Most rounds at the beginning and at the end whose medians the summary compares."""
 LOOKED_AT = 30
 """Rounds at the beginning that are checked for being parts of a larger batch, which waits for the device."""
 
@@ -139,7 +139,8 @@ class Watch:
         said = f"{term.label} acted in {acted} at {self.where}"
         if not values:
             return f"{said}, lambda was 0 all the time"
-        first, last = median(values[:AT_AN_END]), median(values[-AT_AN_END:])
+        some = max(1, min(AT_AN_END, len(values) // 2))
+        first, last = median(values[:some]), median(values[-some:])
         shares = [round_.share for round_ in history if round_.share is not None]
         share = f", share {shares[-1]:.3g} at the last" if shares else ""
         return f"{said}, {term.label} from {first:.3g} to {last:.3g} {term.unit}{share}"
