@@ -260,7 +260,7 @@ def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) ->
         leaves = leaves_in(value)
         if not leaves or isinstance(value, Optimizer) or name.endswith((".weight", ".bias")):
             continue
-        seen = f"'{name}' ({', '.join(map(str, sorted({tuple(leaf.shape) for leaf in leaves})))})"
+        seen = f"'{name}' of shape {', '.join(map(str, sorted({tuple(leaf.shape) for leaf in leaves})))}"
         if not all(may_be_images(leaf, shape) for leaf in leaves):
             if len(leaves) == 1 and leaves[0].ndim == 2 and id(leaves[0]) in stepped:
                 raise HostError(
@@ -273,9 +273,9 @@ def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) ->
             continue
         count = rows_in(*leaves)
         alike = [held for held, each in all_items(host) if class_numbers(each) is not None and len(each) == count]
-        wanted = f"labels='{labels}'" if isinstance(labels, str) else "the name of labels, targets or y"
+        wanted = repr(labels) if isinstance(labels, str) else "labels, targets or y"
         raise HostError(
-            f"{seen} may be the {count} synthetic images, but no integers ({count},) of {wanted} were found. Of other "
+            f"{seen} may be the {count} synthetic images, but no integers ({count},) called {wanted} were found. Under other "
             f"names: {', '.join(alike) or 'none'}. Pass labels=: such a name, or a tensor ({count},) of the class of "
             "each image, in order."
         )

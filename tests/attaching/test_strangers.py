@@ -51,7 +51,7 @@ class Slices(Holder):
     [
         (lambda: Slices(syn=leaf(12, 3, 8, 8)), r"'syn' .*the 12 synthetic images.*Pass labels="),
         (lambda: Holder(protos={name: leaf(4, 3, 8, 8) for name in "abc"}), r"'protos' .*the 12 synthetic images"),
-        (lambda: Holder(syn=leaf(12, 3, 8, 8), hard=torch.arange(12) % 3), r"Of other names: hard\. Pass labels="),
+        (lambda: Holder(syn=leaf(12, 3, 8, 8), hard=torch.arange(12) % 3), r"Under other names: hard\. Pass labels="),
         (lambda: Holder(latents=leaf(12, 5)), r"'latents' .*no images of shape \(3, 8, 8\).*at='NAME'"),
     ],
 )  # fmt: skip
