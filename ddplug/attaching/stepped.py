@@ -275,9 +275,9 @@ def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) ->
         alike = [held for held, each in all_items(host) if class_numbers(each) is not None and len(each) == count]
         wanted = repr(labels) if isinstance(labels, str) else "labels, targets or y"
         raise HostError(
-            f"{seen} may be the {count} synthetic images, but no integers ({count},) called {wanted} were found. Under other "
-            f"names: {', '.join(alike) or 'none'}. Pass labels=: such a name, or a tensor ({count},) of the class of "
-            "each image, in order."
+            f"{seen} may be the {count} synthetic images, but no integers ({count},) called {wanted} were found. Under "
+            f"other names: {', '.join(alike) or 'none'}. Pass labels=: such a name, or a tensor ({count},) of the class "
+            "of each image, in order."
         )
 
 

@@ -132,6 +132,11 @@ class History:
         """The number of rounds, hidden ones included."""
         return len(self._rounds) + len(self._pending)
 
+    def acted_since(self, start: int) -> bool:
+        """Return True if the term was added in a round from position `start` on; reads nothing from the device."""
+        pending = self._pending[max(0, start - len(self._rounds)) :]
+        return any(round_.lam for round_ in self._rounds[start:]) or any(lam for _, lam, _ in pending)
+
     def hide(self, start: int | None) -> None:
         """Hide all rounds from position `start` on, or none."""
         self._hidden_from = start

@@ -122,10 +122,10 @@ class Watch:
         """Count a step of the host's images, and whether CMI was added for it."""
         if self._images is None or not (held := self._images(optimizer, parameters)):
             return
-        now = self._progress.history.total
+        history = self._progress.history
         self.steps += 1
-        self.acted += any(self._at_last_step.get(image, self._before) != now for image in held)
-        self._at_last_step.update(dict.fromkeys(held, now))
+        self.acted += history.acted_since(min(self._at_last_step.get(image, self._before) for image in held))
+        self._at_last_step.update(dict.fromkeys(held, history.total))
         if self.steps == STEPS and not self._progress.rounds:
             self._never_acts(f"the optimizer of the images took {STEPS} steps and no backward pass came through it")
 
@@ -133,12 +133,13 @@ class Watch:
         """Describe in how many steps of the images the term was added, and its value at the beginning and the end."""
         term = self._progress.estimator.term
         values = [round_.value for round_ in history if round_.lam and not round_.skipped]
-        acted = f"{self.acted if values else 0} of {self.steps} steps of the images"
+        acted = f"{self.acted} of {self.steps} steps of the images"
         if not self.steps:  # by an optimizer of which ddplug knows that it holds them
-            acted = f"{len(history) if values else 0} rounds"
-        said = f"{term.label} acted in {acted} at {self.where}"
+            acted = f"{len(values)} of {len(history)} rounds"
         if not values:
-            return f"{said}, lambda was 0 all the time"
+            return f"{term.label} acted in {acted} at {self.where}, lambda was 0 all the time"
+        measured = "" if history[0].lam else " (lambda was measured first)"
+        said = f"{term.label} acted in {acted}{measured} at {self.where}"
         some = max(1, min(AT_AN_END, len(values) // 2))
         first, last = median(values[:some]), median(values[-some:])
         shares = [round_.share for round_ in history if round_.share is not None]

@@ -172,7 +172,7 @@ def test_the_first_command_works_as_printed(name: str, tmp_path: Path, capfd: py
     assert commands[-1][commands[-1].index("--at") + 1] == "optimizer"
     for command in (commands[0], commands[-1]):
         app(command[1:], standalone_mode=False)
-        assert "ddplug: CMI acted in 3" in capfd.readouterr().out
+        assert "ddplug: CMI acted in 2 of 3" in capfd.readouterr().out
 
 
 def test_at_the_steps_the_gradient_is_that_of_attaching_to_the_optimizer(tmp_path: Path, pool: ProxyPool) -> None:
