@@ -276,8 +276,8 @@ def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) ->
         wanted = repr(labels) if isinstance(labels, str) else "labels, targets or y"
         raise HostError(
             f"{seen} may be the {count} synthetic images, but no integers ({count},) called {wanted} were found. Under "
-            f"other names: {', '.join(alike) or 'none'}. Pass labels=: such a name, or a tensor ({count},) of the class "
-            "of each image, in order."
+            f"other names: {', '.join(alike) or 'none'}. Pass labels=: such a name, or a tensor ({count},) of the "
+            "class of each image, in order."
         )
 
 
