@@ -213,7 +213,7 @@ def test_what_is_said_of_the_data_must_fit() -> None:
     for more, said in refusals:
         with pytest.raises(DataError, match=said):
             as_image_data((IMAGES, LABELS), **{"space": UNIT, **more})
-    with pytest.raises(DataError, match=r"not known.*InputSpace\.normalized\(mean, std\).*space='range'"):
+    with pytest.raises(DataError, match=r"not known.*InputSpace\.normalized\(mean, std\).*'range'"):
         as_image_data((2 * IMAGES - 1, LABELS))
     with pytest.raises(DataError, match="third"):
         as_image_data(((IMAGES, LABELS), TEST), test=TEST, space=UNIT)
