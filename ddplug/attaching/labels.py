@@ -284,10 +284,15 @@ def require_labels(signature: inspect.Signature | None, labels: Labels | None, h
     )
 
 
+def stepped_in(items: Iterable[tuple[str, Any]]) -> set[int]:
+    """Return the identities of the tensors that the optimizers among `items` step."""
+    return {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in stepped_by(value)}
+
+
 def _counts(host: Holder) -> set[int]:
     """The numbers of the synthetic images that an optimizer of the host steps; empty if they are made later."""
     items = list(all_items(host))
-    stepped = {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in stepped_by(value)}
+    stepped = stepped_in(items)
     held = [
         leaves_in(value) for name, value in items if not isinstance(value, Optimizer) and not name.endswith(".weight")
     ]

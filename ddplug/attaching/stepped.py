@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ddplug.attaching.held import Held, all_items
 from ddplug.attaching.hooks import Arguments, Undo
 from ddplug.attaching.images import leaves_in
-from ddplug.attaching.labels import Labels, class_numbers, held_labels, spread
+from ddplug.attaching.labels import Labels, class_numbers, held_labels, spread, stepped_in
 from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import stepped_by
 from ddplug.core.regularizer import Regularizer
@@ -255,7 +255,7 @@ def _candidates(host: Held, images: Any, labels: Labels | None, shape: Shape | N
 
 def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) -> None:
     """Raise `HostError` if the trainer holds what may be the synthetic images, but no labels of these."""
-    stepped = {id(leaf) for _, value in all_items(host) if isinstance(value, Optimizer) for leaf in stepped_by(value)}
+    stepped = stepped_in(all_items(host))
     for name, value in all_items(host):
         leaves = leaves_in(value)
         if not leaves or isinstance(value, Optimizer) or name.endswith((".weight", ".bias")):
