@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,15 +76,17 @@ def measure(
     check_temperature(temperature)
     groups = group(labels, len(images), images.device)
     several = len(groups.classes) > 1
-    sums, separations = [], []
+    sums, separations, recognised = [], [], []
     for features in _features(pool, images, representation, input_space):
         sums.append(class_sums(features, groups, temperature))
         if several:
             separations.append(class_separation(features, labels, kind=separation, temperature=temperature))
-    logits = list(_features(pool, images, "logit", input_space))
-    known = min(each.shape[1] for each in logits) > int(labels.max())
-    right = [(each.argmax(1) == labels).double().mean() for each in logits] if known else []
-    own = [each.softmax(1).gather(1, labels[:, None]).mean() for each in logits] if known else []
+        if representation == "logit":
+            recognised.append(_recognised(features, labels))
+    if representation != "logit":
+        recognised = [_recognised(logits, labels) for logits in _features(pool, images, "logit", input_space)]
+    shares = torch.stack(recognised).mean(0).tolist()
+    known = [None if math.isnan(share) else share for share in shares]
     by_proxy = torch.stack(sums).sum(1) / len(images)
     per_class = torch.stack(sums).mean(0) / groups.counts
     gamma = torch.stack(separations) if several else None
@@ -98,9 +101,17 @@ def measure(
         separation=gamma.mean().item() if gamma is not None else None,
         ncmi=(by_proxy / gamma).mean().item() if gamma is not None else None,
         per_class=dict(zip(groups.classes.tolist(), per_class.tolist(), strict=True)),
-        recognised=torch.stack(right).mean().item() if known else None,
-        confidence=torch.stack(own).mean().item() if known else None,
+        recognised=known[0],
+        confidence=known[1],
     )
+
+
+def _recognised(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of images of the right largest logit, and the mean probability of the class, (2,); NaN if unknown."""
+    if logits.shape[1] <= int(labels.max()):
+        return logits.new_full((2,), math.nan)
+    own = logits.softmax(1).gather(1, labels[:, None].long())
+    return torch.stack([(logits.argmax(1) == labels).to(logits).mean(), own.mean()])
 
 
 @torch.no_grad()
