@@ -64,8 +64,8 @@ def plan(images: int, cost: Cost, chunk: Chunk, device: torch.device) -> Plan:
         if cost.mixes and chunk < images:
             raise InputError(
                 f"chunk={chunk} takes {images} images apart, but in this proxy the features of an image depend on the "
-                "others of its batch (batch normalisation without running statistics?). Use chunk='auto', which keeps "
-                "this batch whole, or other proxies."
+                "others of its batch (batch normalisation without running statistics?). Leave chunk out, which keeps "
+                "this batch whole, or use other proxies."
             )
         return Plan(min(chunk, images), 1)
     if cost.mixes:

@@ -17,13 +17,7 @@ class Compiled(Proxy):
     """A compiled copy of a proxy's network, with or without its head, for any proxy of the same `kind`."""
 
     def __init__(self, of: Proxy, representation: Representation) -> None:
-        try:
-            network = copy.deepcopy(of.network)
-        except RuntimeError as error:
-            raise ProxyError(
-                f"proxy '{of.name}' ({type(of.network).__name__}) cannot be copied, which compile=True needs "
-                f"({error}). Leave out compile=True."
-            ) from error
+        network = copy.deepcopy(of.network)
         super().__init__(network, of.head, of.name)
         self._values = network.state_dict()
         self._representation, self._checked = representation, set[int]()
@@ -48,7 +42,7 @@ class Compiled(Proxy):
         if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ProxyError(
                 f"proxy '{of.name}' ({type(of.network).__name__}) cannot be compiled: without its head '{of.head}' it "
-                "gives something else than its features. Leave out compile=True, or use representation='logit'."
+                "gives something else than its features. Leave compile out, or use representation='logit'."
             )
         self._checked.add(id(of))
 

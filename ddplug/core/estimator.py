@@ -150,6 +150,8 @@ class Estimator:
         if self.real is None:
             return None
         given = self.real.of_round(offered, labels)
+        if given is None:
+            return None
         assert given.labels is not None
         if self.term.keeps_real:  # the same in all processes, and needed on the device once for each proxy
             return given.images, group(given.labels, len(given.images), views.device)

@@ -92,10 +92,10 @@ class RealImages:
             return None
         return RealBatch(passing.images, single.expand(len(passing.images)))
 
-    def of_round(self, offered: Sequence[RealBatch | None], labels: Tensor) -> RealBatch:
+    def of_round(self, offered: Sequence[RealBatch | None], labels: Tensor) -> RealBatch | None:
         """The batches of a round's calls together, else a sample of the classes of `labels`, (n,), in the views' space.
 
-        Raises `InputError` without batches and data.
+        None without batches and data.
         """
         found = [batch for batch in offered if batch is not None and batch.labels is not None]
         if found:
@@ -105,13 +105,9 @@ class RealImages:
             if not (self.term.contrasts and self.data is not None and (classes == classes[0]).all()):
                 self._announce_source("the host's own batch", f", {len(images)} images the first time")
                 return RealBatch(images, classes)
-        fixed = self.term.keeps_real
         if self.data is None:
-            batch = "" if fixed else ", or the host's batch along, regularizer(views, labels, real=(images, labels))"
-            raise InputError(
-                f"the term '{self.term.name}' compares with real images, and none came by. Pass the real data, "
-                f"data=, a data set or (images, labels){batch}."
-            )
+            return None
+        fixed = self.term.keeps_real
         drawn = "drawn once" if fixed else "drawn anew in each round"
         self._announce_source(f"a sample of {self.data.name}", f", {PER_CLASS} images of each class, {drawn}")
         if not fixed:

@@ -29,7 +29,7 @@ from ddplug.core.rounds import RoundKeeper
 from ddplug.core.step import PieceByPiece
 from ddplug.core.watch import Watch
 from ddplug.core.weighting import Lambda
-from ddplug.datasets.images import ImageData
+from ddplug.datasets.images import ImageData, as_image_data
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, noted
 from ddplug.proxies.doubts import doubts
@@ -77,8 +77,9 @@ class Regularizer:
             "averaged", "replicated" or "separate". "one" is refused where there are several processes.
         input_space: the views' normalisation, as an `InputSpace` or "unit", "normalized:cifar10", "zca" (the pool's
             own whitening); None if it is the pool's. Refused for a pool that does not say what its own is.
-        data: the host's real data, of which a term that compares with real images takes a sample in each round, where
-            the host's own batch does not come along.
+        data: the host's real data, as `ddplug.datasets.as_image_data` takes them, tensors in the views' `input_space`.
+            A term that compares with real images takes a sample in each round, where the host's own batch does not
+            come along.
         scale: for mixed precision: the factor on the host's loss right now, e.g. `scaler.get_scale`.
         record: at weight 0, note CMI of every round all the same, as a baseline; nothing is added to the gradient.
         seed: of our own generator, the only one drawn from.
@@ -101,7 +102,7 @@ class Regularizer:
         compute: Compute = Compute(),  # noqa: B008, immutable
         processes: Sharing | Processes = "one",
         input_space: AnySpace | str | None = None,
-        data: ImageData | None = None,
+        data: object = None,
         scale: Callable[[], float] | None = None,
         record: bool = False,
         seed: int = 0,
@@ -129,6 +130,8 @@ class Regularizer:
             view = DSA(seed=seed)
         self._given_space = input_space
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
+        if data is not None:
+            data = as_image_data(data, space=None if isinstance(data, ImageData | str) else input_space)
         self.real = RealImages(self.term, seed, announce, self._to_pool.of_views, data)
         step = PieceByPiece(self.representation, self.term, self._to_pool, compute, self.processes)
         real = self.real if self.term.needs_real else None

@@ -82,7 +82,7 @@ class PieceByPiece:
             caution(
                 f"under proxy '{proxy.name}' ({type(proxy.network).__name__}) the gradient of {self.term.label} "
                 f"in bf16 has a cosine of {cosine:.3f} with the exact one, expected {FAITHFUL} or more: a bf16 forward "
-                "pass moves its activations across the kinks of the ReLUs. Use precision='auto', which keeps the "
+                "pass moves its activations across the kinks of the ReLUs. Leave precision out, which keeps the "
                 "forward pass exact.",
             )
 
@@ -129,7 +129,8 @@ class PieceByPiece:
             if self._fits is None:
                 caution(
                     f"memory ran out with {plan.piece} images at a time in a proxy, so {smaller.piece} are taken from "
-                    f"now on (fewer, if need be), which changes nothing but the time. chunk={smaller.piece} begins so.",
+                    "now on (fewer, if need be), which changes nothing but the time. To begin so, pass "
+                    f"compute=ddplug.Compute(chunk={smaller.piece}), or --chunk {smaller.piece}.",
                 )
             plan, self._fits = smaller, smaller.piece
 

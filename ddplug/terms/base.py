@@ -222,7 +222,7 @@ def check_labels(labels: Tensor, rows: int) -> None:
     if rows == 0:
         raise InputError("got an empty batch (0 images), expected at least one image: nothing has no value.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        hint = "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
+        hint = "labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else "labels.flatten().long()"
         raise InputError(
             f"labels must be integers (one class number per image), got {labels.dtype} of shape "
             f"{tuple(labels.shape)}. If they are soft or learned, pass the class each image was made for, e.g. {hint}."

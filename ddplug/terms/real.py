@@ -50,9 +50,10 @@ class RealTerm(Term):
     def real(self) -> Real:
         """The real images' features; `InputError` if the term was not bound to any."""
         if self._real is None:
+            batch = ", or the host's batch along: regularizer(views, labels, real=(images, labels))"
             raise InputError(
-                f"the term '{self.name}' compares with real images, and has none. Pass data=(images, labels), or pass "
-                "the real batch along: regularizer(views, labels, real=(images, labels))."
+                f"the term '{self.name}' compares with real images, and has none. Pass data=, a data set or "
+                f"(images, labels){'' if self.keeps_real else batch}."
             )
         return self._real
 

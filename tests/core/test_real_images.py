@@ -158,9 +158,9 @@ def test_further_views_of_real_images_too(pool: ddplug.ProxyPool, batch: Batch, 
 def test_what_is_refused(pool: ddplug.ProxyPool, batch: Batch, real: Batch, data: ImageData) -> None:
     with pytest.raises(InputError, match="classes=2 lets some classes stand for all, but MIM loss"):
         layer(pool, compute=ddplug.Compute(classes=2))
-    with pytest.raises(InputError, match="the term 'mim' compares with real images, and none came by"):
+    with pytest.raises(InputError, match="the term 'mim' compares with real images, and has none"):
         gradient(layer(pool), batch)
-    with pytest.raises(InputError, match="the term 'cmi.0.3.mim' compares with real images, and none came by"):
+    with pytest.raises(InputError, match="the term 'mim' compares with real images, and has none"):
         gradient(layer(pool, "cmi+0.3*mim"), batch)
     with pytest.raises(InputError, match=r"labels of shape \(3,\) for 14 images"):
         gradient(layer(pool), batch, real=(real[0], real[1][:3]))
@@ -226,7 +226,7 @@ def test_the_real_batch_of_an_augmentation(pool: ddplug.ProxyPool, batch: Batch,
             now = (real[0] + shift, real[1])
             same(step(trainer, batch, now), chained(expected(pool, "mim", scaled(batch), scaled(now))))
         assert handle.regularizer.rounds == 3
-        with pytest.raises(InputError, match="none came by"):
+        with pytest.raises(InputError, match="compares with real images, and has none"):
             step(trainer, batch, None)  # a batch serves once
     assert [line for line in told if "compares" in line] == [
         "ddplug: MIM loss compares with the host's own batch, 14 images the first time"
@@ -252,7 +252,10 @@ def test_an_unlabelled_batch_beside_views_of_several_classes(
 ) -> None:
     """It may be of any, so it is not used: an error, or a sample where there is data."""
     trainer = Trainer()
-    with pytest.raises(InputError, match="none came by"), attached(trainer, pool, [], labels=batch[1]):
+    with (
+        pytest.raises(InputError, match="compares with real images, and has none"),
+        attached(trainer, pool, [], labels=batch[1]),
+    ):
         step(trainer, batch, real, with_labels=False)
     told = list[str]()
     regularizer = layer(pool, data=data, announce=told.append)

@@ -350,7 +350,7 @@ def test_real_images_beside_the_layer(pool: ProxyPool, batch: tuple[Tensor, Tens
     clean = Layer(regularizer, views="clean")
     assert torch.equal(gradient(lambda leaf: clean.clean(leaf, 1, real=real)), beside)
     assert torch.equal(gradient(lambda leaf: layer(leaf, 1, real=real, step=0)), 2 * views), "a step that is not used"
-    with pytest.raises(InputError, match="none came by"):
+    with pytest.raises(InputError, match="compares with real images, and has none"):
         gradient(lambda leaf: layer(leaf, 1))
 
 

@@ -263,7 +263,7 @@ LABELS = torch.arange(6) % 2
     [
         (FEATURES, LABELS[:5], r"labels of shape \(5,\) for 6 images"),
         (FEATURES, LABELS[:, None], r"labels of shape \(6, 1\)"),
-        (FEATURES, LABELS.float(), "float32.*labels.long"),
+        (FEATURES, LABELS.float(), "float32.*long"),
         (FEATURES, torch.rand(6, 3), "argmax"),
         (FEATURES, LABELS - 1, "got -1"),
         (FEATURES[:0], LABELS[:0], "empty batch"),
