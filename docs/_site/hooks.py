@@ -27,6 +27,8 @@ PAGES = {
     "SECURITY.md": "security.md", "README.md": "index.md",
 }  # fmt: skip
 """Pages of the site by the files outside docs/ that they are made of, or, for README.md, that they stand for."""
+GENERATED = ("messages.md", "reference/commands.md")
+"""Pages that have no file."""
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
@@ -63,14 +65,16 @@ def on_files(files: Any, config: Any) -> Any:
     for source, name in PAGES.items():
         if not (Path(config["docs_dir"]) / name).exists():
             files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
-    files.append(File.generated(config, "messages.md", content=messages_page(ROOT)))
-    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
+    for name, content in zip(GENERATED, (messages_page(ROOT), commands_page()), strict=True):
+        files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links out of docs/ into links to pages, or plain text."""
+    """Turn links out of docs/ into links to pages, or plain text; hide the side bar of a page without neighbours."""
     name = page.file.src_uri
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]
     source = next((file for file, made in PAGES.items() if made == name and not (ROOT / "docs" / name).exists()), None)
     source = source or f"docs/{name}"
     parts = _CODE.split(markdown)
@@ -88,7 +92,8 @@ def _link(found: re.Match[str], source: str, page: str) -> str:
         meant = f"docs/{PAGES[meant]}"
     if (ROOT / meant).is_dir():
         meant = f"{meant}/README.md"
-    if not meant.startswith("docs/") or not ((ROOT / meant).exists() or meant.removeprefix("docs/") in PAGES.values()):
+    made = (*PAGES.values(), *GENERATED)
+    if not meant.startswith("docs/") or not ((ROOT / meant).exists() or meant.removeprefix("docs/") in made):
         return text  # a file of the project that is no page, or a folder without one
     return f"[{text}]({posixpath.relpath(meant, posixpath.dirname(f'docs/{page}'))}{mark}{anchor})"
 

@@ -1,62 +1,65 @@
 """Write the tables of README.md anew from the raw figures beside it: `python docs/results/make.py`.
 
-A table is between `<!-- table: FOLDER -->` and `<!-- end -->`, where FOLDER holds the `compare.json`. The table
-of all hosts at the defaults is between `<!-- hosts -->` and `<!-- end -->`.
+A table is between `<!-- table: FOLDER: name; FOLDER: name -->` and `<!-- end -->`, where FOLDER holds a `compare.json`,
+and the name stands in the table's first column.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ddplug.lab.folder import read_json
-from ddplug.lab.tables import COSTS, between_terms, by_views, costs, result_columns, results
+from ddplug.lab.tables import between_terms, by_views, plus_minus, weight_name
 
 HERE = Path(__file__).parent
-BLOCK = re.compile(r"(<!-- (?:table: (\S+)|hosts) -->\n).*?(<!-- end -->)", re.DOTALL)
-HOSTS = {
-    "own-defaults": "our DM trainer, 100 steps",
-    "dm-defaults": "DM, 151 steps",
-    "dsa": "DSA, 30 updates of each image",
-    "idc": "IDC, 1000 class steps",
-    "datm": "DATM, 1000 iterations",
-    "mtt": "MTT, 1000 iterations",
-}
-"""The comparison of each host at the defaults, and its length."""
+BLOCK = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COLUMNS = ("weight", "without", "with", "difference", "held-out CMI", "lambda", "share")
 
 
-def table(folder: Path) -> str:
-    """A comparison's results as Markdown: a row per arm, the baseline first; then how arms of several terms differ."""
-    result = read_json(folder / "compare.json")
-    columns = ("views", *result_columns(result), *COSTS[:3])
-    rows, kinds = [], by_views(result)
-    for number, (views, arms) in enumerate(kinds.items()):
-        for row in arms[number > 0 :]:
-            shown = "" if row["views"] is None else views
-            rows.append((shown, *results(row), *costs(result, row)[:3]))
-    between = [part for arms in kinds.values() for part in between_terms(result, arms)]
-    return "\n".join(_lines(*part) for part in ((columns, rows), *between))
+def parts(named: str) -> dict[str, str]:
+    """Names of rows by folder."""
+    return {folder.strip(): name.strip() for folder, _, name in (part.partition(":") for part in named.split(";"))}
 
 
-def hosts() -> str:
-    """The differences at weight 1 of all hosts."""
-    rows = []
-    for folder, length in HOSTS.items():
-        without, with_cmi = read_json(HERE / folder / "compare.json")["summary"][:2]
-        accuracies = (f"{100 * row['accuracy']:.2f} %" for row in (without, with_cmi))
-        gain, half = 100 * with_cmi["difference"], 100 * with_cmi["interval"]
-        rows.append((length, *accuracies, f"{gain:+.2f} ± {half:.2f} points"))
-    return _lines(("host", "without", "with", "difference"), rows)
+def table(folders: Mapping[str, str]) -> str:
+    """Comparisons as Markdown: a row per arm beside its baseline; then differences between arms of several terms."""
+    rows, further = [], ""
+    for folder, name in folders.items():
+        result = read_json(HERE / folder / "compare.json")
+        for without, *arms in by_views(result).values():
+            rows += [(name, *cells(without, row)) for row in arms]
+            further += "".join("\n" + lines(*part) for part in between_terms(result, [without, *arms]))
+    named = any(folders.values())
+    return lines((("", *COLUMNS) if named else COLUMNS), [row if named else row[1:] for row in rows]) + further
 
 
-def _lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)) + "\n"
+def cells(without: Mapping[str, Any], row: dict[str, Any]) -> list[str]:
+    """An arm beside its baseline, by `COLUMNS`; a difference is bold if its interval excludes 0."""
+    ratio = row["cmi_heldout_ratio"] or row["cmi_ratio"]
+    difference = plus_minus(row["difference"], row["interval"], sign=True)
+    return [
+        weight_name(row),
+        plus_minus(without["accuracy"], without["accuracy_std"]),
+        plus_minus(row["accuracy"], row["accuracy_std"]),
+        f"**{difference}**" if abs(row["difference"]) > row["interval"] else difference,
+        "-" if ratio is None else f"x {ratio:.2f}",
+        f"{float(format(row['lambda'], '.3g')):g}",
+        "-" if row["share"] is None else f"{row['share']:.2f}",
+    ]
+
+
+def lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown: words to the left, figures to the right."""
+    rule = ["---" if name in ("", "weight") else "---:" for name in columns]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows)) + "\n"
 
 
 def written(text: str) -> str:
     """`text` with all of its tables as the raw figures say."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{table(HERE / found[2]) if found[2] else hosts()}\n{found[3]}", text)
+    return BLOCK.sub(lambda found: f"{found[1]}\n{table(parts(found[2]))}\n{found[3]}", text)
 
 
 if __name__ == "__main__":
