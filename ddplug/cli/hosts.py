@@ -11,7 +11,7 @@ import typer
 
 from ddplug.choices import Inner
 from ddplug.cli.options import HOSTS as NAMED
-from ddplug.cli.options import takes
+from ddplug.cli.options import load_data, takes
 from ddplug.core.flags import FLAGS, HOSTS, read, read_weight
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
@@ -59,6 +59,10 @@ def run(
     input_space: Annotated[
         str, OF_SCRIPT(help="Space of the views, if it is not the pool's: unit, normalized:cifar10, ...")
     ] = "",
+    data: Annotated[
+        str, OF_SCRIPT(help="Real images for a term that compares with them: a data set's name or a folder's path.")
+    ] = "",
+    data_path: Annotated[Path | None, OF_SCRIPT(help="Folder of the data set.")] = None,
     path: Annotated[list[Path] | None, OF_SCRIPT(help="Further folder for the script's imports.")] = None,
     redirect_cuda: Annotated[
         bool, OF_SCRIPT("--redirect-cuda", help="Without CUDA, put on the CPU what the script puts on CUDA.")
@@ -73,6 +77,7 @@ def run(
     for_script = {
         "--at": at, "--labels": labels, "--steps": steps, "--history": history, "--path": path,
         "--input-space": input_space, "--redirect-cuda": redirect_cuda, "--old-numpy": old_numpy,
+        "--data": data, "--data-path": data_path,
     }  # fmt: skip
     if script is None and host is None:
         raise InputError(f"name a host ({NAMED}), or any script with --script PATH.")
@@ -94,7 +99,8 @@ def run(
             redirect_cuda=redirect_cuda, old_numpy=old_numpy,
         )  # fmt: skip
         words = [*([] if host is None else [host]), *(arguments or [])]
-        run_unpatched(given, words, share, proxies, input_space=input_space or None, **flags)
+        real = partial(load_data, data, data_path, download=False) if data else None
+        run_unpatched(given, words, share, proxies, input_space=input_space or None, data=real, **flags)
         return
     from ddplug.hosting.checkout import find_repo
     from ddplug.hosting.host import upstream

@@ -29,6 +29,7 @@ from ddplug.core.autograd import stepped_by
 from ddplug.core.flags import keywords
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Regularizer
+from ddplug.datasets.images import ImageData
 from ddplug.errors import HostError, InputError, noted
 from ddplug.hosting.layer import Layer, require_rounds, started
 from ddplug.hosting.options import Inner
@@ -80,6 +81,7 @@ def run_unpatched(
     proxies: object,
     *,
     input_space: str | None = None,
+    data: Callable[[], ImageData] | None = None,
     **flags: Any,
 ) -> None:
     """Run the script with the layer in it, and print what the layer did.
@@ -90,6 +92,7 @@ def run_unpatched(
         weight: share of the host's own gradient; 0 is the script alone, to the bit.
         proxies: a pool's folder, or whatever else `ProxyPool.of` takes.
         input_space: the views' normalisation; None if it is the pool's.
+        data: returns the real images for a term that compares with them; called only for such a term.
         flags: values by the names in `ddplug.core.flags.FLAGS`.
 
     Raises:
@@ -111,6 +114,8 @@ def run_unpatched(
     if at_steps and options["views"].count == 1:
         options["views"] = Views(1, DSA(seed=options["seed"]))
     regularizer = Regularizer(pool, input_space=input_space, **options)
+    if data is not None:
+        regularizer.real.sample_from(data)
     layer = _LayerAtSteps(given, regularizer) if at_steps else _LayerAtCalls(given, regularizer)
     watch, history = regularizer.watch, regularizer.history
     say(f"ddplug: {given.script.name}, weight {weight}, {pool}, at {watch.where}")

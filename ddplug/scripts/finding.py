@@ -112,7 +112,7 @@ class Looking:
         images = [each for each in images if each.ndim < 4 or (min(each.shape[-2:]) >= SMALLEST and each.shape[-3] < 5)]
         frames = list(calling())
         where = place_of(frames[0]) if frames else ""
-        labels, doubt = _labels(images, frames)
+        labels, doubt, alone = _labels(images, frames)
         if not images or (images[0].ndim < 4 and not labels):  # rows of a matrix are images only if they have labels
             shapes = [tuple(each.shape) for each in stepped_by(optimizer)]
             self._others.append(
@@ -122,14 +122,20 @@ class Looking:
         stepped = ", ".join(str(tuple(each.shape)) for each in images[:4])
         known = f"labels '{labels}'" if labels else doubt
         lines = [f"{type(optimizer).__name__} steps images {stepped} at {where}; {known.removesuffix('.')}."]
+        more = ["--term", "cmi_real", "--data", "DATA"] if alone else []
+        if alone:
+            lines.append(
+                "Every class has one image. CMI compares the images of a class, so it is 0 here. The commands have CMI "
+                "around the centroids of real images: DATA is a folder of these, or a data set's name with --data-path."
+            )
         for at, (calls, last) in self._places(images).items():
             views, caller = last.tensor, f"{Path(last.caller).name}:{last.line}"
             lines.append(
                 f"{at} makes views {tuple(views.shape)}, {calls} calls in a step, last at {caller}{_unit(views)}:"
             )
-            lines.append(self._command(at, labels, views))
+            lines.append(self._command(at, labels, more, views))
         lines.append(f"At the steps of the images{_unit(*images)}, with augmented views of the regulariser's own:")
-        lines.append(self._command(OPTIMIZER, labels, *images))
+        lines.append(self._command(OPTIMIZER, labels, more, *images))
         return lines
 
     def _places(self, images: list[Tensor]) -> dict[str, tuple[int, _Result]]:
@@ -159,28 +165,34 @@ class Looking:
         folders = folders_of(self._script.script, self._script.path)
         return next((f"{path.relative_to(each)}:{within}" for each in folders if path.is_relative_to(each)), None)
 
-    def _command(self, at: str, labels: str, *views: Tensor) -> str:
+    def _command(self, at: str, labels: str, more: list[str], *views: Tensor) -> str:
         script = self._script
         words = [
             "ddplug", "run", "--script", str(script.script), "--at", at,
             *(word for folder in script.path for word in ("--path", str(folder))),
             *(["--redirect-cuda"] if script.redirect_cuda else []), *(["--old-numpy"] if script.old_numpy else []),
             *([] if labels else ["--labels", "EXPRESSION"]), *(["--input-space", "unit"] if _unit(*views) else []),
-            "--proxies", "POOL",
+            *more, "--proxies", "POOL",
             *(["--", *self._arguments] if self._arguments else []),
         ]  # fmt: skip
         return f"   {shlex.join(words)}"
 
 
-def _labels(images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, str]:
-    """Return the name of the images' labels among the variables of `frames`, or the reason why none is taken."""
+def _labels(images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, str, bool]:
+    """Find the images' labels among the variables of `frames`.
+
+    Returns:
+        Their name, or the reason why none is taken; and True if all are different.
+    """
     variables = Variables()
     with variables.of(lambda: [*map(scope_of, frames)]):
         try:
             found = held_labels(variables, rows_in(*images), place_of(frames[0]) if frames else "", ADVICE)
         except HostError as error:
-            return "", str(error)
-    return ("", "no labels among the variables there") if found is None else (found[0], "")
+            return "", str(error), False
+    if found is None:
+        return "", "no labels among the variables there", False
+    return found[0], "", len(found[1]) == len(torch.unique(found[1])) > 1
 
 
 def _unit(*views: Tensor) -> str:

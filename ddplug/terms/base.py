@@ -77,8 +77,8 @@ class Term:
         few = "exactly one image" if self.min_per_class == 2 else f"fewer than {self.min_per_class} images"
         return (
             f"every class has {few} here. {self.label} compares the images of a class: that part of it is 0, and so is "
-            "its gradient. Give several augmented views of every image with the image's label (views=4 does that), or "
-            "use more images per class."
+            "its gradient. Use more images per class; or several views of every image (views=4, --views-per-image 4); "
+            "or CMI around the centroids of real images (term='cmi_real', data=; --term cmi_real --data)."
         )
 
     def against(self, real: Any) -> Term:

@@ -53,7 +53,7 @@ class RealTerm(Term):
             batch = ", or the host's batch along: regularizer(views, labels, real=(images, labels))"
             raise InputError(
                 f"the term '{self.name}' compares with real images, and has none. Pass data=, a data set or "
-                f"(images, labels){'' if self.keeps_real else batch}."
+                f"(images, labels){'' if self.keeps_real else batch}; --data for ddplug run --script."
             )
         return self._real
 

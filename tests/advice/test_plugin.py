@@ -101,11 +101,15 @@ def _(world: World) -> Iterator[Cause]:
     world.acts(world.layer(term={"cmi": 1, "proxy_ce": 0.3}, representation="logit"))
 
 
-@advice("every class has exactly one image here ... views=4 does that ... or use more images per class")
+@advice(
+    "every class has exactly one image here ... Use more images per class; or several views of every image (views=4, "
+    "--views-per-image 4); or CMI around the centroids of real images (term='cmi_real', data="
+)
 def _(world: World) -> Iterator[Cause]:
     three = {"images": world.images[:3], "labels": torch.arange(3)}
     yield lambda: world.step(world.layer(), **three)
     world.acts(world.layer(views=4), **three)
+    world.acts(world.layer(term="cmi_real", data=(world.images.sigmoid(), world.labels)), **three)
     world.acts(world.layer(), images=world.images[:6], labels=torch.arange(6) % 3)
 
 

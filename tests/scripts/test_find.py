@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ddplug import InputSpace
@@ -273,3 +274,26 @@ def test_what_is_no_script(tmp_path: Path) -> None:
 def test_a_script_that_never_steps_is_ended(tmp_path: Path) -> None:
     script = write(tmp_path, "import time\ntime.sleep(600)\n")
     assert "Stepped were: nothing." in find(Unpatched(script), [], seconds=1)[0]
+
+
+@pytest.mark.usefixtures("pool")
+def test_one_image_per_class_gets_cmi_around_real_centroids(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = textwrap.dedent(WITHOUT_AUGMENTATION).replace("[0, 0, 1, 1, 2, 2]", "[0, 1, 2, 3, 4, 5]")
+    script = write(tmp_path, text)
+    generator = torch.Generator().manual_seed(0)
+    for label in "abcdefghij":
+        for split in ("train", "val"):
+            folder = tmp_path / "real" / split / label
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    app(["find", str(script)], standalone_mode=False)
+    said = capfd.readouterr().out
+    assert "Every class has one image" in said
+    commands = [shlex.split(line) for line in said.splitlines() if line.startswith("   ddplug run")]
+    for command in commands:
+        app([str(tmp_path / "real") if word == "DATA" else word for word in command[1:]], standalone_mode=False)
+        acted = capfd.readouterr().out
+        assert "ddplug: CMI around real centroids acted in 2 of 3 steps" in acted
+        assert "compares with a sample of folder" in acted
