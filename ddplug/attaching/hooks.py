@@ -43,6 +43,14 @@ def resolve(owner: object, path: str) -> tuple[object, str]:
     return owner, name
 
 
+def refuse_class(owner: object) -> None:
+    """Raise `HostError` for a class in the place of an instance."""
+    if isinstance(owner, type):
+        raise HostError(
+            f"got the class {owner.__name__}, expected an instance of it or a module: attach once it is made."
+        )
+
+
 def callables(owner: object) -> list[str]:
     """Names of the public methods and functions of `owner`, for error messages."""
     names = vars(owner) if isinstance(owner, types.ModuleType) else dir(owner)
@@ -93,10 +101,7 @@ def intercept(
     Raises:
         HostError: `owner` is a class, takes no attributes, or is already intercepted there.
     """
-    if isinstance(owner, type):
-        raise HostError(
-            f"got the class {owner.__name__}, expected an instance of it or a module: attach after making the trainer."
-        )
+    refuse_class(owner)
     target = getattr(owner, name)
     if _is_intercepted(target):
         raise HostError(

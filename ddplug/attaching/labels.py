@@ -100,8 +100,8 @@ class one_class_per_call:  # noqa: N801, a function to its users
 
 
 ADVICE = (
-    "Pass labels=: a tensor (n,) of one class for each image, the name of an attribute or argument, a function from "
-    "the views to their labels, or ddplug.one_class_per_call(classes)."
+    "Pass labels=: a tensor (n,) of one class for each image or for each view, the name of an attribute or argument, a "
+    "function from the views to their labels, or ddplug.one_class_per_call(classes)."
 )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ddplug.attaching.held import Held
-from ddplug.attaching.hooks import Arguments, Undo, callables, intercept, resolve, signature_of
+from ddplug.attaching.hooks import Arguments, Undo, callables, intercept, refuse_class, resolve, signature_of
 from ddplug.attaching.images import Images, leaves_in
 from ddplug.attaching.labels import (
     Labelled,
@@ -69,10 +69,7 @@ def find_place(
 
     `shape` is (c, h, w) of the real images, if it is known.
     """
-    if isinstance(trainer, type):
-        raise HostError(
-            f"got the class {trainer.__name__}, expected an instance of it or a module: attach once it is made."
-        )
+    refuse_class(trainer)
     if isinstance(trainer, Optimizer):
         where, stepped = of_optimizer(trainer, images, labels)
         return Place(where, stepped.install, own_views=True)
@@ -93,6 +90,8 @@ def find_place(
     if (stepped_images := of_trainer(Held(trainer), images, labels, shape)) is not None:
         where, stepped = stepped_images
         return Place(where, stepped.install, own_views=True)
+    if images is not None and not problems:
+        _named_images(Held(trainer), images)  # raises if there are none
     kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__
     found = "\n".join(problems) if problems else f"  none of these; it has: {', '.join(callables(trainer)) or 'none'}"
     raise HostError(

@@ -44,13 +44,15 @@ def labels_by_probes(views: Tensor, leaves: Sequence[Tensor], labels: Tensor) ->
         view |= having.long() << bit
         used |= without | having
         several |= without & having
+    if several.any():
+        return None
     least, most = (
         torch.full((len(views),), -1, dtype=labels.dtype, device=labels.device).scatter_reduce(
             0, view[used], labels[used], reduce, include_self=False
         )
         for reduce in ("amin", "amax")
     )
-    return least if bool(~several.any() & (least == most).all() & (least >= 0).all()) else None
+    return least if bool((least == most).all() & (least >= 0).all()) else None
 
 
 def hooked(views: Tensor, leaves: Sequence[Tensor]) -> bool:

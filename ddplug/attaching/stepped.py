@@ -197,7 +197,8 @@ def of_trainer(host: Held, images: Any, labels: Labels | None, shape: Shape | No
     """
     found = _candidates(host, images, labels, shape)
     if not found:
-        _require_labelled(host, labels, shape)
+        if images is None or leaves_in(host.get(images) if isinstance(images, str) else images):
+            _require_labelled(host, labels, shape)
         return None
     first = found[0]
     if len(found) > 1:

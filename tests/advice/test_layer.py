@@ -1,14 +1,8 @@
-"""The advice of the plugin's messages, followed as it is typed: what it leads to works, without a second message.
-
-A case is a generator. It yields the cause of the message that it is named by, and goes on with what the message says.
-"""
+"""The advice of the messages of terms and of the layer, followed."""
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,68 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import ddplug
+from advice.following import Cases, Cause, World
 from ddplug.core.options import Compute
 
-Cause = Callable[[], object]
-
-
-class World:
-    """A small pool, and images (12, 3, 4, 4) with labels of three classes."""
-
-    def __init__(self, path: Path, network: Callable[..., nn.Module], batch: tuple[Tensor, Tensor]) -> None:
-        self.path, self.network = path, network
-        self.images, self.labels = batch
-        self.pool = ddplug.ProxyPool.from_modules([network(7)])
-
-    def layer(self, weight: float = 1.0, **options: Any) -> ddplug.Regularizer:
-        """A layer whose lambda is given, unless `options` say otherwise."""
-        settings = {"weighting": "absolute", "announce": lambda line: None, **options}
-        return ddplug.Regularizer(settings.pop("pool", self.pool), weight, **settings)
-
-    def leaf(self, images: Tensor | None = None) -> Tensor:
-        return (self.images if images is None else images).clone().requires_grad_()
-
-    def step(self, layer: Callable[..., Tensor], images: Tensor | None = None, **call: Any) -> Tensor:
-        """Make a step by a loss of what `layer` returns; return the images' gradient without the loss's part."""
-        leaf = self.leaf(images)
-        call = {"labels": self.labels[: len(leaf)], **call}
-        layer(leaf, **call).sum().backward()
-        assert leaf.grad is not None
-        torch.optim.SGD([leaf], lr=0.1).step()
-        return leaf.grad - 1
-
-    def acts(self, layer: ddplug.Regularizer, images: Tensor | None = None, **call: Any) -> None:
-        """The layer adds something to the gradient of a step, which is a round."""
-        before = layer.rounds
-        assert self.step(layer, images, **call).norm() > 0
-        assert layer.rounds == before + 1
-
-    def loss_form(self) -> Tensor:
-        """The loss form's gradient, as messages give its line."""
-        leaf = self.leaf()
-        loss, lam, proxies, views, labels = leaf.sum(), 1.0, self.pool, leaf, self.labels
-        loss = loss + lam * ddplug.CMI(proxies)(views, labels)
-        (grad,) = torch.autograd.grad(loss, leaf)
-        return grad - 1
-
-
-@pytest.fixture
-def world(tmp_path: Path, network: Callable[..., nn.Module], batch: tuple[Tensor, Tensor]) -> World:
-    return World(tmp_path, network, batch)
-
-
-Case = Callable[[World], Iterator[Cause]]
-CASES: dict[str, Case] = {}
-
-
-def advice(message: str) -> Callable[[Case], Case]:
-    """Decorator of the case of a message: pieces of it, with " ... " between them."""
-
-    def add(case: Case) -> Case:
-        assert CASES.setdefault(message, case) is case
-        return case
-
-    return add
+advice = Cases()
 
 
 # Terms
@@ -425,18 +361,6 @@ def _(world: World) -> Iterator[Cause]:
     assert '"rounds": 1' in (world.path / "rounds.json").read_text()
 
 
-@pytest.mark.parametrize("message", CASES)
+@pytest.mark.parametrize("message", advice)
 def test_the_advice_works(message: str, world: World) -> None:
-    case = CASES[message](world)
-    cause = next(case)
-    with warnings.catch_warnings(record=True) as issued:
-        warnings.simplefilter("always", ddplug.DDPlugWarning)
-        said = ""
-        try:
-            cause()
-        except (ddplug.DDPlugError, AttributeError) as error:
-            said = str(error)
-    said = "\n".join([said, *(str(each.message) for each in issued)])
-    assert re.search(".*".join(map(re.escape, message.split(" ... "))), said, re.DOTALL), said
-    for _ in case:
-        pytest.fail("a case has one cause")
+    advice.follow(message, world)
