@@ -39,7 +39,7 @@ def main() -> None:
         say(f"ddplug: error: {error}", error=True)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        say("ddplug: interrupted; the same command resumes it.", error=True)
+        say("ddplug: interrupted; the same command goes on from what is saved.", error=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "exit_code"):

@@ -225,9 +225,7 @@ def _arguments(host: str, given: list[str] | None, ours: Iterable[str]) -> tuple
         return None
     foreign = [f"--{name.replace('_', '-')}" for name in ours]
     if foreign:
-        raise InputError(
-            f"{', '.join(foreign)} is for own; tell {host} among its own arguments, after --, in its own words."
-        )
+        raise InputError(f"{', '.join(foreign)} is for own; name the option of {host} instead, after --.")
     return tuple(given or ())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -154,7 +155,8 @@ def patch(
     for name in spec.files:
         say(f"{name}: {became}{'' if name in changed else ' already'}")
     if not reverse:
-        say(f"Now run {spec.script} with --cmi_weight 1. To undo: ddplug patch {host} {path} --reverse")
+        undo = shlex.join(["ddplug", "patch", host, str(path), "--reverse"])
+        say(f"Now run {spec.script} with --cmi_weight 1. To undo: {undo}")
 
 
 def find(

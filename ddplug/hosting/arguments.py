@@ -82,7 +82,7 @@ def check_data(
     """Raise `HostError` unless `dataset` is in `folder`, where the host would download it or fail."""
     wanted = names.get(dataset)
     if wanted is not None and not (Path(folder) / wanted).exists():
-        fetch = ", or let the host fetch it: `ddplug run --download`" if fetches else "; the host does not fetch it"
+        fetch = ", or let the host fetch it: --download" if fetches else "; the host does not fetch it"
         raise HostError(
             f"{host} would look for {dataset} in '{folder}', where there is no {wanted}. Name the folder that has it "
             f"among the host's own arguments{fetch}. Nothing was changed."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -81,7 +82,7 @@ class HostSpec:
         if already:
             raise HostError(
                 f"{', '.join(already)} in '{repo}' is patched already: run the script itself with --cmi_weight, or "
-                f"take the patch out first with `ddplug patch {self.name} {repo} --reverse`."
+                f"take the patch out first with `{self._command(repo)} --reverse`."
             )
         return {name: self.patch.apply_text(name, inside(repo, name).read_bytes()) for name in self.files}
 
@@ -96,8 +97,8 @@ class HostSpec:
         if len(set(held.values())) > 1:
             raise HostError(
                 f"some files in '{repo}' are patched and some are not ({_spelt(held)}): an earlier `ddplug patch` was "
-                f"interrupted. Complete it with `ddplug patch {self.name} {repo}`, or take it out with "
-                f"`ddplug patch {self.name} {repo} --reverse`. Nothing was changed."
+                f"interrupted. Complete it with `{self._command(repo)}`, or take it out with "
+                f"`{self._command(repo)} --reverse`. Nothing was changed."
             )
         return held
 
@@ -142,6 +143,9 @@ class HostSpec:
                 raise HostError(f"'{repo}' is not patched; there is nothing to take out.")
             names = [name for name, how in held.items() if how == "patched"]
             return self._change(repo, names, self.patch.reverse_text)
+
+    def _command(self, repo: Path) -> str:
+        return shlex.join(["ddplug", "patch", self.name, str(repo)])
 
     def _change(self, repo: Path, names: list[str], change: Callable[[str, bytes], bytes]) -> list[str]:
         clear(repo, self.files)

@@ -33,6 +33,7 @@ Snapshot = Sequence[Tensor]
 Expert = Sequence[Snapshot]
 
 FILES = "replay_buffer_*.pt"
+INSTEAD = "Use a pool: --proxies FOLDER of `ddplug run`, --cmi_proxies FOLDER of a patched host."
 NO_ZCA = "_NO_ZCA"
 WITH_AND_WITHOUT = ("CIFAR10", "CIFAR100")
 """Data sets whose folder of experts ends in `_NO_ZCA` unless the images were whitened; of others it is not known."""
@@ -54,7 +55,7 @@ def architecture(model: str) -> Architecture:
     if model.endswith(("BN", "BN_AP", "BN_Tiny")):
         raise ProxyError(
             f"experts of model {model} cannot be proxies: a buffer keeps a network's parameters, but not the running "
-            "statistics of its batch norm. Use a pool instead: --proxies FOLDER (made by `ddplug pretrain`)."
+            f"statistics of its batch norm. {INSTEAD}"
         )
     if model in PLAIN:
         return Architecture("convnet", {})
@@ -66,8 +67,7 @@ def architecture(model: str) -> Architecture:
     if sized is None:
         raise ProxyError(
             f"ddplug does not build networks of model {model!r} from a buffer; it knows {', '.join(PLAIN)}, "
-            "ConvNetD1 and so on, ConvNetW32 and so on, ConvNetNN, ConvNetKIP and ResNet18. Use a pool instead: "
-            "--proxies FOLDER (made by `ddplug pretrain`)."
+            f"ConvNetD1 and so on, ConvNetW32 and so on, ConvNetNN, ConvNetKIP and ResNet18. {INSTEAD}"
         )
     depth, width = sized.groups()
     return Architecture("convnet", {"depth": int(depth)} if depth else {"width": int(width)})

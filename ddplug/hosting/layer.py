@@ -302,5 +302,5 @@ def require_rounds(what: str, expected: bool) -> Iterator[list[Layer]]:
         )
         raise HostError(
             f"the CMI regulariser never came into action in {what}: {how}. The results are those of the host "
-            "alone. See the host's own output above; --weight 0 runs the host alone."
+            "alone. See the host's own output above; `ddplug run --weight 0` runs the host alone."
         )

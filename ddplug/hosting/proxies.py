@@ -45,8 +45,7 @@ def _trained(adapter: Names, args: Any, context: Mapping[str, Any]) -> ProxyPool
     data = adapter.real(args, context)
     if data is None:
         raise ProxyError(
-            f"no proxies given, and {adapter.name} has no real data here to train some on. Name some: "
-            "--cmi_proxies FOLDER (made by `ddplug pretrain`), or with `ddplug run`, --proxies."
+            f"no proxies given, and {adapter.name} has no real data here to train some on. {expert_buffers.INSTEAD}"
         )
     from ddplug.proxies.pretrain import default_pool
 

@@ -23,6 +23,7 @@ SETTINGS, ENTRIES, DONE = "settings.json", "entries", "distilled.json"
 REGULARIZERS = ("proxies", "heldout", "regularizer", "term")
 """Settings that a baseline does not depend on."""
 AGAIN = "delete it, and the same command makes it again"
+ELSEWHERE = "choose another --out"
 OTHER = "name another --baseline"
 Name = Annotated[str, like(r"[\w.+-]+")]
 Plain = Annotated[str, like("[^$]*")]
@@ -134,7 +135,7 @@ def check_folder(out: Path) -> None:
     """Raise `DataError` if `out` is not empty and is not the folder of a comparison."""
     foreign = out.exists() and (not out.is_dir() or any(not held.name.startswith(".") for held in out.iterdir()))
     if foreign and not (out / SETTINGS).is_file():  # last, as another process may be making it
-        raise DataError(f"'{out}' exists and is no folder of a comparison; choose another --out.")
+        raise DataError(f"'{out}' exists and is no folder of a comparison; {ELSEWHERE}.")
 
 
 def claim(out: Path, wanted: dict[str, Any]) -> None:
@@ -142,22 +143,22 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
     path = out / SETTINGS
     if not path.is_file():
         write_json(wanted, path)
-    if found := differing(out, wanted):
+    if found := differing(out, wanted, ELSEWHERE):
         raise InputError(
             f"'{out}' holds a comparison with other settings: {'; '.join(found)}. Choose another --out, or the "
             "settings it has; seeds, weights and views can be added to it."
         )
 
 
-def differing(folder: Path, wanted: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+def differing(folder: Path, wanted: dict[str, Any], advice: str, ignored: Sequence[str] = ()) -> list[str]:
     """Return a phrase for each setting in which the comparison in `folder` differs from `wanted`.
 
-    Raises `DataError` if it is not the folder of a comparison.
+    Raises `DataError`, with advice, if it is not the folder of a comparison.
     """
     path = folder / SETTINGS
     if not path.is_file():
-        raise DataError(f"'{folder}' is no folder of a comparison: it has no {SETTINGS}.")
-    there = read_json(path)
+        raise DataError(f"'{folder}' is no folder of a comparison: it has no {SETTINGS}; {advice}.")
+    there = read_json(path, advice)
     found, asked = _flat(there, ignored), _flat(wanted, ignored)
     return [
         f"{key} ({found.get(key)} there, {asked.get(key)} asked for)"
@@ -189,7 +190,7 @@ def take_baseline(source: Path, out: Path, runs: Sequence[Run], wanted: dict[str
     lacking = [run.name for run in runs if run.arm.baseline and not (out / ENTRIES / run.name / DONE).is_file()]
     if not lacking:
         return []
-    if differ := differing(source, wanted, ignored=REGULARIZERS):
+    if differ := differing(source, wanted, OTHER, REGULARIZERS):
         raise InputError(
             f"the baseline of '{source}' is of other settings: {'; '.join(differ)}. It can be taken over where only "
             "proxies, held-out proxies and the regulariser's options differ."

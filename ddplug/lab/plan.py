@@ -138,7 +138,7 @@ class Settings:
         check_init(self.init)
         if self.checkpoints > self.iterations:
             raise InputError(
-                f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; ask for fewer."
+                f"{self.checkpoints} checkpoints do not fit into {self.iterations} iterations; lower --checkpoints."
             )
         make(self.term)  # raises for an unknown term
         if unknown := sorted(set(self.regularizer) - set(COMPARED)):
@@ -165,14 +165,14 @@ class Settings:
         if weighted and ipc == 1 and self.option("views_per_image") == 1:
             raise InputError(
                 f"with one image per class and one view of it, CMI is 0 and {weighted[0].name} would be the baseline "
-                "again; ask for views_per_image 2 or more, or for more images per class."
+                "again; take a larger --ipc, or --views-per-image 2 with `ddplug compare`."
             )
         shares = [arm for arm in weighted if arm.weight != "paper" and self.option("weighting") != "absolute"]
         if shares and rounds is not None and rounds <= self.option("calibrate"):
             raise InputError(
                 f"{shares[0].name} is a share of the host's gradient, which becomes a lambda in the first "
-                f"{self.option('calibrate')} rounds (calibrate), and these runs have {rounds}; ask for more "
-                "iterations, a smaller calibrate, or weighting absolute."
+                f"{self.option('calibrate')} rounds, and these runs have {rounds}; take more --iterations, or "
+                "with `ddplug compare` a smaller --calibrate or --weighting absolute."
             )
 
     @property

@@ -24,7 +24,7 @@ from ddplug.errors import HostError, InputError
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.host import comparable
 from ddplug.lab.deterministic import TIMES
-from ddplug.lab.folder import AGAIN, DONE, Facts, Times, read_json, set_name, write_done
+from ddplug.lab.folder import DONE, Facts, Times, read_json, set_name, write_done
 from ddplug.lab.judge import Judge
 from ddplug.lab.plan import Arm, Run, Settings
 from ddplug.utils.digest import file_sha256, short_sha256
@@ -86,8 +86,9 @@ class Upstream:
         tell(0)
         if not (folder / RUN).is_dir():
             self._run(run, folder)
-        notes, facts = [], self._record(folder / RUN)
-        times = read_json(folder / RUN / TIMES, AGAIN, Times)
+        advice = f"delete the folder '{folder / RUN}', and the same command runs the host again"
+        notes, facts = [], self._record(folder / RUN, advice)
+        times = read_json(folder / RUN / TIMES, advice, Times)
         for iteration, made in sorted(comparable(self.spec.name).saved(folder / RUN, self.arguments).items()):
             save_set(made, folder / set_name(iteration))
             lam = facts["lambda"] if facts else None
@@ -155,14 +156,14 @@ class Upstream:
     def _options(self) -> dict[str, Any]:
         """The regulariser's options that hosts have; `InputError` for another that is not left as it is."""
         given = {name: value for name, value in self.settings.regularizer.items() if value != FLAGS[name].default}
-        if odd := sorted(set(given) - set(HOSTS)):
+        if odd := [f"--{name}" for name in sorted(set(given) - set(HOSTS))]:
             raise InputError(f"{', '.join(odd)} cannot be set in a host; leave it out, or compare own.")
         return given
 
-    def _record(self, run: Path) -> dict[str, Any] | None:
+    def _record(self, run: Path, advice: str) -> dict[str, Any] | None:
         """Read the layer's record beside the host's results; None if it is missing, as at weight 0."""
         found = sorted(run.rglob("cmi*.json"))
-        return read_json(found[-1], AGAIN, Facts) if found else None
+        return read_json(found[-1], advice, Facts) if found else None
 
 
 def code_digest(repo: Path) -> str:

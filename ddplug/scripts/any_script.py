@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,11 @@ OPTIMIZER = "optimizer"
 CALLS = re.compile(r"calls:(\d+)")
 ADVICE = (
     "Name the labels: --labels EXPRESSION, evaluated where the function is called or the optimizer is stepped, one "
-    "class for each image of the set or for each view; or, for a function that is called on one of K classes after the "
-    "other, --labels calls:K."
+    "class for each image of the set or for each view"
 )
+AT_CALLS = f"{ADVICE}; or, for a function that is called on one of K classes after the other, --labels calls:K."
+SMALLEST = 6
+"""Pixels on a side of the smallest image."""
 OLD_NAMES = ("int", "float", "bool", "object", "complex")
 """Names of Python types that NumPy had once."""
 
@@ -65,6 +67,17 @@ class Unpatched:
     path: tuple[Path, ...] = ()
     redirect_cuda: bool = False
     old_numpy: bool = False
+
+    def command(self, name: str, at: str = "") -> list[str]:
+        """The words of `ddplug NAME` on the script, without the script's own arguments."""
+        words = ["ddplug", name, *(["--script", str(self.script), "--at", at] if at else [str(self.script)])]
+        words += [word for folder in self.path for word in ("--path", str(folder))]
+        return [*words, *["--redirect-cuda"] * self.redirect_cuda, *["--old-numpy"] * self.old_numpy]
+
+    def finding(self, arguments: Sequence[str]) -> str:
+        """The advice to run `ddplug find`."""
+        words = [*self.command("find"), *(["--", *arguments] if arguments else [])]
+        return f"`{shlex.join(words)}` runs a few steps and prints places"
 
     def execute(self, arguments: Sequence[str], replaced: Mapping[Path, Source]) -> None:
         """Run it, with some files replaced, as `ddplug.hosting.script.execute` does."""
@@ -116,7 +129,8 @@ def run_unpatched(
     regularizer = Regularizer(pool, input_space=input_space, **options)
     if data is not None:
         regularizer.real.sample_from(data)
-    layer = _LayerAtSteps(given, regularizer) if at_steps else _LayerAtCalls(given, regularizer)
+    finding = given.finding(arguments)
+    layer = (_LayerAtSteps if at_steps else _LayerAtCalls)(given, regularizer, finding)
     watch, history = regularizer.watch, regularizer.history
     say(f"ddplug: {given.script.name}, weight {weight}, {pool}, at {watch.where}")
     watch.count_steps(lambda optimizer, _: stepped_images(optimizer, pool.info.shape))
@@ -129,9 +143,8 @@ def run_unpatched(
         regularizer.detach()
     if not history:
         raise HostError(
-            f"the CMI regulariser never came into action in {given.script.name}: {layer.seen()}. Its results are those "
-            f"of the host alone. `ddplug find {given.script}` runs a few steps and prints places; look also whether "
-            "the host's augmentation is switched on. --weight 0 runs the host alone on purpose."
+            f"the CMI regulariser never came into action in {given.script.name}, whose results are those of the host "
+            f"alone: {layer.seen()}. --weight 0 runs the host alone on purpose."
         )
     say(f"ddplug: {watch.summary(history)}")
     if layer.layer is not None and layer.layer.record is not None:
@@ -145,11 +158,16 @@ def stepped_images(optimizer: Optimizer, shape: tuple[int, ...] | None) -> list[
     return large if all(may_be_images(each, shape) for each in large) else []
 
 
+def like_images(tensor: Tensor) -> bool:
+    """Return True if `tensor` has the shape of images, (n, c, h, w) or with more dimensions before the channels."""
+    return tensor.ndim >= 4 and tensor.shape[-3] < 5 and min(tensor.shape[-2:]) >= SMALLEST
+
+
 class _LayerInScript:
     """A regulariser in a script, whose labels are among the variables of the script's functions under way."""
 
-    def __init__(self, given: Unpatched, regularizer: Regularizer) -> None:
-        self._given, self._regularizer = given, regularizer
+    def __init__(self, given: Unpatched, regularizer: Regularizer, finding: str) -> None:
+        self._given, self._regularizer, self._finding = given, regularizer, finding
         self._variables = Variables()
         self.layer: Layer | None = None
         """The layer as a host sees it, from its first views on."""
@@ -161,7 +179,7 @@ class _LayerInScript:
         return lambda: None
 
     def seen(self) -> str:
-        """Describe what passed without a round."""
+        """Describe what passed without a round, and what to do."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -182,20 +200,20 @@ class _LayerInScript:
 class _LayerAtCalls(_LayerInScript):
     """Puts the views of every call at the places through one layer."""
 
-    def __init__(self, given: Unpatched, regularizer: Regularizer) -> None:
-        super().__init__(given, regularizer)
+    def __init__(self, given: Unpatched, regularizer: Regularizer, finding: str) -> None:
+        super().__init__(given, regularizer, finding)
         self._labels = _labels(given.labels)
         self._steps = Expression(given.steps, "--steps") if given.steps else None
         self._images = Images(self._variables)
         self._inside = False
         self._calls = 0
-        places = [named(at, given.script, given.path) for at in given.at]
+        places = [named(at, given.script, given.path, finding) for at in given.at]
         self.sources = sources(places, self._around)
         regularizer.watch.where = ", ".join(map(str, places))
 
     def _around(self, place: Place) -> Callable[[Any], Any]:
         """Return a decorator of the function at a place, or a function of a line's value."""
-        reader = LabelReader(self._images, self._labels, self._variables, str(place), ADVICE)
+        reader = LabelReader(self._images, self._labels, self._variables, str(place), AT_CALLS)
         announced = False
 
         def at_call(at: AtCalls, arguments: Callable[[], list[Scope]], args: Any, kwargs: Any, result: Any) -> Any:
@@ -245,7 +263,7 @@ class _LayerAtCalls(_LayerInScript):
         """Describe the calls."""
         return (
             f"{self._calls} calls of {self._regularizer.watch.where} were on images that need a gradient, and no "
-            "backward pass reached these"
+            f"backward pass reached these. {self._finding}; look also whether the host's augmentation is switched on"
         )
 
     def check(self) -> None:
@@ -255,7 +273,7 @@ class _LayerAtCalls(_LayerInScript):
             raise HostError(
                 f"--labels calls:{len(counted.classes)}: there were {counted.calls} calls on new synthetic images, "
                 f"which is no multiple of {len(counted.classes)}, so the classes were wrong, and CMI with them. "
-                f"{ADVICE}"
+                f"{AT_CALLS}"
             )
 
 
@@ -265,8 +283,10 @@ class _LayerAtSteps(_LayerInScript):
     The host's views do not pass there, so CMI is of augmented views of the regulariser's own.
     """
 
-    def __init__(self, given: Unpatched, regularizer: Regularizer) -> None:
-        super().__init__(given, regularizer)
+    def __init__(self, given: Unpatched, regularizer: Regularizer, finding: str) -> None:
+        super().__init__(given, regularizer, finding)
+        self._others: dict[tuple[int, ...], None] = {}
+        """Shapes of stepped images that are not the pool's."""
         if given.steps or CALLS.fullmatch(given.labels):
             raise InputError("--steps and --labels calls:K are for places that are called; name one: --at PLACE.")
         regularizer.watch.where = "the steps of its images"
@@ -274,7 +294,13 @@ class _LayerAtSteps(_LayerInScript):
     def install(self) -> Undo:
         """Put the regulariser before the steps of all optimizers that step images."""
         shape = self._regularizer.pool.info.shape
-        images = partial(stepped_images, shape=shape)
+
+        def images(optimizer: Optimizer) -> list[Tensor]:
+            found = stepped_images(optimizer, shape)
+            if not found:
+                self._others |= {tuple(each.shape): None for each in stepped_by(optimizer) if like_images(each)}
+            return found
+
         return Stepped(images, self._labels_of, shape).install(self._regularizer)
 
     def _labels_of(self, images: Tensor) -> Tensor:
@@ -284,18 +310,25 @@ class _LayerAtSteps(_LayerInScript):
         with self._variables.of(lambda: [*map(scope_of, calling())]):
             if self._given.labels:
                 return torch.as_tensor(self._variables.get(self._given.labels))
-            if (found := held_labels(self._variables, len(images), self._regularizer.watch.where, ADVICE)) is not None:
+            where = self._regularizer.watch.where
+            if (found := held_labels(self._variables, len(images), where, f"{ADVICE}.")) is not None:
                 if new:
                     say(f"ddplug: labels of the {len(images)} images: `{found[0]}`")
                 return found[1]
         raise HostError(
             f"no labels for the {len(images)} images that {self._given.script.name} steps: none of its functions under "
-            f"way has as many class numbers under a name like labels, targets or y. {ADVICE}"
+            f"way has as many class numbers under a name like labels, targets or y. {ADVICE}."
         )
 
     def seen(self) -> str:
-        """Describe the missing steps."""
-        return f"no torch optimizer stepped images of the pool's shape, {self._regularizer.pool.info.shape}"
+        """Describe the missing steps, and what to do."""
+        known = f"no torch optimizer stepped images of the pool's shape, {self._regularizer.pool.info.shape}"
+        if not self._others:
+            return f"{known}. {self._finding}"
+        return (
+            f"{known}, but {', '.join(map(str, self._others))}. Make a pool of the script's own data with "
+            "`ddplug pretrain POOL --data ...`, and name it: --proxies POOL"
+        )
 
 
 def _labels(text: str) -> str | one_class_per_call | None:

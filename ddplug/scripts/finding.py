@@ -34,15 +34,13 @@ from ddplug.attaching.rows import rows_in
 from ddplug.core.autograd import leaves, stepped_by
 from ddplug.errors import HostError
 from ddplug.hosting.script import CudaOnCpu
-from ddplug.scripts.any_script import ADVICE, OPTIMIZER, Unpatched, stepped_images
+from ddplug.scripts.any_script import AT_CALLS, OPTIMIZER, Unpatched, like_images, stepped_images
 from ddplug.scripts.frames import Variables, calling, is_hosts, place_of, scope_of
 from ddplug.scripts.placing import folders_of, functions_of, read, value_at
 from ddplug.utils.files import write_json
 
 NOTED = 3000
 """Results that are kept until an optimizer steps."""
-SMALLEST = 6
-"""Pixels on a side of the smallest image."""
 
 
 @dataclass
@@ -87,8 +85,8 @@ class Looking:
         return [
             "No torch optimizer stepped a tensor that may be images (n, c, h, w) or (n, d). Stepped were: "
             f"{'; '.join(dict.fromkeys(self._others)) or 'nothing'}.",
-            "If images are made of these, by a generator say, name the line where: ddplug run --script SCRIPT --at "
-            "FILE.py:LINE --labels EXPRESSION. If images are moved without an optimizer, put the layer into the loop.",
+            "If images are made of these, by a generator say, name the line where: `ddplug run --script SCRIPT --at "
+            "FILE.py:LINE --labels EXPRESSION`. If images are moved without an optimizer, put the layer into the loop.",
         ]
 
     def _returned(self, frame: types.FrameType, event: str, result: Any) -> None:
@@ -96,7 +94,9 @@ class Looking:
             return
         caller = frame.f_back
         tensor = result if isinstance(result, Tensor) else next(iter(result), None)
-        if caller is None or not isinstance(tensor, Tensor) or not _like_images(tensor):
+        if caller is None or not isinstance(tensor, Tensor) or not tensor.requires_grad:
+            return
+        if tensor.ndim != 4 or not like_images(tensor):
             return
         if frame.f_code is CudaOnCpu.__torch_function__.__code__:
             return  # a function of torch, seen only because of --redirect-cuda
@@ -109,7 +109,7 @@ class Looking:
     def _stepped(self, optimizer: Optimizer) -> list[str]:
         """Return what to print about a step, the best command first; nothing if it is not of images."""
         images = stepped_images(optimizer, None)
-        images = [each for each in images if each.ndim < 4 or (min(each.shape[-2:]) >= SMALLEST and each.shape[-3] < 5)]
+        images = [each for each in images if each.ndim < 4 or like_images(each)]
         frames = list(calling())
         where = place_of(frames[0]) if frames else ""
         labels, doubt, alone = _labels(images, frames)
@@ -166,11 +166,8 @@ class Looking:
         return next((f"{path.relative_to(each)}:{within}" for each in folders if path.is_relative_to(each)), None)
 
     def _command(self, at: str, labels: str, more: list[str], *views: Tensor) -> str:
-        script = self._script
         words = [
-            "ddplug", "run", "--script", str(script.script), "--at", at,
-            *(word for folder in script.path for word in ("--path", str(folder))),
-            *(["--redirect-cuda"] if script.redirect_cuda else []), *(["--old-numpy"] if script.old_numpy else []),
+            *self._script.command("run", at),
             *([] if labels else ["--labels", "EXPRESSION"]), *(["--input-space", "unit"] if _unit(*views) else []),
             *more, "--proxies", "POOL",
             *(["--", *self._arguments] if self._arguments else []),
@@ -187,7 +184,7 @@ def _labels(images: list[Tensor], frames: list[types.FrameType]) -> tuple[str, s
     variables = Variables()
     with variables.of(lambda: [*map(scope_of, frames)]):
         try:
-            found = held_labels(variables, rows_in(*images), place_of(frames[0]) if frames else "", ADVICE)
+            found = held_labels(variables, rows_in(*images), place_of(frames[0]) if frames else "", AT_CALLS)
         except HostError as error:
             return "", str(error), False
     if found is None:
@@ -208,11 +205,6 @@ def _tree(path: Path) -> ast.Module:
         return read(path)
     except HostError:
         return ast.Module([], [])
-
-
-def _like_images(tensor: Tensor) -> bool:
-    shape = tensor.shape
-    return tensor.requires_grad and len(shape) == 4 and shape[1] < 5 and min(shape[2:]) >= SMALLEST
 
 
 def find(script: Unpatched, arguments: Sequence[str], *, seconds: float = 600) -> list[str]:

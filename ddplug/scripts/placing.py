@@ -36,11 +36,11 @@ def folders_of(script: Path, path: Sequence[Path]) -> list[Path]:
     return [script.parent, *path, *script.parents[1 : 1 + LEVELS]]
 
 
-def named(at: str, script: Path, path: Sequence[Path]) -> Place:
+def named(at: str, script: Path, path: Sequence[Path], advice: str) -> Place:
     """The place that `at` means: FILE.py:LINE, FILE.py:FUNCTION, or a FUNCTION of the script.
 
     Raises:
-        HostError: there is no such place; it says what there is.
+        HostError: there is no such place; it says what there is, and gives the advice.
     """
     file, _, name = at.rpartition(":")
     file = f"{file.removesuffix('.py')}.py" if file else script.name
@@ -62,7 +62,7 @@ def named(at: str, script: Path, path: Sequence[Path]) -> Place:
     if name not in functions:
         raise HostError(
             f"--at {at}: {there.name} has no function or method '{name}'; it has {', '.join(functions) or 'none'}. "
-            f"`ddplug find {script}` prints places."
+            f"{advice}."
         )
     return Place(there.resolve(), functions[name].lineno, name)
 

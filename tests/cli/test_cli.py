@@ -257,7 +257,7 @@ def test_an_interruption_has_status_130_and_says_that_it_can_be_resumed(
     monkeypatch.setattr(datasets, "load", interrupt)
     status, error = main("pretrain", tmp_path / "pool")
     assert status == 130
-    assert "the same command resumes it" in error
+    assert "the same command goes on" in error
 
 
 def test_a_failing_process_shows_no_traceback() -> None:

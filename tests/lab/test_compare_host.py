@@ -207,7 +207,7 @@ def test_options_that_hosts_do_not_have_are_refused(
     run: Any, tmp_path: Path, digits: ImageData, pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(arguments=(), regularizer={"compile": True})
-    with pytest.raises(InputError, match="compile cannot be set in a host"):
+    with pytest.raises(InputError, match="--compile cannot be set"):
         run(settings=settings)
     judge = Judge(digits, TINY, ProxyPool.load(pool), None, torch.device("cpu"))
     taken = Settings(arguments=("--save_path=here", "--num_eval", "3"))
