@@ -251,7 +251,7 @@ def measure(
     data_path: shared.DataPath = None,
     download: shared.Download = False,
     split: Annotated[str, typer.Option(help="Split of --data: train or test.")] = "test",
-    representation: shared.RepresentationName = "feature",
+    representation: shared.RepresentationName = "logit",
     term: Annotated[str, typer.Option(help="Term to measure, or a sum of several.")] = "cmi",
     temperature: Annotated[float, typer.Option(help="T in softmax(f / T).")] = 1.0,
     separation: Annotated[

@@ -62,14 +62,15 @@ def measure(
     images: Tensor,
     labels: Tensor,
     *,
-    representation: Representation = "feature",
+    representation: Representation = "logit",
     temperature: float = 1.0,
     separation: Separation = "cross_entropy",
     input_space: AnySpace | str | None = None,
 ) -> Measurement:
     """CMI, NCMI and per-class CMI of `images` (n, c, h, w) with `labels` (n,), under every proxy of a pool.
 
-    Raises what `ddplug.CMI` raises; measures sets of one image per class too, whose CMI is 0.
+    By default CMI is that of a history, unless the weighting was "absolute", which is of features. Raises what
+    `ddplug.CMI` raises; measures sets of one image per class too, whose CMI is 0.
     """
     pool = ProxyPool.of(proxies)
     check_separation(separation)
@@ -121,7 +122,7 @@ def measure_term(
     synthetic: SyntheticSet,
     data: ImageData | None = None,
     *,
-    representation: str = "feature",
+    representation: str = "logit",
 ) -> float:
     """The mean of a term of a set over a pool's proxies, in the unit of the term.
 

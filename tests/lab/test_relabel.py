@@ -208,8 +208,8 @@ def test_a_term_of_a_set_is_the_mean_over_proxies(
     values = []
     with torch.no_grad():
         for proxy in pool:
-            theirs = Real(proxy(real[0], "feature").double(), group(real[1], len(real[1]), "cpu"))
-            values.append(term.against(theirs)(proxy(few.images, "feature").double(), group(few.labels, 30, "cpu")))
+            theirs = Real(proxy(real[0], "logit").double(), group(real[1], len(real[1]), "cpu"))
+            values.append(term.against(theirs)(proxy(few.images, "logit").double(), group(few.labels, 30, "cpu")))
     found = measure_term(term, pool, few, digits)
     # Features of batches of another size differ in their last digits.
     assert found == pytest.approx(((values[0] + values[1]) / 2).item(), rel=1e-4)

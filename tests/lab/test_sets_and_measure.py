@@ -241,7 +241,7 @@ def test_tight_classes_are_measured_to_their_digits(network: Callable[..., nn.Mo
     x = pictures(4)[y] + 1e-4 * pictures(20, seed=1)
     net = network(0).eval()
     with torch.no_grad():
-        features = ProxyPool.from_modules(net).proxies[0](x, "feature").double()
+        features = ProxyPool.from_modules(net).proxies[0](x, "logit").double()
     log_p = features.log_softmax(1)
     q = torch.stack([log_p[y == label].exp().mean(0) for label in range(4)])[y]
     expected = (log_p.exp() * (log_p - q.log())).sum(1).mean().item()
@@ -265,7 +265,7 @@ def test_one_class_has_no_separation(three: ProxyPool, batch: tuple[Tensor, Tens
     assert (result.separation, result.ncmi) == (None, None)
     assert list(result.per_class) == [4]
     assert result.cmi == pytest.approx(result.per_class[4], rel=1e-12)
-    assert result.cmi == pytest.approx(sum(ddplug.cmi(p(x), y).item() for p in three) / 3, rel=1e-12)
+    assert result.cmi == pytest.approx(sum(ddplug.cmi(p(x, "logit"), y).item() for p in three) / 3, rel=1e-12)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0]], ids=["several classes", "one class"])
@@ -298,9 +298,17 @@ def test_the_images_are_converted_to_the_pools_space(
 ) -> None:
     x, y = batch
     pool = ProxyPool.from_modules(network(0), info=PoolInfo(space=SPACE))
-    by_hand = ddplug.cmi(pool.proxies[0](SPACE.from_unit(x)), y).item()
+    by_hand = ddplug.cmi(pool.proxies[0](SPACE.from_unit(x), "logit"), y).item()
     assert measure(pool, x, y, input_space=InputSpace.unit(3)).cmi == pytest.approx(by_hand, rel=1e-12)
     assert measure(pool, x, y).cmi != pytest.approx(by_hand, rel=1e-3)
+
+
+def test_it_is_the_number_of_the_history(pool: ProxyPool, batch: tuple[Tensor, Tensor]) -> None:
+    """Of the same images under the same proxy, without another option."""
+    x, y = batch[0].clone().requires_grad_(), batch[1]
+    regularizer = ddplug.Regularizer(pool, announce=lambda _: None)
+    regularizer(x, y).square().sum().backward()
+    assert regularizer.history.values == pytest.approx([measure(pool, *batch).cmi], rel=1e-12)
 
 
 def test_anything_that_is_a_pool_will_do(network: Callable[..., nn.Module], batch: tuple[Tensor, Tensor]) -> None:
