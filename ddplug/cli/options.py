@@ -32,7 +32,10 @@ DataPath = Annotated[
 Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is missing, as torchvision does.")]
 RepresentationName = Annotated[
     str,
-    typer.Option("--representation", help="Outputs of the proxies that CMI is computed on: logit, or feature as with weighting absolute."),
+    typer.Option(
+        "--representation",
+        help="Outputs of the proxies that CMI is computed on: logit, or feature as with weighting absolute.",
+    ),
 ]
 SpaceOfSet = Annotated[
     str | None,

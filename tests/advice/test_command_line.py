@@ -379,12 +379,11 @@ ROWS = [
         SCRIPTS,
     ),
     (
-        f"find .; {CIRCLE}",
-        "name the script in it; runs a few steps and prints places",
+        f"find .; find script.py; {CIRCLE}",
+        "name the script in it; Its own arguments go after --; runs a few steps and prints places",
         ADVISED,
         "--at script.py:views_of",
     ),
-    ("find script.py", "Its own arguments go after --", "find script.py -- --steps 3", "--at optimizer"),
 ]
 
 
