@@ -105,12 +105,12 @@ def load(name: str, path: str | Path | None = None, *, download: bool = False, p
     - "shapes": eight figures of any colour in any place, 3 x 32 x 32, drawn by a generator: 500 of each to
       train on and 100 to test; no path.
     - "cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "stl10": `path` is the folder that torchvision's own class
-      is given, and reads; without one, a folder of the user's cache. Or it holds train/CLASS/*.png and
-      test/CLASS/*.png; or one *train*.npz and one *test*.npz with the arrays jpeg, uint8, all files end to end;
-      offsets, int64 (n + 1,); labels, uint8 (n,); and classes. Normalised by the usual constants.
+      is given, and reads; without one, a folder of the user's cache. Or it is a "folder". Normalised by the usual
+      constants.
     - "folder": any folder of images train/CLASS/* and test/CLASS/* (or val/CLASS/*), or CLASS/* alone, of which a tenth
-      of each class becomes the test split; all of one size, and grey if all of them are. Opacity is dropped.
-      Normalised by the mean and std of the train split. A name with a slash is such a folder's path.
+      of each class becomes the test split; all of one size, and grey if all of them are. Opacity is dropped. Or one
+      *train*.npz and one *test*.npz with the arrays jpeg, uint8, all files end to end; offsets, int64 (n + 1,); labels,
+      uint8 (n,); and classes. Normalised by the mean and std of the train split. A name with a slash is a path.
 
     With `download`, torchvision fetches what is missing of its own data sets.
 
@@ -298,7 +298,7 @@ def _splits(name: str, where: Path, download: bool, progress: bool) -> tuple[Spl
     if where.is_dir() and not download:
         why = f"found there: {', '.join(sorted(entry.name for entry in where.iterdir())[:12]) or 'nothing'}"
         found = layouts.image_folder(where, progress) if (where / "train").is_dir() or name == "folder" else None
-        found = found or (layouts.npz_splits(where, progress) if name != "folder" else None)
+        found = found or layouts.npz_splits(where, progress)
     if found is None and name in layouts.TORCHVISION:
         try:
             return layouts.torchvision_splits(name, where, download)
@@ -312,12 +312,13 @@ def _splits(name: str, where: Path, download: bool, progress: bool) -> tuple[Spl
             why = f"{said}; {why}"
     if found is None:
         expected = (
-            "a folder with train/CLASS/*.png and test/CLASS/*.png (or val/), or with CLASS/*.png alone, all of one size"
+            "a folder with train/CLASS/*.png and test/CLASS/*.png (or val/), or with CLASS/*.png alone, all of one "
+            "size; or one *train*.npz and one *test*.npz"
         )
         if name in layouts.TORCHVISION:
             expected = (
                 f"torchvision's files, which the same command with --download fetches, or load({name!r}, path, "
-                f"download=True); or {expected}; or one *train*.npz and one *test*.npz"
+                f"download=True); or {expected}"
             )
         raise DataError(f"no {name} could be read from '{where}' ({why}). Expected {expected}.")
     if name in layouts.TORCHVISION and len(found[0].class_names) != (100 if name == "cifar100" else 10):

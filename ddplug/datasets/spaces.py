@@ -140,7 +140,7 @@ def named_space(name: str, channels: int | None = None, own: AnySpace | None = N
             return own
         raise InputError(
             "'zca' means the pool's own whitening, and this pool has none. Pass the host's: "
-            "ddplug.datasets.zca.ZCASpace.fit(images in [0, 1]), or ZCASpace.from_kornia(transform, shape)."
+            "ddplug.zca.ZCASpace.fit(images in [0, 1]), or ddplug.zca.ZCASpace.from_kornia(transform, shape)."
         )
     raise InputError(f"unknown input space {name!r}, expected {SPELLINGS}.")
 

@@ -32,7 +32,7 @@ def gathered(data: Any) -> tuple[Tensor, Tensor]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"no images and labels could be made of {type(data).__name__} ({str(error).partition(chr(10))[0]}); "
-            f"{_EXPECTED} Images come as tensors of one size: in torchvision, with transform=ToTensor()."
+            f"{_EXPECTED} Images are of one size: in torchvision, by transform=Resize((height, width))."
         ) from error
 
 
@@ -111,7 +111,10 @@ def drawn_test(labels: Tensor, class_names: tuple[str, ...], part: int = 10) -> 
     for label, name in enumerate(class_names):
         members = (labels.cpu() == label).nonzero().flatten()
         if len(members) == 1:
-            raise DataError(f"class {name!r} has one image, which cannot train and test; give a test split: test=...")
+            raise DataError(
+                f"class {name!r} has one image, which cannot train and test; give a test split: (train, test), or the "
+                "folders train and test."
+            )
         order = torch.randperm(len(members), generator=generator, device="cpu")
         chosen[members[order[: max(1, len(members) // part)]]] = True
     return chosen.to(labels.device)

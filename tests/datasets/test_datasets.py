@@ -265,8 +265,9 @@ def test_cifar100_in_any_layout(tmp_path):
     data = load("cifar100", tmp_path, progress=False)
     assert data.num_classes == 100
     assert data.space == InputSpace.normalized((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
-    with pytest.raises(DataError, match=r"is not cifar10: it has 100 classes"):
+    with pytest.raises(DataError, match=r"is not cifar10: it has 100 classes.* or load it as 'folder'"):
         load("cifar10", tmp_path)
+    assert load("folder", tmp_path, progress=False).class_names == names
 
 
 def test_truncated_npz(npz):
