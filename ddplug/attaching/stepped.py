@@ -23,7 +23,7 @@ from ddplug.attaching.hooks import Arguments, Undo
 from ddplug.attaching.images import leaves_in
 from ddplug.attaching.labels import Labels, class_numbers, held_labels, spread, stepped_in
 from ddplug.attaching.rows import rows_in
-from ddplug.core.autograd import stepped_by
+from ddplug.core.autograd import compares_losses, stepped_by
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError, noted
 
@@ -69,11 +69,12 @@ class Stepped:
             if not regularizer.active or not self._leaves(optimizer):
                 return None
             add = partial(self._add, regularizer, optimizer)
+            then = partial(_then, add=add, several=not compares_losses(optimizer))
             # Lightning steps with a closure, always; the gradient is made inside, so it is added to when that returns.
             if callable(closure := kwargs.get("closure")):
-                return args, {**kwargs, "closure": _then(closure, add)}
+                return args, {**kwargs, "closure": then(closure)}
             if len(args) > 1 and callable(args[1]):  # the first is the optimizer itself
-                return (args[0], _then(args[1], add), *args[2:]), kwargs
+                return (args[0], then(args[1]), *args[2:]), kwargs
             add()
             return None
 
@@ -306,17 +307,17 @@ def _images_of(optimizer: Optimizer, images: Any) -> list[Tensor]:
     return leaves
 
 
-def _then(closure: Callable[[], Any], add: Callable[[], None]) -> Callable[[], Any]:
-    """Return the closure of one step, followed by `add`; it raises `HostError` if it is called once more."""
+def _then(closure: Callable[[], Any], add: Callable[[], None], *, several: bool) -> Callable[[], Any]:
+    """Return the closure of one step, followed by `add`; without `several`, a second call raises `HostError`."""
     evaluations = 0
 
     def evaluated() -> Any:
         nonlocal evaluations
         evaluations += 1
-        if evaluations > 1:
+        if evaluations > 1 and not several:
             raise HostError(
                 "this optimizer evaluates its closure several times a step, as LBFGS does to search along a line, and "
-                "would compare losses that CMI is no part of. Take one that evaluates it once (SGD, Adam, ...), or add "
+                "may compare losses that CMI is no part of. Take one that evaluates it once (SGD, Adam, ...), or add "
                 "CMI to the loss: ddplug.CMI."
             )
         result = closure()

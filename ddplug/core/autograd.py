@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,12 +28,26 @@ def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Counters and weak references would break the graph anyway. This is `torch.compiler.disable`, except that torch's
     compiler is imported when the function is first called, not when ddplug is imported.
     """
-    return _disable_dynamo(function)
+    left: Any = _disable_dynamo(function)
+    # As `torch.compiler.disable(reason=...)` does, which torch has from 2.7 on.
+    left._torchdynamo_disable, left._torchdynamo_disable_msg = True, _REASON
+    return cast(Callable[_P, _R], left)
+
+
+_REASON = (
+    "ddplug counts rounds and looks at values here, which cannot be compiled. The graph has to break here: leave "
+    "fullgraph=True out of torch.compile"
+)
 
 
 def stepped_by(optimizer: Optimizer) -> list[Tensor]:
     """Return the tensors that an optimizer steps, those of all its groups."""
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def compares_losses(optimizer: Optimizer) -> bool:
+    """Return False for LBFGS without a line search: of its closure it follows the gradients alone."""
+    return any(group.get("line_search_fn", "unknown") is not None for group in optimizer.param_groups)
 
 
 class Call:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ddplug.core.autograd import uncompiled
 from ddplug.core.options import check_count
 from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import InputError, ProxyError, caution
@@ -52,6 +53,7 @@ class CMI(nn.Module):
         self.generator = torch.Generator().manual_seed(seed)
         self._probed = self._warned = False
 
+    @uncompiled
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """CMI of `images`, (n, c, h, w) floats, with class numbers `labels`, (n,): a scalar.
 

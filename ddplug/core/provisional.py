@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ddplug.core.autograd import Call, accumulators, executed, leaves, stepped_by
+from ddplug.core.autograd import Call, accumulators, compares_losses, executed, leaves, stepped_by
 from ddplug.core.progress import Progress, Snapshot
 from ddplug.core.watch import Watch
 
@@ -149,10 +149,11 @@ class ProvisionalRounds:
         self._rounds.append(round_)
         for leaf in round_.leaves():
             # The first evaluation of a closure notes the images' version, and a later one compares it.
-            if id(leaf) in _SEARCHED and (_SEARCHED[id(leaf)] or leaf._version) != leaf._version:
+            if id(leaf) not in _SEARCHED:
+                continue
+            if _SEARCHED[id(leaf)] not in (None, leaf._version):
                 self._watch.warn("closure", _SEARCH)
-            elif id(leaf) in _SEARCHED:
-                _SEARCHED[id(leaf)] = leaf._version
+            _SEARCHED[id(leaf)] = leaf._version
         for call in calls:
             call.provisional = weakref.ref(round_)
         self.publish()
@@ -290,17 +291,17 @@ def _watch_steps() -> None:
 
 
 _SEARCHED: dict[int, int | None] = {}
-"""By the id of each leaf in a step that has a closure: its version when the closure was first evaluated."""
+"""By the id of each leaf in a step that may compare losses: its version when the closure was first evaluated."""
 _SEARCH = (
-    "an optimizer evaluates its closure at several images within one step, as LBFGS does to search along a line. It "
-    "compares losses, and the layer adds CMI to gradients only, so it minimises another loss. Use the "
+    "an optimizer evaluates its closure at several images within one step. If it compares the losses there, as LBFGS "
+    "does to search along a line, it minimises another loss, because the layer adds CMI to gradients only. Use the "
     "loss form there: loss = loss + lam * ddplug.CMI(proxies)(views, labels)."
 )
 
 
 def _about_to_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     _SEARCHED.clear()
-    if any(map(callable, (*args[1:], kwargs.get("closure")))):
+    if any(map(callable, (*args[1:], kwargs.get("closure")))) and compares_losses(optimizer):
         _SEARCHED.update(dict.fromkeys(map(id, stepped_by(optimizer))))
     rounds = [found for found in list(_ALL) if found._rounds]
     if rounds:

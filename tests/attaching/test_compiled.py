@@ -135,3 +135,30 @@ def test_a_compiled_trainer_with_an_augmentation_of_its_own(
     module.zero_grad()
     step().backward()
     torch.testing.assert_close(module.images.grad, 4.5 * batch[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("how", ["layer", "loss form", "attached"])
+def test_a_graph_without_breaks(pool: ddplug.ProxyPool, batch: Batch, how: str) -> None:
+    """torch's error names what to leave out."""
+    module = Compilable(batch, compiled=False)
+    views = {
+        "layer": lambda: layer(module.images * 1, batch[1]),
+        "loss form": lambda: loss(module.images * 1, batch[1]),
+        "attached": lambda: module.augment(module.images, batch[1]),  # type: ignore[operator]
+    }[how]
+    layer, loss = ddplug.Regularizer(pool, LAM, announce=lambda _: None), ddplug.CMI(pool)
+    with attach(module, pool):
+        torch._dynamo.reset()
+        step: Any = torch.compile(lambda: views().sum(), backend="eager", fullgraph=True)
+        with pytest.raises(Exception, match="leave fullgraph=True out"):
+            step()
+        module().backward()  # the run goes on
+    layer.detach()
+
+
+def test_the_loss_form_in_a_compiled_transform(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    cmi = ddplug.CMI(pool)
+    gradient = torch.func.grad(lambda images: cmi(images, batch[1]))
+    expected = gradient(batch[0])
+    found = torch.compile(gradient, backend="eager")(batch[0])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

@@ -183,7 +183,7 @@ def test_an_optimizer_stepped_with_a_closure(
 
 def test_an_optimizer_that_evaluates_its_closure_repeatedly(pool: ddplug.ProxyPool, batch: Batch) -> None:
     leaf = batch[0].clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([leaf], lr=0.1)
+    optimizer = torch.optim.LBFGS([leaf], lr=0.1, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -196,6 +196,35 @@ def test_an_optimizer_that_evaluates_its_closure_repeatedly(pool: ddplug.ProxyPo
         pytest.raises(ddplug.errors.HostError, match="several times"),
     ):
         optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("place", ["layer", "optimizer"])
+def test_steps_that_follow_gradients_alone(place: str, pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """LBFGS without a line search: as with the loss form, in silence. It looks at the loss only to end early."""
+    ends = []
+    for of_loss in (True, False):
+        leaf, cmi = batch[0].clone().requires_grad_(), ddplug.CMI(pool)
+        optimizer = torch.optim.LBFGS([leaf], lr=0.1, max_iter=4, tolerance_change=0)
+        layer = ddplug.Regularizer(pool, LAM, weighting="absolute", announce=lambda _: None)
+
+        def closure(
+            leaf: Tensor = leaf, optimizer: Any = optimizer, cmi: Any = cmi, layer: Any = layer, of_loss: bool = of_loss
+        ) -> Tensor:
+            optimizer.zero_grad()
+            views = leaf * 1
+            loss = (layer(views, batch[1]) if place == "layer" and not of_loss else views).square().sum()
+            (loss + LAM * cmi(views, batch[1]) if of_loss else loss).backward()
+            return loss.detach()
+
+        handle = attach(optimizer, pool, labels=batch[1]) if place == "optimizer" and not of_loss else None
+        for _ in range(3):
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        if handle is not None:
+            assert len(handle.history) == 12
+            handle.detach()
+        layer.detach()
+        ends.append(leaf.detach())
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
 
 
 def test_an_optimizer_of_one_tensor_per_class(pool: ddplug.ProxyPool, batch: Batch) -> None:
@@ -267,17 +296,29 @@ def test_two_optimizers_that_step_along_one_gradient(zeros: bool, pool: ddplug.P
 def test_a_closure_that_is_evaluated_at_several_images(kind: str, pool: ddplug.ProxyPool, batch: Batch) -> None:
     """A layer in a closure that is evaluated at several images in a step warns, and names the loss form.
 
-    Kind: steps that need the loss itself. Looked at: LBFGS with and without a line search, attached to the optimizer
-    (refused, above), a closure evaluated once, as Lightning does (no warning), and SAM (refused, below).
+    Kind: steps that need the loss itself. Looked at: LBFGS with a line search and without (above), attached to the
+    optimizer (refused, above), an unknown optimizer, a closure evaluated once, as Lightning does (no warning), and SAM
+    (refused, below).
     """
+
+    class Twice(torch.optim.SGD):
+        """An optimizer that compares two losses."""
+
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                closure()
+            with torch.no_grad():
+                leaf.sub_(leaf.grad, alpha=0.1)  # type: ignore[arg-type]
+            with torch.enable_grad():
+                return closure()
+
     leaf = batch[0].clone().requires_grad_()
     layer = ddplug.Regularizer(pool, 0.5, announce=lambda _: None)
-    options: dict[str, Any] = {
-        "line search": {"line_search_fn": "strong_wolfe", "max_iter": 4}, "several": {"max_iter": 3},
-    }.get(kind, {})  # fmt: skip
-    optimizer: torch.optim.Optimizer = torch.optim.LBFGS([leaf], lr=0.1, **options)
-    if kind == "once":
-        optimizer = torch.optim.SGD([leaf], lr=0.1)
+    optimizer: torch.optim.Optimizer = {
+        "line search": lambda: torch.optim.LBFGS([leaf], lr=0.1, line_search_fn="strong_wolfe", max_iter=4),
+        "several": lambda: Twice([leaf], lr=0.1),
+        "once": lambda: torch.optim.SGD([leaf], lr=0.1),
+    }[kind]()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -285,8 +326,8 @@ def test_a_closure_that_is_evaluated_at_several_images(kind: str, pool: ddplug.P
         loss.backward()
         return loss
 
-    if options:
-        with pytest.warns(ddplug.DDPlugWarning, match="loss form"):
+    if kind != "once":
+        with pytest.warns(ddplug.DDPlugWarning, match="If it compares the losses.*loss form"):
             optimizer.step(closure)  # type: ignore[arg-type]
     else:
         for _ in range(3):
