@@ -39,6 +39,7 @@ class RealImages:
         announce: called with a line about each source, once.
         space: the input space of the views, once it is known.
         data: the data to sample where no real batch of the host has passed.
+        stored: returns True if the proxies have centroids of real images, so that no real image is needed.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class RealImages:
         announce: Callable[[str], object],
         space: Callable[[], AnySpace | None],
         data: ImageData | None = None,
+        stored: Callable[[], bool] = bool,
     ) -> None:
-        self.term, self.announce, self.space, self.data = term, announce, space, data
+        self.term, self.announce, self.space, self.data, self.stored = term, announce, space, data, stored
         # Another seed than that of the proxies and the classes.
         self.generator = torch.Generator().manual_seed(seed + 0x9EA1)
         self._passing: RealBatch | None = None
@@ -66,7 +68,7 @@ class RealImages:
 
     def sample_from(self, data: Callable[[], ImageData | None]) -> None:
         """Set the data to sample, unless it is set; `data` is called only if the term needs it."""
-        if self.term.needs_real and self.data is None:
+        if self.term.needs_real and self.data is None and not self.stored():
             self.data = data()
 
     def given(self, real: tuple[Tensor, Tensor] | None, labels: Tensor) -> RealBatch | None:
@@ -105,6 +107,9 @@ class RealImages:
             if not (self.term.contrasts and self.data is not None and (classes == classes[0]).all()):
                 self._announce_source("the host's own batch", f", {len(images)} images the first time")
                 return RealBatch(images, classes)
+        if self.stored():
+            self._announce_source("the centroids that the proxies have", "")
+            return None
         if self.data is None:
             return None
         fixed = self.term.keeps_real

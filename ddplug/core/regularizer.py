@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -132,7 +133,8 @@ class Regularizer:
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         if data is not None:
             data = as_image_data(data, space=None if isinstance(data, ImageData | str) else input_space)
-        self.real = RealImages(self.term, seed, announce, self._to_pool.of_views, data)
+        stored = partial(self.pool.has_centroids, self.term, self.representation)
+        self.real = RealImages(self.term, seed, announce, self._to_pool.of_views, data, stored)
         step = PieceByPiece(self.representation, self.term, self._to_pool, compute, self.processes)
         real = self.real if self.term.needs_real else None
         self._estimator = Estimator(self.pool, step, views.count, view, seed, real)

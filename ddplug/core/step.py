@@ -17,6 +17,7 @@ from ddplug.errors import ProxyError, caution
 from ddplug.proxies.pool import Proxy
 from ddplug.proxies.representations import PLURAL, Representation
 from ddplug.terms.base import Groups, Term
+from ddplug.terms.cmi_real import RealCentroids
 from ddplug.terms.real import Real
 from ddplug.utils.memory import out_of_memory
 from ddplug.utils.processes import SEPARATE, Processes
@@ -65,7 +66,7 @@ class PieceByPiece:
 
         A gradient that lambda is measured from is zero where it is made of rounding errors alone.
         """
-        term = self._against(proxy, real)
+        term = self._against(proxy, real, views.device)
         value, grad = self._computed(proxy, views, groups, term, measured=measured)
         if self.compute.precision == "bf16" and proxy.name not in self._compared:
             self._compared.add(proxy.name)
@@ -164,21 +165,25 @@ class PieceByPiece:
     def value(self, proxy: Proxy, views: Tensor, groups: Groups, real: Reals | None = None) -> Tensor:
         """The term of `views` (n, c, h, w) alone, a scalar."""
         every, _ = self.processes.gather(self._seen(proxy, views))
-        return self._against(proxy, real)(every.double(), groups).to(views.dtype)
+        return self._against(proxy, real, views.device)(every.double(), groups).to(views.dtype)
 
-    def _against(self, proxy: Proxy, real: Reals | None) -> Term:
-        """The term, bound to the features of the real images that it compares with."""
-        if real is None:
-            return self.term
-        images, groups = real
-        device = groups.index.device
-        if self.term.keeps_real and (bound := self._bound.get((proxy.digest(), device))) is not None:
-            return bound
-        features = self._seen(proxy, images.to(device))
-        if self.term.keeps_real:  # the same in all processes
-            self._bound[proxy.digest(), device] = bound = self.term.against(Real(features.double(), groups))
-            return bound
-        return self.term.against(Real(self.processes.gather(features)[0].double(), groups))
+    def _against(self, proxy: Proxy, real: Reals | None, device: torch.device) -> Term:
+        """The term, bound to the features of the real images that it compares with, or to the proxy's centroids."""
+        if not isinstance(self.term, RealCentroids):
+            if real is None:
+                return self.term
+            features = self.processes.gather(self._seen(proxy, real[0]))[0]
+            return self.term.against(Real(features.double(), real[1]))
+        key = proxy.digest(), device
+        if key not in self._bound:  # the same in all processes
+            if (stored := proxy.centroids.get((self.representation, self.term.temperature))) is not None:
+                self._bound[key] = self.term.around(stored.to(device))
+            elif real is None:
+                return self.term
+            else:
+                features = self._seen(proxy, real[0].to(device))
+                self._bound[key] = self.term.against(Real(features.double(), real[1]))
+        return self._bound[key]
 
     def _seen(self, proxy: Proxy, images: Tensor) -> Tensor:
         """The features of `images`, (n, d), without a graph."""

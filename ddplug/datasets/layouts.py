@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddplug.datasets.splits import drawn_test
 from ddplug.errors import DataError, caution
-from ddplug.utils.output import Safe
+from ddplug.utils.output import Safe, load_rich
 
 T = TypeVar("T")
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
@@ -174,6 +174,7 @@ def _channels_first(pixels: Tensor) -> Tensor:
 
 def _track(items: Sequence[T], what: str, progress: bool) -> Iterable[T]:
     """`items`, with a bar on stderr that says `what` and vanishes when it is done."""
+    load_rich()
     from rich.console import Console
     from rich.progress import track
 

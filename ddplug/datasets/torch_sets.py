@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ddplug.datasets.spaces import NORMALIZATIONS, InputSpace
 
@@ -100,6 +100,24 @@ def items(data: Any) -> list[tuple[Any, Any]]:
     plain = without_chance(data)
     with _random_state_kept():
         return [_pair(plain[index]) for index in range(len(plain))]
+
+
+def batches(data: Any, size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images (n, c, h, w) and labels (n,) of a map-style data set, in order, random transforms left out.
+
+    Raises `TypeError` if an item is no (image, label) pair, `RuntimeError` for images of several sizes.
+    """
+    # The loader draws a seed, which must not come from the host's generator.
+    loader = DataLoader(
+        without_chance(data), size, num_workers=workers, collate_fn=_stacked, generator=torch.Generator()
+    )
+    with _random_state_kept():
+        yield from loader
+
+
+def _stacked(items: list[Any]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*map(_pair, items), strict=True)
+    return torch.stack(images), torch.tensor(labels, device="cpu")
 
 
 def without_chance(data: Any) -> Any:

@@ -17,6 +17,8 @@ from ddplug.errors import InputError, ProxyError
 from ddplug.proxies.draws import drawing
 from ddplug.proxies.proxy import PoolInfo, Proxy
 from ddplug.proxies.representations import PLURAL, Representation
+from ddplug.terms.base import Term
+from ddplug.terms.cmi_real import RealCentroids
 from ddplug.utils.digest import short_sha256
 
 __all__ = ["PoolInfo", "Proxy", "ProxyPool"]
@@ -233,6 +235,12 @@ class ProxyPool:
                 f"{self.info.dataset or 'a data set'} with {len(names)} classes (0 to {len(names) - 1}). Number the "
                 "classes as the pool does, or use proxies of the host's own data."
             )
+
+    def has_centroids(self, term: Term, representation: Representation) -> bool:
+        """Return True if `term` is CMI around real centroids, and every proxy has these; see `add_centroids`."""
+        if not isinstance(term, RealCentroids) or self.pending:
+            return False
+        return all((representation, term.temperature) in proxy.centroids for proxy in self.proxies)
 
     def digest(self) -> str:
         """Sixteen hex digits that are equal for equal proxies in the same order."""

@@ -14,18 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DDPlugError, InputError, ProxyError
 from ddplug.proxies.proxy import PoolInfo, Proxy, StreamedProxy
+from ddplug.terms.base import Groups
+from ddplug.terms.real import Real
 from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import user_path, write_bytes, write_json
 from ddplug.utils.records import Count, between, like, read_record, sized
 
 HEADER = "pool.json"
 SPACE = "space.safetensors"
+CENTROIDS = "centroids.safetensors"
 MAKE_ONE = "Make one with `ddplug pretrain`, or from your own networks with ProxyPool.from_modules(...)."
 
 _Sha256 = Annotated[str, like("[0-9a-f]{64}")]
@@ -59,6 +63,7 @@ class _Header(TypedDict):
     dataset: _Dataset
     recipe: dict[str, Any]
     networks: list[Network]
+    centroids: NotRequired[_Sha256]
 
 
 @dataclass
@@ -71,6 +76,8 @@ class Header:
     networks: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
     """Settings of the training, which a pretraining that goes on compares with its own."""
+    centroids: str | None = None
+    """Checksum of the file of the centroids of real images, if there is one."""
 
     @property
     def complete(self) -> bool:
@@ -95,7 +102,7 @@ def read_header(folder: Path) -> Header:
         space=_read_space(folder, data) if data["space"] is not None else None,
         fingerprint=data["fingerprint"],
     )
-    return Header(info, record["wanted"], record["networks"], record["recipe"])
+    return Header(info, record["wanted"], record["networks"], record["recipe"], record.get("centroids"))
 
 
 def write_header(folder: Path, header: Header) -> None:
@@ -120,6 +127,8 @@ def write_header(folder: Path, header: Header) -> None:
         if not (folder / SPACE).is_file():
             _save_tensors(tensors(), folder / SPACE)
         record["dataset"]["space_file"] = file_sha256(folder / SPACE)
+    if header.centroids is not None:
+        record["centroids"] = header.centroids
     try:
         write_json(record, folder / HEADER)
     except (TypeError, ValueError) as error:
@@ -195,6 +204,8 @@ def read_pool(folder: Path, budget: int | None = None) -> tuple[list[Proxy], Poo
             shared = modules.setdefault(proxy.kind, proxy.network)
             proxy = StreamedProxy(folder.resolve() / record["file"], shared, proxy)
         proxies.append(proxy)
+    if header.centroids is not None:
+        _read_centroids(_checked(folder / CENTROIDS, header.centroids), proxies)
     return proxies, header.info
 
 
@@ -211,13 +222,51 @@ def write_pool(proxies: Sequence[Proxy], info: PoolInfo, folder: Path) -> None:
     temporary.mkdir()  # not by tempfile, whose folders nobody else may enter
     try:
         records = [write_network(temporary, i, proxy) for i, proxy in enumerate(proxies)]
-        write_header(temporary, Header(info, len(proxies), records))
+        write_header(temporary, Header(info, len(proxies), records, centroids=_save_centroids(temporary, proxies)))
         if folder.is_dir():
             shutil.copymode(folder, temporary)
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_centroids(folder: Path, proxies: Sequence[Proxy]) -> None:
+    """Write the centroids of `proxies`, which are those of the pool in `folder`, into it."""
+    folder = user_path(folder)
+    header = read_header(folder)
+    header.centroids = None  # if this is interrupted, the header describes no other file than there is
+    write_header(folder, header)
+    header.centroids = _save_centroids(folder, proxies)
+    write_header(folder, header)
+
+
+def _save_centroids(folder: Path, proxies: Sequence[Proxy]) -> str | None:
+    """Write the file of the centroids and return its checksum; None if no proxy has any."""
+    tensors = {
+        f"{index}/{representation}/{temperature!r}/{name}": tensor
+        for index, proxy in enumerate(proxies)
+        for (representation, temperature), real in proxy.centroids.items()
+        for name, tensor in (("logs", real.features), ("classes", real.groups.classes), ("counts", real.groups.counts))
+    }
+    if not tensors:
+        return None
+    _save_tensors(tensors, folder / CENTROIDS)
+    return file_sha256(folder / CENTROIDS)
+
+
+def _read_centroids(path: Path, proxies: Sequence[Proxy]) -> None:
+    """Read the file of the centroids into `proxies`."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    for key, logs in tensors.items():
+        base, _, name = key.rpartition("/")
+        if name == "logs":
+            index, representation, temperature = base.split("/")
+            classes, counts = tensors[f"{base}/classes"], tensors[f"{base}/counts"]
+            groups = Groups(classes, torch.arange(len(classes), device="cpu"), counts)
+            proxies[int(index)].centroids[representation, float(temperature)] = Real(logs, groups)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

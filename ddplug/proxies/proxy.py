@@ -15,6 +15,7 @@ from ddplug.datasets.spaces import AnySpace
 from ddplug.errors import DDPlugError, ProxyError
 from ddplug.networks.precision import Precision, layers
 from ddplug.proxies.representations import Representation
+from ddplug.terms.real import Real
 from ddplug.utils.digest import named_bytes, short_sha256
 from ddplug.utils.memory import out_of_memory
 
@@ -49,6 +50,8 @@ class Proxy:
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The measured cost of a pass over an image, by its kind; see `ddplug.core.chunking`."""
+    centroids: dict[tuple[str, float], Real] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Logs of real images' centroids by representation and temperature; see `ddplug.proxies.centroids`."""
 
     def __post_init__(self) -> None:
         self._named_by_user = bool(self.head)

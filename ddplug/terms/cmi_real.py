@@ -47,7 +47,11 @@ class RealCentroids(Softened, RealTerm):
     def against(self, real: Real) -> RealCentroids:
         """The same term, bound to the logs of the centroids of `real`, in the place of the features."""
         log_p = log_probabilities(real.features, self.temperature)
-        return super().against(Real(log_centroids(log_p, real.groups), real.groups))
+        return self.around(Real(log_centroids(log_p, real.groups), real.groups))
+
+    def around(self, stored: Real) -> RealCentroids:
+        """The same term, bound to the logs of centroids that are known already."""
+        return super().against(stored)
 
     def log_r(self, groups: Groups) -> Tensor:
         """Logs of the real images' centroids, (c, d); `InputError` for a class without real images."""

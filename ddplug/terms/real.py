@@ -24,6 +24,11 @@ class Real:
     groups: Groups
     """Their classes, among which are all those of the synthetic images."""
 
+    def to(self, device: torch.device) -> Real:
+        """The same on `device`."""
+        groups = Groups(*(each.to(device) for each in (self.groups.classes, self.groups.index, self.groups.counts)))
+        return Real(self.features.to(device), groups)
+
     def rows(self, groups: Groups) -> Tensor:
         """The row of each of `groups`' classes, (c,) int64, among ours; `InputError` if one is not there."""
         ours, wanted = self.groups.classes, groups.classes
@@ -50,10 +55,11 @@ class RealTerm(Term):
     def real(self) -> Real:
         """The real images' features; `InputError` if the term was not bound to any."""
         if self._real is None:
+            fixed = ", or a pool with centroids, which ddplug.proxies.centroids.add_centroids(pool, dataset) makes"
             batch = ", or the host's batch along: regularizer(views, labels, real=(images, labels))"
             raise InputError(
                 f"the term '{self.name}' compares with real images, and has none. Pass data=, a data set or "
-                f"(images, labels){'' if self.keeps_real else batch}; --data for ddplug run --script."
+                f"(images, labels){fixed if self.keeps_real else batch}; --data for ddplug run --script."
             )
         return self._real
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from contextlib import suppress
 from typing import Any, TextIO
@@ -34,6 +35,14 @@ class Safe:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def load_rich() -> None:
+    """Import rich, which draws from Python's generator when it is first imported; the host's state stays as it was."""
+    state = random.getstate()
+    import rich.style  # noqa: F401
+
+    random.setstate(state)
 
 
 def say(what: object, *, error: bool = False) -> None:

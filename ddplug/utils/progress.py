@@ -9,7 +9,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from ddplug.utils.output import Safe, say
+from ddplug.utils.output import Safe, load_rich, say
 
 WIDE = 80
 """Columns of a terminal from which on a bar has room for its note."""
@@ -19,6 +19,7 @@ class Bars:
     """Bars by name: `bars(what, done, total, note)`. A context manager; off, it says nothing."""
 
     def __init__(self, *, on: bool = True) -> None:
+        load_rich()
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +49,12 @@ def test_nothing_is_said_where_bars_are_off(capsys: pytest.CaptureFixture[str]) 
         bars("work", 1, 1)
         bars.say("a row")
     assert capsys.readouterr().out == ""
+
+
+def test_the_hosts_random_state_stays() -> None:
+    """Rich draws from Python's generator when it is first imported, here in a fresh process."""
+    code = (
+        "import random\nrandom.seed(0)\nbefore = random.getstate()\nfrom ddplug.utils.progress import Bars\n"
+        "with Bars() as bars:\n    bars('work', 1, 2)\nassert random.getstate() == before"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
