@@ -62,9 +62,9 @@ def _setup(
     """Build the `Setup` of a command's comparisons; parameters with defaults are options of `compare` and `tune`."""
     from ddplug.hosting.host import comparable
     from ddplug.lab.judge import Judge
+    from ddplug.lab.judging import usual_strategy
     from ddplug.lab.plan import Settings
     from ddplug.lab.setup import Setup
-    from ddplug.proxies.pretrain import MIRRORED
 
     spec = None if host == "own" else comparable(host).spec()
     regularizer = {name: read(name, value) for name, value in options.items()}
@@ -74,7 +74,7 @@ def _setup(
         raise InputError("a comparison needs --proxies: a pool's folder, as `ddplug pretrain` makes it.")
     real = shared.load_data(data, data_path, download)
     if strategy is None:
-        strategy = f"color_crop_cutout_{'flip_' if real.name in MIRRORED else ''}scale_rotate"
+        strategy = usual_strategy(real.name)
     ours: dict[str, Any] = {
         "ipc": ipc, "iterations": iterations, "batch_real": batch_real, "lr": lr, "init": init,
         "checkpoints": checkpoints, "judge_last": judge_last or None,

@@ -29,7 +29,9 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 256,
     seed: Annotated[int, typer.Option(help="Run i has seed + i.")] = 0,
-    dsa: Annotated[str, typer.Option(help="DSA's operations in training.")] = "color_crop_cutout_flip_scale_rotate",
+    dsa: Annotated[
+        str | None, typer.Option(help="DSA's operations in training; those that suit the data set by default.")
+    ] = None,
     no_dsa: Annotated[bool, typer.Option("--no-dsa", help="Train without augmentation.")] = False,
     width: Annotated[int | None, typer.Option(help="Channels; each architecture's own by default.")] = None,
     norm: Annotated[
@@ -45,7 +47,7 @@ def evaluate(
     """Train fresh networks on a set and test them on real images; the same command resumes it."""
     from ddplug.datasets.synthetic import load_set
     from ddplug.lab.evaluate import evaluate as evaluate_set
-    from ddplug.lab.judging import DSAViews
+    from ddplug.lab.judging import DSAViews, usual_strategy
     from ddplug.lab.meaning import with_space
     from ddplug.lab.tables import evaluation_table, evaluation_verdict
     from ddplug.proxies.pool import ProxyPool
@@ -59,7 +61,7 @@ def evaluate(
     real = shared.load_data(data, data_path, download)
     pool = ProxyPool.load(proxies, dataset=real.name) if proxies is not None else None
     chosen = with_space(loaded, input_space, real)
-    augment = None if no_dsa else DSAViews(dsa)
+    augment = None if no_dsa else DSAViews(dsa or usual_strategy(real.name))
     names = [name.strip() for name in arch.split(",") if name.strip()]
     options: dict[str, Any] = {"width": width, "norm": norm}
     keep = json_file.with_name(f"{json_file.name}.runs") if json_file else synthetic.with_name(f"{synthetic.name}.runs")

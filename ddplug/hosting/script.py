@@ -14,6 +14,7 @@ import importlib.machinery
 import importlib.util
 import linecache
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,19 +228,8 @@ def old_names(names: Sequence[str]) -> Iterator[None]:
             delattr(np, name)
 
 
-class CudaOnCpu(TorchFunctionMode):
-    """Mode in which tensors for "cuda" are put on the CPU, for hosts that know no other device."""
-
-    def __enter__(self) -> CudaOnCpu:
-        """Replace `torch.load`, whose choice of a device a mode does not see."""
-        self._load = torch.load
-        torch.load = lambda file, map_location=None, *args, **kwargs: self._load(file, "cpu", *args, **kwargs)
-        return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
-
-    def __exit__(self, *ended: Any) -> None:
-        """Restore `torch.load`."""
-        super().__exit__(*ended)  # type: ignore[no-untyped-call]
-        torch.load = self._load
+class _OnCpu(TorchFunctionMode):
+    """Mode of one thread in which tensors for "cuda" are put on the CPU."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -250,6 +240,37 @@ class CudaOnCpu(TorchFunctionMode):
         args = tuple(_on_cpu(arg) for arg in args)
         kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         return func(*args, **kwargs)
+
+
+class CudaOnCpu(_OnCpu):
+    """Mode in which tensors for "cuda" are put on the CPU, for hosts that know no other device.
+
+    It holds in the threads that are started meanwhile, and for `torch.load`, whose choice of a device a mode does not
+    see.
+    """
+
+    def __enter__(self) -> CudaOnCpu:
+        """Replace `torch.load`, and the start of threads."""
+        self._load, self._start = torch.load, threading.Thread.start
+        torch.load = lambda file, map_location=None, *args, **kwargs: self._load(file, "cpu", *args, **kwargs)
+        threading.Thread.start = lambda thread: self._started(thread)  # type: ignore[method-assign, assignment]
+        return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
+
+    def __exit__(self, *ended: Any) -> None:
+        """Restore both."""
+        super().__exit__(*ended)  # type: ignore[no-untyped-call]
+        torch.load, threading.Thread.start = self._load, self._start  # type: ignore[method-assign]
+
+    def _started(self, thread: threading.Thread) -> None:
+        """Start `thread` in the mode."""
+        run = thread.run
+
+        def redirected() -> None:
+            with _OnCpu():
+                run()
+
+        thread.run = redirected  # type: ignore[method-assign]
+        self._start(thread)
 
 
 def _on_cpu(value: Any) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
-from ddplug.lab.judging import STANDARD_LR, STANDARD_VIEWS, Recipe, check_fits, maker, resolve
+from ddplug.lab.judging import STANDARD_LR, DSAViews, Recipe, check_fits, maker, resolve, usual_strategy
 from ddplug.lab.meaning import is_whitened, with_space
 from ddplug.lab.measure import Measurement, measure
 from ddplug.networks.training import Augment, named
@@ -73,7 +73,7 @@ def evaluate(
     epochs: int = 1000,
     lr: float | None = None,
     batch_size: int = 256,
-    augment: Augment | None = STANDARD_VIEWS,
+    augment: Augment | Literal["dsa"] | None = "dsa",
     seed: int = 0,
     options: dict[str, Any] | None = None,
     pool: ProxyPool | None = None,
@@ -93,7 +93,7 @@ def evaluate(
         epochs: passes over the set.
         lr: the rate to start from; None is the set's own, if it was learned with one, else 0.01.
         batch_size: images per step.
-        augment: `(images, generator) -> images`, or None.
+        augment: `(images, generator) -> images`, None, or "dsa" for the operations of DSA that suit the data.
         seed: of the first run.
         options: further options of the networks, such as `width`.
         pool: proxies of the same data, to measure CMI under.
@@ -108,6 +108,8 @@ def evaluate(
     _check(synthetic, data, names, runs, epochs, pool)
     if lr is not None and not 0 < lr < float("inf"):
         raise InputError(f"lr must be more than 0 and finite, got {lr}")
+    if augment == "dsa":
+        augment = DSAViews(usual_strategy(data.name))
     space, judge = judged(synthetic, data)
     rate = lr if lr is not None else synthetic.lr if synthetic.lr is not None else STANDARD_LR
     images = space.convert(synthetic.images, judge.space).to(device)

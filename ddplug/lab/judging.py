@@ -20,6 +20,7 @@ from ddplug.errors import InputError
 from ddplug.networks.libraries import LIBRARIES
 from ddplug.networks.training import Augment, accuracy, fit
 from ddplug.networks.zoo import build, seeded
+from ddplug.proxies.pretrain import MIRRORED
 
 STANDARD_LR = 0.01
 
@@ -64,6 +65,11 @@ class DSAPerNetwork(DSAViews):
 
 
 STANDARD_VIEWS = DSAViews()
+
+
+def usual_strategy(dataset: str) -> str:
+    """DSA's operations that judge a set of `dataset`: images are mirrored where the proxies' are in their training."""
+    return f"color_crop_cutout_{'flip_' if dataset in MIRRORED else ''}scale_rotate"
 
 
 @dataclass(frozen=True)

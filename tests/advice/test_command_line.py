@@ -400,6 +400,14 @@ def test_advice_works(cause: str, says: str, follow: str, gives: str) -> None:
     assert gives in given or Path(gives).is_file()
 
 
+@pytest.mark.usefixtures("here")
+def test_sets_are_judged_by_one_augmentation() -> None:
+    """`evaluate` and `compare` mirror images of the same data sets."""
+    typed(f"{EVALUATE} --json a.json")
+    strategy = json.loads(Path("done/compare.json").read_text())["settings"]["strategy"]
+    assert repr(strategy) in json.loads(Path("a.json").read_text())["settings"]["augment"]
+
+
 PRINTED_BY = {
     "cli/compare.py": "compare tune", "lab/folder.py": "compare tune demo",
     "lab/meaning.py": "measure relabel evaluate",

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -531,6 +532,8 @@ def test_cuda_means_the_cpu_within() -> None:
         made = torch.tensor([1.0], device="cuda")
         assert torch.zeros(2, device=torch.device("cuda", 0)).cuda().device.type == "cpu"
         assert torch.nn.Linear(1, 1).to("cuda").cuda()(made.to("cuda:0")).device.type == "cpu"
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(torch.zeros, 1, device="cuda").result().device.type == "cpu"
     with pytest.raises((RuntimeError, AssertionError)):
         torch.zeros(1, device="cuda")
 
