@@ -138,7 +138,9 @@ def pretrain(
         typer.Option(help="convnet (the default), resnet18, vgg11, alexnet, torchvision/NAME or timm/NAME."),
     ] = None,
     count: Annotated[int, typer.Option(help="Networks in the pool.")] = 8,
-    epochs: Annotated[int, typer.Option(help="Epochs for each.")] = 40,
+    epochs: Annotated[
+        str, typer.Option(help="Epochs for each; auto ends when the accuracy on the test images is steady.")
+    ] = "auto",
     lr: Annotated[float, typer.Option(help="Initial learning rate; a cosine schedule ends at zero.")] = 0.05,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     norm: Annotated[str, typer.Option(help="Normalisation layers: instance or batch.")] = "instance",
@@ -171,6 +173,9 @@ def pretrain(
     from ddplug.proxies.pool import ProxyPool
     from ddplug.proxies.pretrain import pretrain as train_pool
 
+    if epochs != "auto" and not epochs.isdecimal():
+        raise InputError(f"--epochs is a number or auto, got {epochs!r}.")
+    number: Any = epochs if epochs == "auto" else int(epochs)
     real = shared.load_data(data, data_path, download)
     if zca:
         from ddplug.datasets.zca import ZCASpace
@@ -180,7 +185,7 @@ def pretrain(
     if width is not None:
         options["width"] = width
     pool = train_pool(
-        real, out, architecture=arch, count=count, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
+        real, out, architecture=arch, count=count, epochs=number, lr=lr, batch_size=batch_size, seed=seed, flip=flip,
         precision=precision, options=options, device=shared.device_of(device),  # type: ignore[arg-type]
         mcmi=mcmi, mcmi_epochs=mcmi_epochs, start=ProxyPool.load(start) if start is not None else None,
     )  # fmt: skip

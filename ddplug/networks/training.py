@@ -27,7 +27,7 @@ from ddplug.utils.reading import load_tensors, reported_as, write_tensors
 FIRST_STEPS, MOST_STEPS = 100, 3000
 """Steps of the first cycle of `fit_until_steady`, and of all of them together."""
 LEAST_RISE = 0.01
-"""Rise of the mean probability of the true class for which another cycle is worth its time."""
+"""Rise of accuracy, or of the mean probability of the true class, for which another cycle is worth its time."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["step", "cosine"]
@@ -154,10 +154,10 @@ def fit_until_steady(
 
     Each cycle goes from the learning rate to zero (warm restarts, arXiv 1608.03983). Counted in steps, so that a small
     data set is passed more often than a large one. A cycle has a seed of its own, drawn from `seed`. It brings little
-    if the mean probability of the true class on the `test` images and labels rises by less than `LEAST_RISE`.
+    if neither the accuracy nor the mean probability of the true class on the `test` images rises by `LEAST_RISE`.
     Arguments are those of `fit`, as are the errors; what is interrupted is continued by the same call.
     """
-    done, reached = 0, 0.0
+    done, reached = 0, (0.0, 0.0)
     files = []
     seeds = torch.Generator().manual_seed(seed)
     for number, epochs in enumerate(cycles(len(images), batch_size)):
@@ -168,8 +168,8 @@ def fit_until_steady(
             on_epoch=partial(_counted_on, on_epoch, done), **how,
         )  # fmt: skip
         done += epochs
-        before, reached = reached, certainty(net, *test)
-        if reached - before < LEAST_RISE:
+        before, reached = reached, (accuracy(net, *test), certainty(net, *test))
+        if all(now - then < LEAST_RISE for now, then in zip(reached, before, strict=True)):
             break
     for file in files:
         file.unlink(missing_ok=True)

@@ -522,6 +522,21 @@ def test_training_stops_when_certainty_no_longer_rises(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trained.parameters(), strict=True))
 
 
+def test_a_slow_start_is_not_the_end(tmp_path: Path) -> None:
+    """Where probabilities hardly move yet, but more images are recognised after every cycle, training goes on."""
+    images, labels = _problem(400)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        network[1].weight.zero_()[0] += 0.01
+        network[1].bias.zero_()
+    done = fit_until_steady(
+        network, images, labels, (images, labels), batch_size=40, lr=2e-5, seed=1, checkpoint=tmp_path / "a",
+        on_epoch=lambda *_: None,
+    )  # fmt: skip
+    assert done == sum(cycles(400, 40))
+    assert accuracy(network, images, labels) > 0.5
+
+
 def test_certainty_is_the_mean_probability_of_the_true_class() -> None:
     images, labels = _problem(10)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
