@@ -25,7 +25,7 @@ from ddplug.attaching.data import RealData
 from ddplug.attaching.held import Held
 from ddplug.attaching.hooks import original
 from ddplug.attaching.images import leaves_of
-from ddplug.attaching.labels import Labels, one_class_per_call
+from ddplug.attaching.labels import Labels, check_given, one_class_per_call
 from ddplug.attaching.loggers import Logger, log
 from ddplug.attaching.places import ImagesGiven, Place, find_place
 from ddplug.choices import Inner
@@ -203,6 +203,8 @@ def attach(
         DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
     """
     RAISED.clear()
+    if labels is not None and not isinstance(labels, str) and not callable(labels):
+        check_given(labels)
     compiled, trainer = trainer, original(trainer)
     known = registry.find(trainer) if at is None else None
     replacement = _replacement(augment, options.get("seed", 0))

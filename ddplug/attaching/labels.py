@@ -260,6 +260,12 @@ def _chosen(named: Iterable[tuple[str, Any]], count: int, where: str, advice: st
     return name, labels
 
 
+def check_given(labels: Any, source: str = "those given as labels=") -> None:
+    """Raise `InputError` if labels are no class numbers, one for all or (n,)."""
+    found = _tensor(labels, source)
+    spread(found, len(found) if found.ndim else 1, source)
+
+
 def require_labels(signature: inspect.Signature | None, labels: Labels | None, host: Holder, name: str) -> None:
     """Raise `HostError` if nothing can give the labels at the calls of `name`."""
     counts = _counts(host)
@@ -269,7 +275,8 @@ def require_labels(signature: inspect.Signature | None, labels: Labels | None, h
         return
     if labels is not None:
         held = host.get(labels)
-        if isinstance(held, Tensor | Sequence):
+        if held is not None and not isinstance(held, str):
+            check_given(held, f"`{labels}`")
             return
     elif any(
         (numbers := class_numbers(value)) is not None
@@ -321,7 +328,7 @@ def _tensor(labels: Any, source: str) -> Tensor:
     try:
         return torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{source} is {type(labels).__name__}, expected class numbers.") from error
+        raise InputError(f"{source} is {type(labels).__name__}, expected class numbers. {ADVICE}") from error
 
 
 def argument_of(signature: inspect.Signature | None, names: tuple[str, ...]) -> str | None:

@@ -247,12 +247,20 @@ def _candidates(host: Held, images: Any, labels: Labels | None, shape: Shape | N
         named, given = (labels, host.get(labels)) if isinstance(labels, str) else (None, labels)
         if labels is None:
             named, given = held_labels(host, count, f"'{name}'") or (None, None)
-        if callable(given) or (given is not None and torch.as_tensor(given).shape == (count,)):
+        if (callable(given) and named is None) or _labels_of(given, count):
             found.append(Found(name, named, leaves))
     stepped = {id(leaf) for _, value in items if isinstance(value, Optimizer) for leaf in leaves_in(value)}
     held = [each for each in found if all(id(leaf) in stepped for leaf in each.leaves)]
     images_like = [each for each in held or found if all(leaf.ndim >= 4 for leaf in each.leaves)]
     return images_like or held or found  # of a matrix and images, as soft labels are beside these, the latter
+
+
+def _labels_of(given: Any, count: int) -> bool:
+    """Return True if labels, as given or as found under a name, are one for each of `count` images."""
+    try:
+        return given is not None and torch.as_tensor(given).shape == (count,)
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _require_labelled(host: Held, labels: Labels | None, shape: Shape | None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -147,9 +148,10 @@ def as_image_data(
 
     Args:
         data: an `ImageData`, returned as it is; "NAME" or "NAME:PATH", as `load` takes them; or a split: a pair of
-            images (n, c, h, w), of any floating dtype, and labels (n,), of any integer dtype; a `TensorDataset` of
-            these two; a map-style torch data set of (image, label) pairs, which is read once. Or a pair of two such
-            splits, for training and for testing. Tensors that are float32 and int64 already are not copied.
+            images (n, c, h, w) or (n, h, w, c), of any floating dtype or bytes, and labels (n,), of any integer dtype,
+            as tensors or arrays; a `TensorDataset` of these two; a map-style torch data set of (image, label) pairs,
+            which is read once. Or a pair of two such splits, for training and for testing. Bytes, also (n, h, w),
+            become images in `space`. Tensors that are float32 and int64 already are not copied.
         name: of the data, which pools trained on them record; that of a known torch data set, or "data", by default.
         class_names: of classes 0, 1, ...; those of the torch data set, or their numbers, by default.
         space: the meaning of the images' numbers: `InputSpace.unit(3)` or "unit" for intensities in [0, 1],
@@ -182,11 +184,12 @@ def as_image_data(
         known, colon, path = data.partition(":")
         return load(known, path if colon else None)
     train = data
-    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Tensor):
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Tensor | np.ndarray):
         if test is not None:
             raise DataError("the data are two splits, and test= is a third; give the test split once.")
         train, test = data
-    images, labels = splits.checked(*splits.gathered(train), "the training split")
+    held = splits.gathered(train)
+    images, labels = splits.checked(*held, "the training split")
     known_as, classes = torch_sets.named(train)
     name, class_names = name or known_as or "data", class_names or classes
     if space is None:
@@ -197,6 +200,7 @@ def as_image_data(
         space = named_space(space, images.shape[1])
     _check_space(space, images)
     assert space is not None  # _check_space sees to it
+    images = _of_bytes(held[0], images, space)
     count, present = int(labels.max()) + 1, set(labels.tolist())
     if class_names is not None:
         count = max(count, len(class_names))  # labels beyond the names are the next check's
@@ -212,7 +216,9 @@ def as_image_data(
         test_images, test_labels = images[in_test], labels[in_test]
         images, labels = images[~in_test], labels[~in_test]
     else:
-        test_images, test_labels = splits.checked(*splits.gathered(test), "the test split")
+        held = splits.gathered(test)
+        test_images, test_labels = splits.checked(*held, "the test split")
+        test_images = _of_bytes(held[0], test_images, space)
         _check_classes(test_labels, names, "test")
         if test_images.shape[1:] != images.shape[1:]:
             raise DataError(
@@ -264,6 +270,11 @@ def _check_space(space: AnySpace | None, images: Tensor) -> None:
             f"the images run from {lowest:.3g} to {highest:.3g}, and space is {space}. Of numbers up to 255, images / "
             "255 makes intensities; if they were normalised, give space=InputSpace.normalized(mean, std)."
         )
+
+
+def _of_bytes(given: Tensor, intensities: Tensor, space: AnySpace) -> Tensor:
+    """Return the intensities of images in `space` if bytes were given, whose meaning is known; else as they are."""
+    return space.from_unit(intensities) if given.dtype == torch.uint8 else intensities
 
 
 def _check_classes(labels: Tensor, names: tuple[str, ...], what: str) -> None:

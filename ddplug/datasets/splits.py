@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -12,21 +13,21 @@ from ddplug.datasets.torch_sets import items
 from ddplug.errors import DataError
 
 _EXPECTED = (
-    "expected a pair of tensors, images (n, c, h, w) and labels (n,); a TensorDataset of these two; or a map-style "
-    "torch data set of (image, label) pairs. Of NumPy arrays torch.from_numpy makes tensors."
+    "expected a pair, images (n, c, h, w) and labels (n,), as tensors or arrays; a TensorDataset of these two; or a "
+    "map-style torch data set of (image, label) pairs."
 )
 
 
 def gathered(data: Any) -> tuple[Tensor, Tensor]:
     """Images (n, c, h, w) and labels (n,) of a pair of them, a `TensorDataset`, or a data set of (image, label) pairs.
 
-    Tensors come back as they are, of whatever dtype and shape. Raises `DataError` for anything else.
+    They come back as they are, of whatever dtype and shape. Raises `DataError` for anything else.
     """
     held = data.tensors if isinstance(data, TensorDataset) else data
     try:
-        if isinstance(held, tuple | list) and held and isinstance(held[0], Tensor):
+        if isinstance(held, tuple | list) and held and isinstance(held[0], Tensor | np.ndarray):
             images, labels = held
-            return images, torch.as_tensor(labels)
+            return torch.as_tensor(images), torch.as_tensor(labels)
         pairs = items(data)
         return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs], device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -51,18 +52,31 @@ def plain_labels(labels: Any) -> Tensor:
 
 
 def checked(images: Tensor, labels: Any, what: str) -> tuple[Tensor, Tensor]:
-    """Images of any floating dtype as float32 (n, c, h, w) and labels as int64 (n,), on the images' device.
+    """Images as float32 (n, c, h, w) and labels as int64 (n,), on the images' device.
 
     Args:
-        images: finite images.
+        images: finite, of any floating dtype, also (n, h, w, c); or bytes, which become intensities in [0, 1].
         labels: class numbers from 0 on, as whole numbers of any type; or one-hot.
         what: the data's name, for errors.
 
     Raises:
         DataError: they are something else; it says what to write.
     """
-    images = checked_images(images, what)
+    images = checked_images(_of_pictures(images), what)
     return images, checked_labels(plain_labels(labels), len(images), what).to(images.device)
+
+
+def _of_pictures(images: Tensor) -> Tensor:
+    """Return images (n, h, w, c), and bytes also (n, h, w), as (n, c, h, w); bytes as intensities in [0, 1]."""
+    if _is_channels_last(images):
+        images = images.permute(0, 3, 1, 2)
+    if images.dtype != torch.uint8:
+        return images
+    return (images[:, None] if images.ndim == 3 else images).float() / 255
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    return images.ndim == 4 and images.shape[1] > 4 and images.shape[3] in (1, 3, 4)
 
 
 def checked_images(images: Tensor, what: str) -> Tensor:
@@ -74,7 +88,7 @@ def checked_images(images: Tensor, what: str) -> Tensor:
         )
     if images.ndim != 4 or not images.numel():
         raise DataError(f"the images of {what} have shape {tuple(images.shape)}, expected (n, c, h, w), n at least 1.")
-    if images.shape[1] > 4 and images.shape[3] in (1, 3, 4):
+    if _is_channels_last(images):
         raise DataError(
             f"the images of {what} have shape {tuple(images.shape)}, which is (n, h, w, c), expected (n, c, h, w): "
             "images.permute(0, 3, 1, 2)."

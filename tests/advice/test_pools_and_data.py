@@ -453,14 +453,6 @@ def _(world: World) -> Iterator[Cause]:
     as_image_data((NORMALIZED.from_unit(IMAGES), LABELS), space=InputSpace.normalized((0.5,) * 3, (0.25,) * 3))
 
 
-@advice("made of ndarray ... Of NumPy arrays torch.from_numpy makes tensors")
-def _(world: World) -> Iterator[Cause]:
-    images, labels = IMAGES.numpy(), LABELS.numpy()
-    yield lambda: as_image_data((images, labels))
-    made = as_image_data((torch.from_numpy(images), torch.from_numpy(labels)))
-    assert made.fingerprint() == as_image_data((IMAGES, LABELS)).fingerprint()
-
-
 @advice("and labels could be made of ImageFolder ... one size: in torchvision, by transform=Resize((height, width))")
 def _(world: World) -> Iterator[Cause]:
     from torchvision.datasets import ImageFolder
@@ -474,19 +466,13 @@ def _(world: World) -> Iterator[Cause]:
     assert as_image_data(ImageFolder(str(pictures), transform=Resize((height, width)))).shape == (3, 4, 4)
 
 
-@advice("Of bytes, images.float() / 255 makes intensities in [0, 1], which are space=InputSpace.unit(channels)")
-def _(world: World) -> Iterator[Cause]:
-    images, channels = (255 * IMAGES).byte(), 3
-    yield lambda: as_image_data((images, LABELS))
-    made = as_image_data((images.float() / 255, LABELS), space=InputSpace.unit(channels))
-    torch.testing.assert_close(made.to_space(UNIT).train_images.max(), IMAGES.max(), atol=1 / 255, rtol=0)
-
-
 @advice("which is (n, h, w, c), expected (n, c, h, w): images.permute(0, 3, 1, 2)")
 def _(world: World) -> Iterator[Cause]:
-    images = torch.rand(30, 8, 8, 3)
-    yield lambda: as_image_data((images, LABELS))
-    assert as_image_data((images.permute(0, 3, 1, 2), LABELS)).shape == (3, 8, 8)
+    images, path = torch.rand(30, 8, 8, 3), world.path / "set.pt"
+    torch.save((images, LABELS), path)
+    yield lambda: load_set(path)
+    torch.save((images.permute(0, 3, 1, 2), LABELS), path)
+    assert load_set(path).images.shape == (30, 3, 8, 8)
 
 
 @advice("the number of each image's class; of probabilities, labels.argmax(1) makes these")

@@ -161,3 +161,39 @@ def test_a_space_that_means_nothing_is_refused_when_attaching(pool: ddplug.Proxy
     with pytest.raises(ddplug.errors.InputError, match="does not say what its proxies were trained on"):
         attach(trainer, pool, input_space="unit")
     assert "augment" not in vars(trainer)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "one-hot": (torch.eye(3, dtype=torch.float64)[torch.arange(12) % 3], r"labels\.argmax\(1\)"),
+    "one-hot integers": (torch.eye(3).long()[torch.arange(12) % 3].numpy(), r"shape \(12, 3\).*Pass labels="),
+    "floats": ([0.0, 1.0] * 6, r"labels\.flatten\(\)\.long\(\)"),
+    "complex": (torch.arange(12).to(torch.complex64), "must be integers"),
+    "bools": (torch.arange(12) % 2 == 0, "must be integers"),
+    "words": (["cat", "dog"] * 6, "is list, expected class numbers.*Pass labels="),
+    "a column": (torch.zeros(12, 1, dtype=torch.int64), r"shape \(12, 1\)"),
+    "nothing": ([], "empty"),
+    "an optimizer": (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1), "is SGD, expected class numbers"),
+}
+
+
+@pytest.mark.parametrize("by", ["value", "name"])
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("at", [None, "augment"])
+def test_labels_that_are_no_class_numbers_are_refused_at_once(
+    at: str | None, kind: str, by: str, pool: ddplug.ProxyPool, batch: tuple[Tensor, Tensor]
+) -> None:
+    """Not at the first call, hours later: given, or held by the trainer under the name that is given."""
+    given, said = WRONG[kind]
+
+    class Loop:
+        def __init__(self) -> None:
+            self.images, self.kinds = batch[0].clone().requires_grad_(), given
+            self.optimizer = torch.optim.SGD([self.images], lr=0.1)
+
+        def augment(self, images: Tensor) -> Tensor:
+            return images * 1
+
+    if by == "name" and at is None:
+        said = f"{said}|no integers \\(12,\\) called 'kinds'"
+    with pytest.raises(ddplug.DDPlugError, match=said):
+        ddplug.attach(Loop(), at=at, proxies=pool, labels=given if by == "value" else "kinds")
