@@ -42,7 +42,7 @@ class Compiled(Proxy):
         if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ProxyError(
                 f"proxy '{of.name}' ({type(of.network).__name__}) cannot be compiled: without its head '{of.head}' it "
-                "gives something else than its features. Leave compile out, or use representation='logit'."
+                "gives something else than its features. Leave compile out."
             )
         self._checked.add(id(of))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,9 @@ from torch import Tensor, nn
 import ddplug
 from advice.following import Cases, Cause, World
 from attaching.loop import LAM, Trainer, attach, check
+from ddplug.attaching import registry
 from ddplug.attaching.loggers import CSVLog
+from ddplug.proxies.pool import PoolInfo
 
 advice = Cases()
 
@@ -485,6 +490,124 @@ def _(world: World) -> Iterator[Cause]:
 
     yield lambda: attach(made().optimizer, world.pool, labels=world.labels)
     acts(world, trainer := made(), trainer.run, at="augment")
+
+
+@advice(
+    "the leaf (12, 5) that the optimizer steps holds no images ... attach to what makes them: at='NAME' of that method"
+)
+def _(world: World) -> Iterator[Cause]:
+    pool = ddplug.ProxyPool.from_modules([world.network(7)], info=PoolInfo(shape=(3, 4, 4)))
+    trainer = Generator(world)
+
+    def stepped() -> None:
+        with attach(trainer, pool, images=[trainer.latents], labels=world.labels):
+            trainer.run()
+
+    yield stepped
+    with attach(trainer := Generator(world), pool, at="decode", labels=world.labels) as handle:
+        trainer.run()
+    assert len(handle.history) == 1
+
+
+@advice("between them is 2 tensors, whose order is unknown; name them by images=")
+def _(world: World) -> Iterator[Cause]:
+    halves = [half.clone().requires_grad_() for half in (world.images[:6], world.images[6:])]
+    optimizer = torch.optim.SGD(halves, lr=0.1)
+
+    class Local:
+        labels = world.labels
+
+        def augment(self, images: Tensor) -> Tensor:
+            return images * 1
+
+    def step(**options: Any) -> ddplug.Handle:
+        optimizer.zero_grad()
+        with attach(trainer := Local(), world.pool, **options) as handle:
+            handle.regularizer.watch.expect("never acts")
+            trainer.augment(torch.cat(halves)).sum().backward()
+            optimizer.step()
+        return handle
+
+    yield step
+    assert len(step(images=halves).history) == 1
+
+
+@advice("so the step is the round, whatever passes it took: leave out round()")
+def _(world: World) -> Iterator[Cause]:
+    def step(rounds: Callable[[ddplug.Handle], Any]) -> ddplug.Handle:
+        host = hosted(world, labels=world.labels)
+        with attach(host, world.pool) as handle:
+            handle.regularizer.watch.expect("never acts")
+            with rounds(handle):
+                for half in (slice(0, 6), slice(6, 12)):
+                    host.syn[half].sum().backward()
+                host.optimizer.step()
+        return handle
+
+    yield lambda: step(lambda handle: handle.round())
+    assert len(step(lambda handle: nullcontext()).history) == 1
+
+
+# Adapters
+
+
+class Mine:
+    """An adapter of a host with `hook`."""
+
+    def recognises(self, host: object) -> bool:
+        return hasattr(host, "hook")
+
+    def install(self, host: Any, regularizer: ddplug.Regularizer) -> Callable[[], None]:
+        host.hook = regularizer
+        return lambda: None
+
+
+class Configured(Mine):
+    def configure(self, views: str, inner: str) -> None:
+        """Take any."""
+
+
+def adapted(world: World, adapter: type[Mine], **options: Any) -> None:
+    """Attach to a host that `adapter` knows, and step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_ADAPTERS", {})
+        ddplug.adapters.register("mine")(adapter)
+        host = SimpleNamespace(hook=None, syn=world.leaf())
+        with attach(host, world.pool, **options) as handle:
+            host.hook(host.syn, world.labels).sum().backward()
+        assert len(handle.history) == 1
+
+
+@advice("host mine augments real and synthetic images itself; augment='kornia' or a DSA is for loops without")
+def _(world: World) -> Iterator[Cause]:
+    yield lambda: adapted(world, Configured, augment="kornia")
+    adapted(world, Configured)
+
+
+@advice("the adapter of mine has no options; leave out augment= and inner=")
+def _(world: World) -> Iterator[Cause]:
+    yield lambda: adapted(world, Mine, inner="last")
+    adapted(world, Mine)
+
+
+@advice("there already is an adapter named 'mine'; choose another name")
+def _(world: World) -> Iterator[Cause]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_ADAPTERS", {"mine": Mine})
+        yield lambda: ddplug.adapters.register("mine")(Configured)
+        ddplug.adapters.register("another")(Configured)
+        assert "another" in ddplug.adapters.names()
+
+
+@advice("is not an adapter: it needs the methods recognises(host) and install(host, regularizer)")
+def _(world: World) -> Iterator[Cause]:
+    def load(name: str) -> object:
+        return registry._load(EntryPoint("mine", f"{__name__}:{name}", registry.GROUP))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, __name__, SimpleNamespace(Loop=SimpleNamespace, Mine=Mine))
+        yield lambda: load("Loop")
+        assert isinstance(load("Mine"), registry.Adapter)
 
 
 # Logs

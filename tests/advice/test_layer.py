@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import ddplug
 from advice.following import Cases, Cause, World
+from ddplug.core.compiled import Compiled
+from ddplug.core.flags import keywords
 from ddplug.core.options import Compute
 
 advice = Cases()
@@ -359,6 +361,111 @@ def _(world: World) -> Iterator[Cause]:
     yield lambda: (world.step(layer), layer.history)
     layer.history.save(world.path / "rounds.json")
     assert '"rounds": 1' in (world.path / "rounds.json").read_text()
+
+
+@advice("walked again after the step of the images ... Call the layer anew for each gradient that images follow")
+def _(world: World) -> Iterator[Cause]:
+    layer, leaf = world.layer(), world.leaf()
+    optimizer = torch.optim.SGD([leaf], lr=0.1)
+
+    def step(loss: Tensor) -> None:
+        loss.backward(retain_graph=True)
+        optimizer.step()
+
+    step(loss := layer(leaf, world.labels).sum())
+    yield lambda: step(loss)
+    step(layer(leaf, world.labels).sum())
+    assert layer.rounds == 2
+
+
+@advice("walked again after the round ... Walk it within the round, or call the layer anew")
+def _(world: World) -> Iterator[Cause]:
+    def passes(within: int, layer: ddplug.Regularizer) -> Tensor:
+        leaf = world.leaf()
+        with layer.round():
+            loss = layer(leaf, world.labels).sum()
+            for _ in range(within):
+                loss.backward(retain_graph=True)
+        torch.optim.SGD([leaf], lr=0.1).step()
+        assert layer.rounds == 1
+        return loss
+
+    yield lambda: passes(1, world.layer()).backward()
+    passes(2, layer := world.layer())
+    world.acts(layer)
+
+
+@advice(
+    "after 3 torch.autograd.grad passes ... or attach to the optimizer of the images, where CMI is added once per step"
+)
+def _(world: World) -> Iterator[Cause]:
+    leaf = world.leaf()
+    optimizer = torch.optim.SGD([leaf], lr=0.1)
+
+    def by_hand(views: Callable[[Tensor, Tensor], Tensor]) -> None:
+        grads = [torch.autograd.grad(views(leaf, world.labels).sum(), leaf)[0] for _ in range(3)]
+        leaf.grad = torch.stack(grads).sum(0)
+        optimizer.step()
+
+    yield lambda: by_hand(world.layer())
+    with ddplug.attach(optimizer, 1.0, proxies=world.pool, labels=world.labels, augment="none") as handle:
+        by_hand(lambda images, labels: images)
+    assert len(handle.history) == 1
+
+
+@advice("memory ran out with 12 images at a time ... To begin so, pass compute=ddplug.Compute(chunk=6), or --chunk 6")
+def _(world: World) -> Iterator[Cause]:
+    class Hungry(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor) -> Any:
+            return torch.empty(2**60) if len(images) > 6 else self.network(images)
+
+    hungry = Hungry(world.network(7))
+    yield lambda: world.step(world.layer(pool=hungry))
+    torch.testing.assert_close(
+        world.step(world.layer(pool=hungry, compute=ddplug.Compute(chunk=6))), world.step(world.layer())
+    )
+
+
+@advice("in bf16 has a cosine of ... Leave precision out, which keeps the forward pass exact")
+def _(world: World) -> Iterator[Cause]:
+    with ddplug.networks.seeded(0):
+        network = ddplug.networks.build("resnet18", num_classes=3, channels=3, size=(16, 16), width=4)
+    images = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(24) % 3
+    yield lambda: world.step(world.layer(pool=network, compute=Compute(precision="bf16")), images, labels=labels)
+    world.acts(world.layer(pool=network, compute=Compute()), images, labels=labels)
+
+
+@advice("cannot be compiled: without its head 'head' ... Leave compile out")
+def _(world: World) -> Iterator[Cause]:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(48, 3)
+
+        def forward(self, images: Tensor) -> Any:
+            return self.head(images.flatten(1)) * 2
+
+    pool = ddplug.ProxyPool.from_modules(Scaled(), head="head")
+    proxy = pool.proxies[0]
+    yield lambda: Compiled(proxy, "feature").check(proxy, world.images.float())
+    world.acts(world.layer(pool=pool))
+
+
+@advice("weight paper is known for hosts with a patch only; give the weight as a number")
+def _(world: World) -> Iterator[Cause]:
+    yield lambda: keywords("paper")
+    world.acts(world.layer(**keywords(0.1, weighting="absolute")))
+
+
+@advice("weight paper is for CMI within the batch, not for NCMI; give a number")
+def _(world: World) -> Iterator[Cause]:
+    yield lambda: keywords("paper", ("dm", "cifar10", 10), term="ncmi")
+    world.acts(world.layer(**keywords(0.1, ("dm", "cifar10", 10), term="ncmi", weighting="absolute")))
 
 
 @pytest.mark.parametrize("message", advice)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import ddplug
 from advice.following import Cases, Cause, World
 from attaching.loop import Trainer, attach
-from ddplug.datasets import as_image_data, load
+from ddplug.datasets import as_image_data, load, random_real
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import InputSpace
-from ddplug.datasets.synthetic import load_set
+from ddplug.datasets.synthetic import SyntheticSet, load_set
+from ddplug.lab.measure import measure, measure_term
 from ddplug.networks import zoo
 from ddplug.networks.training import fit
 from ddplug.proxies.pool import PoolInfo, ProxyPool
@@ -188,6 +189,29 @@ def _(world: World) -> Iterator[Cause]:
     yield lambda: world.step(world.layer(pool=pool), world.images.sigmoid())
     for given in ("unit", "normalized:cifar10"):
         world.acts(world.layer(pool=pool, input_space=given), world.images.sigmoid())
+
+
+@advice("Say what the images are: input_space='unit' (for [0, 1]), 'normalized:cifar10' ... `space` of a SyntheticSet")
+def _(world: World) -> Iterator[Cause]:
+    pool = ProxyPool.from_modules([world.network(7)], input_space="normalized:cifar10")
+    images, labels = world.images.sigmoid(), world.labels
+    yield lambda: measure(pool, images, labels)
+    found = [measure(pool, images, labels, input_space="unit").cmi]
+    found.append(measure_term(ddplug.terms.CMI(), pool, SyntheticSet(images, labels, space=UNIT)))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    measure(pool, images, labels, input_space="normalized:cifar10")
+
+
+@advice("takes 0 of 12 of the first views for what their labels say ... in another input space (input_space=)")
+def _(world: World) -> Iterator[Cause]:
+    theirs = InputSpace.normalized((0.2,) * 3, (0.5,) * 3)
+    pool = ProxyPool.from_modules([world.network(7)], input_space=NORMALIZED)
+    pool.proxies[0].record["test_accuracy"] = 0.9
+    every = torch.randn(400, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    right, wrong = (pool.proxies[0](views, "logit").argmax(1) for views in (theirs.convert(every, NORMALIZED), every))
+    views, labels = every[right != wrong][:12], right[right != wrong][:12]
+    yield lambda: world.step(world.layer(pool=pool), views, labels=labels)
+    world.acts(world.layer(pool=pool, input_space=theirs), views, labels=labels)
 
 
 @advice("have mean ... If the host normalises otherwise, pass input_space=ddplug.InputSpace.normalized(mean, std)")
@@ -412,6 +436,13 @@ def _(world: World) -> Iterator[Cause]:
     assert as_image_data(data) is data
     assert data.to_space(NORMALIZED).space == NORMALIZED
     assert dataclasses.replace(data, name="other").name == "other"
+
+
+@advice("'cat' of data has 3 training images, fewer than ipc=4; use a smaller ipc")
+def _(world: World) -> Iterator[Cause]:
+    data = as_image_data((IMAGES[:6], torch.arange(6) % 2), class_names=["cat", "dog"], test=(IMAGES[:2], LABELS[:2]))
+    yield lambda: random_real(data, 4, torch.Generator())
+    assert len(random_real(data, 3, torch.Generator())[0]) == 6
 
 
 @advice("the data are two splits, and test= is a third; give the test split once")
