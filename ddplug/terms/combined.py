@@ -32,14 +32,10 @@ def make(term: TermSpec, **options: Any) -> Term:
     if isinstance(term, Term):
         return term
     if isinstance(term, Mapping):
-        factors = {name: _factor(name, value) for name, value in term.items()}
-    elif isinstance(term, str) and (found := _read(term)):
-        factors = found
-    else:
+        factors = [(value, name) for name, value in term.items()]
+    elif not isinstance(term, str) or not (factors := _read(term)):
         return single(term, **options)
-    if not factors:
-        raise InputError("term={} names no term; expected factors by name, e.g. {'cmi': 1, 'proxy_ce': 0.3}.")
-    parts = [(factor, single(name, **options)) for name, factor in factors.items()]
+    parts = [(_factor(name, factor), single(name, **options)) for factor, name in factors]
     return parts[0][1] if len(parts) == 1 and parts[0][0] == 1 else Sum(parts)
 
 
@@ -61,12 +57,12 @@ class Sum(Term):
         self.parts = tuple(_flat(parts))
         terms = [term for _, term in self.parts]
         if not terms:
-            raise InputError("a sum of no terms means nothing; give factors and terms.")
+            raise InputError("a sum has no terms; expected factors by name, e.g. {'cmi': 1, 'proxy_ce': 0.3}.")
         names = [term.name for term in terms]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise InputError(
                 f"term {twice[0]!r} occurs {names.count(twice[0])} times in a sum, whose terms differ by their "
-                "names; add its factors up, or register a term of another name."
+                "names; add its factors up, or give the class of one another name."
             )
         kinds = sorted({term.representation for term in terms if term.representation})
         if len(kinds) > 1:
@@ -132,20 +128,13 @@ def _factor(name: object, value: object) -> float:
     return float(value)
 
 
-def _read(text: str) -> dict[str, float]:
-    """Return the factors by name of a sum as it is written; nothing for other texts and single names."""
+def _read(text: str) -> list[tuple[float, str]]:
+    """Return the factors and names of a sum as it is written; nothing for other texts and single names."""
     summands = list(_SUMMAND.finditer(text))
     whole = "".join(found.group() for found in summands) == text
     if not whole or re.fullmatch(r"\w+", text) or not all(found.group(1) for found in summands[1:]):
-        return {}
-    factors: dict[str, float] = {}
-    for found in summands:
-        sign, number, name = found.groups()
-        factor = _factor(name, float(f"{sign}{number or 1}"))
-        if name in factors:
-            raise InputError(f"term {name!r} occurs twice in {text!r}; add its factors up.")
-        factors[name] = factor
-    return factors
+        return []
+    return [(float(f"{sign}{number or 1}"), name) for sign, number, name in (found.groups() for found in summands)]
 
 
 def _written(parts: Sequence[tuple[float, str]]) -> str:

@@ -14,6 +14,7 @@ from advice.following import Cases, Cause, World
 from ddplug.core.compiled import Compiled
 from ddplug.core.flags import keywords
 from ddplug.core.options import Compute
+from ddplug.terms.combined import Sum
 
 advice = Cases()
 
@@ -33,10 +34,22 @@ def _(world: World) -> Iterator[Cause]:
         world.acts(world.layer(term=term, representation="logit"))
 
 
-@advice("names no term; expected factors by name, e.g. {'cmi': 1, 'proxy_ce': 0.3}")
+@advice("a sum has no terms; expected factors by name, e.g. {'cmi': 1, 'proxy_ce': 0.3}")
 def _(world: World) -> Iterator[Cause]:
     yield lambda: world.layer(term={})
     world.acts(world.layer(term={"cmi": 1, "proxy_ce": 0.3}, representation="logit"))
+
+
+@advice("term 'cmi' occurs 2 times in a sum ... add its factors up, or give the class of one another name")
+def _(world: World) -> Iterator[Cause]:
+    class Hot(ddplug.terms.CMI):
+        name = "hot"
+
+    yield lambda: world.layer(term="cmi+2*cmi")
+    one = world.step(world.layer(representation="logit"))
+    torch.testing.assert_close(world.step(world.layer(term="3*cmi", representation="logit")), 3 * one)
+    both = Sum([(1, ddplug.terms.CMI()), (2, Hot())])
+    torch.testing.assert_close(world.step(world.layer(term=both, representation="logit")), 3 * one)
 
 
 @advice(

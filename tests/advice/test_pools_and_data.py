@@ -429,6 +429,18 @@ def _(world: World) -> Iterator[Cause]:
     assert load("folder", pictures).class_names == ("cat", "dog")
 
 
+@advice("images of mnist have 1 channels, found 3; load them as 'folder'")
+def _(world: World) -> Iterator[Cause]:
+    from torchvision.utils import save_image
+
+    for split in ("train", "test"):
+        for label in range(10):
+            (world.path / split / str(label)).mkdir(parents=True)
+            save_image(IMAGES[label], world.path / split / str(label) / "0.png")
+    yield lambda: load("mnist", world.path)
+    assert load("folder", world.path).shape == (3, 4, 4)
+
+
 @advice("says itself what name= and space= would say; leave it out. Another space or name has data.to_space(space) or")
 def _(world: World) -> Iterator[Cause]:
     data = few()
