@@ -63,8 +63,8 @@ def pretrain(
             than it was made with adds networks.
         architecture: a name that `ddplug.networks.build` knows; a ConvNet-3 unless named.
         count: networks in the pool.
-        epochs, lr, batch_size, seed: of the training. With epochs="auto" it ends when accuracy and mean probability of the
-            true class on the test images stop rising; see `ddplug.networks.training.fit_until_steady`.
+        epochs, lr, batch_size, seed: of the training. With epochs="auto" it ends when accuracy and mean probability of
+            the true class on the test images stop rising; see `ddplug.networks.training.fit_until_steady`.
         flip: mirror images at random; None decides by the data set.
         precision: "bf16" trains with bf16 layers, which some devices are much faster at; weights are fp32 in any case.
         options: for the architecture, e.g. {"norm": "batch", "width": 64}.

@@ -33,6 +33,13 @@ ddplug compare own $cifar --representation logit --weighting sustained $few $sho
 # own-terms
 ddplug compare own $cifar --representation logit --weighting sustained $few $short --first-seed 40 \
     --terms=cmi,-cmi,ncmi,centralisation,covariance,diversity,spread,mim,proxy_ce
+# own-epochs-2, -5, -15 (which takes --baseline own-epochs-5, as does -2), own-terms-again
+small="--epochs 120 --runs 2 --judge-lr 0.01 --width 32"
+for epochs in 2 5 15; do ddplug pretrain "epochs-$epochs" $cifar --arch convnet --width 32 --count 1 --epochs $epochs --seed 100; done
+ddplug pretrain held $cifar --arch convnet --width 32 --count 1 --epochs 12 --seed 900
+ddplug compare own $cifar $small $short --first-seed 60 --proxies epochs-5 --heldout held
+ddplug compare own $cifar $small $short --first-seed 60 --proxies epochs-5 --heldout held --baseline own-epochs-5 \
+    --terms cmi,ncmi,proxy_ce,cmi+proxy_ce,ncmi+proxy_ce
 # own-noise, own-noise-digits
 ddplug compare own $cifar $logits $few $short --init noise --lr 20 --terms cmi,proxy_ce,cmi+proxy_ce --first-seed 60
 ddplug compare own --data digits $logits --init noise --lr 20 --terms cmi,proxy_ce,cmi+proxy_ce --first-seed 60 \

@@ -1,4 +1,4 @@
-"""Write the tables of README.md anew from the raw figures beside it: `python docs/results/make.py`.
+"""Write the tables of README.md, and share.png, anew from the raw figures beside it: `python docs/results/make.py`.
 
 A table is between `<!-- table: FOLDER: name; FOLDER: name -->` and `<!-- end -->`, where FOLDER holds a `compare.json`,
 and the name stands in the table's first column.
@@ -62,6 +62,27 @@ def written(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}\n{table(parts(found[2]))}\n{found[3]}", text)
 
 
+def draw(path: Path) -> None:
+    """Draw differences in accuracy against the share at the end, by the epochs that the proxies were trained for."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    folders = sorted(HERE.glob("own-epochs-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    for folder in folders:
+        arms = [row for row in read_json(folder / "compare.json")["summary"] if row["share"] is not None]
+        points = [(row["share"], 100 * row["difference"], 100 * row["interval"]) for row in arms]
+        share, gain, half = zip(*points, strict=True)
+        axes.errorbar(share, gain, half, fmt="o", capsize=3, label=f"{folder.name.rpartition('-')[2]} epochs")
+        for row, x, y in zip(arms, share, gain, strict=True):
+            axes.annotate(f" {weight_name(row)}", (x, y), fontsize=8)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="share of CMI in the gradient at the end", ylabel="points of accuracy to weight 0")
+    axes.legend(title="proxies trained for", loc="upper left")
+    figure.savefig(path, dpi=110)
+
+
 if __name__ == "__main__":
+    draw(HERE / "share.png")
     page = HERE / "README.md"
     page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
