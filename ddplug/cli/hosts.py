@@ -48,7 +48,9 @@ def run(
     script: Annotated[Path | None, OF_SCRIPT(help="Script to run instead of a host.")] = None,
     at: Annotated[
         list[str] | None,
-        OF_SCRIPT(help="Function that makes the views, FILE.py:FUNCTION, or FILE.py:LINE; by default optimizer."),
+        OF_SCRIPT(
+            help="Function that makes the views, FILE.py:FUNCTION, or FILE.py:LINE[:CALL]; by default optimizer."
+        ),
     ] = None,
     labels: Annotated[
         str, OF_SCRIPT(help="Python expression for the labels where that is called or stepped, or calls:CLASSES.")

@@ -184,16 +184,20 @@ def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def accumulators(nodes: Iterable[Any]) -> list[Any]:
     """Return the nodes behind `nodes` that add to the gradient of a leaf, each once."""
-    found, seen, waiting = [], set(), list(nodes)
+    return [node for node in nodes_behind(nodes) if isinstance(getattr(node, "variable", None), Tensor)]
+
+
+def nodes_behind(nodes: Iterable[Any]) -> dict[Any, None]:
+    """Return `nodes` and all nodes behind them, each once."""
+    seen: dict[Any, None] = {}
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
-        seen.add(node)
-        if isinstance(getattr(node, "variable", None), Tensor):
-            found.append(node)
+        seen[node] = None
         waiting += [following for following, _ in node.next_functions if following is not None]
-    return found
+    return seen
 
 
 def executed(node: Any) -> bool:

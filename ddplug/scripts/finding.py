@@ -25,18 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
 
 from ddplug.attaching.labels import held_labels
 from ddplug.attaching.rows import rows_in
-from ddplug.core.autograd import leaves, stepped_by
+from ddplug.core.autograd import leaves, nodes_behind, stepped_by
 from ddplug.errors import HostError
 from ddplug.hosting.script import CudaOnCpu
 from ddplug.scripts.any_script import AT_CALLS, OPTIMIZER, Unpatched, like_images, stepped_images
 from ddplug.scripts.frames import Variables, calling, is_hosts, place_of, scope_of
-from ddplug.scripts.placing import folders_of, functions_of, read, value_at
+from ddplug.scripts.placing import calls_in, folders_of, functions_of, read, value_at
 from ddplug.utils.files import write_json
 
 NOTED = 3000
@@ -56,6 +58,20 @@ class _Result:
     """The host's functions under way then, but for this one."""
 
 
+class _Seen(TorchFunctionMode):
+    """Mode in which a function of torch that the host calls returns through a frame, so that its result is noted."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`."""
+        return func(*args, **(kwargs or {}))
+
+
+_TORCH = (_Seen.__torch_function__.__code__, CudaOnCpu.__torch_function__.__code__)
+"""Functions through which those of torch return."""
+
+
 class Looking:
     """Notes what the functions of a script return until an optimizer steps images.
 
@@ -67,6 +83,8 @@ class Looking:
     def __init__(self, script: Unpatched, arguments: Sequence[str]) -> None:
         self._script, self._arguments = script, arguments
         self._results: deque[_Result] = deque(maxlen=NOTED)
+        self._taken: deque[Any] = deque(maxlen=NOTED)
+        """Nodes of autograd of the images that modules were called on."""
         self._others: list[str] = []
 
     def start(self, found: Callable[[list[str]], object]) -> None:
@@ -78,6 +96,8 @@ class Looking:
                 found(lines)
 
         register_optimizer_step_pre_hook(step)
+        register_module_forward_pre_hook(self._called)
+        _Seen().__enter__()  # type: ignore[no-untyped-call]
         sys.setprofile(self._returned)
 
     def nothing(self) -> list[str]:
@@ -89,17 +109,16 @@ class Looking:
             "FILE.py:LINE --labels EXPRESSION`. If images are moved without an optimizer, put the layer into the loop.",
         ]
 
+    def _called(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self._taken += [each.grad_fn for each in args if isinstance(each, Tensor) and _viewlike(each)]
+
     def _returned(self, frame: types.FrameType, event: str, result: Any) -> None:
         if event != "return" or not isinstance(result, Tensor | tuple | list):
             return
         caller = frame.f_back
         tensor = result if isinstance(result, Tensor) else next(iter(result), None)
-        if caller is None or not isinstance(tensor, Tensor) or not tensor.requires_grad:
+        if caller is None or not isinstance(tensor, Tensor) or not _viewlike(tensor):
             return
-        if tensor.ndim != 4 or not like_images(tensor):
-            return
-        if frame.f_code is CudaOnCpu.__torch_function__.__code__:
-            return  # a function of torch, seen only because of --redirect-cuda
         if is_hosts(frame.f_code.co_filename) or is_hosts(caller.f_code.co_filename):
             code = caller.f_code
             span = next(islice(code.co_positions(), caller.f_lasti // 2, None))
@@ -139,29 +158,46 @@ class Looking:
         return lines
 
     def _places(self, images: list[Tensor]) -> dict[str, tuple[int, _Result]]:
-        """Return the last three places of results that lead back to `images`: number of calls and the last result."""
+        """Return the last three places of results that lead back to `images`: number of calls and the last result.
+
+        If modules took such images, their makers alone are places: a loss may go on with images, too.
+        """
         ids = {id(each) for each in images}
         made = [each for each in self._results if each.tensor.grad_fn is not None]
         results = [each for each in made if any(id(leaf) in ids for leaf in leaves([each.tensor]))]
         makers = {each.code for each in results}
-        calls: Counter[str] = Counter()
-        last: dict[str, _Result] = {}
+        taken = nodes_behind(node for node in self._taken if node is not None)
+        if any(each.tensor.grad_fn in taken for each in results):
+            results = [each for each in results if each.tensor.grad_fn in taken]
+        places: list[tuple[str, _Result]] = []
+        lesser: list[tuple[str, _Result]] = []
         for result in reversed(results):
             if any(code in makers for code in result.within) or (at := self._at(result)) is None:
                 continue  # a part of a place
-            calls[at] += 1
-            last.setdefault(at, result)
-        return {at: (calls[at], result) for at, result in list(last.items())[:3]}
+            whole = at.count(":") == 1
+            if (whole and result.code not in _TORCH) or (taken and not places):
+                places.append((at, result))
+            elif whole:
+                lesser.append((at, result))
+        places = places or lesser
+        calls = Counter(at for at, _ in places)
+        last = dict(reversed(places))
+        return {at: (calls[at], last[at]) for at in list(dict.fromkeys(at for at, _ in places))[:3]}
 
     def _at(self, result: _Result) -> str | None:
-        """Spelling of a place for `--at`: the function if it is the host's, else the line whose value the call is."""
+        """Spelling of a place for `--at`: the function if it is the host's, else the line or the call in it."""
         path, within = Path(result.code.co_filename), result.code.co_qualname
         if not is_hosts(str(path)) or within not in functions_of(_tree(path)):
             path, within = Path(result.caller), str(result.line)
-            if not is_hosts(str(path)) or (value := value_at(_tree(path), result.line)) is None:
+            if not is_hosts(str(path)):
                 return None
-            if (value.lineno, value.end_lineno, value.col_offset, value.end_col_offset) != result.span:
-                return None  # a part of the line's value
+            value = value_at(_tree(path), result.line)
+            if value is None or _span(value) != result.span:
+                calls = calls_in(_tree(path), result.line).items()
+                name = next((name for name, found in calls if result.span in map(_span, found)), None)
+                if name is None:
+                    return None
+                within = f"{within}:{name}"
         folders = folders_of(self._script.script, self._script.path)
         return next((f"{path.relative_to(each)}:{within}" for each in folders if path.is_relative_to(each)), None)
 
@@ -205,6 +241,14 @@ def _tree(path: Path) -> ast.Module:
         return read(path)
     except HostError:
         return ast.Module([], [])
+
+
+def _viewlike(tensor: Tensor) -> bool:
+    return tensor.requires_grad and tensor.ndim == 4 and like_images(tensor)
+
+
+def _span(node: ast.expr) -> tuple[int | None, ...]:
+    return node.lineno, node.end_lineno, node.col_offset, node.end_col_offset
 
 
 def find(script: Unpatched, arguments: Sequence[str], *, seconds: float = 600) -> list[str]:

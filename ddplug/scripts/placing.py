@@ -7,6 +7,7 @@ whoever imports it, under whatever name, gets the wrapped one; a line keeps its 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,19 @@ OURS = "_ddplug_place_{}"
 
 @dataclass(frozen=True)
 class Place:
-    """A function of a file by its name, "DiffAug.__call__", or else the value of the statement at `line`."""
+    """A function of a file by its name, "DiffAug.__call__", or else what a line makes.
+
+    That is the value of the statement at `line`, or what a function that is called there returns.
+    """
 
     path: Path
     line: int
     name: str = ""
+    called: str = ""
+    """The function in the line, as it is written there: "self.augment"."""
 
     def __str__(self) -> str:
-        return f"{self.path.name}:{self.line}" + (f" ({self.name})" if self.name else "")
+        return f"{self.path.name}:{self.line}" + (f" ({self.name or self.called})" if self.name or self.called else "")
 
 
 def folders_of(script: Path, path: Sequence[Path]) -> list[Path]:
@@ -37,12 +43,13 @@ def folders_of(script: Path, path: Sequence[Path]) -> list[Path]:
 
 
 def named(at: str, script: Path, path: Sequence[Path], advice: str) -> Place:
-    """The place that `at` means: FILE.py:LINE, FILE.py:FUNCTION, or a FUNCTION of the script.
+    """The place that `at` means: FILE.py:FUNCTION, FILE.py:LINE, FILE.py:LINE:CALLED, or a FUNCTION of the script.
 
     Raises:
         HostError: there is no such place; it says what there is, and gives the advice.
     """
-    file, _, name = at.rpartition(":")
+    whole = re.fullmatch(r"(.*):(\d+):([\w.]+)", at)
+    file, name, called = (whole[1], whole[2], whole[3]) if whole else (*at.rpartition(":")[::2], "")
     file = f"{file.removesuffix('.py')}.py" if file else script.name
     there = next((folder / file for folder in folders_of(script, path) if (folder / file).is_file()), None)
     if there is None:
@@ -51,11 +58,18 @@ def named(at: str, script: Path, path: Sequence[Path], advice: str) -> Place:
             "in an installed package is named by the line that calls it: --at FILE.py:LINE."
         )
     tree = read(there)
+    if called:
+        if called not in (calls := calls_in(tree, int(name))):
+            raise HostError(
+                f"--at {at}: '{called}' is not called in that line; there are {', '.join(calls) or 'no calls'}."
+            )
+        return Place(there.resolve(), int(name), called=called)
     if name.isdigit():
         if statement_at(tree, int(name)) is None:
             raise HostError(
                 f"--at {at}: there is no assignment, return, or call of append in that line, so no value to put the "
-                "layer on. Name the line in which the views get their name."
+                "layer on. Name the line in which the views get their name, or a function that is called there: "
+                "--at FILE.py:LINE:FUNCTION."
             )
         return Place(there.resolve(), int(name))
     functions = functions_of(tree)
@@ -111,6 +125,32 @@ def value_at(tree: ast.Module, line: int) -> ast.expr | None:
     return None if statement is None else statement.value
 
 
+def calls_in(tree: ast.AST, line: int) -> dict[str, list[ast.Call]]:
+    """The calls that begin at `line`, by the name of the function as it is written; outer calls come first."""
+    found: dict[str, list[ast.Call]] = {}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and node.lineno == line
+            and re.fullmatch(r"[\w.]+", name := ast.unparse(node.func))
+        ):
+            found.setdefault(name, []).append(node)
+    return found
+
+
+class _Wrapping(ast.NodeTransformer):
+    """Passes what calls of a function at a line return through another function; not calls among their arguments."""
+
+    def __init__(self, place: Place, name: ast.Name) -> None:
+        self._place, self._name = place, name
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Wrap `node` if it is one of these."""
+        if node.lineno == self._place.line and ast.unparse(node.func) == self._place.called:
+            return ast.copy_location(ast.Call(self._name, [node], []), node)
+        return self.generic_visit(node)
+
+
 def _appended(node: ast.Expr) -> ast.Call | None:
     """The call in a statement like `views.append(augment(images))`."""
     call = node.value
@@ -138,6 +178,8 @@ def sources(places: Sequence[Place], around: Callable[[Place], object]) -> dict[
                 function = functions[place.name]
                 # Nearest to the function, so that it gets the function itself and not what other decorators made of it.
                 function.decorator_list.append(ast.copy_location(name, function))
+            elif place.called:
+                _Wrapping(place, name).visit(tree)
             else:
                 _wrap(tree, place.line, name)
         made[path] = Source(ast.fix_missing_locations(tree), names)

@@ -127,9 +127,34 @@ INSIDE_AN_EXPRESSION = """
         optimizer.step()
 """
 """A library's functions, called inside of a function of the script and inside of larger expressions."""
+IN_A_CHAIN = """
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 8, 8, requires_grad=True)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    optimizer = torch.optim.SGD([images], lr=1)
+    blur = nn.AvgPool2d(3, 1, 1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    for it in range(3):
+        loss = nn.functional.cross_entropy(net(torch.roll(blur(images), 1, 3)), labels)
+        smooth = images[:, :, 1:] - images[:, :, :-1]
+        optimizer.zero_grad()
+        (loss + smooth.square().mean()).backward()
+        optimizer.step()
+    torch.save(images.detach(), "images.pt")
+"""
+"""The network's argument is made in the same line, and a loss is of other tensors like images."""
 SCRIPTS = {
     "class by class": (CLASS_BY_CLASS, "aug.py:DiffAugment", "label_syn", ["--rounds", "3"]),
-    "without an augmentation": (WITHOUT_AUGMENTATION, "optimizer", "labels", []),
+    "without an augmentation": (WITHOUT_AUGMENTATION, "script.py:7", "labels", []),
+    "in a chain": (IN_A_CHAIN, "script.py:11:torch.roll", "labels", []),
+    "a module in a chain": (
+        IN_A_CHAIN.replace("torch.roll(blur(images), 1, 3)", "blur(images)"),
+        "script.py:11:blur",
+        "labels",
+        [],
+    ),
     "a leaf per class": (LEAVES, "script.py:Images.batch", "held.targets", []),
     "an embedding": (EMBEDDING, "script.py:images", "y", []),
     "a library's functions": (INSIDE_AN_EXPRESSION, "script.py:enlarge", "labels", []),
@@ -174,6 +199,23 @@ def test_the_first_command_works_as_printed(name: str, tmp_path: Path, capfd: py
     for command in (commands[0], commands[-1]):
         app(command[1:], standalone_mode=False)
         assert "ddplug: CMI acted in 2 of 3" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("pool")
+def test_a_call_in_a_line_is_the_line_where_its_result_has_a_name(tmp_path: Path) -> None:
+    """The same images, to the bit."""
+    views = "torch.roll(blur(images), 1, 3)"
+    named = IN_A_CHAIN.replace(views, "views").replace("loss = nn", f"views = {views}\n        loss = nn")
+    made = []
+    for name, text, at in (("a", IN_A_CHAIN, "a.py:11:torch.roll"), ("b", named, "b.py:11"), ("c", IN_A_CHAIN, "")):
+        script = str(write(tmp_path, text, f"{name}.py"))
+        given = ["--at", at, "--proxies", "pool", "--calibrate", "1"] if at else ["--weight", "0"]
+        app(["run", "--script", script, *given], standalone_mode=False)
+        made.append(torch.load("images.pt"))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+    with pytest.raises(HostError, match="'blurr' is not called in that line; there are .*, blur"):
+        app(["run", "--script", script, "--at", "c.py:11:blurr", "--proxies", "pool"], standalone_mode=False)
 
 
 def test_at_the_steps_the_gradient_is_that_of_attaching_to_the_optimizer(tmp_path: Path, pool: ProxyPool) -> None:
