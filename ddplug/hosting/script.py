@@ -99,6 +99,7 @@ def execute(
         stack.enter_context(_surroundings(main, [str(script), *arguments], [script.parent, *path]))
         stack.enter_context(_patched_imports(sources))
         stack.enter_context(old_names(numpy_aliases))
+        stack.enter_context(_spawned_here())
         # Not cuda.is_available(), which would initialise CUDA before the host has chosen its devices.
         if redirect_cuda and torch.cuda.device_count() == 0:
             stack.enter_context(CudaOnCpu())
@@ -226,6 +227,24 @@ def old_names(names: Sequence[str]) -> Iterator[None]:
     finally:
         for name in added:
             delattr(np, name)
+
+
+@contextmanager
+def _spawned_here() -> Iterator[None]:
+    """Run the function of `torch.multiprocessing.spawn` in this process, which has the layer, if it is for one only."""
+    multiprocessing: Any = torch.multiprocessing
+    spawn = multiprocessing.spawn
+
+    def here(fn: Any, args: Any = (), nprocs: int = 1, join: bool = True, *more: Any, **options: Any) -> Any:
+        if nprocs != 1 or not join:
+            return spawn(fn, args, nprocs, join, *more, **options)
+        return fn(0, *args)
+
+    multiprocessing.spawn = here
+    try:
+        yield
+    finally:
+        multiprocessing.spawn = spawn
 
 
 class _OnCpu(TorchFunctionMode):

@@ -127,17 +127,15 @@ class Looking:
 
     def _stepped(self, optimizer: Optimizer) -> list[str]:
         """Return what to print about a step, the best command first; nothing if it is not of images."""
-        images = stepped_images(optimizer, None)
-        images = [each for each in images if each.ndim < 4 or like_images(each)]
+        large = stepped_images(optimizer, None)
+        images = [each for each in large if each.ndim < 4 or like_images(each)]
         frames = list(calling())
         where = place_of(frames[0]) if frames else ""
         labels, doubt, alone = _labels(images, frames)
-        if not images or (images[0].ndim < 4 and not labels):  # rows of a matrix are images only if they have labels
-            shapes = [tuple(each.shape) for each in stepped_by(optimizer)]
-            self._others.append(
-                f"{type(optimizer).__name__} of {len(shapes)} tensors, {', '.join(map(str, shapes[:3]))}"
-            )
-            return []
+        made = len({each.shape[1:] for each in large if each.ndim > 2}) > 1
+        # Rows of a matrix are images only if they have labels.
+        if not images or made or (images[0].ndim < 4 and not labels):
+            return self._made(optimizer, where)
         stepped = ", ".join(str(tuple(each.shape)) for each in images[:4])
         known = f"labels '{labels}'" if labels else doubt
         lines = [f"{type(optimizer).__name__} steps images {stepped} at {where}; {known.removesuffix('.')}."]
@@ -147,14 +145,31 @@ class Looking:
                 "Every class has one image. CMI compares the images of a class, so it is 0 here. The commands have CMI "
                 "around the centroids of real images: DATA is a folder of these, or a data set's name with --data-path."
             )
+        lines += self._commands(images, labels, more)
+        lines.append(f"At the steps of the images{_unit(*images)}, with augmented views of the regulariser's own:")
+        lines.append(self._command(OPTIMIZER, labels, more, *images))
+        return lines
+
+    def _made(self, optimizer: Optimizer, where: str) -> list[str]:
+        """Return what to print about a step of tensors of which images are made; nothing if none are."""
+        stepped = stepped_by(optimizer)
+        shapes = ", ".join(str(tuple(each.shape)) for each in stepped[:3])
+        steps = f"{type(optimizer).__name__} of {len(stepped)} tensors, {shapes}"
+        if not (commands := self._commands(stepped, "", [])):
+            self._others.append(steps)
+            return []
+        known = "images are made of these. Name the class of each view by --labels"
+        return [f"A step of {steps}, at {where}; {known}.", *commands]
+
+    def _commands(self, images: list[Tensor], labels: str, more: list[str]) -> list[str]:
+        """Return lines about the places of views of `images`, each followed by its command."""
+        lines = []
         for at, (calls, last) in self._places(images).items():
             views, caller = last.tensor, f"{Path(last.caller).name}:{last.line}"
             lines.append(
                 f"{at} makes views {tuple(views.shape)}, {calls} calls in a step, last at {caller}{_unit(views)}:"
             )
             lines.append(self._command(at, labels, more, views))
-        lines.append(f"At the steps of the images{_unit(*images)}, with augmented views of the regulariser's own:")
-        lines.append(self._command(OPTIMIZER, labels, more, *images))
         return lines
 
     def _places(self, images: list[Tensor]) -> dict[str, tuple[int, _Result]]:
@@ -167,15 +182,16 @@ class Looking:
         results = [each for each in made if any(id(leaf) in ids for leaf in leaves([each.tensor]))]
         makers = {each.code for each in results}
         taken = nodes_behind(node for node in self._taken if node is not None)
-        if any(each.tensor.grad_fn in taken for each in results):
-            results = [each for each in results if each.tensor.grad_fn in taken]
+        enter = [each for each in results if each.tensor.grad_fn in taken]
+        results = enter or results
         places: list[tuple[str, _Result]] = []
         lesser: list[tuple[str, _Result]] = []
         for result in reversed(results):
             if any(code in makers for code in result.within) or (at := self._at(result)) is None:
                 continue  # a part of a place
             whole = at.count(":") == 1
-            if (whole and result.code not in _TORCH) or (taken and not places):
+            nearest = bool(enter) and (not places or at == places[0][0])
+            if nearest or (whole and result.code not in _TORCH):
                 places.append((at, result))
             elif whole:
                 lesser.append((at, result))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -145,6 +147,24 @@ IN_A_CHAIN = """
     torch.save(images.detach(), "images.pt")
 """
 """The network's argument is made in the same line, and a loss is of other tensors like images."""
+SPAWNED = """
+    import torch, torch.multiprocessing as mp
+    def worker(rank, classes):
+        torch.manual_seed(rank)
+        images = torch.randn(2 * classes, 3, 8, 8, requires_grad=True)
+        targets = torch.arange(classes).repeat(2)
+        optimizer = torch.optim.SGD([images], lr=1)
+        for it in range(3):
+            views = torch.roll(images, 1, 3)
+            optimizer.zero_grad()
+            views.square().sum().backward()
+            optimizer.step()
+        torch.save(images.detach(), "images.pt")
+    if __name__ == "__main__":
+        mp.set_start_method("spawn", force=True)
+        mp.spawn(worker, nprocs=1, args=(3,))
+"""
+"""Scripts for several GPUs start a process for each, also if there is one."""
 SCRIPTS = {
     "class by class": (CLASS_BY_CLASS, "aug.py:DiffAugment", "label_syn", ["--rounds", "3"]),
     "without an augmentation": (WITHOUT_AUGMENTATION, "script.py:7", "labels", []),
@@ -158,6 +178,7 @@ SCRIPTS = {
     "a leaf per class": (LEAVES, "script.py:Images.batch", "held.targets", []),
     "an embedding": (EMBEDDING, "script.py:images", "y", []),
     "a library's functions": (INSIDE_AN_EXPRESSION, "script.py:enlarge", "labels", []),
+    "spawned": (SPAWNED, "script.py:9", "targets", []),
     "unrolled": (UNROLLED, "aug.py:DiffAugment", "syn_labels", []),
 }
 
@@ -199,6 +220,14 @@ def test_the_first_command_works_as_printed(name: str, tmp_path: Path, capfd: py
     for command in (commands[0], commands[-1]):
         app(command[1:], standalone_mode=False)
         assert "ddplug: CMI acted in 2 of 3" in capfd.readouterr().out
+
+
+def test_a_process_alone_is_run_here_and_draws_what_it_would(tmp_path: Path) -> None:
+    script = write(tmp_path, SPAWNED)
+    subprocess.run([sys.executable, str(script)], check=True)
+    alone = torch.load("images.pt")
+    app(["run", "--script", str(script), "--weight", "0"], standalone_mode=False)
+    assert torch.equal(torch.load("images.pt"), alone)
 
 
 @pytest.mark.usefixtures("pool")
@@ -270,6 +299,51 @@ GENERATOR = """
         generator(torch.randn(6, 5)).square().sum().backward()
         optimizer.step()
 """
+
+
+MADE = {
+    "a decoder": """
+    import torch
+    from torch import nn
+    codes = torch.randn(6, 5, requires_grad=True)
+    decoder = nn.Sequential(nn.Linear(5, 192), nn.Unflatten(1, (3, 8, 8)))
+    optimizer = torch.optim.SGD([codes, *decoder.parameters()], lr=1)
+    net = nn.Conv2d(3, 7, 3)
+    for it in range(3):
+        net(decoder(codes)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    """,
+    "a pyramid": """
+    import torch
+    from torch import nn
+    levels = [torch.randn(6, 3, size, size, requires_grad=True) for size in (8, 1)]
+    optimizer = torch.optim.SGD([{"params": level} for level in levels], lr=1)
+    def decoder(levels):
+        return sum(nn.functional.interpolate(level, (8, 8)) for level in levels)
+    net = nn.Conv2d(3, 7, 3)
+    for it in range(3):
+        net(decoder(levels)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    """,
+}
+
+
+@pytest.mark.parametrize(("name", "at"), [("a decoder", "script.py:9:decoder"), ("a pyramid", "script.py:decoder")])
+@pytest.mark.usefixtures("pool")
+def test_images_that_are_made_of_what_is_stepped(
+    name: str, at: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    app(["find", str(write(tmp_path, MADE[name]))], standalone_mode=False)
+    said = capfd.readouterr().out
+    assert "images are made of these" in said
+    assert "--at optimizer" not in said
+    command = next(shlex.split(line) for line in said.splitlines() if line.startswith("   ddplug run"))
+    assert command[command.index("--at") + 1] == at
+    given = ["torch.arange(6) // 2" if word == "EXPRESSION" else word for word in command]
+    app(given[1:], standalone_mode=False)
+    assert "ddplug: CMI acted in 2 of 3" in capfd.readouterr().out
 
 
 def test_what_cannot_be_found_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
