@@ -147,6 +147,7 @@ class ProvisionalRounds:
 
     def _add(self, round_: ProvisionalRound, calls: list[Call]) -> None:
         self._rounds.append(round_)
+        self._watch.made_of(round_.leaves())
         for leaf in round_.leaves():
             # The first evaluation of a closure notes the images' version, and a later one compares it.
             if id(leaf) not in _SEARCHED:

@@ -63,6 +63,10 @@ class Watch:
         self.expects_action = False
         """True if a program without a round is a mistake: after the first call, or once attached."""
         self._images: Images | None = None
+        self._behind: Any = WeakIdKeyDictionary()
+        """Leaves behind the views, which stand for the images where these are made of others, by a generator say."""
+        self._direct = False
+        """True if images themselves were stepped."""
         self._at_last_step: Any = WeakIdKeyDictionary()
         """Rounds so far at the last step of each image."""
         self._process = os.getpid()
@@ -71,7 +75,7 @@ class Watch:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state of a copy, which is not expected to act before it is called."""
-        return {**self.__dict__, "_images": None, "_at_last_step": None}
+        return {**self.__dict__, "_images": None, "_behind": None, "_at_last_step": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -118,9 +122,20 @@ class Watch:
         """Count the steps of the images from now on."""
         self._images, self._before = images, self._progress.history.total
 
+    def made_of(self, leaves: list[Tensor]) -> None:
+        """Note the leaves behind the views of a round."""
+        if not self._direct:
+            self._behind.update(dict.fromkeys(leaves))
+
     def stepped(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
         """Count a step of the host's images, and whether CMI was added for it."""
-        if self._images is None or not (held := self._images(optimizer, parameters)):
+        if self._images is None:
+            return
+        if held := self._images(optimizer, parameters):
+            self._direct = True
+        elif not self._direct:
+            held = [parameter for parameter in parameters if parameter in self._behind]
+        if not held:
             return
         history = self._progress.history
         self.steps += 1

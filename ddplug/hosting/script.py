@@ -11,6 +11,7 @@ import builtins
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import linecache
 import sys
@@ -49,7 +50,7 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
         SystemExit: the script ended itself with an error, such as an unknown option, or was interrupted.
     """
     sources = {(repo / name).resolve(): Source(text) for name, text in spec.patched(repo).items()}
-    missing = [name for name in spec.packages if importlib.util.find_spec(name) is None]
+    missing = [name for name in spec.packages if not [*importlib.metadata.Distribution.discover(name=name)]]
     if missing:
         raise HostError(f"{spec.name} needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
     script = (repo / spec.script).resolve()
@@ -66,7 +67,7 @@ class Source:
 
     code: bytes | ast.Module
     names: Mapping[str, object] = field(default_factory=dict)
-    """Names that the module has before its code runs."""
+    """Names that the code knows besides Python's own, during the run."""
 
 
 def execute(
@@ -94,7 +95,7 @@ def execute(
     """
     source = sources.get(script) or Source(script.read_bytes())
     main = types.ModuleType("__main__")
-    main.__dict__.update(source.names, __file__=str(script), __builtins__=builtins)
+    main.__dict__.update(__file__=str(script), __builtins__=builtins)
     with ExitStack() as stack:
         stack.enter_context(_surroundings(main, [str(script), *arguments], [script.parent, *path]))
         stack.enter_context(_patched_imports(sources))
@@ -161,6 +162,8 @@ def _patched_imports(sources: Mapping[Path, Source]) -> Iterator[None]:
     """Import the replacements in `sources` in the block, without cached bytecode, and show them in tracebacks."""
     finder = _Finder(sources)
     sys.meta_path.insert(0, finder)
+    names = {name: value for source in sources.values() for name, value in source.names.items()}
+    vars(builtins).update(names)  # not the module's: runpy runs the code in one of its own
     texts = {path: source.code for path, source in sources.items() if isinstance(source.code, bytes)}
     for path, text in texts.items():
         lines = text.decode("utf-8", errors="replace").splitlines(keepends=True)
@@ -169,6 +172,8 @@ def _patched_imports(sources: Mapping[Path, Source]) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+        for name in names:
+            vars(builtins).pop(name, None)
         for path in texts:
             linecache.cache.pop(str(path), None)
 
@@ -199,11 +204,6 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def __init__(self, fullname: str, path: str, source: Source) -> None:
         super().__init__(fullname, path)
         self._source = source
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Run the module with the replacement's names."""
-        vars(module).update(self._source.names)
-        super().exec_module(module)
 
     def get_code(self, fullname: str) -> types.CodeType:
         """The compiled replacement; caches are not used."""

@@ -170,7 +170,9 @@ def sources(places: Sequence[Place], around: Callable[[Place], object]) -> dict[
         tree = read(path)
         functions = functions_of(tree)
         names: dict[str, object] = {}
-        for number, place in enumerate(place for place in places if place.path == path):
+        for number, place in enumerate(places):
+            if place.path != path:
+                continue
             ours = OURS.format(number)
             names[ours] = around(place)
             name = ast.Name(ours, ast.Load())

@@ -104,6 +104,24 @@ def without_a_gradient(trainer: Trainer, handle: ddplug.Handle) -> None:
         trainer.opt.step()
 
 
+def of_an_embedding(trainer: Trainer, handle: ddplug.Handle) -> None:
+    trainer.images = nn.Embedding.from_pretrained(trainer.images.detach().flatten(1), freeze=False).weight
+    trainer.opt = torch.optim.SGD([trainer.images], lr=0.1)
+    for _ in range(STEPS):
+        trainer.opt.zero_grad()
+        trainer.loss(trainer.images.view(12, 3, 4, 4)).backward()
+        trainer.opt.step()
+
+
+def of_a_generator(trainer: Trainer, handle: ddplug.Handle) -> None:
+    generator = nn.Linear(5, 48).double()
+    trainer.opt = torch.optim.SGD(generator.parameters(), lr=0.1)
+    for _ in range(STEPS):
+        trainer.opt.zero_grad()
+        trainer.loss(generator(torch.arange(60).view(12, 5).double().cos()).view(12, 3, 4, 4)).backward()
+        trainer.opt.step()
+
+
 def by_hand(trainer: Trainer, handle: ddplug.Handle) -> None:
     trainer.opt = None  # type: ignore[assignment]
     for _ in range(STEPS):
@@ -125,6 +143,8 @@ CASES: dict[str, tuple[Callable[[Trainer, ddplug.Handle], None], str, dict[str, 
     "a run that goes on": (resumed, "3 of 4 steps of the images", {}),
     "an optimizer per class": (a_leaf_and_an_optimizer_per_class, "9 of 12 steps of the images", {}),
     "one optimizer for all": (beside_a_network, "3 of 4 steps of the images", {}),
+    "an embedding": (of_an_embedding, "3 of 4 steps of the images", {}),
+    "a generator": (of_a_generator, "3 of 4 steps of the images", {"labels": torch.arange(12) // 4}),
     "no optimizer": (by_hand, "3 of 4 rounds", {}),
 }
 
