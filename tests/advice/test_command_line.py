@@ -34,6 +34,8 @@ from ddplug.lab import page
 from ddplug.lab.demo import PRESETS, Preset
 from ddplug.lab.plan import Settings
 from ddplug.lab.upstream_host import Upstream
+from ddplug.networks import build
+from ddplug.proxies.pool import PoolInfo, ProxyPool
 from ddplug.utils.digest import blob_hash
 from ddplug.utils.files import write_json
 
@@ -68,7 +70,7 @@ HOST = """
 INSERTED = {
     2: "import ddplug.hosting as ddplug_cmi",
     9: "    ddplug_cmi.add_options(parser)",
-    14: "    cmi = ddplug_cmi.start('toy', args, exp=0, space=mean_std, train=(images.detach(), labels))",
+    14: "    cmi = ddplug_cmi.start('toy', args, exp=0, space=mean_std, classes=range(10), train=(images, labels))",
     16: "        views = cmi(views, labels)",
 }
 """Lines of the patch, after those of the script."""
@@ -162,6 +164,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.setattr(Upstream, "_wait_for", in_this_process)
     patch.chdir(folder)
     typed("pretrain pool --count 2 --epochs 1 --width 8 --device cpu")
+    header = json.loads(Path("pool/pool.json").read_text())
+    header["dataset"]["fingerprint"] = "0" * 16
+    shutil.copytree("pool", "edition")
+    write_json({key: value for key, value in header.items() if key != "sha256"}, Path("edition/pool.json"))
+    large = build("convnet", num_classes=10, channels=3, size=(32, 32), width=8)
+    ProxyPool.from_modules([large], info=PoolInfo(shape=(3, 32, 32))).save("other")
+    experts = [[[*build("convnet", num_classes=10, channels=1, size=(8, 8)).parameters()] for _ in "ab"]]
+    Path(EXPERTS).mkdir(parents=True)
+    torch.save([[[p.detach() for p in each] for each in expert] for expert in experts], f"{EXPERTS}/replay_buffer_0.pt")
     typed(COMPARE.replace("--out out", "--out done"))
     torch.save({"images": torch.rand(20, 1, 8, 8), "labels": torch.arange(10).repeat(2)}, "bare.pt")
     typed("run toy --repo checkout --weight 0 -- --save_path .")
@@ -204,6 +215,7 @@ RUN = "run toy --repo checkout --proxies pool --calibrate 1"
 SCRIPTED = "run --script script.py --proxies pool --calibrate 1"
 LINE = 1 + textwrap.dedent(SCRIPT).splitlines().index("            views = views_of(images)")
 CIRCLE = f"{SCRIPTED} --at nothing -- --steps 3"
+EXPERTS, OTHER = "experts/DIGITS/ConvNet", SCRIPTED.replace("script.py", "other.py")
 OUT, RECORD, SCRIPTS = "out/compare.json", "cmi_toy_digits_model_2ipc_exp0.json", "cmi_script.json"
 ADVISED = "the command in backquotes"
 
@@ -383,6 +395,55 @@ ROWS = [
         "name the script in it; Its own arguments go after --; runs a few steps and prints places",
         ADVISED,
         "--at script.py:views_of",
+    ),
+    (f"{RUN}; plot done {RECORD}", "plot one kind at a time", f"plot {RECORD}", "ddplug-plot.png"),
+    (
+        "relabel res_toy.pt --teachers pool --out a.pt --input-space normalized --data digits; "
+        "measure a.pt --proxies pool --input-space unit",
+        "leave it out",
+        "measure a.pt --proxies pool",
+        "CMI of",
+    ),
+    (
+        f"mv edition pool; {COMPARE}".replace("mv", "rm -r pool; mv"),
+        "another edition of digits",
+        f"pretrain own --count 1 --epochs 1 --width 8; {COMPARE} --proxies own",
+        OUT,
+    ),
+    (
+        f"{RUN} --proxies buffer:experts -- --model ConvNet; {RUN} --proxies buffer:{EXPERTS}#9; "
+        f"{RUN} --proxies buffer:{EXPERTS}#x",
+        f"{EXPERTS.removeprefix('experts/')}; name one of them; or -1 for the last; such as #20 or #-1",
+        f"{RUN} --proxies buffer:{EXPERTS}#-1",
+        RECORD,
+    ),
+    (f"{RUN} -- --Iteration -1", "`ddplug run --weight 0`", f"{RUN} --weight 0 -- --Iteration -1", "res_toy.pt"),
+    (f"{SCRIPTED} -- --steps 0", "--weight 0", "run --script script.py --weight 0 -- --steps 0", ""),
+    (
+        f"{SCRIPTED} --proxies other -- --steps 3",
+        "(20, 1, 8, 8). Make a pool of the script's own data",
+        f"pretrain own --data digits --count 1 --epochs 1 --width 8; {SCRIPTED} --proxies own -- --steps 3",
+        SCRIPTS,
+    ),
+    (
+        f"sed s/labels/numbers/ script.py > other.py; {OTHER} -- --steps 3; {OTHER} --labels kinds -- --steps 3",
+        "Name the labels: --labels EXPRESSION; main() of other.py",
+        f"{OTHER} --labels numbers -- --steps 3",
+        "cmi_other.json",
+    ),
+    (
+        f"{SCRIPTED} --at views_of --steps 0 -- --steps 3",
+        "expected how many calls",
+        f"{SCRIPTED} --at views_of --steps 1 -- --steps 3",
+        SCRIPTS,
+    ),
+    (
+        "mkdir pk; touch pk/__init__.py pk/aug.py; echo 'from . import aug' | cat - script.py > pk/train.py; "
+        "find pk/train.py",
+        "runpy.run_module('PACKAGE.MODULE', run_name='__main__')` beside the package",
+        "echo 'import runpy' > start.py; echo 'runpy.run_module(\"pk.train\", run_name=\"__main__\")' >> start.py; "
+        f"{SCRIPTED.replace('script.py', 'start.py')} --at pk/train.py:views_of -- --steps 3",
+        "cmi_start.json",
     ),
 ]
 
