@@ -247,13 +247,14 @@ class ProxyPool:
         return short_sha256(proxy.digest().encode() for proxy in self.proxies)
 
     def probe(self, images: Tensor, input_space: AnySpace | None, representation: Representation) -> None:
-        """Raise `ProxyError` unless every proxy gives finite numbers for a batch, and draws no random numbers.
+        """Raise `ProxyError` unless every proxy gives finite numbers for a batch, changes nothing and draws nothing.
 
         A proxy that is broken, or of another kind of images, is best found out before it is relied on.
         """
         with torch.no_grad():
             # Two images, as some code draws for batches only, and a copy, as some changes its input.
             image = self.prepare(torch.cat([images.detach()[:1]] * 2), input_space)
+            before = image.clone()
             for proxy in self.proxies:
                 features, drew = drawing(partial(proxy, image, representation), image.device)
                 if drew:
@@ -261,6 +262,8 @@ class ProxyPool:
                         f"proxy '{proxy.name}' draws random numbers even in eval mode, from {drew}'s generator, which "
                         "is the host's; dropout called as a function does so. Make it respect eval mode."
                     )
+                if not torch.allclose(image, before, rtol=0, atol=0, equal_nan=True):
+                    raise proxy.error_in_place()  # through .data, which has no version
                 if bool(torch.isfinite(image).all() & ~torch.isfinite(features).all()):
                     raise ProxyError(
                         f"proxy '{proxy.name}' gives {PLURAL[representation]} that are not finite for a "

@@ -103,6 +103,13 @@ class Proxy:
         """Floating dtype of the weights, to which images are cast."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
 
+    def error_in_place(self) -> ProxyError:
+        """The error of a network that changes its input."""
+        return ProxyError(
+            f"proxy '{self.name}' ({type(self.network).__name__}) changes its input in place, which is the host's. "
+            "Have its first layer work on a copy: inplace=False."
+        )
+
     def __call__(
         self, images: Tensor, representation: Representation = "feature", precision: Precision = "exact"
     ) -> Tensor:
@@ -126,15 +133,7 @@ class Proxy:
                 "of this size and number of channels."
             ) from error
         if version is not None and seen._version != version:
-            raise ProxyError(
-                f"proxy '{self.name}' ({type(self.network).__name__}) changes its input in place, which is the host's. "
-                "Have its first layer work on a copy: inplace=False."
-            )
-        if len(features) != len(images):
-            raise ProxyError(
-                f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
-                "expected one row per image. Name another head."
-            )
+            raise self.error_in_place()
         return features
 
     def _read(self, images: Tensor, representation: Representation) -> Tensor:

@@ -68,9 +68,27 @@ def test_labels_of_every_integer_type(kind: torch.dtype) -> None:
     assert ddplug.CMI([network()])(IMAGES, LABELS.to(kind)) > 0
 
 
-def test_a_proxy_that_changes_its_input_is_refused_before_it_does() -> None:
-    """Kind: proxies that alter what is the host's. Looked at: its views, its generators (below), its own module."""
-    proxy, leaf = Around(lambda images: images.add_(0.5)), IMAGES.clone().requires_grad_()
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "a method": lambda images: images.add_(0.5),
+    "a view": lambda images: images[:, :1].mul_(2),
+    "out=": lambda images: torch.clamp(images, 0, out=images),
+    ".data": lambda images: images.data.add_(0.5),
+    "NumPy": lambda images: images.detach().numpy().fill(0),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_proxy_that_changes_its_input_is_refused_before_it_does(kind: str) -> None:
+    """Kind: proxies that alter what is the host's.
+
+    Looked at: its views, with the knowledge of autograd and behind its back, its generators (below), its own module.
+    """
+
+    def change(images: Tensor) -> Tensor:
+        CHANGES[kind](images)
+        return images
+
+    proxy, leaf = Around(change), IMAGES.clone().requires_grad_()
     views = leaf * 1
     before = views.detach().clone()
     with pytest.raises(ProxyError, match="in place"):
