@@ -43,6 +43,7 @@ def plain_labels(labels: Any) -> Tensor:
     Raises `TypeError` or `ValueError` if they are no numbers.
     """
     given = torch.as_tensor(labels).detach()
+    given = given if given.layout == torch.strided else given.to_dense()
     if given.ndim != 2 or not given.numel():
         return given
     if given.shape[1] == 1:
@@ -107,7 +108,8 @@ def checked_labels(labels: Tensor, count: int, what: str) -> Tensor:
             "class; of probabilities, labels.argmax(1) makes these."
         )
     numbers = labels.detach().real.to(torch.int64)
-    if labels.dtype == torch.bool or labels.is_complex() or not (numbers == labels).all() or numbers.min() < 0:
+    whole = not labels.is_floating_point() or bool((numbers == labels).all())  # unsigned types cannot be compared
+    if labels.dtype == torch.bool or labels.is_complex() or not whole or numbers.min() < 0:
         raise DataError(
             f"the labels of {what} are {labels[:4].tolist()}, ... of type {labels.dtype}, expected class numbers, "
             "whole and from 0 on."

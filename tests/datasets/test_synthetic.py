@@ -117,3 +117,15 @@ def test_a_folder_of_pictures_is_a_set(tmp_path: Path) -> None:
     assert load_set(tmp_path / "split").labels.tolist() == [0, 0, 1, 1], "train and val are no classes"
     with pytest.raises(DataError, match=r"no synthetic set at .*new000'.*a folder of pictures CLASS/\*"):
         load_set(tmp_path / "set" / "new000")
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint32", "uint64", "sparse one-hot", "sparse soft"])
+def test_labels_of_kinds_that_torch_cannot_compare(kind: str, tmp_path: Path) -> None:
+    """Kind: what a file of a set may hold. Looked at: every integer dtype, half, sparse and one-hot labels."""
+    images, labels = torch.rand(6, 3, 4, 4), torch.arange(6) % 3
+    rows = torch.eye(3)[labels]
+    held = {"sparse one-hot": rows.to_sparse(), "sparse soft": (0.25 + 0.25 * rows).to_sparse()}
+    torch.save((images, held[kind] if kind in held else labels.to(getattr(torch, kind))), tmp_path / "set.pt")
+    found = load_set(tmp_path / "set.pt")
+    assert found.classes.tolist() == labels.tolist()
+    assert found.labels.dtype == (torch.float32 if kind == "sparse soft" else torch.int64)
