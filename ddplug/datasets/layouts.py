@@ -67,9 +67,9 @@ def image_folder(where: Path, progress: bool) -> tuple[Split, Split] | None:
 
     Of classes alone a tenth of each becomes the test split.
     """
-    held_out = next((where / name for name in _TESTS if (where / name).is_dir()), None)
     if (where / "train").is_dir():
         train = class_folders(where / "train", progress)
+        held_out = None if train is None else _held_out(where, train.class_names)
         test = class_folders(held_out, progress) if held_out is not None else None
         if train is None or test is None:
             return None
@@ -83,13 +83,34 @@ def image_folder(where: Path, progress: bool) -> tuple[Split, Split] | None:
     return train, test
 
 
+def _held_out(where: Path, class_names: Sequence[str]) -> Path | None:
+    """Return the folder of the test split: one that has classes, which the test pictures of a contest have not."""
+    there = [where / name for name in _TESTS if (where / name).is_dir()]
+    classes = set(class_names)
+    labelled = (each for each in there if _annotations(each) or classes & {entry.name for entry in each.iterdir()})
+    return next(labelled, there[0] if there else None)
+
+
+def _annotations(where: Path) -> dict[str, list[Path]]:
+    """Return the pictures in images/ by class, as a file *annotations.txt says, line by line: picture, class, ..."""
+    found: dict[str, list[Path]] = {}
+    for file in where.glob("*annotations.txt"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            picture, name, *_ = line.split("\t")
+            found.setdefault(name, []).append(where / "images" / picture)
+    return dict(sorted(found.items()))
+
+
 def class_folders(where: Path, progress: bool = False) -> Split | None:
     """Return all pictures of CLASS/*, which are of one size; None if there are no pictures.
 
-    Classes are in the order of their names, pictures may lie deeper, and names that begin with a dot are left out.
+    Classes are in the order of their names, pictures may lie deeper, and names that begin with a dot are left out. The
+    validation split of Tiny ImageNet has a file of its pictures' classes instead.
     """
     folders = {unicodedata.normalize("NFC", entry.name): entry for entry in where.iterdir()}  # file systems differ
-    files = {name: _pictures(folder) for name, folder in sorted(folders.items()) if not name.startswith(".")}
+    files = _annotations(where) or {
+        name: _pictures(folder) for name, folder in sorted(folders.items()) if not name.startswith(".")
+    }
     classes = {name: found for name, found in files.items() if found}
     if not classes:
         return None
@@ -145,7 +166,9 @@ def _read(files: Sequence[tuple[Path | io.BytesIO, str]], what: str, progress: b
         if decoded[-1].shape[:2] != decoded[0].shape[:2]:
             raise DataError(
                 f"all images must be of one size (height, width): {files[0][1]} is {decoded[0].shape[:2]}, {name} is "
-                f"{decoded[-1].shape[:2]}; resize them first"
+                f"{decoded[-1].shape[:2]}; resize them first, or let torchvision do so: "
+                "as_image_data((ImageFolder(train, transform), ImageFolder(test, transform))) with transform = "
+                "Compose([Resize(64), CenterCrop(64), ToTensor()])"
             )
     if any(image.ndim == 3 for image in decoded):  # grey files among coloured ones become three equal channels
         decoded = [image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in decoded]

@@ -16,8 +16,10 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
-from ddplug.datasets.images import ImageData, load, random_real
+from ddplug.datasets.images import ImageData, as_image_data, load, random_real
 from ddplug.datasets.shapes import FIGURES, draw
 from ddplug.datasets.spaces import NORMALIZATIONS, InputSpace
 from ddplug.errors import DataError, DDPlugWarning
@@ -109,6 +111,42 @@ def assert_is_tiny_cifar(data, train_order=slice(None), tolerance=0.0):
         wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
         assert (images * std + mean - wanted).abs().mean() <= tolerance + 1e-6
     assert data.space == InputSpace.normalized((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+def test_folders_as_two_archives_have_them(tmp_path):
+    """Tiny ImageNet's validation pictures have their classes in a file, and its test pictures have none; Imagenette's
+    pictures are of many sizes, which torchvision makes one, as the message says."""
+    names = ["n01", "n02", "n03"]
+
+    def picture(path, number, size=(9, 9)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((*size, 3), 20 * number, np.uint8) + np.eye(*size, dtype=np.uint8)[..., None]).save(
+            path
+        )
+
+    tiny, nette = tmp_path / "tiny", tmp_path / "nette"
+    for label, name in enumerate(names):
+        for number in range(4):
+            picture(tiny / "train" / name / "images" / f"{name}_{number}.png", label)
+            for part in ("train", "val"):
+                picture(nette / part / name / f"{number}.png", label, (9 + number, 12 - label))
+    lines = []
+    for number, label in enumerate([2, 0, 1, 2]):
+        picture(tiny / "val" / "images" / f"val_{number}.png", label)
+        lines.append(f"val_{number}.png\t{names[label]}\t0\t0\t8\t8")
+    (tiny / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    picture(tiny / "test" / "images" / "test_0.png", 1)
+    data = load("folder", tiny)
+    assert data.class_names == tuple(names)
+    assert data.test_labels.tolist() == [0, 1, 2, 2]
+    seen = data.space.to_unit(data.test_images).amin((1, 2, 3)) * 255 / 20
+    torch.testing.assert_close(seen, data.test_labels.float(), rtol=0, atol=1e-3)
+    with pytest.raises(DataError, match=r"one size.*Compose\(\[Resize\(64\), CenterCrop\(64\), ToTensor\(\)\]\)"):
+        load("folder", nette)
+    transform = Compose([Resize(8), CenterCrop(8), ToTensor()])
+    resized = as_image_data(tuple(ImageFolder(str(nette / part), transform) for part in ("train", "val")))
+    assert resized.class_names == tuple(names)
+    assert resized.train_images.shape == (12, 3, 8, 8)
 
 
 def test_torchvision_layout(batches):
