@@ -7,6 +7,7 @@ what that gives: a file, or words that are printed.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,7 +171,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.copytree("pool", "edition")
     write_json({key: value for key, value in header.items() if key != "sha256"}, Path("edition/pool.json"))
     large = build("convnet", num_classes=10, channels=3, size=(32, 32), width=8)
-    ProxyPool.from_modules([large], info=PoolInfo(shape=(3, 32, 32))).save("other")
+    ProxyPool.from_modules([large], info=PoolInfo(shape=(3, 32, 32))).save("large")
     experts = [[[*build("convnet", num_classes=10, channels=1, size=(8, 8)).parameters()] for _ in "ab"]]
     Path(EXPERTS).mkdir(parents=True)
     torch.save([[[p.detach() for p in each] for each in expert] for expert in experts], f"{EXPERTS}/replay_buffer_0.pt")
@@ -420,7 +422,7 @@ ROWS = [
     (f"{RUN} -- --Iteration -1", "`ddplug run --weight 0`", f"{RUN} --weight 0 -- --Iteration -1", "res_toy.pt"),
     (f"{SCRIPTED} -- --steps 0", "--weight 0", "run --script script.py --weight 0 -- --steps 0", ""),
     (
-        f"{SCRIPTED} --proxies other -- --steps 3",
+        f"{SCRIPTED} --proxies large -- --steps 3",
         "(20, 1, 8, 8). Make a pool of the script's own data",
         f"pretrain own --data digits --count 1 --epochs 1 --width 8; {SCRIPTED} --proxies own -- --steps 3",
         SCRIPTS,
@@ -467,6 +469,50 @@ def test_sets_are_judged_by_one_augmentation() -> None:
     typed(f"{EVALUATE} --json a.json")
     strategy = json.loads(Path("done/compare.json").read_text())["settings"]["strategy"]
     assert repr(strategy) in json.loads(Path("a.json").read_text())["settings"]["augment"]
+
+
+def test_a_notebook_is_attached_to_as_find_says(here: Path) -> None:
+    (here / "a.ipynb").write_text("{}")
+    said = typed("find a.ipynb")[1]
+    shutil.move("pool", "POOL")
+    images, labels = torch.randn(20, 1, 8, 8, requires_grad=True), torch.arange(10).repeat_interleave(2)
+    names = {"optimizer": torch.optim.SGD([images], lr=0.1), "labels": labels, "images": images, "ddplug": ddplug}
+    images.square().sum().backward()
+    exec(said[said.index("with ddplug") : said.index("...")] + "optimizer.step(); optimizer.step()", names)
+
+
+def test_a_host_that_has_ddplug_already(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(here / "checkout"))
+    monkeypatch.delitem(sys.modules, "toy", raising=False)
+    host = importlib.import_module("toy")
+    monkeypatch.setattr(sys, "argv", ["toy.py"])
+    handle = ddplug.attach(host, weight=0.1, proxies="pool")
+    with pytest.raises(DDPlugError, match=r"detach\(\) that handle first"):
+        ddplug.attach(host, weight=0.1, proxies="pool")
+    host.main()
+    handle.detach()
+    again = ddplug.attach(host, weight=0.1, weighting=ddplug.Relative(1), proxies="pool")
+    host.main()
+    again.detach()
+    assert len(again.history) == 4
+
+
+def test_packages_and_pages_in_messages_exist() -> None:
+    """An extra of ours has the package that it is named for, and a page is there."""
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found = 0
+    for path in Path(ddplug.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        for package, extra in re.findall(
+            r"needs? ([\w-]+), which is not installed: pip install 'ddplug\[(\w+)\]'", text
+        ):
+            assert any(line.startswith(package) for line in extras[extra]), (path, package)
+            found += 1
+        for page_name in re.findall(r"docs/[\w/-]+\.md", text):
+            assert (root / page_name).is_file(), (path, page_name)
+            found += 1
+    assert found > 5
 
 
 PRINTED_BY = {
