@@ -447,6 +447,12 @@ ROWS = [
         f"{SCRIPTED.replace('script.py', 'start.py')} --at pk/train.py:views_of -- --steps 3",
         "cmi_start.json",
     ),
+    (
+        f"{SCRIPTED} --at script.py:2 -- --steps 3; {SCRIPTED} --at script.py:{LINE}:views -- --steps 3",
+        "--at FILE.py:LINE:FUNCTION; there are views_of",
+        f"{SCRIPTED} --at script.py:{LINE}:views_of -- --steps 3",
+        SCRIPTS,
+    ),
 ]
 
 
