@@ -92,12 +92,12 @@ def _held_out(where: Path, class_names: Sequence[str]) -> Path | None:
 
 
 def _annotations(where: Path) -> dict[str, list[Path]]:
-    """Return the pictures in images/ by class, as a file *annotations.txt says, line by line: picture, class, ..."""
+    """Return the pictures in images/ by class, as val_annotations.txt says, line by line: picture, class, ..."""
+    file = where / "val_annotations.txt"
     found: dict[str, list[Path]] = {}
-    for file in where.glob("*annotations.txt"):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            picture, name, *_ = line.split("\t")
-            found.setdefault(name, []).append(where / "images" / picture)
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        picture, name, *_ = line.split("\t")
+        found.setdefault(name, []).append(where / "images" / picture)
     return dict(sorted(found.items()))
 
 
