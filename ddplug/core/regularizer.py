@@ -207,6 +207,7 @@ class Regularizer:
         if not (self.active and torch.is_grad_enabled() and views.requires_grad):
             self.passed_by(views, labels)
             return views
+        self.watch.expects_action = True  # before the checks, as the host may catch what they raise
         return self._keeper.passed(views, self._checked(views, labels, real))
 
     def passed_by(self, images: Tensor | None = None, labels: Tensor | None = None) -> None:

@@ -145,6 +145,23 @@ def named_space(name: str, channels: int | None = None, own: AnySpace | None = N
     raise InputError(f"unknown input space {name!r}, expected {SPELLINGS}.")
 
 
+BRIGHT = 16.0
+"""Intensity that no images reach, also distilled ones, which leave [0, 1]; bytes reach 255."""
+
+
+def too_bright(images: Tensor, space: AnySpace | None) -> str | None:
+    """Return a sentence on images (n, c, h, w) that are bytes rather than in `space`; None if they may be."""
+    if not isinstance(space, InputSpace) or not images.numel() or images.shape[1] != space.channels:
+        return None
+    brightest = float(space.to_unit(images.detach()).amax())
+    if not BRIGHT < brightest < math.inf:
+        return None
+    return (
+        f"the images are taken as {space}, in which they have intensities up to {brightest:.3g} instead of 1. Of "
+        "bytes, images.float() / 255 makes intensities, which are input_space='unit'."
+    )
+
+
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
     """`values` as a (c, 1, 1) tensor of the dtype and device of `like`."""
     # Filled in on the device: a copy from the host would be a wait for it, and cannot be captured in a CUDA graph.

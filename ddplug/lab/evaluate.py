@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ddplug.datasets.images import ImageData
-from ddplug.datasets.spaces import AnySpace
+from ddplug.datasets.spaces import AnySpace, too_bright
 from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
 from ddplug.lab.judging import STANDARD_LR, DSAViews, Recipe, check_fits, maker, resolve, usual_strategy
@@ -215,6 +215,8 @@ def _check(
     if runs < 1 or epochs < 1:
         raise InputError(f"runs and epochs must be at least 1, got {runs} and {epochs}")
     check_fits(synthetic.images, synthetic.labels, data)
+    if text := too_bright(synthetic.images, synthetic.space):
+        raise InputError(text)
     if synthetic.dataset not in (None, data.name):
         raise InputError(f"the set was distilled from {synthetic.dataset}, not from {data.name}; test it on its own")
     if not torch.isfinite(synthetic.images).all():

@@ -8,7 +8,7 @@ from math import ceil, comb
 import torch
 from torch import Tensor
 
-from ddplug.datasets.spaces import AnySpace, InputSpace
+from ddplug.datasets.spaces import AnySpace, InputSpace, too_bright
 from ddplug.errors import InputError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.proxy import Proxy
@@ -42,7 +42,9 @@ def doubts(
 
 
 def check_range(pool: ProxyPool, images: Tensor, space: AnySpace | None) -> None:
-    """Raise `InputError` if nothing is said of the images' space and they cannot be in the pool's; reads values."""
+    """Raise `InputError` if images cannot be in `space`, or without any in the pool's; reads values."""
+    if text := too_bright(images, space or pool.info.space):
+        raise InputError(text)
     if text := _range(pool, images, space):
         raise InputError(
             f"the images {text}. Say what the images are: input_space='unit' (for [0, 1]), 'normalized:cifar10' or the "
@@ -51,6 +53,8 @@ def check_range(pool: ProxyPool, images: Tensor, space: AnySpace | None) -> None
 
 
 def _taken_for_own(pool: ProxyPool, views: Tensor, space: AnySpace | None) -> str | None:
+    if text := too_bright(views, space or pool.info.space):
+        return text
     text = _range(pool, views, space)
     if text is None:
         return None

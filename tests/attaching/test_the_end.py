@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -215,3 +216,17 @@ def test_an_error_that_the_host_catches_is_quoted_at_the_end(place: str, pool: d
     else:
         with pytest.raises(ddplug.errors.HostError, match=quoted):
             handle.detach()
+
+
+def test_a_layer_whose_errors_the_host_caught(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """A line in the loop, without `attach`: every call raised, and the end quotes the first error."""
+    ddplug.errors.RAISED.clear()
+    layer = ddplug.Regularizer(pool, 1.0, announce=lambda _: None)
+    for _ in range(3):
+        with contextlib.suppress(Exception):
+            layer(batch[0].clone().requires_grad_() * 1, batch[1][:5]).sum().backward()
+    with pytest.warns(
+        ddplug.DDPlugWarning, match=r"never came into action.*caught an error: got labels of shape \(5,\)"
+    ):
+        layer.watch.report()  # as at the end of the process
+    layer.detach()

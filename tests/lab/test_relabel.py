@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from ddplug import InputSpace, ProxyPool, datasets
+from ddplug import DDPlugWarning, InputSpace, ProxyPool, Regularizer, datasets
 from ddplug.cli import app as cli
 from ddplug.datasets.images import ImageData, random_real
 from ddplug.datasets.spaces import NORMALIZATIONS
@@ -146,6 +146,32 @@ def test_intensities_are_not_taken_for_normalised_images(pool: ProxyPool, few: S
     run(*soft, "--input-space", "unit")
     torch.testing.assert_close(load_set(tmp_path / "soft.pt").labels, relabel(few, pool).labels, rtol=1e-4, atol=1e-5)
     assert load_set(tmp_path / "soft.pt").space == InputSpace.unit(1)
+
+
+@pytest.mark.parametrize("given", ["unit", "normalized", None])
+def test_bytes_are_not_taken_for_intensities(
+    pool: ProxyPool, few: SyntheticSet, digits: ImageData, given: str | None
+) -> None:
+    """Floats up to 255, whatever is said of them: by measure, relabel, evaluate, and by a warning of the layer."""
+    assert few.space is not None
+    space = {"unit": InputSpace.unit(1), "normalized": few.space, None: None}[given]
+    unit = few.space.to_unit(few.images)
+    held = replace(few, images=255 * unit, space=space)
+    looks: list[Callable[[SyntheticSet], object]] = [
+        lambda some: measure(pool, some.images, some.labels, input_space=some.space),
+        lambda some: measure_term(make("spread"), pool, some),
+        lambda some: relabel(some, pool),
+        lambda some: evaluate(some, digits, architectures=["convnet"], runs=1, epochs=1, options={"width": 8}),
+    ]
+    for look in looks if given is not None else looks[:-1]:
+        with pytest.raises(InputError, match="up to [0-9.]+ instead of 1. Of bytes.*float.. / 255.*input_space='unit'"):
+            look(held)
+        look(replace(few, images=held.images.float() / 255, space=InputSpace.unit(1)))
+        look(replace(few, images=6 * few.images))  # as far from [0, 1] as distilled images may be
+    layer = Regularizer(pool, 1.0, input_space=space, announce=lambda _: None)
+    with pytest.warns(DDPlugWarning, match="instead of 1. Of bytes"):
+        layer(held.images.clone().requires_grad_() * 1, held.labels).sum().backward()
+    layer.detach()
 
 
 @pytest.fixture(scope="module")
