@@ -189,6 +189,8 @@ class Looking:
         for result in reversed(results):
             if any(code in makers for code in result.within) or (at := self._at(result)) is None:
                 continue  # a part of a place
+            if result.code in _TORCH and any(_equal(result, each) for each in results):
+                continue  # a copy of what a function made
             whole = at.count(":") == 1
             nearest = bool(enter) and (not places or at == places[0][0])
             if nearest or (whole and result.code not in _TORCH):
@@ -261,6 +263,10 @@ def _tree(path: Path) -> ast.Module:
 
 def _viewlike(tensor: Tensor) -> bool:
     return tensor.requires_grad and tensor.ndim == 4 and like_images(tensor)
+
+
+def _equal(result: _Result, other: _Result) -> bool:
+    return other.code not in _TORCH and torch.equal(other.tensor, result.tensor)
 
 
 def _span(node: ast.expr) -> tuple[int | None, ...]:

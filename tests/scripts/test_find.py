@@ -165,6 +165,8 @@ SPAWNED = """
         mp.spawn(worker, nprocs=1, args=(3,))
 """
 """Scripts for several GPUs start a process for each, also if there is one."""
+CHAIN = "torch.roll(blur(images), 1, 3)"
+COPIED = "views = blur(images)\n        kept = [views.clone()]\n        kept.append(views.clone())\n        loss = nn"
 SCRIPTS = {
     "class by class": (CLASS_BY_CLASS, "aug.py:DiffAugment", "label_syn", ["--rounds", "3"]),
     "without an augmentation": (WITHOUT_AUGMENTATION, "script.py:7", "labels", []),
@@ -178,6 +180,7 @@ SCRIPTS = {
     "a leaf per class": (LEAVES, "script.py:Images.batch", "held.targets", []),
     "an embedding": (EMBEDDING, "script.py:images", "y", []),
     "a library's functions": (INSIDE_AN_EXPRESSION, "script.py:enlarge", "labels", []),
+    "a copy": (IN_A_CHAIN.replace("loss = nn", COPIED).replace(CHAIN, "kept[-1]"), "script.py:11", "labels", []),
     "spawned": (SPAWNED, "script.py:9", "targets", []),
     "unrolled": (UNROLLED, "aug.py:DiffAugment", "syn_labels", []),
 }
