@@ -27,7 +27,7 @@ def gathered(data: Any) -> tuple[Tensor, Tensor]:
     try:
         if isinstance(held, tuple | list) and held and isinstance(held[0], Tensor | np.ndarray):
             images, labels = held
-            return torch.as_tensor(images), torch.as_tensor(labels)
+            return _tensor(images), _tensor(labels)
         pairs = items(data)
         return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs], device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -37,12 +37,17 @@ def gathered(data: Any) -> tuple[Tensor, Tensor]:
         ) from error
 
 
+def _tensor(values: Any) -> Tensor:
+    """Return `values` as a tensor, wherever torch makes new tensors by default."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+
+
 def plain_labels(labels: Any) -> Tensor:
     """Return labels as a tensor: numbers (n, 1) as (n,), and one-hot rows (n, classes) as the classes' numbers (n,).
 
     Raises `TypeError` or `ValueError` if they are no numbers.
     """
-    given = torch.as_tensor(labels).detach()
+    given = _tensor(labels).detach()
     given = given if given.layout == torch.strided else given.to_dense()
     if given.ndim != 2 or not given.numel():
         return given

@@ -117,8 +117,8 @@ class _Sums:
     """Logs of the sums of probabilities by class, and the numbers of images."""
 
     def __init__(self) -> None:
-        self.logs = torch.empty(0, 0)
-        self.counts = torch.empty(0)
+        self.logs = torch.empty(0, 0, dtype=torch.float32, device="cpu")
+        self.counts = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def add(self, log_p: Tensor, labels: Tensor) -> None:
         """Add images with log probabilities (n, d) and class numbers (n,)."""

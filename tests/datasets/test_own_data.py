@@ -272,3 +272,11 @@ def test_bytes_are_made_images_of_the_space_that_is_given() -> None:
     assert made.space == space
     with pytest.raises(DataError, match="images have 3 channels"):
         as_image_data((BYTES, LABELS), space=InputSpace.unit(1))
+
+
+def test_arrays_wherever_torch_makes_tensors() -> None:
+    """The host's default device is not that of arrays and lists."""
+    with torch.device("meta"):
+        made = as_image_data((IMAGES.numpy(), LABELS.tolist()), test=(IMAGES.numpy(), LABELS.numpy()))
+    torch.testing.assert_close(made.train_images, IMAGES)
+    assert made.train_labels.tolist() == LABELS.tolist()
