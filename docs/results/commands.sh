@@ -53,6 +53,7 @@ ddplug compare dm --repo DatasetCondensation $cifar $logits $narrow \
     -- --dataset CIFAR10 --model ConvNetW32 --ipc 10 --batch_real 64 --Iteration 150 --data_path "$DATA"
 ddplug compare idc --repo Efficient-Dataset-Condensation $cifar $logits $narrow \
     -- -d cifar10 --ipc 10 --factor 2 --width 0.25 --niter 1 --inner_loop 2 --n_data 200 --batch_real 32 --workers 0 --data_dir "$DATA"
+# idc-weights: the line above with $small in the place of $narrow, --proxies epochs-5, --heldout held, --first-seed 70
 # The experts of MTT and DATM: ten ConvNets of width 32, eight epochs on 10 000 images (make_buffer.py of the upstream tests)
 ddplug compare mtt --repo mtt-distillation $cifar $logits $narrow --proxies experts \
     -- --ipc 10 --model ConvNetW32 --batch_syn 20 --syn_steps 4 --expert_epochs 1 --max_start_epoch 6 --lr_img 1000 --Iteration 1000 \
