@@ -1,4 +1,4 @@
-"""Random numbers that a function draws from generators that are not its own."""
+"""Random numbers that a function draws from generators that are not its own, or seeds of these."""
 
 from __future__ import annotations
 
@@ -33,22 +33,36 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def drawing(function: Callable[[], T], device: torch.device) -> tuple[T, str]:
-    """Return `function()`, and the name of the library whose own generator it draws from, or an empty string."""
-    states = _torch(device)
+    """Return `function()`, and the library whose own generator it draws from or seeds; an empty string if none."""
+    states, others = _torch(device), {library: state() for library, state in _OTHERS.items()}
     with _Draws() as draws:  # type: ignore[no-untyped-call]
         result = function()
     # An operation that may draw need not, as attention without dropout; and a state may move by another thread.
-    if draws.seen and states != _torch(device):
+    if states != _torch(device) and (draws.seen or _just_seeded()):
         return result, "torch"
-    for library, state in (("Python", random.getstate), ("NumPy", _numpy)):
+    for library, state in _OTHERS.items():
+        before = others[library]
         for _ in range(TRIES):
-            before = state()
-            result = function()
-            if state() == before:
+            now = state()
+            if now == before:
                 break
+            if now[1][-1] == _SEEDED:
+                return result, library
+            before, result = state(), function()
         else:
             return result, library
     return result, ""
+
+
+_SEEDED = 624
+"""The place in a Mersenne Twister's numbers at which it stands once it was seeded, and hardly ever otherwise."""
+
+
+def _just_seeded() -> bool:
+    """Return True if nothing was drawn since torch's generator was seeded."""
+    fresh = torch.Generator(device="cpu").manual_seed(torch.default_generator.initial_seed())
+    with temporarily_clear_interpreter_stack():
+        return torch.equal(fresh.get_state(), torch.default_generator.get_state())
 
 
 def _torch(device: torch.device) -> list[bytes]:
@@ -59,6 +73,10 @@ def _torch(device: torch.device) -> list[bytes]:
         return [state.numpy().tobytes() for state in states]
 
 
-def _numpy() -> object:
+def _numpy() -> tuple[Any, ...]:
     state: Any = np.random.get_state()
-    return state[1].tobytes(), state[2:]
+    return state[3:], (state[1].tobytes(), state[2])
+
+
+_OTHERS: dict[str, Callable[[], tuple[Any, ...]]] = {"Python": random.getstate, "NumPy": _numpy}
+"""The state of each library's own generator; its second item ends in the place in the numbers."""

@@ -104,14 +104,21 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda images: nn.functional.dropout(images),
     "NumPy": lambda images: images + 0 * np.random.rand(),
     "Python": lambda images: images + 0 * random.random(),
+    "a seed of torch": lambda images: (torch.manual_seed(3), images)[1],
+    "a seed of NumPy": lambda images: (np.random.seed(3), images)[1],
+    "a seed of Python": lambda images: (random.seed(3), images)[1],
 }
 
 
 @pytest.mark.parametrize("kind", DRAWS)
 def test_a_proxy_that_draws(kind: str) -> None:
-    """Kind: draws from generators that are not the proxy's. Looked at: torch, NumPy, `random`, for batches only."""
+    """Kind: draws from generators that are not the proxy's, and their seeds.
+
+    Looked at: torch, NumPy, `random`, for batches only.
+    """
     with pytest.raises(ProxyError, match="draws random numbers"):
         acted(Around(DRAWS[kind]))
+    torch.rand(1), np.random.rand(), random.random()  # so that the same seed has an effect again
     with pytest.raises(ProxyError, match="draws random numbers"):
         ddplug.CMI([Around(DRAWS[kind])])(IMAGES, LABELS)
 
