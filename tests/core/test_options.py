@@ -115,5 +115,5 @@ def test_a_comparison_notes_every_option_and_names_those_that_differ(tmp_path: P
     assert made == Settings().to_json()
     assert set(made["regularizer"]) == set(COMPARED)
     write_json({"settings": made}, tmp_path / SETTINGS)
-    assert not differing(tmp_path, {"settings": made})
-    assert differing(tmp_path, {"settings": other}) == ["draw (1 there, 2 asked for)"]
+    assert not differing(tmp_path, {"settings": made}, "")
+    assert differing(tmp_path, {"settings": other}, "") == ["draw (1 there, 2 asked for)"]

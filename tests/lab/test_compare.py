@@ -397,7 +397,7 @@ def test_damaged_files_are_named(tmp_path: Path, run: Any) -> None:
         ({"ipc": 1}, 1.0, "with one image per class .* weight-1-host would be the baseline"),
         ({"ipc": 1, "regularizer": {"calibrate": 2, "views_per_image": 2}}, 1.0, None),
         ({"ipc": 1}, 0.0, None),
-        ({"regularizer": {"calibrate": 6}}, 1.0, r"first 6 rounds \(calibrate\), and these runs have 6"),
+        ({"regularizer": {"calibrate": 6}}, 1.0, r"first 6 rounds, and these runs have 6"),
         ({"regularizer": {"calibrate": 5}}, 1.0, None),
         ({"regularizer": {"calibrate": 2, "every": 3}}, 1.0, "and these runs have 2"),
         ({"iterations": 7, "regularizer": {"calibrate": 2, "every": 3}}, 1.0, None),
