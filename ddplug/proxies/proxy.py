@@ -134,6 +134,11 @@ class Proxy:
             ) from error
         if version is not None and seen._version != version:
             raise self.error_in_place()
+        if len(features) != len(images):
+            raise ProxyError(
+                f"the head '{self.head}' of proxy '{self.name}' sees {len(features)} rows for {len(images)} images, "
+                "expected one row per image. Name another head."
+            )
         return features
 
     def _read(self, images: Tensor, representation: Representation) -> Tensor:
