@@ -40,6 +40,8 @@ ddplug pretrain held $cifar --arch convnet --width 32 --count 1 --epochs 12 --se
 ddplug compare own $cifar $small $short --first-seed 60 --proxies epochs-5 --heldout held
 ddplug compare own $cifar $small $short --first-seed 60 --proxies epochs-5 --heldout held --baseline own-epochs-5 \
     --terms cmi,ncmi,proxy_ce,cmi+proxy_ce,ncmi+proxy_ce
+# own-thousand
+ddplug compare own $cifar $small --first-seed 80 --proxies epochs-5 --heldout held --ipc 10 --batch-real 48 --iterations 1000 --checkpoints 4
 # own-noise, own-noise-digits
 ddplug compare own $cifar $logits $few $short --init noise --lr 20 --terms cmi,proxy_ce,cmi+proxy_ce --first-seed 60
 ddplug compare own --data digits $logits --init noise --lr 20 --terms cmi,proxy_ce,cmi+proxy_ce --first-seed 60 \
