@@ -135,7 +135,7 @@ def in_this_process(_: Upstream, command: list[str], log: Path) -> int:
     return 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a pool, a set, a host's checkout, and a script; the host's adapter is installed."""
     patch = pytest.MonkeyPatch()
