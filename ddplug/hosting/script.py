@@ -50,7 +50,7 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
         SystemExit: the script ended itself with an error, such as an unknown option, or was interrupted.
     """
     sources = {(repo / name).resolve(): Source(text) for name, text in spec.patched(repo).items()}
-    missing = [name for name in spec.packages if not [*importlib.metadata.Distribution.discover(name=name)]]
+    missing = [name for name in spec.packages if not _installed(name)]
     if missing:
         raise HostError(f"{spec.name} needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
     script = (repo / spec.script).resolve()
@@ -59,6 +59,11 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
             script, arguments, sources, path=[(repo / folder).resolve() for folder in spec.path],
             redirect_cuda=spec.redirect_cuda, numpy_aliases=spec.numpy_aliases,
         )  # fmt: skip
+
+
+def _installed(package: str) -> bool:
+    """Return True for a package that pip knows by this name, and for a module of this name, of whatever origin."""
+    return importlib.util.find_spec(package) is not None or any(importlib.metadata.Distribution.discover(name=package))
 
 
 @dataclass(frozen=True)

@@ -641,3 +641,10 @@ def test_an_interruption_names_the_file_if_there_is_one(
     said = capsys.readouterr().err
     assert Path("on.json").exists() == (steps > 0) == (str(Path("on.json").absolute()) in said)
     assert ("nothing is saved" in said) == (steps == 0)
+
+
+def test_a_hosts_package_is_there_by_either_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a module of whatever origin, a stand-in for a logger say, and by its name for pip, which may be another."""
+    (tmp_path / "a_logger.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [running._installed(name) for name in ("a_logger", "PyYAML", "no_logger")] == [True, True, False]
