@@ -22,7 +22,7 @@ from ddplug.errors import DataError, InputError
 from ddplug.proxies.pool import ProxyPool
 from ddplug.proxies.pool_files import write_centroids
 from ddplug.proxies.representations import Representation
-from ddplug.terms.base import Groups, group
+from ddplug.terms.base import group
 from ddplug.terms.cmi import check_temperature, log_centroids, log_probabilities
 from ddplug.terms.real import Real
 from ddplug.utils.progress import Bars
@@ -138,4 +138,4 @@ class _Sums:
         classes = self.counts.nonzero().flatten().cpu()
         counts = self.counts.cpu()[classes]
         logs = self.logs.cpu()[classes] - counts.to(self.logs.dtype).log()[:, None]
-        return Real(logs, Groups(classes, torch.arange(len(classes), device="cpu"), counts))
+        return Real.of_classes(logs, classes, counts)

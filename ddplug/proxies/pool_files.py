@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-import torch
 from torch import Tensor, nn
 
 from ddplug.datasets.spaces import AnySpace
 from ddplug.datasets.zca import space_from_json
 from ddplug.errors import DDPlugError, InputError, ProxyError
 from ddplug.proxies.proxy import PoolInfo, Proxy, StreamedProxy
-from ddplug.terms.base import Groups
 from ddplug.terms.real import Real
 from ddplug.utils.digest import file_sha256
 from ddplug.utils.files import user_path, write_bytes, write_json
@@ -264,9 +262,8 @@ def _read_centroids(path: Path, proxies: Sequence[Proxy]) -> None:
         base, _, name = key.rpartition("/")
         if name == "logs":
             index, representation, temperature = base.split("/")
-            classes, counts = tensors[f"{base}/classes"], tensors[f"{base}/counts"]
-            groups = Groups(classes, torch.arange(len(classes), device="cpu"), counts)
-            proxies[int(index)].centroids[representation, float(temperature)] = Real(logs, groups)
+            real = Real.of_classes(logs, tensors[f"{base}/classes"], tensors[f"{base}/counts"])
+            proxies[int(index)].centroids[representation, float(temperature)] = real
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

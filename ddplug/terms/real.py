@@ -24,6 +24,11 @@ class Real:
     groups: Groups
     """Their classes, among which are all those of the synthetic images."""
 
+    @classmethod
+    def of_classes(cls, rows: Tensor, classes: Tensor, counts: Tensor) -> Real:
+        """One row (c, d) for each class, such as its centroid, of `counts` images each."""
+        return cls(rows, Groups(classes, torch.arange(len(classes), device=classes.device), counts))
+
     def to(self, device: torch.device) -> Real:
         """The same on `device`."""
         groups = Groups(*(each.to(device) for each in (self.groups.classes, self.groups.index, self.groups.counts)))
