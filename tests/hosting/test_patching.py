@@ -360,9 +360,10 @@ def test_a_shipped_host_has_a_page_and_is_in_the_help(name: str) -> None:
     assert name in CliRunner().invoke(app, ["run", "--help"]).output
 
 
-def test_the_table_of_hosts_is_current() -> None:
+@pytest.mark.parametrize("page", ["README.md", "scripts.md"])
+def test_the_tables_of_hosts_are_current(page: str) -> None:
     docs = Path(__file__).parents[2] / "docs/hosts"
-    text = (docs / "README.md").read_text(encoding="utf-8")
+    text = (docs / page).read_text(encoding="utf-8")
     assert runpy.run_path(str(docs / "make.py"))["written"](text) == text, "run docs/hosts/make.py"
 
 
