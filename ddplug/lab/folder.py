@@ -50,6 +50,9 @@ class Judgement(TypedDict):
     accuracies: list[Fraction]
     cmi: NotRequired[float | None]
     cmi_heldout: NotRequired[float | None]
+    recognised: NotRequired[float | None]
+    """As in `ddplug.lab.measure.Measurement`, under the held-out pool, or the proxies without one."""
+    confidence: NotRequired[float | None]
     accuracies_by_arch: NotRequired[dict[str, list[Fraction]]]
 
 

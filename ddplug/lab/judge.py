@@ -12,12 +12,13 @@ import torch
 
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import AnySpace
-from ddplug.datasets.synthetic import SyntheticSet, load_set
+from ddplug.datasets.synthetic import SyntheticSet
 from ddplug.errors import InputError
 from ddplug.lab.evaluate import judged
 from ddplug.lab.folder import AGAIN, Judgement, read_json
 from ddplug.lab.judging import DSAPerNetwork, Recipe, maker, resolve
-from ddplug.lab.measure import measure_term
+from ddplug.lab.meaning import kept_set
+from ddplug.lab.measure import measure_term, recognition
 from ddplug.lab.plan import Settings
 from ddplug.networks.training import accuracy
 from ddplug.networks.zoo import seeded
@@ -84,7 +85,7 @@ class Judge:
         complete = all(len(by_arch.get(name, [])) >= runs for name in names)
         if "cmi" in record and len(record["accuracies"]) >= runs and complete:
             return _of(record, names)
-        synthetic = load_set(file)
+        synthetic, _ = kept_set(file, self.data)
         images, labels = synthetic.images.to(self.device), synthetic.labels.to(self.device)
         space, data = judged(synthetic, self.data)  # fits the whitening of a whitened set, once for both uses
         if "cmi" not in record:  # accuracies may be there, taken from another comparison
@@ -128,11 +129,14 @@ class Judge:
         return epochs, accuracies
 
     def _term(self, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> dict[str, float | None]:
-        """The term under both pools. The keys are those of CMI, whatever the term."""
+        """The term under both pools, under the keys of CMI whatever it is, and the images that proxies recognise."""
+        others = self.heldout or self.pool
+        recognised, confidence = recognition(others, images, synthetic.classes, others.derived_space(space))
         return {
             "cmi": self._value(self.pool, synthetic, images, space),
             "cmi_heldout": None if self.heldout is None else self._value(self.heldout, synthetic, images, space),
-        }
+            "recognised": recognised, "confidence": confidence,
+        }  # fmt: skip
 
     def _value(self, pool: ProxyPool, synthetic: SyntheticSet, images: torch.Tensor, space: AnySpace) -> float:
         how = dict(self.settings.measuring)

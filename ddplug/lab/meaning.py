@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 from ddplug.datasets.images import ImageData
 from ddplug.datasets.spaces import NORMALIZATIONS, AnySpace, InputSpace
-from ddplug.datasets.synthetic import SyntheticSet
+from ddplug.datasets.synthetic import SyntheticSet, load_set
 from ddplug.errors import InputError, caution
 from ddplug.proxies.pool import ProxyPool
 
@@ -38,6 +39,16 @@ def with_space(synthetic: SyntheticSet, given: str | None, data: ImageData) -> S
     if known is None:
         _compare_pixels(synthetic, given, whitened=meaning == "zca")
     return _in_space(synthetic, _named(meaning, data))
+
+
+def kept_set(path: Path, data: ImageData) -> tuple[SyntheticSet, AnySpace]:
+    """The set that a comparison kept in `path`, and its space: the file's, or by the meaning that it says.
+
+    That meaning comes from the host's options, so it holds however the pixels look.
+    """
+    kept = load_set(path)
+    space = kept.space or _named(kept.meaning or "", data)
+    return replace(kept, space=space), space
 
 
 def seen_by(

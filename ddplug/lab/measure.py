@@ -84,10 +84,7 @@ def measure(
             separations.append(class_separation(features, labels, kind=separation, temperature=temperature))
         if representation == "logit":
             recognised.append(_recognised(features, labels))
-    if representation != "logit":
-        recognised = [_recognised(logits, labels) for logits in _features(pool, images, "logit", input_space)]
-    shares = torch.stack(recognised).mean(0).tolist()
-    known = [None if math.isnan(share) else share for share in shares]
+    known = _means(recognised) if recognised else recognition(pool, images, labels, input_space)
     by_proxy = torch.stack(sums).sum(1) / len(images)
     per_class = torch.stack(sums).mean(0) / groups.counts
     gamma = torch.stack(separations) if several else None
@@ -105,6 +102,19 @@ def measure(
         recognised=known[0],
         confidence=known[1],
     )
+
+
+@torch.no_grad()
+def recognition(
+    pool: ProxyPool, images: Tensor, labels: Tensor, space: AnySpace | str | None
+) -> tuple[float | None, float | None]:
+    """`Measurement.recognised` and `Measurement.confidence` of images (n, c, h, w) with labels (n,)."""
+    return _means([_recognised(logits, labels) for logits in _features(pool, images, "logit", space)])
+
+
+def _means(recognised: list[Tensor]) -> tuple[float | None, float | None]:
+    share, confidence = (None if math.isnan(mean) else mean for mean in torch.stack(recognised).mean(0).tolist())
+    return share, confidence
 
 
 def _recognised(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from torch import Tensor
 
 from ddplug.core.figures import figure_of
-from ddplug.datasets.synthetic import load_set
 from ddplug.lab.folder import set_name
 from ddplug.lab.judge import Judge
-from ddplug.lab.meaning import with_space
+from ddplug.lab.meaning import kept_set
 from ddplug.lab.pictures import Labelled, Maps, draw_images, draw_over_time
 from ddplug.lab.tables import (
     COSTS,
@@ -68,9 +67,8 @@ def write_page(result: Mapping[str, Any], out: Path, entries: Path, judge: Judge
     """
     names, sets = names_of(result), dict[str, Labelled]()
     for entry in (entry for entry in result["entries"] if entry["seed"] == result["first_seed"]):
-        made = load_set(entries / entry["name"] / set_name(entry["checkpoints"][-1]["iteration"]))
-        space = with_space(made, None, judge.data).space
-        assert space is not None  # with_space sees to it
+        file = entries / entry["name"] / set_name(entry["checkpoints"][-1]["iteration"])
+        made, space = kept_set(file, judge.data)
         sets[names[entry["arm"]]] = (space.convert(made.images, judge.data.space), made.classes)
     pool = judge.heldout or judge.pool
     label, unit = term_of(result)

@@ -25,6 +25,7 @@ from ddplug.errors import DataError, InputError
 from ddplug.lab.compare import compare
 from ddplug.lab.dm_trainer import DistributionMatching
 from ddplug.lab.judge import Judge, judge_seed
+from ddplug.lab.measure import measure
 from ddplug.lab.own_trainer import Own
 from ddplug.lab.plan import Arm, Run, Settings, arms, read_weights
 from ddplug.lab.tables import left_out
@@ -108,7 +109,9 @@ def test_points_end_at_the_end() -> None:
 # --- pairs
 
 
-def test_arms_of_one_seed_differ_by_cmi_only(tmp_path: Path, run: Any, untouched: None) -> None:
+def test_arms_of_one_seed_differ_by_cmi_only(
+    tmp_path: Path, run: Any, pools: tuple[Path, Path], untouched: None
+) -> None:
     settings = replace(TINY, iterations=2, checkpoints=2, regularizer={"calibrate": 1})
     result = run(tmp_path, (0.0, 1e-12, 1.0), 2, settings, ("host", "clean"))
     for seed in (0, 1):
@@ -126,6 +129,10 @@ def test_arms_of_one_seed_differ_by_cmi_only(tmp_path: Path, run: Any, untouched
     at_start = [by_name[f"{arm}-seed0"][0]["accuracies"] for arm in result["arms"]]
     assert all(scores == at_start[0] for scores in at_start), "equal sets are judged by equal networks"
     assert by_name["weight-0-seed0"][0]["accuracies"] != by_name["weight-0-seed1"][0]["accuracies"]
+    made = load_set(tmp_path / "entries/weight-1-host-seed0/set-000002.pt")
+    measured = measure(ProxyPool.load(pools[1]), made.images, made.labels)
+    found = by_name["weight-1-host-seed0"][-1]
+    assert (found["recognised"], found["confidence"]) == (measured.recognised, measured.confidence), "held out"
 
 
 def test_every_seed_has_its_own_judges() -> None:
@@ -217,7 +224,8 @@ KILLED = """
     torch.set_num_threads(1)
     from ddplug import ProxyPool, datasets
     from ddplug.lab.compare import compare
-    from ddplug.lab.own_trainer import Own
+    from ddplug.lab.measure import measure
+from ddplug.lab.own_trainer import Own
     from ddplug.lab.judge import Judge, judge_seed
     from ddplug.lab.plan import Settings, arms
 

@@ -40,6 +40,7 @@ def entry(arm: str, seed: int, *checkpoints: tuple[int, list[float], float]) -> 
         "skipped": 0,
         "checkpoints": [
             {"iteration": iteration, "accuracies": scores, "cmi": cmi, "cmi_heldout": None,
+             "recognised": None, "confidence": None,
              "lambda": 5.0 if weight else None, "share": None}
             for iteration, scores, cmi in checkpoints
         ],
@@ -228,7 +229,10 @@ CMI = "weight-1-host"
 
 
 def record(arm: str, seed: int, accuracies: list[float], cmi: float, heldout: float | None) -> dict[str, Any]:
-    point = {"iteration": 5, "accuracies": accuracies, "cmi": cmi, "cmi_heldout": heldout, "lambda": 2.0, "share": 1.0}
+    point = {
+        "iteration": 5, "accuracies": accuracies, "cmi": cmi, "cmi_heldout": heldout, "recognised": None,
+        "confidence": None, "lambda": 2.0, "share": 1.0,
+    }  # fmt: skip
     views, weight = (None, 0.0) if arm == "weight-0" else ("host", 1.0)
     return {
         "name": f"{arm}-seed{seed}",

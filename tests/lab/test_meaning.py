@@ -16,7 +16,9 @@ from ddplug.datasets.zca import ZCASpace
 from ddplug.errors import DDPlugWarning
 from ddplug.lab import meaning
 from ddplug.lab.evaluate import judged
+from ddplug.lab.judge import Judge
 from ddplug.lab.measure import measure_term
+from ddplug.lab.plan import Settings
 from ddplug.lab.relabel import relabel
 from ddplug.networks.zoo import build
 from ddplug.proxies.pool import PoolInfo, ProxyPool
@@ -112,3 +114,17 @@ def test_noise_is_doubted_until_the_user_says_what_it_is(shapes: ImageData, pool
     assert "began as noise, give --input-space normalized" in said
     assert not warned(lambda: meaning.with_space(found, "normalized", shapes))
     assert not warned(lambda: meaning.seen_by(pool, found, "normalized", shapes))
+
+
+@pytest.mark.parametrize("form", ["normalized", "zca"])
+def test_of_a_set_that_a_comparison_kept_the_hosts_options_are_believed(
+    shapes: ImageData, whitening: ZCASpace, plain: SyntheticSet, pool: ProxyPool, form: str, tmp_path: Path
+) -> None:
+    """Long runs of MTT end in images that look as whitened ones do."""
+    noise = torch.randn(plain.images.shape, generator=torch.Generator().manual_seed(0))
+    images = noise if form == "normalized" else plain.images
+    save_set(SyntheticSet(images, plain.labels, meaning=form), tmp_path / "set-000001.pt")
+    judge = Judge(shapes, Settings(arch="convnet", width=8, epochs=1), pool, None, torch.device("cpu"))
+    assert not warned(lambda: judge(tmp_path / "set-000001.pt", 0, 0, lambda done: None, True))
+    found, space = meaning.kept_set(tmp_path / "set-000001.pt", shapes)
+    assert space == (shapes.space if form == "normalized" else whitening) == found.space
