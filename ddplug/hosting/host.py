@@ -73,7 +73,10 @@ class Host(Names):
         return str(args.method).lower() if "method" in self.defaults else name, dataset, ipc
 
     def recognises(self, host: object) -> bool:
-        """Return True if `host` is the imported script and no other host's script of that name fits better."""
+        """Return True if `host` is the imported script and no other host's script of that name fits better.
+
+        A script of the same name is another one, unless its text or its clone's folder is the host's.
+        """
         if not isinstance(host, types.ModuleType):
             return False
         spec, file = self.spec(), Path(getattr(host, "__file__", None) or "")
@@ -81,7 +84,8 @@ class Host(Names):
             return False
         others = (load(name, self.patches) for name in table(self.patches) if name != self.name)
         rivals = [other for other in others if Path(other.script).name == file.name]
-        return not rivals or _fit(spec, file) >= max(_fit(rival, file) for rival in rivals)
+        fit = _fit(spec, file)
+        return any(fit) and all(fit >= _fit(rival, file) for rival in rivals)
 
     def configure(self, *, views: Views = "host", inner: Inner = "one") -> None:
         """Take the options of `attach` that are not the regulariser's."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddplug.attaching import registry
 from ddplug.datasets.synthetic import load_set
 from ddplug.errors import DataError, HostError
 from ddplug.hosting import host as adapters
@@ -135,3 +136,11 @@ def test_of_scripts_of_one_name_each_is_its_own_hosts(tmp_path: Path) -> None:
         module = types.ModuleType("condense")
         module.__file__ = str(tmp_path / folder / "condense.py")
         assert [found for found in ("idc", "dream") if adapters.upstream(found).recognises(module)] == [name]
+
+
+def test_a_script_is_no_hosts_by_its_name_alone(tmp_path: Path) -> None:
+    """TESLA's and CAFE's are called distill.py, as MTT's is."""
+    module = types.ModuleType("distill")
+    module.__file__ = str(tmp_path / "distill.py")
+    Path(module.__file__).write_text("def DiffAugment(images): return images")
+    assert registry.find(module) is None

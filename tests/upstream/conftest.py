@@ -225,9 +225,15 @@ def tree_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tree() -> Callable[[Path], str]:
     return tree_hash
+
+
+@pytest.fixture(scope="session")
+def bench_of() -> Callable[[HostSpec, Path, Path], Bench]:
+    """Makes the bench of any description of a host, its checkout and the folder of its runs."""
+    return Bench
 
 
 @pytest.fixture

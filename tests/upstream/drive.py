@@ -14,7 +14,8 @@ image optimizer are written down: the images, the gradient that reached them, an
 them, computed in the loss form on the very views that went through ddplug's layer. With `options`, an object, the
 attached function is called on a namespace of them. With `two_devices`, the host's files are told that there are two;
 with `here`, a folder of that name in somebody's home is found where the program runs; `configure` are entries of
-Weights & Biases' configuration. With `time`, the layer's own time per round is printed at the end.
+Weights & Biases' configuration. With `time`, the layer's own time per round is printed at the end. With `watch`, the
+arguments of `watch.Watch`, any optimizer's steps of any images are written down.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from watch import Watch
 
 
 def fake_clock(folder: str) -> None:
@@ -222,6 +224,10 @@ def main() -> None:
         time_the_layer()
     if world.get("spy"):
         Spy(world["spy"], world.get("pool"), world.get("spy_steps", 2))
+    if world.get("watch"):
+        Watch(**world["watch"])
+    if world.get("environment"):
+        os.environ.update(world["environment"])
     if world.get("two_devices"):
         two_devices(world["clock"])
     if world.get("configure"):
