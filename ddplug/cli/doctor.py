@@ -88,7 +88,8 @@ def _hosts(folder: Path | None) -> Iterator[str]:
             spec = upstream(name).spec()
             repo = find_repo(spec, user_path(folder) / spec.folder if folder is not None else None)
             held = set(spec.states(repo).values())
-            yield f"host      {name}: {STATES[held.pop()] if len(held) == 1 else 'patched in part'} in {repo}"
+            state = "patched in part" if len(held) > 1 else STATES[held.pop()] if spec.run is None else "needs no patch"
+            yield f"host      {name}: {state} in {repo}"
         except HostError as error:
             yield f"host      {name}: {re.split('[;.] ', str(error))[0]}"
         except Exception as error:  # adapters of other packages may raise anything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,21 +13,21 @@ import typer
 
 from ddplug.choices import Inner
 from ddplug.cli.options import HOSTS as NAMED
-from ddplug.cli.options import load_data, takes
+from ddplug.cli.options import PATCHED, load_data, takes
 from ddplug.core.flags import FLAGS, HOSTS, read, read_weight
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.output import say
 
-HOST = typer.Argument(metavar="HOST", help=f"{NAMED}, or an installed package's.")
-Host = Annotated[str, HOST]
+OR = ", or an installed package's."
 OF_HOST = partial(typer.Option, rich_help_panel="A host")
 OF_SCRIPT = partial(typer.Option, rich_help_panel="Any script")
 
 
 @takes(HOSTS)
 def run(
-    host: Annotated[str | None, HOST] = None,
+    context: typer.Context,
+    host: Annotated[str | None, typer.Argument(metavar="HOST", help=NAMED + OR)] = None,
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="-- UPSTREAM ARGUMENTS", help="Arguments of the host's own script.")
     ] = None,
@@ -76,7 +77,7 @@ def run(
     **options: Any,
 ) -> None:
     """Run a host's unedited script with the regulariser; arguments after -- are the script's."""
-    for_host = {"--repo": repo, "--download": download, "--views": views != "host"}
+    for_host = {"--download": download, "--views": views != "host"}
     for_script = {
         "--at": at, "--labels": labels, "--steps": steps, "--history": history, "--path": path,
         "--input-space": input_space, "--redirect-cuda": redirect_cuda, "--old-numpy": old_numpy,
@@ -84,34 +85,48 @@ def run(
     }  # fmt: skip
     if script is None and host is None:
         raise InputError(f"name a host ({NAMED}), or any script with --script PATH.")
-    misplaced = [name for name, value in (for_script if script is None else for_host).items() if value]
-    if misplaced:
-        owner = "--script" if script is None else "hosts with a patch"
+    if script is not None and repo is not None:
+        raise InputError("--repo is for hosts only; leave it out.")
+    from ddplug.hosting.checkout import find_repo
+    from ddplug.hosting.host import upstream
+
+    adapter = upstream(host) if script is None and host is not None else None
+    spec = adapter.spec() if adapter is not None else None
+    patched = spec is not None and spec.run is None
+    if misplaced := [name for name, value in (for_script if patched else for_host).items() if value]:
+        owner = "--script and hosts without a patch" if patched else "hosts with a patch"
         raise InputError(f"{', '.join(misplaced)} is for {owner} only; leave it out.")
     if inner not in (None, *get_args(Inner)):
         raise InputError(f"unknown inner {inner!r}, expected {', '.join(get_args(Inner))}.")
     share, flags = read_weight(weight), {name: read(name, value) for name, value in options.items()}
     if proxies and ":" not in proxies:
         proxies = str(user_path(proxies).resolve())
-    if script is not None:
-        from ddplug.scripts.any_script import OPTIMIZER, Unpatched, run_unpatched
+    words = arguments or []
+    if not patched:
+        from ddplug.scripts.any_script import Unpatched, run_unpatched
 
-        given = Unpatched(
-            user_path(script).resolve(), at=tuple(at or [OPTIMIZER]), labels=labels, steps=steps, inner=inner or "one",  # type: ignore[arg-type]
-            record=user_path(history).absolute() if history is not None else None, path=_folders(path),
-            redirect_cuda=redirect_cuda, old_numpy=old_numpy,
-        )  # fmt: skip
-        words = [*([] if host is None else [host]), *(arguments or [])]
+        if spec is not None and spec.run is not None:
+            given = Unpatched.of_host(spec, find_repo(spec, repo))
+            source = context.get_parameter_source("term")
+            if source is not None and source.name == "DEFAULT":
+                flags["term"] = spec.run.get("term", flags["term"])
+        else:
+            assert script is not None
+            given = Unpatched(user_path(script).resolve())
+            words = [*([] if host is None else [host]), *words]
+        changed: dict[str, Any] = {
+            "at": tuple(at or ()), "labels": labels, "steps": steps, "inner": inner, "path": _folders(path),
+            "record": user_path(history).absolute() if history is not None else None, "redirect_cuda": redirect_cuda,
+            "old_numpy": old_numpy,
+        }  # fmt: skip
+        given = replace(given, **{name: value for name, value in changed.items() if value})
         real = partial(load_data, data, data_path, download=False) if data else None
         run_unpatched(given, words, share, proxies, input_space=input_space or None, data=real, **flags)
         return
-    from ddplug.hosting.checkout import find_repo
-    from ddplug.hosting.host import upstream
     from ddplug.hosting.script import run as run_host
 
-    assert host is not None
-    adapter, words = upstream(host), arguments or []
-    spec = adapter.spec()
+    assert adapter is not None
+    assert spec is not None
     checkout = find_repo(spec, repo)
     spec.patched(checkout)  # before the arguments are looked at
     if not download:
@@ -127,7 +142,7 @@ def _folders(paths: list[Path] | None) -> tuple[Path, ...]:
 
 
 def patch(
-    host: Host,
+    host: Annotated[str, typer.Argument(metavar="HOST", help=PATCHED + OR)],
     path: Annotated[Path, typer.Argument(help="The host's checkout.")],
     check: Annotated[bool, typer.Option("--check", help="Check that the patch fits; change nothing.")] = False,
     reverse: Annotated[
@@ -141,6 +156,9 @@ def patch(
     if check + reverse + diff > 1:
         raise InputError("give one of --check, --reverse and --diff.")
     spec = upstream(host).spec()
+    if spec.run is not None:
+        command = shlex.join(["ddplug", "run", host, "--repo", str(path), "--proxies", "POOL", "--", "ARGUMENTS"])
+        raise InputError(f"{host} needs no patch: run it with `{command}`.")
     repo = user_path(path).resolve()
     if diff:
         spec.check(repo)

@@ -51,7 +51,10 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="File to write the
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto (cuda if available).")]
 
 
-HOSTS = ", ".join(tomllib.loads(files("ddplug.patches").joinpath("hosts.toml").read_text(encoding="utf-8")))
+_ROWS = tomllib.loads(files("ddplug.patches").joinpath("hosts.toml").read_text(encoding="utf-8"))
+HOSTS = ", ".join(_ROWS)
+"""All hosts."""
+PATCHED = ", ".join(name for name, row in _ROWS.items() if "run" not in row)
 """The hosts that patches are shipped for."""
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -27,6 +27,14 @@ SHIPPED = "ddplug.patches"
 """The package of our own patches and their table."""
 
 
+class _Run(TypedDict):
+    """Options of `ddplug run` for a host without a patch."""
+
+    at: NotRequired[list[str]]
+    labels: NotRequired[str]
+    term: NotRequired[str]
+
+
 class _Record(TypedDict):
     """A host's table in `hosts.toml`."""
 
@@ -43,11 +51,12 @@ class _Record(TypedDict):
     redirect_cuda: NotRequired[bool]
     places: NotRequired[dict[str, dict[str, str]]]
     adapter: NotRequired[dict[str, Any]]
+    run: NotRequired[_Run]
 
 
 @dataclass(frozen=True)
 class HostSpec:
-    """An upstream repository at the commit of its patch; `hosts.toml` explains the fields."""
+    """An upstream repository at one commit; `hosts.toml` explains the fields."""
 
     name: str
     title: str
@@ -64,6 +73,8 @@ class HostSpec:
     numpy_aliases: tuple[str, ...] = ()
     places: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] | None = None
+    """None for a host with a patch; another one's patch is empty."""
 
     def __post_init__(self) -> None:
         if set(self.files) != set(self.patch.files):
@@ -114,6 +125,11 @@ class HostSpec:
             )
         held = states(self.patch, repo, self.files)
         other = [name for name, how in held.items() if how == "other"]
+        if other and self.run is not None:
+            raise HostError(
+                f"{', '.join(other)} in '{repo}' is not the file of commit {self.commit} of {self.url}. Check it out, "
+                f"or find a place that fits with `ddplug find {repo / self.script} -- ARGUMENTS`."
+            )
         if other:
             hand = "".join(self.patch.by_hand(name, self.places.get(name)) for name in other)
             raise HostError(
@@ -154,7 +170,7 @@ class HostSpec:
 
 
 def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
-    """The host `name` in `patches`, a package or a folder with `hosts.toml` and NAME.patch.
+    """The host `name` in `patches`, a package or a folder with `hosts.toml` and, for hosts with a patch, NAME.patch.
 
     Raises:
         HostError: the row or the patch is missing, or the row is not complete.
@@ -163,14 +179,16 @@ def load(name: str, patches: str | Path = SHIPPED) -> HostSpec:
     known = table(patches)
     if name not in known:
         raise HostError(f"there is no host '{name}' in the hosts.toml of {patches}; it has {', '.join(sorted(known))}.")
+    if "run" in known[name]:
+        return from_record(name, known[name], None)
     patch = _folder(patches) / f"{name}.patch"
     if not patch.is_file():
         raise HostError(f"{patches} has a table of host '{name}', but no {name}.patch beside it.")
     return from_record(name, known[name], patch.read_bytes())
 
 
-def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
-    """The host of a row of `hosts.toml` and the text of its patch."""
+def from_record(name: str, record: Mapping[str, Any], raw: bytes | None) -> HostSpec:
+    """The host of a row of `hosts.toml` and the text of its patch; None for a host without one."""
     check_record(dict(record), _Record, f"the record of host '{name}' in hosts.toml", _AGAIN, error=HostError)
     fields = {key: value for key, value in record.items() if key in _Record.__annotations__}
     fields["places"] = {
@@ -178,7 +196,8 @@ def from_record(name: str, record: Mapping[str, Any], raw: bytes) -> HostSpec:
     }
     for listed in ("path", "packages", "numpy_aliases"):
         fields[listed] = tuple(fields.get(listed, ()))
-    return HostSpec(name=name, patch=parse(raw), **fields)
+    patch = parse(raw) if raw is not None else Patch(dict.fromkeys(fields["files"], ()), b"")
+    return HostSpec(name=name, patch=patch, **fields)
 
 
 def find_repo(spec: HostSpec, given: Path | None = None) -> Path:

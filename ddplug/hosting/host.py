@@ -1,4 +1,4 @@
-"""The adapter of a host with a patch: the meaning of its names, how to install the layer, and where its sets are."""
+"""The adapter of a host: the meaning of its names, how to install the layer, and where its sets are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ddplug.utils.output import say
 
 
 class Host(Names):
-    """Base class of the adapters of hosts with a patch. `ddplug compare` also needs `saved`.
+    """Base class of the adapters of hosts. `ddplug compare` also needs `saved`.
 
     The attributes are set by a class, or by the host's row in `hosts.toml` (see `from_row`). In the methods,
     `arguments` are the host's command line. `ddplug run` inserts the patch while the script is read, `ddplug patch`
@@ -80,7 +80,7 @@ class Host(Names):
         if not isinstance(host, types.ModuleType):
             return False
         spec, file = self.spec(), Path(getattr(host, "__file__", None) or "")
-        if file.name != Path(spec.script).name:
+        if spec.run is not None or file.name != Path(spec.script).name:
             return False
         others = (load(name, self.patches) for name in table(self.patches) if name != self.name)
         rivals = [other for other in others if Path(other.script).name == file.name]
@@ -146,12 +146,13 @@ class Host(Names):
 
 
 def from_row(name: str, patches: str | Path = SHIPPED) -> Host:
-    """The adapter of a host whose row in `hosts.toml` has a table `adapter`: a class and values of its attributes.
+    """The adapter of a host by the table `adapter` of its row in `hosts.toml`: a class and values of its attributes.
 
-    The class is one of `ddplug.hosting.shapes`, or MODULE:CLASS. `defaults` are added to those of the class.
+    The class is `Host` by default, one of `ddplug.hosting.shapes`, or MODULE:CLASS. `defaults` are added to those of
+    the class.
     """
-    given = dict(table(patches)[name]["adapter"])
-    kind = given.pop("class")
+    given = dict(table(patches)[name].get("adapter", {}))
+    kind = given.pop("class", "ddplug.hosting.host:Host")
     made: Host = pkgutil.resolve_name(kind if ":" in kind else f"ddplug.hosting.shapes:{kind}")()
     unknown = [attribute for attribute in given if not hasattr(made, attribute)]
     if unknown:
@@ -162,10 +163,10 @@ def from_row(name: str, patches: str | Path = SHIPPED) -> Host:
 
 
 def upstream(name: str) -> Host:
-    """The adapter of the patched host `name`; `HostError` if there is no host of that name."""
+    """The adapter of the host `name`; `HostError` if there is no host of that name."""
     made = registry.make(name)
     if not isinstance(made, Host):
-        raise HostError(f"there is no host '{name}' with a patch; ddplug knows {', '.join(registry.names())}.")
+        raise HostError(f"there is no host '{name}'; ddplug knows {', '.join(registry.names())}.")
     return made
 
 

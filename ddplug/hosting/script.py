@@ -50,15 +50,20 @@ def run(spec: HostSpec, repo: Path, arguments: Sequence[str], *, must: bool) -> 
         SystemExit: the script ended itself with an error, such as an unknown option, or was interrupted.
     """
     sources = {(repo / name).resolve(): Source(text) for name, text in spec.patched(repo).items()}
-    missing = [name for name in spec.packages if not _installed(name)]
-    if missing:
-        raise HostError(f"{spec.name} needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
+    require_packages(spec)
     script = (repo / spec.script).resolve()
     with require_rounds(f"{spec.name} ({script.name})", must):
         execute(
             script, arguments, sources, path=[(repo / folder).resolve() for folder in spec.path],
             redirect_cuda=spec.redirect_cuda, numpy_aliases=spec.numpy_aliases,
         )  # fmt: skip
+
+
+def require_packages(spec: HostSpec) -> None:
+    """Raise `HostError` if a package of the host is missing."""
+    missing = [name for name in spec.packages if not _installed(name)]
+    if missing:
+        raise HostError(f"{spec.name} needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
 
 
 def _installed(package: str) -> bool:

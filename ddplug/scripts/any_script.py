@@ -31,9 +31,10 @@ from ddplug.core.options import Views
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
 from ddplug.errors import HostError, InputError, noted
+from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.layer import Layer, require_rounds, started
 from ddplug.hosting.options import Inner
-from ddplug.hosting.script import Source, execute
+from ddplug.hosting.script import Source, execute, require_packages
 from ddplug.proxies.pool import ProxyPool
 from ddplug.scripts.frames import Expression, Scope, Variables, arguments_of, calling, scope_of
 from ddplug.scripts.placing import Place, named, read, sources
@@ -67,6 +68,20 @@ class Unpatched:
     path: tuple[Path, ...] = ()
     redirect_cuda: bool = False
     old_numpy: bool = False
+
+    @classmethod
+    def of_host(cls, spec: HostSpec, repo: Path) -> Unpatched:
+        """The script of a host without a patch in its checkout `repo`, with the options of its row in `hosts.toml`.
+
+        Raises `HostError` if it is not the right checkout, or a package is missing.
+        """
+        assert spec.run is not None
+        spec.check(repo)
+        require_packages(spec)
+        return cls(
+            (repo / spec.script).resolve(), tuple(spec.run.get("at", [OPTIMIZER])), spec.run.get("labels", ""),
+            path=tuple((repo / folder).resolve() for folder in spec.path), redirect_cuda=spec.redirect_cuda,
+        )  # fmt: skip
 
     def command(self, name: str, at: str = "") -> list[str]:
         """The words of `ddplug NAME` on the script, without the script's own arguments."""

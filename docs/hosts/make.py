@@ -1,32 +1,55 @@
-"""Write the tables of README.md and scripts.md: `python docs/hosts/make.py`."""
+"""Write the tables of README.md and scripts.md, and the facts of each host there: `python docs/hosts/make.py`."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ddplug.hosting.checkout import table
 from ddplug.hosting.host import Host, from_row
 
 HERE = Path(__file__).parent
-BLOCK = re.compile(r"(<!-- (hosts|checks): written by make.py -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (\w+): written by make.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def hosts() -> Iterator[str]:
     """The rows of the table of hosts, as Markdown."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("[!R]*.md"))}
-    yield "| host | method | script | licence | loop | `ddplug compare` |"
+    yield "| host | method | script | licence | patch, its loop | `ddplug compare` |"
     yield "|---|---|---|---|---|---|"
     for name, row in table().items():
-        host = from_row(name)
+        kinds = [kind.__name__ for kind in type(from_row(name)).mro()]
         page = next(page for page, text in pages.items() if f"ddplug run {name} " in text)
-        loop = next(kind.__name__ for kind in type(host).mro() if kind.__name__.endswith("Like"))
-        compared = "no" if type(host).saved is Host.saved else "yes"
-        script = f"[{row['script']}]({row['url']}/tree/{row['commit']})"
-        cells = (f"[`{name}`]({page})", row["title"], script, row["licence"], loop.removesuffix("Like"), compared)
-        yield "| " + " | ".join(cells) + " |"
+        patch = "none needed"
+        if "run" in row:
+            page += f"#{name}"
+        else:
+            patch = next(kind for kind in kinds if kind.endswith("Like")).removesuffix("Like")
+        compared = "no" if type(from_row(name)).saved is Host.saved else "yes"
+        yield f"| [`{name}`]({page}) | {row['title']} | {_link(row)} | {row['licence']} | {patch} | {compared} |"
+
+
+def _link(row: dict[str, Any]) -> str:
+    return f"[{Path(row['script']).name}]({row['url']}/blob/{row['commit']}/{row['script']})"
+
+
+def facts(name: str) -> Iterator[str]:
+    """The facts of a host without a patch that its row has, as Markdown."""
+    row = table()[name]
+    run = row["run"]
+    place = " and ".join(f"`{at}`" for at in run.get("at", ["optimizer"]))
+    yield f"{row['title']}. [{row['script']}]({row['url']}/blob/{row['commit']}/{row['script']}), commit"
+    yield f"{row['commit'][:8]}, licence {row['licence']}. CMI is added at {place}"
+    if "labels" in run:
+        yield f"with `--labels '{run['labels']}'`"
+    if "term" in run:
+        yield f"with `--term {run['term']}`"
+    packages = ", ".join(row.get("packages", []))
+    yield f"by default. Packages: {packages}." if packages else "by default."
 
 
 def checks() -> Iterator[str]:
@@ -38,15 +61,13 @@ def checks() -> Iterator[str]:
         yield f"| `{name}` | {' | '.join(str(row.get(key, 'not checked')) for key in keys)} | {row.get('note', '')} |"
 
 
-ROWS = {"hosts": hosts, "checks": checks}
-
-
 def written(text: str) -> str:
-    """`text` with the present tables."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n" + "\n".join(ROWS[found[2]]()) + f"\n\n{found[3]}", text)
+    """`text` with the present tables and facts."""
+    made = {"hosts": hosts, "checks": checks, **{name: partial(facts, name) for name in table()}}
+    return BLOCK.sub(lambda found: f"{found[1]}\n" + "\n".join(made[found[2]]()) + f"\n\n{found[3]}", text)
 
 
 if __name__ == "__main__":
-    for name in ("README.md", "scripts.md"):
+    for name in ("scripts.md", "README.md"):
         page = HERE / name
         page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

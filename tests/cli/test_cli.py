@@ -271,13 +271,15 @@ def test_a_failing_process_shows_no_traceback() -> None:
     assert ran.stdout == ""
 
 
-def test_the_hosts_named_in_help_are_those_with_patches() -> None:
+def test_the_hosts_named_in_help_are_those_that_are_known() -> None:
     from importlib.resources import files
 
-    from ddplug.cli.options import HOSTS
+    from ddplug.cli.options import HOSTS, PATCHED
+    from ddplug.hosting.checkout import table
 
     shipped = {file.name.removesuffix(".patch") for file in files("ddplug.patches").iterdir() if ".patch" in file.name}
-    assert set(HOSTS.split(", ")) == shipped
+    assert set(PATCHED.split(", ")) == shipped
+    assert HOSTS.split(", ") == list(table())
 
 
 def test_help_versions_and_completion_import_no_torch() -> None:

@@ -24,17 +24,19 @@ PATCH = b"--- a/loop.py\n+++ b/loop.py\n@@ -1,0 +2 @@\n+import ddplug\n"
 PATCH += b"--- a/more.py\n+++ b/more.py\n@@ -1,0 +2 @@\n+c = 3\n"
 
 
+RECORD = {
+    "title": "our own loop", "url": "https://example.org/loop", "commit": "0" * 40, "licence": "MIT",
+    "folder": "loop", "script": "loop.py", "files": dict.fromkeys(("loop.py", "more.py"), blob_hash(LOOP)),
+}  # fmt: skip
+
+
 class Loop(Host):
     """A host of two files of our own."""
 
     name = "loop"
 
     def spec(self) -> HostSpec:
-        record = {
-            "title": "our own loop", "url": "https://example.org/loop", "commit": "0" * 40, "licence": "MIT",
-            "folder": "loop", "script": "loop.py", "files": dict.fromkeys(("loop.py", "more.py"), blob_hash(LOOP)),
-        }  # fmt: skip
-        return from_record("loop", record, PATCH)
+        return from_record("loop", RECORD, PATCH)
 
 
 class Broken:
@@ -89,6 +91,15 @@ def test_states_of_a_host(report: Callable[..., str], hosts: Path, monkeypatch: 
     assert "loop: patched in part" in report()
     (repo / "more.py").write_bytes(b"other\n")
     assert "loop: more.py" in report()
+
+
+def test_a_host_without_a_patch(report: Callable[..., str], hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {**RECORD, "files": {"loop.py": blob_hash(LOOP)}, "run": {}}
+    row = type("Row", (Host,), {"name": "row", "spec": lambda _: from_record("row", record, None)})
+    monkeypatch.setitem(registry._ADAPTERS, "row", row)
+    assert "row: needs no patch in /" in report()
+    (hosts / "loop" / "loop.py").write_bytes(b"other\n")
+    assert "row: loop.py in" in report()
 
 
 def test_an_adapter_that_cannot_be_made_is_named(report: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ddplug.cli.app import app
 from ddplug.errors import HostError, InputError
 from ddplug.hosting import patch as p
-from ddplug.hosting.checkout import LOCK, HostSpec, find_repo, from_record, load, table
+from ddplug.hosting.checkout import LOCK, HostSpec, _Run, find_repo, from_record, load, table
 from ddplug.utils.files import exclusive_lock
 
 LOOP = b"import math\n\ndef main():\n    total = 0\n    return total\n"
@@ -321,7 +321,9 @@ def test_where_a_checkout_is_looked_for(repo: Path, tmp_path: Path, monkeypatch:
 
 # What is shipped ------------------------------------------------------------------------------------------------------
 
-SHIPPED = sorted(table())
+SHIPPED = sorted(name for name, row in table().items() if "run" not in row)
+SCRIPTS = sorted(set(table()) - set(SHIPPED))
+"""Hosts without a patch."""
 
 PUBLISHED = {
     "dance": "d9929f18cedd", "datadam": "083eba2040fb", "datm": "cf7074723475", "dm": "720465604b84",
@@ -351,12 +353,12 @@ def _ends() -> set[bytes]:
     return {b"%d @@" % digit for digit in range(10)}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED + SCRIPTS)
 def test_a_shipped_host_has_a_page_and_is_in_the_help(name: str) -> None:
     host, docs = load(name), Path(__file__).parents[2] / "docs/hosts"
     (page,) = [path for path in docs.glob("*.md") if f"ddplug run {name} " in path.read_text() and path.stem != "own"]
     assert host.commit in page.read_text()
-    assert f"({page.name})" in (docs / "README.md").read_text()
+    assert f"({page.name}{f'#{name}' if name in SCRIPTS else ''})" in (docs / "README.md").read_text()
     assert name in CliRunner().invoke(app, ["run", "--help"]).output
 
 
@@ -367,13 +369,17 @@ def test_the_tables_of_hosts_are_current(page: str) -> None:
     assert runpy.run_path(str(docs / "make.py"))["written"](text) == text, "run docs/hosts/make.py"
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED + SCRIPTS)
 def test_a_shipped_record_is_whole(name: str) -> None:
     host = load(name)
     assert len(host.commit) == 40
     assert all(len(wanted) == 40 for wanted in host.files.values())
-    assert host.licence in ("MIT", "none")
+    assert host.licence in ("MIT", "none") or name in SCRIPTS
     assert host.script in host.files
+    assert set(host.run or ()) <= set(_Run.__annotations__)
+    for at in (host.run or {}).get("at", ()):
+        file, _, place = at.partition(":")
+        assert not place.isdigit() or any(known.endswith(file) for known in host.files), "lines move with other commits"
     for file, insertions in host.patch.files.items():
         assert set(host.places.get(file, {})) <= {insertion.after for insertion in insertions}, "places of no insertion"
 

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,9 +19,13 @@ import torch
 from torch import Tensor
 
 from ddplug import ProxyPool, Regularizer, Relative
+from ddplug.attaching import registry
 from ddplug.cli.app import app
 from ddplug.errors import HostError, InputError
+from ddplug.hosting.checkout import from_record
+from ddplug.hosting.host import Host
 from ddplug.hosting.layer import Layer
+from ddplug.hosting.patch import blob_hash
 from ddplug.hosting.script import Source, execute
 from ddplug.scripts.any_script import Unpatched, run_unpatched
 from ddplug.scripts.frames import Expression, Scope
@@ -311,8 +316,10 @@ def test_without_proxies_or_script_it_says_so(repo: Path) -> None:
         run_unpatched(Unpatched(repo / write(repo, "def f(")), [], 0.0, "")
     with pytest.raises(InputError, match="name a host"):
         app(["run"], standalone_mode=False)
-    with pytest.raises(InputError, match="--at is for --script"):
+    with pytest.raises(InputError, match="--at is for --script and hosts without a patch only"):
         app(["run", "dm", "--at", "f"], standalone_mode=False)
+    with pytest.raises(InputError, match="--repo is for hosts only"):
+        app(["run", "--script", "train.py", "--repo", "."], standalone_mode=False)
 
 
 def test_a_class_per_call(repo: Path, command: Callable[..., None], pool: ProxyPool) -> None:
@@ -405,3 +412,77 @@ def test_traces_show_the_scripts_own_lines(
     with pytest.raises(HostError, match="AssertionError"):
         command(name, *OWN, *ON)
     assert "train.py\", line 4, in augment\n    assert len(images) == 11, 'odd'" in capsys.readouterr().err
+
+
+# Hosts without a patch ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rowed(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`ddplug run row ...`: the stand-in of one call per class, as a host whose row has the place and the labels."""
+
+    def register(**more: object) -> None:
+        record = {
+            "title": "our own loop", "url": "https://example.org/loop", "commit": "0" * 40, "licence": "MIT",
+            "folder": "repo", "script": "perclass.py", "path": ["."],
+            "files": {"perclass.py": blob_hash((STANDINS / "perclass.py").read_bytes())},
+            "run": {"at": ["flipping.py:augment"], "labels": "torch.arange(12) // 4"}, **more,
+        }  # fmt: skip
+        row = type("Row", (Host,), {"name": "row", "spec": lambda _: from_record("row", record, None)})
+        monkeypatch.setitem(registry._ADAPTERS, "row", row)
+
+    register()
+
+    def run(*ours: object, theirs: tuple[object, ...] = (), **more: object) -> None:
+        if more:
+            register(**more)
+        app(["run", "row", "--repo", str(repo), *map(str, ours), "--", *map(str, theirs)], standalone_mode=False)
+
+    return run
+
+
+def test_a_host_without_a_patch_is_the_script_with_the_options_of_its_row(
+    command: Callable[..., None], rowed: Callable[..., None], repo: Path
+) -> None:
+    command("perclass.py", "--labels", "torch.arange(12) // 4", *ON, theirs=("--out", "script.pt"))
+    rowed(*ON, theirs=("--out", "row.pt"))
+    assert torch.equal(images("row.pt"), images("script.pt"))
+    files = set(Path().glob("*"))
+    rowed("--weight", 0, theirs=("--out", "off.pt"))
+    assert set(Path().glob("*")) - files == {Path("off.pt")}
+    assert not torch.equal(images("row.pt"), images("off.pt"))
+
+
+def test_options_of_the_user_come_before_those_of_the_row(
+    command: Callable[..., None], rowed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rowed(*ON, "--at", "perclass.py:24", "--labels", "c", "--history", "own.json", theirs=("--out", "line.pt"))
+    assert "at perclass.py:24" in capsys.readouterr().out
+    assert Path("own.json").is_file()
+    row = {"at": ["flipping.py:augment"], "labels": "c", "term": "no_such_term"}
+    with pytest.raises(InputError, match="no_such_term"):
+        rowed(*ON, run=row)
+    rowed(*ON, "--term", "cmi", run=row)
+    with pytest.raises(InputError, match="--views is for hosts with a patch only"):
+        rowed(*ON, "--views", "clean")
+
+
+def test_another_commit_or_a_missing_package_is_an_error(
+    command: Callable[..., None], rowed: Callable[..., None], repo: Path
+) -> None:
+    with pytest.raises(HostError, match="row needs no_such_package; install with: pip install no_such_package"):
+        rowed(*ON, packages=["no_such_package"])
+    with (repo / "perclass.py").open("a") as script:
+        script.write("# changed\n")
+    with pytest.raises(HostError, match=r"perclass.py in .* is not the file of commit 0{40}.*ddplug find"):
+        rowed(*ON, packages=[])
+    with pytest.raises(HostError, match="there is no folder"):
+        app(["run", "row", "--repo", "nowhere", "--proxies", "pool"], standalone_mode=False)
+
+
+def test_a_host_without_a_patch_is_not_patched_and_not_recognised(rowed: Callable[..., None], repo: Path) -> None:
+    with pytest.raises(InputError, match="row needs no patch: run it with `ddplug run row --repo"):
+        app(["patch", "row", str(repo)], standalone_mode=False)
+    script = ModuleType("perclass")
+    script.__file__ = str(repo / "perclass.py")
+    assert not registry.make("row").recognises(script)  # type: ignore[union-attr]
