@@ -61,7 +61,8 @@ def run(
     ] = "",
     history: Annotated[Path | None, OF_SCRIPT(help="File for CMI's history; cmi_SCRIPT.json by default.")] = None,
     input_space: Annotated[
-        str, OF_SCRIPT(help="Space of the views, if it is not the pool's: unit, normalized:cifar10, ...")
+        str,
+        OF_SCRIPT(help="Space of the views, if not the script's: unit, normalized:cifar10, normalized:MEAN/STD."),
     ] = "",
     data: Annotated[
         str, OF_SCRIPT(help="Real images for a term that compares with them: a data set's name or a folder's path.")

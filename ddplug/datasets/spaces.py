@@ -8,7 +8,8 @@ plausible, wrong number.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,7 +58,7 @@ class InputSpace:
             )
 
     @classmethod
-    def normalized(cls, mean: Sequence[float], std: Sequence[float]) -> InputSpace:
+    def normalized(cls, mean: Iterable[float], std: Iterable[float]) -> InputSpace:
         """The space of images normalised with `mean` and `std` (what torchvision's `Normalize` makes of [0, 1])."""
         return cls(tuple(float(m) for m in mean), tuple(float(s) for s in std))
 
@@ -116,14 +117,17 @@ NORMALIZATIONS: dict[str, InputSpace] = {
 }
 """The standard per-channel constants, by data set: what "normalized:NAME" means."""
 
-SPELLINGS = f"an InputSpace, 'unit' for [0, 1], 'normalized:NAME' ({', '.join(NORMALIZATIONS)}), or 'zca'"
+SPELLINGS = (
+    f"an InputSpace, 'unit' for [0, 1], 'normalized:NAME' ({', '.join(NORMALIZATIONS)}), 'normalized:MEAN/STD' "
+    "(normalized:0.5,0.5,0.5/0.2,0.2,0.2), or 'zca'"
+)
 
 
 def named_space(name: str, channels: int | None = None, own: AnySpace | None = None) -> AnySpace:
     """The space that a string means; `InputError` if it means none.
 
     Args:
-        name: "unit", "normalized:NAME" with a name of `NORMALIZATIONS`, or "zca".
+        name: "unit", "normalized:NAME" with a name of `NORMALIZATIONS`, "normalized:MEAN/STD", or "zca".
         channels: of the images, which "unit" needs to know.
         own: the space that "zca" is, if it is a whitening: its matrices are in no name.
     """
@@ -131,6 +135,9 @@ def named_space(name: str, channels: int | None = None, own: AnySpace | None = N
     plain = of.lower().replace("-", "").replace("_", "")
     if kind == "normalized" and plain in NORMALIZATIONS:
         return NORMALIZATIONS[plain]
+    if kind == "normalized" and of.count("/") == 1:
+        with suppress(ValueError):
+            return InputSpace.normalized(*(map(float, part.split(",")) for part in of.split("/")))
     if name == "unit":
         if channels is None:
             raise InputError("'unit' needs to know how many channels the images have: write InputSpace.unit(channels).")

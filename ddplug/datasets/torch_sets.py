@@ -11,9 +11,10 @@ they are.
 from __future__ import annotations
 
 import copy
+import gc
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,19 @@ def space_of(data: Any) -> InputSpace | None:
         elif kind in ("ToTensor", "ToDtype", "ConvertImageDtype"):
             space = _UNIT
     return space
+
+
+def normalised(channels: int) -> InputSpace | None:
+    """Return the space of all `Normalize` for images of so many channels in this process, if they agree, else None."""
+    found = set()
+    for each in gc.get_objects():
+        if type(each).__name__ != "Normalize":
+            continue
+        with suppress(AttributeError, TypeError, ValueError):  # another package's class of that name
+            mean, std = (_numbers(each, name) for name in ("mean", "std"))
+            found.add(InputSpace.normalized(*(ends * channels if len(ends) == 1 else ends for ends in (mean, std))))
+    of_images = [space for space in found if space.channels == channels]
+    return of_images[0] if len(of_images) == 1 else None
 
 
 _UNIT = InputSpace((0.0,), (1.0,))

@@ -30,6 +30,8 @@ from ddplug.core.flags import keywords
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
+from ddplug.datasets.spaces import InputSpace
+from ddplug.datasets.torch_sets import normalised
 from ddplug.errors import HostError, InputError, noted
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.layer import Layer, require_rounds, started
@@ -119,7 +121,7 @@ def run_unpatched(
         arguments: the script's own command line.
         weight: share of the host's own gradient; 0 is the script alone, to the bit.
         proxies: a pool's folder, or whatever else `ProxyPool.of` takes.
-        input_space: the views' normalisation; None if it is the pool's.
+        input_space: the views' normalisation; None if it is the script's only `Normalize`, else the pool's.
         data: returns the real images for a term that compares with them; called only for such a term.
         flags: values by the names in `ddplug.core.flags.FLAGS`.
 
@@ -200,16 +202,29 @@ class _LayerInScript:
     def check(self) -> None:
         """Raise `HostError` if the run showed that the labels were wrong."""
 
-    def _started(self, steps: int = 1) -> Layer:
-        """The layer, which is made at its first views."""
+    def _started(self, images: Tensor, steps: int = 1) -> Layer:
+        """The layer, which is made at its first images or views."""
         if self.layer is None:
             given, regularizer = self._given, self._regularizer
+            if regularizer.input_space is None:
+                self._take_space(images)
             if steps > 1 and given.inner != "all":
                 regularizer.stands_for(steps)
             facts = {"host": given.script.name, "dataset": regularizer.pool.info.dataset, "script": str(given.script)}
             record = given.record or Path(f"cmi_{given.script.stem}.json")
             self.layer = started(Layer(regularizer, steps=steps, inner=given.inner, record=record, facts=facts))
         return self.layer
+
+    def _take_space(self, images: Tensor) -> None:
+        """Take the views as the script normalises its data, unless they or the proxies' images are in [0, 1]."""
+        own, regularizer = self._regularizer.pool.info.space, self._regularizer
+        if not isinstance(own, InputSpace) or own == InputSpace.unit(own.channels):
+            return
+        if images.amin() >= 0 and images.amax() <= 1:
+            return
+        if (space := normalised(own.channels)) not in (None, own):
+            regularizer.input_space = space
+            say(f"ddplug: views are {space}, as the script's Normalize has it; --input-space overrides that")
 
 
 class _LayerAtCalls(_LayerInScript):
@@ -268,7 +283,7 @@ class _LayerAtCalls(_LayerInScript):
                 raise InputError(
                     f"--steps {self._given.steps!r} is {steps}, expected how many calls a backward pass covers."
                 )
-            self._started(steps)
+            self._started(views, steps)
         assert self.layer is not None
         step = self._calls % self.layer.steps if self.layer.steps > 1 else None
         self._calls += 1
@@ -321,7 +336,7 @@ class _LayerAtSteps(_LayerInScript):
     def _labels_of(self, images: Tensor) -> Tensor:
         """The labels of all images."""
         new = self.layer is None
-        self._started().save_when_due()
+        self._started(images).save_when_due()
         with self._variables.of(lambda: [*map(scope_of, calling())]):
             if self._given.labels:
                 return torch.as_tensor(self._variables.get(self._given.labels))

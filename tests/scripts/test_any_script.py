@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_network
 from torch import Tensor
 
 from ddplug import ProxyPool, Regularizer, Relative
@@ -360,6 +361,63 @@ def test_real_images_in_the_same_batch(line: bool, repo: Path, command: Callable
     number = next(n for n, text in enumerate((repo / name).read_text().splitlines(), 1) if "views =" in text)
     command(name, *(("--at", f"{name}:{number}") if line else ()), *ON)
     torch.testing.assert_close(images("out.pt"), expected(pool), rtol=1e-9, atol=1e-12)
+
+
+NORMALIZE = "from torchvision.transforms import Normalize\nnormalize = Normalize([0.5] * 3, [0.25, 0.5, 0.5])\n"
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("at", ["flipping.py:augment", "optimizer"])
+@pytest.mark.parametrize(
+    ("made", "given", "std"),
+    [
+        (NORMALIZE, (), (0.25, 0.5, 0.5)),
+        (NORMALIZE, ("--input-space", "normalized:0.5,0.5,0.5/1,2,4"), (1.0, 2.0, 4.0)),
+        (NORMALIZE + "other = Normalize([0.4] * 3, [0.3] * 3)\n", (), None),
+        (NORMALIZE.replace("[0.5] * 3", "[0.5] * 3 + [0.5]").replace("[0.25,", "[0.25, 0.5,"), (), None),
+        ("", (), None),
+    ],
+    ids=["one", "given", "two", "of_other_images", "nothing"],
+)
+def test_views_are_normalised_as_the_script_says(
+    made: str, given: tuple[str, ...], std: tuple[float, ...] | None, at: str, repo: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The proxy sees the images as it was trained on them, so CMI's gradient is that through the conversion."""
+    everything = gc.get_objects
+    others = {id(each) for each in everything() if type(each).__name__ == "Normalize"}  # of other modules of tests
+    monkeypatch.setattr(gc, "get_objects", lambda: [each for each in everything() if id(each) not in others])
+    network = tiny_network(7)
+    pool = ProxyPool.from_modules([network], input_space="normalized:cifar10")
+    monkeypatch.setattr(ProxyPool, "load", classmethod(lambda *_: pool))
+    parts = {"top": "from flipping import augment\n" + made, "views": "views = augment(images)"}
+    text = textwrap.dedent(LOOP).replace("range(2)", "range(1)")
+    for key, value in {**parts, "made": LABELS}.items():
+        text = text.replace(f"{{{key}}}", value)
+    write(repo, text)
+    options = ["--weight", "3", "--weighting", "absolute", "--representation", "logit", "--precision", "exact"]
+    run = ["run", "--script", str(repo / "train.py"), "--at", at, *options, *given, "--proxies", "pool"]
+    app(run, standalone_mode=False)
+    mine = "views are normalised by mean (0.5, 0.5, 0.5), std (0.25, 0.5, 0.5)" in capsys.readouterr().out
+    assert mine == (std == (0.25, 0.5, 0.5))
+    if at == "optimizer":
+        return  # of views that are drawn
+    torch.manual_seed(0)
+    leaf = torch.randn(12, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    views = leaf.flip(3) * 1.1
+    seen = views
+    if std is not None:
+        known, own = (
+            [torch.tensor(ends, dtype=torch.float64)[:, None, None] for ends in pair]
+            for pair in (((0.5,) * 3, std), ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
+        )
+        seen = (views * known[1] + known[0] - own[0]) / own[1]
+    logs = network(seen).log_softmax(1)
+    around = logs.exp().reshape(3, 4, -1).mean(1).repeat_interleave(4, 0).log()
+    cmi = (logs.exp() * (logs - around)).sum() / 12
+    ((views**2).sum() + 3 * cmi).backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(images("out.pt"), leaf.detach() - 0.1 * leaf.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_expressions_are_evaluated_in_the_first_function_that_knows_their_names() -> None:
