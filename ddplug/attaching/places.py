@@ -31,7 +31,8 @@ from ddplug.core.autograd import uncompiled
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import DDPlugError, HostError, noted
 
-AUGMENTATIONS = ("augment", "augmentation", "aug", "diff_augment", "DiffAugment", "diffaug", "augment_fn", "aug_fn")
+AUGMENTATIONS = ("DiffAugment", "diff_augment", "diffaug", "augment", "augmentation", "aug", "augment_fn", "aug_fn")
+"""Usual names; a script with several augments its real images for training by the others."""
 LOSSES = ("loss", "loss_fn", "compute_loss", "matching_loss", "distillation_loss", "calc_loss", "get_loss")
 IMAGES = (
     "synthetic", "syn", "images_syn", "image_syn", "img_syn", "syn_images", "syn_image", "syn_img", "synthetic_images",

@@ -275,20 +275,22 @@ class CudaOnCpu(_OnCpu):
     """Mode in which tensors for "cuda" are put on the CPU, for hosts that know no other device.
 
     It holds in the threads that are started meanwhile, and for `torch.load`, whose choice of a device a mode does not
-    see.
+    see. `torch.cuda.set_device` does nothing.
     """
 
     def __enter__(self) -> CudaOnCpu:
-        """Replace `torch.load`, and the start of threads."""
-        self._load, self._start = torch.load, threading.Thread.start
+        """Replace `torch.load`, `torch.cuda.set_device`, and the start of threads."""
+        self._load, self._set, self._start = torch.load, torch.cuda.set_device, threading.Thread.start
+        torch.cuda.set_device = lambda device: None
         torch.load = lambda file, map_location=None, *args, **kwargs: self._load(file, "cpu", *args, **kwargs)
         threading.Thread.start = lambda thread: self._started(thread)  # type: ignore[method-assign, assignment]
         return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
 
     def __exit__(self, *ended: Any) -> None:
-        """Restore both."""
+        """Restore all of them."""
         super().__exit__(*ended)  # type: ignore[no-untyped-call]
-        torch.load, threading.Thread.start = self._load, self._start  # type: ignore[method-assign]
+        torch.load, torch.cuda.set_device = self._load, self._set
+        threading.Thread.start = self._start  # type: ignore[method-assign]
 
     def _started(self, thread: threading.Thread) -> None:
         """Start `thread` in the mode."""

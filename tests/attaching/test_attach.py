@@ -80,6 +80,7 @@ def test_a_python_module(pool: ddplug.ProxyPool, batch: Batch) -> None:
     """As an upstream script is: functions in its globals, which its other functions look up at each call."""
     script = types.ModuleType("script")
     exec(  # the source of a script, run as import would
+        "def augment(images, labels):\n    raise AssertionError('real images are augmented by it elsewhere')\n"
         "def DiffAugment(x, labels=None):\n    return x * 1.5\n"
         "def main(x, y):\n    return DiffAugment(x, labels=y).sum()\n",
         vars(script),

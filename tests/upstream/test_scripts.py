@@ -64,7 +64,7 @@ class Row:
     """Folders for imports, relative to the checkout."""
     steps: int = 2
     """Steps of the images that are compared."""
-    long: int = 10
+    long: int = 5
     """Those of the runs whose CMI is compared."""
 
 
@@ -82,7 +82,7 @@ ROWS = {
         "tesla", "distill.py",
         "--ipc 2 --model ConvNet --batch_syn 10 --syn_steps 4 --expert_epochs 1 --max_start_epoch 2 "
         "--data_path DATA --buffer_path . --lr_img 1000 --eval_it 1000 --num_eval 0",
-        "--at utils.py:DiffAugment", ipc=2, views=10, rounds=4, cuda=True, watch={"apart": True},
+        "--at utils.py:DiffAugment", ipc=2, views=10, cuda=True, watch={"apart": True},
         attach={"labels": LABELS},
         prepare="from utils import get_network\n"
                 "nets = [get_network('ConvNet', 3, 10, (32, 32)) for _ in range(2)]\n"
@@ -120,11 +120,11 @@ ROWS = {
         "CAFE", "distill.py",
         "--ipc 10 --num_exp 1 --num_eval 0 --batch_real 8 --model ConvNetW32 --data_path DATA --init real "
         "--lambda_2 -1",
-        "", ipc=10, views=100,
+        "", ipc=10, views=100, long=3,
         line=("distill.py", 164, "ddplug.attach(optimizer_img, OPTIONS, labels=label_syn)"),
     ),
     "haba": Row(
-        "HABA", "distill_fac.py",
+        "DatasetFactorization", "distill_fac.py",
         "--ipc 2 --model ConvNetW32 --batch_syn 10 --syn_steps 3 --expert_epochs 1 --max_start_epoch 2 "
         "--data_path DATA --buffer_path EXPERTS --eval_it 1000 --num_eval 0 --n_style 2 --lr_img 10 --lr_style 1",
         "--at utils.py:DiffAugment --labels 'label.repeat(len(x) // len(label))'", ipc=2, views=50, cuda=True,
@@ -160,7 +160,7 @@ torch.manual_seed(0)
 with CudaOnCpu():
 """
 
-ON = ("--weight", 1, "--calibrate", 2, "--proxies", "POOL")
+ON = ("--weight", 1, "--calibrate", 1, "--proxies", "POOL")
 KINDS: dict[str, tuple[object, ...] | None] = {
     "direct": None,
     "zero": ("--weight", 0),
@@ -320,7 +320,7 @@ def test_attach_is_the_same_run(runs: Runs) -> None:
     row = runs.row
     world = runs.world("attached", row.long)
     if row.attach is not None:
-        said = json.dumps({"weight": 1, "proxies": str(runs.folders["POOL"]), "calibrate": 2, **row.attach})
+        said = json.dumps({"weight": 1, "proxies": str(runs.folders["POOL"]), "calibrate": 1, **row.attach})
         bench = runs.bench("attached")
         bench.drive("attach-main", runs.repo / row.script, said, *runs.words(row.arguments), **world)
     else:
@@ -330,7 +330,7 @@ def test_attach_is_the_same_run(runs: Runs) -> None:
         shutil.copytree(runs.repo, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", "__pycache__"))
         lines = (copy / file).read_text().splitlines(keepends=True)
         indent = lines[number - 1][: len(lines[number - 1]) - len(lines[number - 1].lstrip())]
-        options = f"weight=1, weighting=ddplug.Relative(2), proxies={str(runs.folders['POOL'])!r}"
+        options = f"weight=1, weighting=ddplug.Relative(1), proxies={str(runs.folders['POOL'])!r}"
         lines.insert(number, f"{indent}import ddplug; {text.replace('OPTIONS', options)}\n")
         (copy / file).write_text("".join(lines))
         bench = runs.bench("attached", copy)
