@@ -37,9 +37,9 @@ class Row:
     script: str
     arguments: str
     """The script's own."""
-    at: str
-    """The options of `ddplug run --script` that say where the layer goes, and its labels."""
-    ipc: int
+    at: str = ""
+    """Options of `ddplug run` that say where the layer goes, if it is another place than in `hosts.toml`."""
+    ipc: int = 1
     attach: Mapping[str, Any] | None = None
     """The arguments of `ddplug.attach` on the imported script; None where it has no such place."""
     line: tuple[str, int, str] | None = None
@@ -75,14 +75,14 @@ ROWS = {
         "FYI", "DC_DSA_DM/main_DM.py",
         "--ipc 10 --num_exp 1 --num_eval 0 --batch_real 16 --model ConvNetW32 --data_path DATA --Iteration 200 "
         "--run_tags a",
-        "--at utils.py:DiffAugment", ipc=10, views=20, rounds=10, watch={"apart": True},
+        ipc=10, views=20, rounds=10, watch={"apart": True},
         attach={"labels": [label for label in range(CLASSES) for _ in range(10)]},
     ),
     "tesla": Row(
         "tesla", "distill.py",
         "--ipc 2 --model ConvNet --batch_syn 10 --syn_steps 4 --expert_epochs 1 --max_start_epoch 2 "
         "--data_path DATA --buffer_path . --lr_img 1000 --eval_it 1000 --num_eval 0",
-        "--at utils.py:DiffAugment", ipc=2, views=10, cuda=True, watch={"apart": True},
+        ipc=2, views=10, cuda=True, watch={"apart": True},
         attach={"labels": LABELS},
         prepare="from utils import get_network\n"
                 "nets = [get_network('ConvNet', 3, 10, (32, 32)) for _ in range(2)]\n"
@@ -120,21 +120,20 @@ ROWS = {
         "CAFE", "distill.py",
         "--ipc 10 --num_exp 1 --num_eval 0 --batch_real 8 --model ConvNetW32 --data_path DATA --init real "
         "--lambda_2 -1",
-        "", ipc=10, views=100, long=3,
+        ipc=10, views=100, long=3,
         line=("distill.py", 164, "ddplug.attach(optimizer_img, OPTIONS, labels=label_syn)"),
     ),
     "haba": Row(
         "DatasetFactorization", "distill_fac.py",
         "--ipc 2 --model ConvNetW32 --batch_syn 10 --syn_steps 3 --expert_epochs 1 --max_start_epoch 2 "
         "--data_path DATA --buffer_path EXPERTS --eval_it 1000 --num_eval 0 --n_style 2 --lr_img 10 --lr_style 1",
-        "--at utils.py:DiffAugment --labels 'label.repeat(len(x) // len(label))'", ipc=2, views=50, cuda=True,
+        ipc=2, views=50, cuda=True,
         watch={"images": "torch.cat([style(image_syn.flatten(0, 1)) for style in styles])"},
         line=("distill_fac.py", 174, "import sys; ddplug.attach(sys.modules['__main__'], OPTIONS, at='DiffAugment', "
               "labels=lambda views: label.repeat(len(views) // len(label)))"),
     ),
     "edf": Row(
         "EDF", "distill/edf_distill.py", "--cfg config.yaml",
-        "--at utils/utils_baseline.py:DiffAugment --labels 'torch.arange(len(image_syn)) // args.ipc'",
         ipc=2, views=40, cuda=True, path=(".",), watch={"accumulated": True},
         attach={"labels": LABELS},
         config={"dataset": "CIFAR10", "ipc": 2, "model": "ConvNetW32", "batch_syn": 10, "syn_steps": 4,
@@ -225,10 +224,8 @@ class Runs:
 
     @property
     def command(self) -> list[object]:
-        """`ddplug run` on the script, up to the regulariser's options."""
-        paths = [word for folder in self.row.path for word in ("--path", self.repo / folder)]
-        cuda = ["--redirect-cuda"] if self.row.cuda else []
-        return ["run", "--script", self.repo / self.row.script, *cuda, *paths, *shlex.split(self.row.at)]
+        """`ddplug run` on the host, up to the regulariser's options."""
+        return ["run", self.name, "--repo", self.repo, *shlex.split(self.row.at)]
 
     def record(self, kind: str) -> dict[str, Any]:
         """What the layer wrote in a run."""

@@ -158,13 +158,13 @@ class Watch:
 
     def _look(self, network: torch.nn.Module) -> None:
         """CMI's gradient on the images, through the host's own way to the views so far."""
-        groups = [[each] for each in self._views] if self._apart else [self._views]
         self._labels = torch.cat([labels for _, labels in self._views])
-        self._cmi = [torch.zeros_like(leaf) for leaf in self._leaves]
-        for group in groups:
-            of_views = cmi_gradient(network, torch.cat([v for v, _ in group]), torch.cat([y for _, y in group]))
-            parts = of_views.to(group[0][0].dtype).split([len(views) for views, _ in group])
-            for (views, _), part in zip(group, parts, strict=True):
-                got = torch.autograd.grad(views, self._leaves, part, retain_graph=True, allow_unused=True)
-                for total, more in zip(self._cmi, got, strict=True):
-                    total += 0 if more is None else more
+        group = self._views[-1:] if self._apart else self._views  # earlier graphs are freed where rounds are apart
+        if self._cmi is None or not self._apart:
+            self._cmi = [torch.zeros_like(leaf) for leaf in self._leaves]
+        of_views = cmi_gradient(network, torch.cat([v for v, _ in group]), torch.cat([y for _, y in group]))
+        parts = of_views.to(group[0][0].dtype).split([len(views) for views, _ in group])
+        for (views, _), part in zip(group, parts, strict=True):
+            got = torch.autograd.grad(views, self._leaves, part, retain_graph=True, allow_unused=True)
+            for total, more in zip(self._cmi, got, strict=True):
+                total += 0 if more is None else more
