@@ -63,7 +63,9 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
     """Return the signature of `function`, without `self`; None for builtins that have none."""
     function = original(function)
     try:
-        return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+        return inspect.signature(
+            function if _is_object(function) or not isinstance(function, nn.Module) else function.forward
+        )
     except (TypeError, ValueError):
         return None
 
@@ -148,15 +150,15 @@ class Interception:
 
     def around(self, target: Any) -> Any:
         """Return what replaces `target`. A module or an object of a Python class stays itself."""
+        if _is_object(target):
+            if not _is_intercepted(target):
+                self.undo.append(_on_class(target, _CALL, self))
+            return target
         if isinstance(target, nn.Module):
             if not _is_intercepted(target):
                 self._hook(target)
             return target
         if not callable(target):
-            return target
-        if _is_object(target):
-            if not _is_intercepted(target):
-                self.undo.append(_on_class(target, _CALL, self))
             return target
         if self._made is None or self._made.__wrapped__ != target:
             self._made = Intercepted(target, self)
@@ -276,7 +278,7 @@ def _intercepts(instance: object, name: str) -> Interception | None:
 
 def _is_intercepted(target: object) -> bool:
     """Return True if calls of `target` are intercepted, for whatever owner."""
-    if not isinstance(target, nn.Module):
+    if not isinstance(target, nn.Module) or _is_object(target):
         return isinstance(target, Intercepted) or _intercepts(target, _CALL) is not None
     hooks = (*target._forward_pre_hooks.values(), *target._forward_hooks.values())
     of_target = any(isinstance(hook, ModuleHook) and hook.module() is target for hook in hooks)
@@ -284,9 +286,14 @@ def _is_intercepted(target: object) -> bool:
 
 
 def _is_object(target: object) -> bool:
-    """Return True if calls of `target` are of a Python class's `__call__`, on an object with attributes of its own."""
+    """Return True if calls of `target` are of a Python class's `__call__`, on an object with attributes of its own.
+
+    A module is such an object if its class has another `__call__` than torch's, which need not run torch's hooks.
+    """
     call = getattr(type(target), _CALL, None)
-    return isinstance(call, types.FunctionType) and hasattr(target, "__dict__") and not isinstance(target, nn.Module)
+    if not isinstance(call, types.FunctionType) or not hasattr(target, "__dict__"):
+        return False
+    return not isinstance(target, nn.Module) or not call.__module__.startswith("torch.")
 
 
 def _on_class(owner: object, name: str, interception: Interception) -> Undo:

@@ -137,6 +137,24 @@ def test_an_augmentation_that_is_an_object_stays_itself(pool: ddplug.ProxyPool, 
     assert Strength.__call__ is call
 
 
+class WithoutForward(torch.nn.Module):
+    """An augmentation that is a module, but is called without torch's hooks."""
+
+    def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return images * 1.5
+
+
+def test_a_module_with_a_call_of_its_own_is_intercepted(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    trainer, call = Trainer(*batch), WithoutForward.__call__
+    trainer.augment = WithoutForward()  # type: ignore[method-assign, assignment]
+    with attach(trainer, pool) as handle:
+        got = trainer.gradient()
+        WithoutForward()(batch[0].clone().requires_grad_()).sum().backward()  # another of the class
+        assert handle.regularizer.rounds == 1
+    torch.testing.assert_close(got, expected_gradient(pool, batch), rtol=1e-12, atol=0)
+    assert WithoutForward.__call__ is call
+
+
 @pytest.mark.parametrize("kind", ["method", "function", "partial"])
 def test_a_shallow_copy_of_a_trainer_runs_its_own(pool: ddplug.ProxyPool, batch: Batch, kind: str) -> None:
     class Scaled(Trainer):
