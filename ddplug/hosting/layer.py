@@ -149,8 +149,8 @@ class Layer:
         return self.regularizer.rounds - self._before[0] if self.regularizer is not None else 0
 
     def save_when_due(self) -> None:
-        """Save, if the last time is long ago."""
-        if time.monotonic() >= self._due:
+        """Save, if the last time is long ago and the folder is there, which a host may look for before it fills it."""
+        if time.monotonic() >= self._due and self.record is not None and self.record.parent.is_dir():
             with suppress(FileError):  # the last one reports it
                 self.save()
 

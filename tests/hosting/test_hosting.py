@@ -626,6 +626,30 @@ def test_no_end_of_a_run_loses_its_history(how: str, tmp_path: Path) -> None:
     assert found["rounds"] == len(found["history"]) == (1 if how == "SIGKILL" else 5)
 
 
+def test_the_host_makes_its_own_folder(tmp_path: Path) -> None:
+    """DATM and PAD make the folders within it only if it is not there when they save for the first time.
+
+    Kind: effects of the files of ours on the host. Looked at: the record during the run, before and after the host has
+    saved, and at the end of a run that saved nothing.
+    """
+    pool = ddplug.ProxyPool.from_modules([torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))])
+    cmi = Layer(ddplug.Regularizer(pool, 1.0, announce=lambda text: None), record=tmp_path / "run" / "cmi.json")
+    images = torch.randn(6, 3, 2, 2, requires_grad=True)
+
+    def step() -> None:
+        cmi(images * 1, torch.tensor([0, 0, 1, 1, 2, 2])).square().sum().backward()
+
+    step()
+    step()
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    step()
+    assert (tmp_path / "run" / "cmi.json").is_file()
+    shutil.rmtree(tmp_path / "run")
+    cmi.save()
+    assert (tmp_path / "run" / "cmi.json").is_file()
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_an_interruption_names_the_file_if_there_is_one(
     steps: int, host: Callable[..., Host], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
