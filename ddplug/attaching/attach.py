@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ddplug.attaching import registry
-from ddplug.attaching.data import RealData
+from ddplug.attaching.data import RealData, space_of_script
 from ddplug.attaching.held import Held
 from ddplug.attaching.hooks import original
 from ddplug.attaching.images import leaves_of
@@ -235,8 +235,10 @@ def attach(
     regularizer.real.sample_from(real.images)
     if real.known is not None and not regularizer.pool.pending:
         regularizer.pool.check_data(real.known.name, real.known.fingerprint())
-    if regularizer.input_space is None and regularizer.active:
+    if options.get("input_space") is None and regularizer.active:
         regularizer.input_space = regularizer.pool.derived_space(real.space)
+        if real.space is None and isinstance(trainer, ModuleType):
+            regularizer.input_space = partial(space_of_script, regularizer)
         if (like := real.like_views()) is not None and not regularizer.term.keeps_real:
             regularizer.watch.likeness = Likeness(like)
     # At weight 0 nothing is installed, except an augmentation that the user passed and whatever an adapter installs.

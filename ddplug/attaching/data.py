@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ddplug.attaching.held import items_of
 from ddplug.attaching.labels import class_numbers
+from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData, as_image_data
-from ddplug.datasets.spaces import AnySpace
+from ddplug.datasets.spaces import AnySpace, InputSpace
 from ddplug.datasets.splits import checked, gathered
-from ddplug.datasets.torch_sets import fitting, space_of
+from ddplug.datasets.torch_sets import fitting, normalised, space_of
 
 LOOKED_AT = 16
 """Number of images by which a `Normalize` is checked, so that the whole data set need not be read."""
@@ -23,6 +24,22 @@ COMPARED = 256
 """Number of images that the first views are compared with."""
 TEST = ("test", "val", "valid", "eval", "dev", "holdout")
 """Parts of the name of an attribute that holds a test split."""
+
+
+def space_of_script(regularizer: Regularizer, views: Tensor) -> InputSpace | None:
+    """Return the space of the script's `Normalize`, and announce it; None if it is the pool's, or not known.
+
+    Views in [0, 1] are not normalised. Neither are those for proxies of such images.
+    """
+    own = regularizer.pool.info.space
+    if not isinstance(own, InputSpace) or own == InputSpace.unit(own.channels):
+        return None
+    if views.amin() >= 0 and views.amax() <= 1:
+        return None
+    if (space := normalised(own.channels)) in (None, own):
+        return None
+    regularizer.announce(f"ddplug: views are {space}, as the script's Normalize has it; input_space= overrides that")
+    return space
 
 
 class RealData:

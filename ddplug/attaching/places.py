@@ -99,7 +99,8 @@ def find_place(
         f"no place for the regulariser was found in {kind}. Looked for an augmentation ({', '.join(AUGMENTATIONS)}), "
         f"a loss ({', '.join(LOSSES)}), a torch optimizer, and a host that an adapter knows. Found:\n{found}\n"
         "Say where: attach(..., at='NAME', labels='NAME'), or put the layer into the loop by hand: "
-        "views = ddplug.Regularizer(proxies, weight)(views, labels)."
+        "views = ddplug.Regularizer(proxies, weight)(views, labels). If functions of a script make the images, "
+        "`ddplug run --script FILE` finds them."
     )
 
 

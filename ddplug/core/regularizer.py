@@ -130,6 +130,7 @@ class Regularizer:
 
             view = DSA(seed=seed)
         self._given_space = input_space
+        self._find_space: Callable[[Tensor], AnySpace | None] | None = None
         self._to_pool = ToPool(self.pool, self.pool.space_of(input_space))
         if data is not None:
             data = as_image_data(data, space=None if isinstance(data, ImageData | str) else input_space)
@@ -153,13 +154,17 @@ class Regularizer:
 
     @property
     def input_space(self) -> AnySpace | None:
-        """The views' normalisation; None if it is the pool's. May be set before the first call."""
+        """The views' normalisation; None if it is the pool's. May be set before the first call.
+
+        A function is called with the first views, and returns it.
+        """
         return self._to_pool.space
 
     @input_space.setter
-    def input_space(self, space: AnySpace | str | None) -> None:
-        self._given_space = space
-        self._to_pool.space = self.pool.space_of(space)
+    def input_space(self, space: AnySpace | str | Callable[[Tensor], AnySpace | None] | None) -> None:
+        self._find_space = space if callable(space) else None
+        self._given_space = None if callable(space) else space
+        self._to_pool.space = self.pool.space_of(self._given_space)
         self.watch.likeness = None
 
     @property
@@ -332,7 +337,9 @@ class Regularizer:
     def _probe(self, views: Tensor, labels: Tensor) -> None:
         """Run the checks of the first call."""
         check_pool(self._expected_pool, self.pool.digest())
-        if self.input_space is None:  # by name, of a pool that was not there yet
+        if self._find_space is not None:
+            self.input_space = self._find_space(views)
+        elif self.input_space is None:  # by name, of a pool that was not there yet
             self._to_pool.space = self.pool.space_of(self._given_space)
         self.pool.check_draw(self.compute.draw)
         self.pool.check_classes(labels)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ddplug.attaching.data import space_of_script
 from ddplug.attaching.hooks import Undo, signature_of
 from ddplug.attaching.images import Images
 from ddplug.attaching.labels import LabelReader, held_labels, one_class_per_call
@@ -30,8 +31,6 @@ from ddplug.core.flags import keywords
 from ddplug.core.options import Views
 from ddplug.core.regularizer import Regularizer
 from ddplug.datasets.images import ImageData
-from ddplug.datasets.spaces import InputSpace
-from ddplug.datasets.torch_sets import normalised
 from ddplug.errors import HostError, InputError, noted
 from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.layer import Layer, require_rounds, started
@@ -144,6 +143,8 @@ def run_unpatched(
     if at_steps and options["views"].count == 1:
         options["views"] = Views(1, DSA(seed=options["seed"]))
     regularizer = Regularizer(pool, input_space=input_space, **options)
+    if input_space is None:
+        regularizer.input_space = functools.partial(space_of_script, regularizer)
     if data is not None:
         regularizer.real.sample_from(data)
     finding = given.finding(arguments)
@@ -202,29 +203,16 @@ class _LayerInScript:
     def check(self) -> None:
         """Raise `HostError` if the run showed that the labels were wrong."""
 
-    def _started(self, images: Tensor, steps: int = 1) -> Layer:
-        """The layer, which is made at its first images or views."""
+    def _started(self, steps: int = 1) -> Layer:
+        """The layer, which is made at its first views."""
         if self.layer is None:
             given, regularizer = self._given, self._regularizer
-            if regularizer.input_space is None:
-                self._take_space(images)
             if steps > 1 and given.inner != "all":
                 regularizer.stands_for(steps)
             facts = {"host": given.script.name, "dataset": regularizer.pool.info.dataset, "script": str(given.script)}
             record = given.record or Path(f"cmi_{given.script.stem}.json")
             self.layer = started(Layer(regularizer, steps=steps, inner=given.inner, record=record, facts=facts))
         return self.layer
-
-    def _take_space(self, images: Tensor) -> None:
-        """Take the views as the script normalises its data, unless they or the proxies' images are in [0, 1]."""
-        own, regularizer = self._regularizer.pool.info.space, self._regularizer
-        if not isinstance(own, InputSpace) or own == InputSpace.unit(own.channels):
-            return
-        if images.amin() >= 0 and images.amax() <= 1:
-            return
-        if (space := normalised(own.channels)) not in (None, own):
-            regularizer.input_space = space
-            say(f"ddplug: views are {space}, as the script's Normalize has it; --input-space overrides that")
 
 
 class _LayerAtCalls(_LayerInScript):
@@ -283,7 +271,7 @@ class _LayerAtCalls(_LayerInScript):
                 raise InputError(
                     f"--steps {self._given.steps!r} is {steps}, expected how many calls a backward pass covers."
                 )
-            self._started(views, steps)
+            self._started(steps)
         assert self.layer is not None
         step = self._calls % self.layer.steps if self.layer.steps > 1 else None
         self._calls += 1
@@ -336,7 +324,7 @@ class _LayerAtSteps(_LayerInScript):
     def _labels_of(self, images: Tensor) -> Tensor:
         """The labels of all images."""
         new = self.layer is None
-        self._started(images).save_when_due()
+        self._started().save_when_due()
         with self._variables.of(lambda: [*map(scope_of, calling())]):
             if self._given.labels:
                 return torch.as_tensor(self._variables.get(self._given.labels))

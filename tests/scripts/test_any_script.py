@@ -19,7 +19,7 @@ import torch
 from conftest import tiny_network
 from torch import Tensor
 
-from ddplug import ProxyPool, Regularizer, Relative
+from ddplug import Compute, ProxyPool, Regularizer, Relative, attach
 from ddplug.attaching import registry
 from ddplug.cli.app import app
 from ddplug.errors import HostError, InputError
@@ -367,7 +367,7 @@ NORMALIZE = "from torchvision.transforms import Normalize\nnormalize = Normalize
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("at", ["flipping.py:augment", "optimizer"])
+@pytest.mark.parametrize("at", ["flipping.py:augment", "optimizer", "attached"])
 @pytest.mark.parametrize(
     ("made", "given", "std"),
     [
@@ -394,10 +394,21 @@ def test_views_are_normalised_as_the_script_says(
     text = textwrap.dedent(LOOP).replace("range(2)", "range(1)")
     for key, value in {**parts, "made": LABELS}.items():
         text = text.replace(f"{{{key}}}", value)
-    write(repo, text)
-    options = ["--weight", "3", "--weighting", "absolute", "--representation", "logit", "--precision", "exact"]
-    run = ["run", "--script", str(repo / "train.py"), "--at", at, *options, *given, "--proxies", "pool"]
-    app(run, standalone_mode=False)
+    if at == "attached":
+        monkeypatch.syspath_prepend(str(repo))
+        script = ModuleType("script")
+        top, rest = "from flipping import augment\n", text.replace("from flipping import augment", "")
+        exec(top + "def main():\n" + textwrap.indent(rest, "    "), vars(script))
+        attach(
+            script, 3, proxies=pool, labels=torch.arange(3).repeat_interleave(4), weighting="absolute",
+            representation="logit", compute=Compute(precision="exact"), input_space=given[1] if given else None,
+        )  # fmt: skip
+        vars(script)["main"]()
+    else:
+        write(repo, text)
+        options = ["--weight", "3", "--weighting", "absolute", "--representation", "logit", "--precision", "exact"]
+        run = ["run", "--script", str(repo / "train.py"), "--at", at, *options, *given, "--proxies", "pool"]
+        app(run, standalone_mode=False)
     mine = "views are normalised by mean (0.5, 0.5, 0.5), std (0.25, 0.5, 0.5)" in capsys.readouterr().out
     assert mine == (std == (0.25, 0.5, 0.5))
     if at == "optimizer":
