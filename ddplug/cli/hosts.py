@@ -117,12 +117,12 @@ def run(
             words = [*([] if host is None else [host]), *words]
         changed: dict[str, Any] = {
             "at": tuple(at or ()), "labels": labels, "steps": steps, "inner": inner, "path": _folders(path),
-            "record": user_path(history).absolute() if history is not None else None, "redirect_cuda": redirect_cuda,
-            "old_numpy": old_numpy,
+            "record": user_path(history).absolute() if history is not None else None, "input_space": input_space,
+            "redirect_cuda": redirect_cuda, "old_numpy": old_numpy,
         }  # fmt: skip
         given = replace(given, **{name: value for name, value in changed.items() if value})
         real = partial(load_data, data, data_path, download=False) if data else None
-        run_unpatched(given, words, share, proxies, input_space=input_space or None, data=real, **flags)
+        run_unpatched(given, words, share, proxies, data=real, **flags)
         return
     from ddplug.hosting.script import run as run_host
 

@@ -32,6 +32,7 @@ class _Run(TypedDict):
 
     at: NotRequired[list[str]]
     labels: NotRequired[str]
+    input_space: NotRequired[str]
     term: NotRequired[str]
 
 

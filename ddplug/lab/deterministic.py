@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddplug.core.flags import FLAGS, read
 from ddplug.hosting.host import upstream
 from ddplug.hosting.script import run
+from ddplug.scripts.any_script import Unpatched, run_unpatched
 from ddplug.utils.files import write_json
 from ddplug.utils.meter import Meter
 
@@ -64,12 +66,18 @@ def main() -> None:
     """Run the host of the command line, and write seconds and peak memory (bytes, or null) to the file it names."""
     given: dict[str, Any] = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    spec, repo = upstream(given["host"]).spec(), Path(given["repo"])
+    spec, repo, ours = upstream(given["host"]).spec(), Path(given["repo"]), given["ours"]
     os.chdir(given["folder"])  # hosts write to where they are
     meter = Meter("cpu")  # asking after CUDA would start it, and hosts choose their devices before that
     seed_everything(given["seed"])
     with meter, clock(repo, given["seed"]):
-        run(spec, repo, given["arguments"], must=given["must"])
+        if spec.run is None:
+            words = [f"--cmi_{name}={value}" for name, value in ours.items()]
+            run(spec, repo, [*given["arguments"], *words], must=given["must"])
+        else:
+            flags = {name: read(name, value) for name, value in ours.items() if name in FLAGS}
+            row = Unpatched.of_host(spec, repo)
+            run_unpatched(row, given["arguments"], ours["weight"], ours.get("proxies"), **flags)
     times = meter.read()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         times["extra_memory"] = max(

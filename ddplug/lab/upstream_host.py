@@ -75,6 +75,8 @@ class Upstream:
         for arm in arms:
             if not arm.baseline:
                 Regularizer(judge.pool, **keywords(arm.weight, setting, term=self.settings.term_of(arm), **options))
+        if self.spec.run is not None and any(arm.views != "host" for arm in arms):
+            raise InputError(f"views clean are for hosts with a patch, and {self.spec.name} has none; leave them out.")
         self.settings.check_arms(arms, adapter.views_per_class(arguments))
         if not self.download:
             adapter.preflight(arguments)
@@ -112,7 +114,7 @@ class Upstream:
         given = {
             "host": self.spec.name, "repo": str(self.repo.resolve()), "seed": run.seed,
             "must": not run.arm.baseline, "folder": str(attempt), "times": str(attempt / TIMES),
-            "arguments": [*comparable(self.spec.name).command(self.arguments, attempt), *self._ours(run)],
+            "arguments": comparable(self.spec.name).command(self.arguments, attempt), "ours": self._ours(run),
         }  # fmt: skip
         status = self._wait_for([*self.runner, json.dumps(given)], attempt / LOG)
         if status != 0:
@@ -141,17 +143,17 @@ class Upstream:
                 process.kill()
                 raise
 
-    def _ours(self, run: Run) -> list[str]:
-        """Our options on the host's command line; at weight 0 that is the weight alone."""
+    def _ours(self, run: Run) -> dict[str, Any]:
+        """Our options of a run, as a command line has them; at weight 0 that is the weight alone."""
         ours: dict[str, Any] = {"weight": run.arm.weight}
         term = self.settings.term_of(run.arm)
         if not run.arm.baseline:
             ours |= {
-                "views": run.arm.views, "seed": run.seed, "proxies": user_path(self.proxies).resolve(),
+                "views": run.arm.views, "seed": run.seed, "proxies": str(user_path(self.proxies).resolve()),
                 **({"term": term} if term != FLAGS["term"].default else {}),
                 **{name: FLAGS[name].written(value) for name, value in self._options().items()},
             }  # fmt: skip
-        return [f"--cmi_{name}={value}" for name, value in ours.items()]
+        return ours
 
     def _options(self) -> dict[str, Any]:
         """The regulariser's options that hosts have; `InputError` for another that is not left as it is."""

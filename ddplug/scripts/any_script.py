@@ -65,6 +65,8 @@ class Unpatched:
     steps: str = ""
     """An expression: how many calls, one per inner step of an unrolled loop, one backward pass covers."""
     inner: Inner = "one"
+    input_space: str | None = None
+    """The views' normalisation; None if it is the script's only `Normalize`, else the pool's."""
     record: Path | None = None
     path: tuple[Path, ...] = ()
     redirect_cuda: bool = False
@@ -82,6 +84,7 @@ class Unpatched:
         return cls(
             (repo / spec.script).resolve(), tuple(spec.run.get("at", [OPTIMIZER])), spec.run.get("labels", ""),
             path=tuple((repo / folder).resolve() for folder in spec.path), redirect_cuda=spec.redirect_cuda,
+            input_space=spec.run.get("input_space"),
         )  # fmt: skip
 
     def command(self, name: str, at: str = "") -> list[str]:
@@ -109,7 +112,6 @@ def run_unpatched(
     weight: float | str,
     proxies: object,
     *,
-    input_space: str | None = None,
     data: Callable[[], ImageData] | None = None,
     **flags: Any,
 ) -> None:
@@ -120,7 +122,6 @@ def run_unpatched(
         arguments: the script's own command line.
         weight: share of the host's own gradient; 0 is the script alone, to the bit.
         proxies: a pool's folder, or whatever else `ProxyPool.of` takes.
-        input_space: the views' normalisation; None if it is the script's only `Normalize`, else the pool's.
         data: returns the real images for a term that compares with them; called only for such a term.
         flags: values by the names in `ddplug.core.flags.FLAGS`.
 
@@ -142,8 +143,8 @@ def run_unpatched(
     at_steps = given.at == (OPTIMIZER,)
     if at_steps and options["views"].count == 1:
         options["views"] = Views(1, DSA(seed=options["seed"]))
-    regularizer = Regularizer(pool, input_space=input_space, **options)
-    if input_space is None:
+    regularizer = Regularizer(pool, input_space=given.input_space, **options)
+    if given.input_space is None:
         regularizer.input_space = functools.partial(space_of_script, regularizer)
     if data is not None:
         regularizer.real.sample_from(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import partial
@@ -44,10 +45,8 @@ def facts(name: str) -> Iterator[str]:
     place = " and ".join(f"`{at}`" for at in run.get("at", ["optimizer"]))
     yield f"{row['title']}. [{row['script']}]({row['url']}/blob/{row['commit']}/{row['script']}), commit"
     yield f"{row['commit'][:8]}, licence {row['licence']}. CMI is added at {place}"
-    if "labels" in run:
-        yield f"with `--labels '{run['labels']}'`"
-    if "term" in run:
-        yield f"with `--term {run['term']}`"
+    if given := [f"`--{key.replace('_', '-')} {shlex.quote(value)}`" for key, value in run.items() if key != "at"]:
+        yield f"with {', '.join(given)}"
     packages = ", ".join(row.get("packages", []))
     yield f"by default. Packages: {packages}." if packages else "by default."
 

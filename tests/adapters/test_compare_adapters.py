@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ddplug import adapters
+from ddplug.datasets.spaces import InputSpace
 from ddplug.errors import HostError, InputError
 
 IMAGES, LABELS = torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1])
@@ -150,3 +152,69 @@ def test_idc(here: Path, tmp_path: Path) -> None:
         idc.comparable((*given, "--seed", "1"))
     with pytest.raises(HostError, match="decode_type multi cannot be judged"):
         idc.comparable((*given, "--decode_type", "multi"))
+
+
+def test_tesla_is_mtt_with_its_own_length(here: Path, tmp_path: Path) -> None:
+    tesla = adapters.upstream("tesla")
+    line = tesla.command(("--ipc", "2"), tmp_path / "run")
+    assert values(line, "--num_eval") == ["0"]
+    assert tesla.options(())["Iteration"] == 10000
+    with pytest.raises(HostError, match="tesla saves its set every 1000 iterations, and Iteration is 500"):
+        tesla.comparable(("--Iteration", "500"))
+    assert not tesla.recognises(adapters), "it is found by its script, as others without a patch"
+
+
+def test_ncfm(here: Path, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    ncfm, run = adapters.upstream("ncfm"), tmp_path / "run"
+    run.mkdir()
+    given = {"dataset": {"dataset": "cifar10", "data_dir": "mine"}, "train": {"seed": 3, "lr": "1e-3"},
+             "condense": {"niter": 1000, "factor": 2},
+             "save_path": {"save_dir": "out", "pretrain_dir": "nets"}}  # fmt: skip
+    (here / "own.yaml").write_text(yaml.safe_dump(given))
+    arguments = ("--gpu", "0", "-i", "5", "--config_path", "own.yaml")
+    assert ncfm.command(arguments, run) == [*arguments, "--config_path", str(run / "config.yaml")]
+    said = yaml.safe_load((run / "config.yaml").read_text())
+    assert (said["data_dir"], said["pretrain_dir"]) == (str(here / "mine"), str(here / "nets"))
+    assert (said["seed"], said["save_dir"], said["lr"]) == (0, str(run), "1e-3"), "a seed would be that of all runs"
+    assert ncfm.expected_setting(arguments) == ("ncfm", "cifar10", 5)
+    assert ncfm.views_per_class(arguments) == 20
+    ncfm.comparable(arguments)
+    assert ncfm.extra_inputs(arguments)["networks"] == {}
+    with pytest.raises(HostError, match="would look for cifar10 in 'mine'"):
+        ncfm.preflight(arguments)
+    sets = run / "condense" / "distilled_data"
+    sets.mkdir(parents=True)
+    for name in ("init", "1000"):
+        torch.save([IMAGES, LABELS], sets / f"data_{name}.pt")
+    ((iteration, made),) = ncfm.saved(run, arguments).items()
+    assert iteration == 1000
+    assert made.images.shape == (16, 3, 8, 8)
+    assert made.space == InputSpace.unit(3)
+    (here / "own.yaml").write_text(yaml.safe_dump({**given, "condense": {"niter": 500, "ipc": 7}}))
+    assert ncfm.views_per_class(arguments) == 7, "the file goes before the command line"
+    with pytest.raises(HostError, match="saves its set every 1000 iterations, and niter is 500"):
+        ncfm.comparable(arguments)
+
+
+def test_wmdd(here: Path, tmp_path: Path) -> None:
+    wmdd, run = adapters.upstream("wmdd"), tmp_path / "run"
+    given = ("--ipc", "2", "--iteration", "7", "--real-data-path", "mine")
+    line = wmdd.command(given, run)
+    assert values(line, "--real-data-path")[-1] == str(here / "mine")
+    assert "--ckpt-path" not in line
+    assert "--store-best-images" in line
+    assert values(line, "--syn-data-path") == [str(run / "sets")]
+    assert wmdd.expected_setting(given) == ("wmdd", "folder", 2)
+    with pytest.raises(InputError, match="--exp-name is set by"):
+        wmdd.comparable((*given, "--exp-name", "x"))
+    for number in range(4):
+        folder = run / "sets" / "imagenette" / "last" / f"new00{number // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / f"class00{number // 2}_id00{number}.png")
+    (run / "sets" / "imagenette" / "last" / "sample_weights.txt").write_text("0.5\n")
+    ((iteration, made),) = wmdd.saved(run, given).items()
+    assert iteration == 7
+    assert made.labels.tolist() == [0, 0, 1, 1]
+    assert (made.images[:, 0] == 1).all()
+    assert made.space == InputSpace.unit(3)

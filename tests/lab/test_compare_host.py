@@ -32,6 +32,7 @@ from ddplug.lab.deterministic import clock, seed_everything
 from ddplug.lab.judge import Judge
 from ddplug.lab.plan import Arm, Settings, arms
 from ddplug.lab.upstream_host import Upstream
+from ddplug.scripts.any_script import Unpatched
 
 # Networks of an epoch or none are enough for what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:proxy .* is right on")
@@ -47,7 +48,7 @@ HOST = """
     given = json.loads(sys.argv[1])
     arguments = given["arguments"]
     folder = pathlib.Path(arguments[arguments.index("--save_path") + 1])
-    ours = dict(word.removeprefix("--cmi_").split("=", 1) for word in arguments if word.startswith("--cmi_"))
+    ours = given["ours"]
     with open(pathlib.Path(sys.argv[0]).with_name("calls.txt"), "a") as calls:
         calls.write(json.dumps({"seed": given["seed"], "must": given["must"], **ours}) + "\\n")
     print("the host at work", os.environ.get("WANDB_MODE"))
@@ -95,12 +96,12 @@ def calls(folder: Path) -> list[dict[str, Any]]:
 def test_a_host_is_run_once_per_entry_and_judged_like_our_own(run: Any, tmp_path: Path, pool: Path) -> None:
     result = run()
     assert [(call["seed"], call["weight"], call["must"]) for call in calls(tmp_path)] == [
-        (0, "0.0", False), ("0", "0.5", True), (1, "0.0", False), ("1", "0.5", True),
+        (0, 0, False), (0, 0.5, True), (1, 0, False), (1, 0.5, True),
     ]  # fmt: skip
     baseline, arm = calls(tmp_path)[2:]
     assert baseline.keys() == {"seed", "must", "weight"}, "the baseline is the host alone"
     assert arm == {
-        "seed": "1", "must": True, "weight": "0.5", "views": "host", "proxies": str(pool.resolve()), "calibrate": "2",
+        "seed": 1, "must": True, "weight": 0.5, "views": "host", "proxies": str(pool.resolve()), "calibrate": 2,
     }  # fmt: skip
     first, second = result["entries"][:2]
     assert [point["iteration"] for point in second["checkpoints"]] == [5], "the host takes one step more than it says"
@@ -116,7 +117,7 @@ def test_a_host_is_run_once_per_entry_and_judged_like_our_own(run: Any, tmp_path
     assert len(calls(tmp_path)) == 4
     assert (tmp_path / "out/compare.json").read_text() == before
     run(seeds=3)
-    assert [(call["seed"], call["weight"]) for call in calls(tmp_path)[4:]] == [(2, "0.0"), ("2", "0.5")]
+    assert [(call["seed"], call["weight"]) for call in calls(tmp_path)[4:]] == [(2, 0), (2, 0.5)]
 
 
 def test_a_host_that_fails_is_named_and_can_be_run_again(run: Any, tmp_path: Path) -> None:
@@ -264,11 +265,28 @@ def test_a_host_works_in_the_folder_of_its_entry(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("ddplug.lab.deterministic.seed_everything", lambda seed: None)
     monkeypatch.setattr("ddplug.lab.deterministic._end_with_parent", lambda: None)
     given = {"host": "dm", "repo": str(tmp_path), "seed": 0, "must": True, "arguments": ["--ipc"],
-             "folder": str(tmp_path / "entry"), "times": str(tmp_path / "times.json")}  # fmt: skip
+             "ours": {"weight": 1.0}, "folder": str(tmp_path / "entry"),
+             "times": str(tmp_path / "times.json")}  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["repeatable", json.dumps(given)])
     repeatable.main()
-    assert (tmp_path / "entry/left.txt").read_text() == "dm ['--ipc'] True"
+    assert (tmp_path / "entry/left.txt").read_text() == "dm ['--ipc', '--cmi_weight=1.0'] True"
     assert json.loads((tmp_path / "times.json").read_text())["seconds"] >= 0
+
+
+def test_a_host_without_a_patch_is_run_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(repeatable, "run_unpatched", lambda *given, **flags: ran.append((*given, flags)))
+    monkeypatch.setattr(Unpatched, "of_host", classmethod(lambda _, spec, repo: (spec.name, repo)))
+    monkeypatch.setattr(repeatable, "seed_everything", lambda seed: None)
+    monkeypatch.setattr(repeatable, "_end_with_parent", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    for ours in ({"weight": 0}, {"weight": 1.0, "views": "host", "proxies": "pool", "seed": 4, "classes": 0}):
+        given = {"host": "tesla", "repo": str(tmp_path), "seed": 0, "must": True, "arguments": ["--ipc"], "ours": ours,
+                 "folder": str(tmp_path), "times": str(tmp_path / "times.json")}  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["repeatable", json.dumps(given)])
+        repeatable.main()
+    row = ("tesla", tmp_path)
+    assert ran == [(row, ["--ipc"], 0, None, {}), (row, ["--ipc"], 1.0, "pool", {"seed": 4, "classes": None})]
 
 
 def test_the_seed_is_everybodys() -> None:
