@@ -275,13 +275,15 @@ class CudaOnCpu(_OnCpu):
     """Mode in which tensors for "cuda" are put on the CPU, for hosts that know no other device.
 
     It holds in the threads that are started meanwhile, and for `torch.load`, whose choice of a device a mode does not
-    see. `torch.cuda.set_device` does nothing.
+    see. `torch.cuda.set_device` and `reset_peak_memory_stats` do nothing.
     """
 
     def __enter__(self) -> CudaOnCpu:
-        """Replace `torch.load`, `torch.cuda.set_device`, and the start of threads."""
-        self._load, self._set, self._start = torch.load, torch.cuda.set_device, threading.Thread.start
+        """Replace `torch.load`, functions of `torch.cuda`, and the start of threads."""
+        self._load, self._start = torch.load, threading.Thread.start
+        self._cuda = torch.cuda.set_device, torch.cuda.memory.reset_peak_memory_stats
         torch.cuda.set_device = lambda device: None
+        torch.cuda.memory.reset_peak_memory_stats = lambda device=None: None
         torch.load = lambda file, map_location=None, *args, **kwargs: self._load(file, "cpu", *args, **kwargs)
         threading.Thread.start = lambda thread: self._started(thread)  # type: ignore[method-assign, assignment]
         return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
@@ -289,7 +291,8 @@ class CudaOnCpu(_OnCpu):
     def __exit__(self, *ended: Any) -> None:
         """Restore all of them."""
         super().__exit__(*ended)  # type: ignore[no-untyped-call]
-        torch.load, torch.cuda.set_device = self._load, self._set
+        torch.load = self._load
+        torch.cuda.set_device, torch.cuda.memory.reset_peak_memory_stats = self._cuda
         threading.Thread.start = self._start  # type: ignore[method-assign]
 
     def _started(self, thread: threading.Thread) -> None:

@@ -532,6 +532,7 @@ def test_cuda_means_the_cpu_within() -> None:
         made = torch.tensor([1.0], device="cuda")
         assert torch.zeros(2, device=torch.device("cuda", 0)).cuda().device.type == "cpu"
         torch.cuda.set_device(0)
+        torch.cuda.reset_max_memory_allocated()
         assert torch.nn.Linear(1, 1).to("cuda").cuda()(made.to("cuda:0")).device.type == "cpu"
         with ThreadPoolExecutor(1) as threads:
             assert threads.submit(torch.zeros, 1, device="cuda").result().device.type == "cpu"
