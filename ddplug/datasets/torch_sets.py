@@ -229,7 +229,8 @@ def _numbers(step: Any, name: str) -> list[float]:
     """Return the mean or std of a `Normalize`, of torchvision or of kornia."""
     value = getattr(step, name, None)
     value = getattr(step, "flags", {}).get(name) if value is None else value
-    return [] if value is None else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    given = [] if value is None else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    return [round(each, 7) for each in given]  # which float32 can tell apart, and 0.201 stays what it was written as
 
 
 def _pair(item: Any) -> tuple[Any, Any]:

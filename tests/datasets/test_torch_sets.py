@@ -36,6 +36,7 @@ TRANSFORMS: dict[str, Any] = {
     "within each other": v1.Compose([v1.ColorJitter(0.9), v1.Compose([v1.ToTensor(), nn.Sequential(NORMALIZE)])]),
     "at random within": v1.Compose([v1.RandomApply([v1.GaussianBlur(3)], p=1), v1.ToTensor(), NORMALIZE]),
     "resized": v1.Compose([v1.RandomResizedCrop(8), v1.ToTensor(), NORMALIZE]),
+    "of tensors": v1.Compose([v1.ToTensor(), v1.Normalize(torch.tensor(MEAN), torch.tensor(STD))]),
 }
 
 

@@ -93,8 +93,9 @@ ROWS = {
     ),
     "ncfm": Row(
         "NCFM", "condense/condense_script.py", "--gpu 0 --ipc 2 --config_path config.yaml",
-        "--at condenser/compute_loss.py:29 --at condenser/compute_loss.py:75", ipc=2, views=8, cuda=True, path=(".",),
-        watch={"apart": True},
+        "--at condenser/compute_loss.py:29 --at condenser/compute_loss.py:75", ipc=8, views=8,
+        steps=12, long=24, cuda=True, path=(".",), lam=77,
+        watch={"apart": True, "images": "aug.transforms[0](torch.cat([self.class_sample(c)[0] for c in range(10)]))"},
         line=("condense/condense_script.py", 26, "import types; trainer = types.SimpleNamespace(augment=aug); "
               "ddplug.attach(trainer, OPTIONS, labels=condenser.targets); aug = trainer.augment"),
         world={"environment": {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
@@ -106,7 +107,7 @@ ROWS = {
                 "eval_optimizer": "adamw", "momentum": 0.9, "weight_decay": 5e-4, "seed": 0, "model_num": 20,
                 "mixup": "cut", "beta": 1.0, "mix_p": 0.5, "rrc": True, "dsa": True,
                 "dsa_strategy": "color_crop_cutout_flip_scale_rotate", "aug_type": "color_crop_cutout",
-                "optimizer": "adamw", "lr_scale_adam": 0.1, "lr_img": 0.01, "mom_img": 0.5, "lr_sampling_net": 1e-3,
+                "optimizer": "adamw", "lr_scale_adam": 1.0, "lr_img": 0.05, "mom_img": 0.5, "lr_sampling_net": 1e-3,
                 "save_dir": "out", "pretrain_dir": "pm", "ipc": 2, "num_premodel": 1, "niter": 100, "iter_calib": 1,
                 "calib_weight": 1, "sampling_net": False, "num_freqs": 64, "dis_metrics": "NCFM", "factor": 2,
                 "alpha_for_loss": 0.5, "beta_for_loss": 0.5, "decode_type": "single", "teacher_model_epoch": 20},
@@ -120,13 +121,13 @@ ROWS = {
         "CAFE", "distill.py",
         "--ipc 10 --num_exp 1 --num_eval 0 --batch_real 8 --model ConvNetW32 --data_path DATA --init real "
         "--lambda_2 -1",
-        ipc=10, views=100, long=3,
+        ipc=10, views=100, long=3, lam=3000,
         line=("distill.py", 164, "ddplug.attach(optimizer_img, OPTIONS, labels=label_syn)"),
     ),
     "haba": Row(
         "DatasetFactorization", "distill_fac.py",
         "--ipc 2 --model ConvNetW32 --batch_syn 10 --syn_steps 3 --expert_epochs 1 --max_start_epoch 2 "
-        "--data_path DATA --buffer_path EXPERTS --eval_it 1000 --num_eval 0 --n_style 2 --lr_img 10 --lr_style 1",
+        "--data_path DATA --buffer_path EXPERTS --eval_it 1000 --num_eval 0 --n_style 2 --lr_img 1 --lr_style 0.01",
         ipc=2, views=50, cuda=True,
         watch={"images": "torch.cat([style(image_syn.flatten(0, 1)) for style in styles])"},
         line=("distill_fac.py", 174, "import sys; ddplug.attach(sys.modules['__main__'], OPTIONS, at='DiffAugment', "
