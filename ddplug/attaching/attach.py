@@ -169,8 +169,9 @@ def attach(
     Args:
         trainer: a host that an adapter knows; an object or module with an augmentation or a loss as a method, function
             or submodule, compiled or not; an imported script that has such functions; an object that holds the
-            synthetic images, which some optimizer steps; or that optimizer, alone or as Accelerate or Lightning wrap
-            it. They are looked for in this order.
+            synthetic images, which some optimizer steps; that optimizer, alone or as Accelerate or Lightning wrap it;
+            or, if `labels` are given, an imported script whose functions make the images. They are looked for in this
+            order.
         weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
             (but for an augmentation that is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's

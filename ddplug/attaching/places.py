@@ -24,9 +24,10 @@ from ddplug.attaching.labels import (
     Labels,
     argument_of,
     label_argument,
+    one_class_per_call,
     require_labels,
 )
-from ddplug.attaching.stepped import Shape, of_optimizer, of_trainer
+from ddplug.attaching.stepped import Shape, of_optimizer, of_script, of_trainer
 from ddplug.core.autograd import uncompiled
 from ddplug.core.regularizer import Regularizer
 from ddplug.errors import DDPlugError, HostError, noted
@@ -93,6 +94,11 @@ def find_place(
         return Place(where, stepped.install, own_views=True)
     if images is not None and not problems:
         _named_images(Held(trainer), images)  # raises if there are none
+    given = labels is not None and not isinstance(labels, str | one_class_per_call)
+    if isinstance(trainer, types.ModuleType) and given and images is None and not problems:
+        return Place(
+            f"the steps of images by functions of {trainer.__name__}", partial(of_script, labels), own_views=True
+        )
     kind = trainer.__name__ if isinstance(trainer, types.ModuleType) else type(trainer).__name__
     found = "\n".join(problems) if problems else f"  none of these; it has: {', '.join(callables(trainer)) or 'none'}"
     raise HostError(
@@ -100,7 +106,7 @@ def find_place(
         f"a loss ({', '.join(LOSSES)}), a torch optimizer, and a host that an adapter knows. Found:\n{found}\n"
         "Say where: attach(..., at='NAME', labels='NAME'), or put the layer into the loop by hand: "
         "views = ddplug.Regularizer(proxies, weight)(views, labels). If functions of a script make the images, "
-        "`ddplug run --script FILE` finds them."
+        "`ddplug run --script FILE` finds them, and an imported script takes labels= as a tensor."
     )
 
 

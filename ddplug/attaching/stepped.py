@@ -28,6 +28,8 @@ from ddplug.core.regularizer import Regularizer
 from ddplug.errors import HostError, noted
 
 Shape = tuple[int, ...]
+SMALLEST = 6
+"""Pixels on a side of the smallest image."""
 
 
 class Found(NamedTuple):
@@ -298,6 +300,33 @@ def may_be_images(leaf: Tensor, shape: Shape | None) -> bool:
     if shape is None:
         return leaf.ndim >= 4 or leaf.ndim == 2
     return leaf.shape[-3:] == shape or (leaf.ndim == 2 and leaf.shape[1] == math.prod(shape))
+
+
+def stepped_images(optimizer: Optimizer, shape: tuple[int, ...] | None) -> list[Tensor]:
+    """Return the images that `optimizer` steps: all its tensors but scalars and vectors, if they may be images."""
+    large = [each for each in stepped_by(optimizer) if each.ndim > 1]
+    return large if all(may_be_images(each, shape) for each in large) else []
+
+
+def like_images(tensor: Tensor) -> bool:
+    """Return True if `tensor` has the shape of images, (n, c, h, w) or with more dimensions before the channels."""
+    return tensor.ndim >= 4 and tensor.shape[-3] < 5 and min(tensor.shape[-2:]) >= SMALLEST
+
+
+def of_script(labels: Any, regularizer: Regularizer) -> Undo:
+    """Put a regulariser before the steps of the images that functions of a script make; returns what takes it out.
+
+    Args:
+        labels: as given to `attach`, a tensor or a function.
+        regularizer: its pool says which shape the images have.
+    """
+    shape = regularizer.pool.info.shape
+
+    def images(optimizer: Optimizer) -> list[Tensor]:
+        found = stepped_images(optimizer, shape)
+        return found if shape is not None or all(map(like_images, found)) else []
+
+    return Stepped(images, labels if callable(labels) else lambda _: labels, shape).install(regularizer)
 
 
 def _images_of(optimizer: Optimizer, images: Any) -> list[Tensor]:

@@ -24,7 +24,7 @@ from ddplug.attaching.hooks import Undo, signature_of
 from ddplug.attaching.images import Images
 from ddplug.attaching.labels import LabelReader, held_labels, one_class_per_call
 from ddplug.attaching.places import AtCalls
-from ddplug.attaching.stepped import Stepped, may_be_images
+from ddplug.attaching.stepped import Stepped, like_images, stepped_images
 from ddplug.augment.dsa import DSA
 from ddplug.core.autograd import stepped_by
 from ddplug.core.flags import keywords
@@ -49,8 +49,6 @@ ADVICE = (
     "class for each image of the set or for each view"
 )
 AT_CALLS = f"{ADVICE}; or, for a function that is called on one of K classes after the other, --labels calls:K."
-SMALLEST = 6
-"""Pixels on a side of the smallest image."""
 OLD_NAMES = ("int", "float", "bool", "object", "complex")
 """Names of Python types that NumPy had once."""
 
@@ -169,17 +167,6 @@ def run_unpatched(
     if layer.layer is not None and layer.layer.record is not None:
         say(f"ddplug: wrote {layer.layer.record}")
     layer.check()
-
-
-def stepped_images(optimizer: Optimizer, shape: tuple[int, ...] | None) -> list[Tensor]:
-    """Return the images that `optimizer` steps: all its tensors but scalars and vectors, if they may be images."""
-    large = [each for each in stepped_by(optimizer) if each.ndim > 1]
-    return large if all(may_be_images(each, shape) for each in large) else []
-
-
-def like_images(tensor: Tensor) -> bool:
-    """Return True if `tensor` has the shape of images, (n, c, h, w) or with more dimensions before the channels."""
-    return tensor.ndim >= 4 and tensor.shape[-3] < 5 and min(tensor.shape[-2:]) >= SMALLEST
 
 
 class _LayerInScript:

@@ -33,10 +33,11 @@ from torch.overrides import TorchFunctionMode
 
 from ddplug.attaching.labels import held_labels
 from ddplug.attaching.rows import rows_in
+from ddplug.attaching.stepped import like_images, stepped_images
 from ddplug.core.autograd import leaves, nodes_behind, stepped_by
 from ddplug.errors import HostError
 from ddplug.hosting.script import CudaOnCpu
-from ddplug.scripts.any_script import AT_CALLS, OPTIMIZER, Unpatched, like_images, stepped_images
+from ddplug.scripts.any_script import AT_CALLS, OPTIMIZER, Unpatched
 from ddplug.scripts.frames import Variables, calling, is_hosts, place_of, scope_of
 from ddplug.scripts.placing import calls_in, folders_of, functions_of, read, value_at
 from ddplug.utils.files import write_json

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import tiny_network
 from torch import Tensor, nn
 
 import ddplug
 import ddplug.adapters as adapters
-from attaching.loop import Batch, Trainer, attach, check, expected_gradient
+from attaching.loop import LAM, Batch, Trainer, attach, check, expected_gradient
 from ddplug.attaching import registry
 from ddplug.proxies.pool import PoolInfo
 
@@ -91,6 +92,46 @@ def test_a_python_module(pool: ddplug.ProxyPool, batch: Batch) -> None:
         script.main(leaf, batch[1]).backward()
     assert len(handle.history) == 1
     assert script.DiffAugment is original
+
+
+@pytest.mark.parametrize(("side", "shape"), [(4, (3, 4, 4)), (6, None)], ids=["known_shape", "unknown_shape"])
+def test_a_script_whose_function_makes_the_images(side: int, shape: tuple[int, int, int] | None) -> None:
+    """The steps of its images are found, those of its network are not; CMI is of the images, as there are no views."""
+    script = types.ModuleType("script")
+    exec(  # its optimizers are variables of a function
+        "import torch\n"
+        "def main(images, network, steps):\n"
+        "    for tensors in (network.parameters(), [images]):\n"
+        "        optimizer = torch.optim.SGD(tensors, lr=0.5)\n"
+        "        for _ in range(steps):\n"
+        "            optimizer.zero_grad()\n"
+        "            network(torch.roll(images, 1, 3)).square().sum().backward()\n"
+        "            optimizer.step()\n",
+        vars(script),
+    )
+    generator = torch.Generator().manual_seed(3)
+    begun = torch.randn(6, 3, side, side, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    proxy, network = tiny_network(7, size=side), nn.Conv2d(3, 2, 3).double()
+    pool = ddplug.ProxyPool.from_modules([proxy], info=PoolInfo(shape=shape))
+
+    def ended(leaf: Tensor, own: nn.Module, weight: float) -> Tensor:
+        """Written down without a layer: the network is stepped once, then the images."""
+        stepped = [
+            each - 0.5 * torch.autograd.grad(own(leaf.roll(1, 3)).square().sum(), each)[0] for each in own.parameters()
+        ]
+        logs = proxy(leaf).log_softmax(1)
+        around = torch.stack([logs[labels == label].exp().mean(0) for label in labels]).log()
+        cmi = (logs.exp() * (logs - around)).sum() / len(labels)
+        loss = torch.conv2d(leaf.roll(1, 3), *stepped).square().sum()
+        return (leaf - 0.5 * torch.autograd.grad(loss + weight * cmi, leaf)[0]).detach()
+
+    expected = ended(begun.clone().requires_grad_(), copy.deepcopy(network), LAM)
+    leaf = begun.clone().requires_grad_()
+    with attach(script, pool, labels=labels, augment="none", representation="logit") as handle:
+        script.main(leaf, network, 1)
+    torch.testing.assert_close(leaf.detach(), expected, rtol=1e-9, atol=1e-11)
+    assert len(handle.history) == 1
 
 
 def test_a_dotted_name(pool: ddplug.ProxyPool, batch: Batch) -> None:
