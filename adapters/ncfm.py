@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,13 +55,14 @@ class NCFM(Host):
             raise HostError(f"sets of decode_type {given['decode_type']} cannot be judged here, only those of single.")
 
     def command(self, arguments: Sequence[str], folder: Path) -> list[str]:
-        """Write the configuration with absolute folders and without a seed to `folder`, and name it last.
+        """Write the configuration with folders as seen from there and without a seed to `folder`, and name it last.
 
         The host's own seed would be that of every run.
         """
         given = self.options(arguments)
         places = {name: str(user_path(given[name]).resolve()) for name in self.folders}
-        settings = {**given, **places, "save_dir": str(folder), "seed": 0}
+        networks = os.path.relpath(places["pretrain_dir"], folder)  # the host puts "./" before it
+        settings = {**given, **places, "pretrain_dir": networks, "save_dir": str(folder), "seed": 0}
         return [*arguments, "--config_path", write_config(self.name, settings, folder)]
 
     def saved(self, folder: Path, arguments: Sequence[str]) -> dict[int, SyntheticSet]:
