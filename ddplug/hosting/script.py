@@ -105,7 +105,7 @@ def execute(
     """
     source = sources.get(script) or Source(script.read_bytes())
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=str(script), __builtins__=builtins)
+    main.__dict__.update(__file__=str(script), __builtins__=builtins, __package__=_package(script, path))
     with ExitStack() as stack:
         stack.enter_context(_surroundings(main, [str(script), *arguments], [script.parent, *path]))
         stack.enter_context(_patched_imports(sources))
@@ -129,6 +129,14 @@ def execute(
         except Exception as error:
             traceback.print_exc()
             raise HostError(f"{script.name} ended with {type(error).__name__}, see above: {error}") from error
+
+
+def _package(script: Path, path: Sequence[Path]) -> str | None:
+    """The package that `script` is a module of below one of the folders, as for `python -m`; None for a plain file."""
+    if not (script.parent / "__init__.py").is_file():
+        return None
+    above = next((folder for folder in path if folder in script.parent.parents), None)
+    return ".".join(script.parent.relative_to(above).parts) if above is not None else None
 
 
 @contextmanager

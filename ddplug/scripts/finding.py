@@ -300,15 +300,10 @@ def find(script: Unpatched, arguments: Sequence[str], *, seconds: float = 600) -
             return lines
     text = script.script.read_text(encoding="utf-8", errors="replace")
     jax = " It uses JAX, whose images ddplug cannot reach." if "import jax" in text else ""
-    package = (
-        " It is a part of a package: write a file that holds only `import runpy; "
-        "runpy.run_module('PACKAGE.MODULE', run_name='__main__')` beside the package, and name that."
-        if "from ." in text
-        else ""
-    )
+    package = " It is a module of a package: name the folder that holds the package, --path FOLDER."
     raise HostError(
         f"{name} ended with status {ended.returncode} before an optimizer stepped anything; see above. Its own "
-        f"arguments go after --.{jax}{package}"
+        f"arguments go after --.{jax}{package if 'from .' in text else ''}"
     )
 
 

@@ -442,10 +442,9 @@ ROWS = [
     (
         "mkdir pk; touch pk/__init__.py pk/aug.py; echo 'from . import aug' | cat - script.py > pk/train.py; "
         "find pk/train.py",
-        "runpy.run_module('PACKAGE.MODULE', run_name='__main__')` beside the package",
-        "echo 'import runpy' > start.py; echo 'runpy.run_module(\"pk.train\", run_name=\"__main__\")' >> start.py; "
-        f"{SCRIPTED.replace('script.py', 'start.py')} --at pk/train.py:views_of -- --steps 3",
-        "cmi_start.json",
+        "name the folder that holds the package, --path FOLDER",
+        f"{SCRIPTED.replace('script.py', 'pk/train.py')} --path . --at views_of -- --steps 3",
+        "cmi_train.json",
     ),
     (
         f"{SCRIPTED} --at script.py:2 -- --steps 3; {SCRIPTED} --at script.py:{LINE}:views -- --steps 3",

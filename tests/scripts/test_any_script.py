@@ -483,6 +483,18 @@ def test_traces_show_the_scripts_own_lines(
     assert "train.py\", line 4, in augment\n    assert len(images) == 11, 'odd'" in capsys.readouterr().err
 
 
+def test_a_module_of_a_package_is_run_as_python_m_does(repo: Path, command: Callable[..., None]) -> None:
+    package = repo / "source" / "parts"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "views.py").write_text("from flipping import augment")
+    loop(package, top="from .views import augment")
+    with pytest.raises(HostError, match="attempted relative import"):
+        command("source/parts/train.py", *ON)
+    command("source/parts/train.py", "--path", repo / "source", "--path", repo, *ON)
+    assert Path("out.pt").is_file()
+
+
 # Hosts without a patch ------------------------------------------------------------------------------------------------
 
 

@@ -370,7 +370,7 @@ def test_what_cannot_be_found_is_said(tmp_path: Path, capfd: pytest.CaptureFixtu
     ("text", "says"),
     [
         ("import sys\nsys.exit(3)\nimport jax\n", "uses JAX"),
-        ("from .aug import wobble\n", "part of a package.*runpy"),
+        ("from .aug import wobble\n", "module of a package.*--path FOLDER"),
         ("raise SystemExit(2)\n", "ended with status 2 before"),
     ],
 )
