@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -121,6 +122,10 @@ class LabelReader:
         self._given: Any = labels
         self._found: str | None = None
         self._compared: set[Any] = set()
+        self._by_views = False
+        """True once the name given had another length than the images: it is of the views."""
+        self._by_images: tuple[weakref.ref[Tensor], Tensor] | None = None
+        """The images and their labels at the first call that had as many views as there are images."""
         self.source = ""
         """Source of the last call's labels, for messages."""
 
@@ -158,10 +163,26 @@ class LabelReader:
         if found is None:
             raise HostError(f"{self._where} was called on synthetic images without '{given}'. {self._advice}")
         found = _tensor(found, source)
-        if found.ndim == 1 and len(found) == shown.count and shown.of_rows:
+        if not self._by_views and found.ndim == 1 and len(found) == shown.count and shown.of_rows:
+            if isinstance(given, str) and len(views) == shown.count:
+                self._require_constant(found, shown.leaves[0], source)
             self.source = f"{source}, one for each image"
             return self._of_rows(spread(found, shown.count, source, self._advice), shown, views)
+        self._by_views |= found.ndim == 1 and len(found) != shown.count
         return self._of_views(found, views, shown, source)
+
+    def _require_constant(self, found: Tensor, leaf: Tensor, source: str) -> None:
+        """Raise `HostError` if labels of the images, which may be of as many views, differ from an earlier call's."""
+        first, self._by_images = self._by_images, (weakref.ref(leaf), found.detach().clone())
+        if first is None or first[0]() is not leaf or ("changed", id(leaf)) in self._compared:
+            return
+        self._compared.add(("changed", id(leaf)))  # once, as it waits for the device
+        if not torch.equal(first[1].cpu(), found.cpu()):
+            raise HostError(
+                f"{source} has {len(found)} labels at {self._where}, one for each image, but they are others than at "
+                "the call before: they may be of the views, in the order of a batch of all images. Name the labels of "
+                "the images, in the order of the images."
+            )
 
     def _of_views(self, found: Any, views: Tensor, shown: Shown | None, source: str) -> Labelled:
         self.source = source

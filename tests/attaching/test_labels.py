@@ -71,6 +71,44 @@ def test_labels_per_call(pool: ddplug.ProxyPool, batch: Batch) -> None:
             ddplug.one_class_per_call(wrong)
 
 
+def script_of_batches(labels: torch.Tensor) -> Any:
+    script: Any = types.ModuleType("script")
+    script.augment, script.now = lambda images: images * 1.5, labels
+    return script
+
+
+def orders(seed: int) -> torch.Tensor:
+    return torch.randperm(12, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_name_that_once_had_fewer_labels_than_images_is_of_the_views(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """Also where a batch has as many views as there are images, in another order."""
+    images, labels = batch
+    script, leaf, other = script_of_batches(labels), images.clone().requires_grad_(), images.clone().requires_grad_()
+    batches = orders(0)[:5], orders(1)
+    with attach(script, pool, at="augment", labels="now"):
+        views = []
+        for rows in batches:
+            script.now = labels[rows]
+            views.append(script.augment(leaf[rows]))
+        torch.cat(views).square().sum().backward()
+    seen = 1.5 * other[torch.cat(batches)]
+    (seen.square().sum() + LAM * ddplug.CMI(pool)(seen, labels[torch.cat(batches)])).backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_labels_of_the_images_do_not_change(pool: ddplug.ProxyPool, batch: Batch) -> None:
+    """Those that do are of the views of a batch of all images."""
+    images, labels = batch
+    script, leaf = script_of_batches(labels), images.clone().requires_grad_()
+    with attach(script, pool, at="augment", labels="now"):
+        script.now = labels[orders(0)]
+        script.augment(leaf[orders(0)]).sum().backward()
+        script.now = labels[orders(1)]
+        with pytest.raises(ddplug.errors.HostError, match="may be of the views"):
+            script.augment(leaf[orders(1)])
+
+
 def test_labels_that_do_not_fit_say_where_they_are_from(pool: ddplug.ProxyPool, batch: Batch) -> None:
     trainer = Trainer(*batch)
     with (

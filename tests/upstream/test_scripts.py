@@ -93,8 +93,7 @@ ROWS = {
     ),
     "ncfm": Row(
         "NCFM", "condense/condense_script.py", "--gpu 0 --ipc 2 --config_path config.yaml",
-        "--at condenser/compute_loss.py:29 --at condenser/compute_loss.py:75", ipc=8, views=8,
-        steps=12, long=24, cuda=True, path=(".",), lam=77,
+        ipc=8, views=8, long=20, cuda=True, path=(".",), lam=77,
         watch={"apart": True, "images": "aug.transforms[0](torch.cat([self.class_sample(c)[0] for c in range(10)]))"},
         line=("condense/condense_script.py", 26, "import types; trainer = types.SimpleNamespace(augment=aug); "
               "ddplug.attach(trainer, OPTIONS, labels=condenser.targets); aug = trainer.augment"),
@@ -107,8 +106,8 @@ ROWS = {
                 "eval_optimizer": "adamw", "momentum": 0.9, "weight_decay": 5e-4, "seed": 0, "model_num": 20,
                 "mixup": "cut", "beta": 1.0, "mix_p": 0.5, "rrc": True, "dsa": True,
                 "dsa_strategy": "color_crop_cutout_flip_scale_rotate", "aug_type": "color_crop_cutout",
-                "optimizer": "adamw", "lr_scale_adam": 1.0, "lr_img": 0.05, "mom_img": 0.5, "lr_sampling_net": 1e-3,
-                "save_dir": "out", "pretrain_dir": "pm", "ipc": 2, "num_premodel": 1, "niter": 100, "iter_calib": 1,
+                "optimizer": "adamw", "lr_scale_adam": 1.0, "lr_img": 0.01, "mom_img": 0.5, "lr_sampling_net": 1e-3,
+                "save_dir": "out", "pretrain_dir": "pm", "ipc": 2, "num_premodel": 1, "niter": 100, "iter_calib": 0,
                 "calib_weight": 1, "sampling_net": False, "num_freqs": 64, "dis_metrics": "NCFM", "factor": 2,
                 "alpha_for_loss": 0.5, "beta_for_loss": 0.5, "decode_type": "single", "teacher_model_epoch": 20},
         prepare="from utils.utils import define_model\n"
