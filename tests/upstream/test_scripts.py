@@ -13,19 +13,24 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
-from ddplug import ProxyPool
+from ddplug import InputSpace, ProxyPool
+from ddplug.networks import build
+from ddplug.proxies.centroids import add_centroids
+from ddplug.proxies.proxy import PoolInfo
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 
 CLASSES = 10
+IMAGENET = InputSpace.normalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,27 @@ class Row:
     """Steps of the images that are compared."""
     long: int = 5
     """Those of the runs whose CMI is compared."""
+    pixels: int = 32
+    """On a side of its images; with 224, networks and real images are random, and no CMI has to fall."""
 
+
+RECOVER = (
+    "--batch-size 5 --iteration 9 --lr 0.25 --r-bn 0.01 --ipc-end 1 --arch-name shufflenet_v2_x0_5 "
+    "--verifier-arch shufflenet_v2_x0_5 "
+)
+STAND_INS = """
+import torchvision
+os.makedirs('hub/checkpoints')
+for name in ('shufflenet_v2_x0_5', 'mobilenet_v2'):
+    file = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url.rsplit('/', 1)[1]
+    torch.save(torchvision.models.get_model(name).state_dict(), f'hub/checkpoints/{file}')
+"""
+IN_THE_LOOP = (
+    "import sys; own = sys.modules['__main__'].__dict__; own['layer'] = own.get('layer') or "
+    "(lambda proxies, **more: ddplug.Regularizer(proxies, **more))(OPTIONS); "
+    "inputs_jit = own['layer'](inputs_jit, targets)"
+)
+HUB = {"environment": {"TORCH_HOME": "."}}
 
 LABELS = [label for label in range(CLASSES) for _ in range(2)]
 
@@ -145,6 +170,30 @@ ROWS = {
                 "activation_model_path": "activation.pt", "beta": 1.0},
         prepare="from utils.utils_gsam import get_network\n"
                 "torch.save(get_network('ResNet18', 3, 10, (32, 32)).state_dict(), 'activation.pt')",
+    ),
+    "sre2l": Row(
+        "SRe2L", "SRe2L/recover/data_synthesis.py", RECOVER + "--l2-scale 0 --tv-l2 0",
+        pixels=224, ipc=1, views=5, cuda=True, world=HUB, prepare=STAND_INS, long=3,
+        line=("SRe2L/recover/data_synthesis.py", 207, "ddplug.attach(model_teacher.module, OPTIONS, term='cmi_real', "
+              "at='forward', images='x', labels=torch.arange(5))"),
+    ),
+    "cda": Row(
+        "SRe2L", "CDA/recover_cda_in1k.py", RECOVER + "--ipc-start 0",
+        pixels=224, ipc=1, views=5, cuda=True, world=HUB, prepare=STAND_INS, long=3,
+        line=("CDA/recover_cda_in1k.py", 80, IN_THE_LOOP.replace("OPTIONS", "OPTIONS, term='cmi_real'")),
+    ),
+    "wmdd": Row(
+        "WMDD", "recover/data_synthesis_new.py",
+        "--dataset imagenette --ipc 2 --batch-size 6 --iteration 9 --lr 0.25 --r-bn 0.01 --per-class-bn true "
+        "--real-data-path real",
+        pixels=224, ipc=2, views=6, cuda=True, path=(".",), world=HUB, long=3,
+        line=("recover/data_synthesis_new.py", 149, IN_THE_LOOP),
+        prepare=STAND_INS + textwrap.dedent("""
+            from torchvision.transforms.functional import to_pil_image
+            for label in range(3):
+                os.makedirs(f'real/train/{label}')
+                to_pil_image(torch.rand(3, 224, 224)).save(f'real/train/{label}/0.png')
+        """),
     ),
 }  # fmt: skip
 
@@ -233,6 +282,21 @@ class Runs:
         return json.loads(file.read_text())  # type: ignore[no-any-return]
 
 
+def _large_pool(folder: Path, pixels: int) -> Path:
+    """Save a pool of one random network with centroids of random images; return a file of its centroids, made here."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build("convnet", num_classes=5, size=(pixels, pixels), width=8, depth=5)
+        images = IMAGENET.from_unit(torch.rand(10, 3, pixels, pixels))
+    info = PoolInfo("random", tuple("abcde"), (3, pixels, pixels), IMAGENET)
+    ProxyPool.from_modules(network, info=info).save(folder / "one")
+    add_centroids(folder / "one", TensorDataset(images, torch.arange(5).repeat(2)), space=IMAGENET, progress=False)
+    with torch.no_grad():
+        seen = network.double().eval()(images.double()).softmax(1)
+    torch.save(torch.stack([seen[label::5].mean(0) for label in range(5)]), folder / "real.pt")
+    return folder / "real.pt"
+
+
 @pytest.fixture(scope="module", params=ROWS)
 def runs(
     hosts_folder: Path,
@@ -248,9 +312,14 @@ def runs(
     if not (repo / row.script).is_file():
         pytest.skip(f"no checkout of {name} in {repo}")
     root = tmp_path_factory.mktemp(name)
-    pool = ProxyPool.load(pools[0])
-    ProxyPool(pool.proxies[:1], pool.info).save(root / "one")
-    folders = {"DATA": data_folder, "POOL": pools[0], "ONE": root / "one"}
+    if row.pixels == 32:
+        pool = ProxyPool.load(pools[0])
+        ProxyPool(pool.proxies[:1], pool.info).save(root / "one")
+        folders = {"DATA": data_folder, "POOL": pools[0], "ONE": root / "one"}
+    else:
+        real = _large_pool(root, row.pixels)
+        folders = {"POOL": root / "one", "ONE": root / "one"}
+        row = replace(row, watch={"real": str(real)}) if row.ipc == 1 else row
     if "EXPERTS" in row.arguments or "EXPERTS" in row.config.values():
         folders["EXPERTS"] = request.getfixturevalue("experts")
     before = tree(repo)
@@ -293,6 +362,8 @@ def test_the_layer_acts_at_every_step_and_cmi_falls(runs: Runs, held_out_cmi: Ca
     assert wrote["skipped"] == 0
     assert wrote["rounds"] == row.rounds * (row.long + 1), "each step, and the one at which the run ended"
     assert {each["images"] for each in wrote["history"]} == {row.views}
+    if row.pixels == 224:
+        return
     labels = torch.arange(CLASSES).repeat_interleave(row.ipc)
     labels = labels.repeat(len(on["images"]) // len(labels))
     before, after = (held_out_cmi(run["images"], labels) for run in (direct, on))

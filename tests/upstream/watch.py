@@ -18,12 +18,18 @@ def like_images(tensor: Tensor) -> bool:
     return tensor.ndim >= 4 and tensor.shape[-3] in (1, 3) and min(tensor.shape[-2:]) >= SMALLEST
 
 
-def cmi_gradient(network: torch.nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of CMI on the views, written down from its definition, in double precision."""
+def cmi_gradient(network: torch.nn.Module, views: Tensor, labels: Tensor, real: Tensor | None = None) -> Tensor:
+    """The gradient of CMI on the views, written down from its definition, in double precision.
+
+    `real` are the centroids by class of real images (classes, d), around which it is then.
+    """
     views = views.detach().double().requires_grad_()
     log = torch.log_softmax(network(views), dim=1)
-    of_classes = [log[labels == label] for label in labels.unique()]
-    total = torch.stack([(part.exp() * (part - part.exp().mean(0).log())).sum() for part in of_classes]).sum()
+    total = torch.zeros((), dtype=torch.float64)
+    for label in labels.unique():
+        part = log[labels == label]
+        centroid = part.exp().mean(0) if real is None else real[label]
+        total = total + (part.exp() * (part - centroid.log())).sum()
     (gradient,) = torch.autograd.grad(total / len(views), views)
     return gradient
 
@@ -41,6 +47,7 @@ class Watch:
         apart: True if each call of the layer is a round of its own.
         images: an expression for the images of the set, evaluated in the host's functions at the end; by default what
             the optimizer steps.
+        real: a file of the centroids of real images, for CMI around them.
         accumulated: True to keep the gradient as a backward pass left it, which the host may change before the step.
     """
 
@@ -53,9 +60,11 @@ class Watch:
         apart: bool = False,
         images: str = "",
         accumulated: bool = False,
+        real: str | None = None,
     ) -> None:
         self._file, self._stop, self._steps, self._apart, self._images = file, stop, steps, apart, images
         self._accumulated = accumulated
+        self._real = None if real is None else torch.load(real)
         self._leaves: list[Tensor] = []
         self._left: list[Tensor] = []
         self._kept: list[dict[str, list[Tensor]]] = []
@@ -150,7 +159,9 @@ class Watch:
                 with torch.enable_grad():
                     leaf = images.clone().requires_grad_()
                     views = augment(leaf, params=params)
-                    (mine,) = torch.autograd.grad(views, leaf, cmi_gradient(network, views, labels).to(views.dtype))
+                    (mine,) = torch.autograd.grad(
+                        views, leaf, cmi_gradient(network, views, labels, watch._real).to(views.dtype)
+                    )
                 watch._labels, watch._cmi = labels.cpu(), [mine.reshape(watch._leaves[0].shape)]
             return result
 
@@ -162,7 +173,8 @@ class Watch:
         group = self._views[-1:] if self._apart else self._views  # earlier graphs are freed where rounds are apart
         if self._cmi is None or not self._apart:
             self._cmi = [torch.zeros_like(leaf) for leaf in self._leaves]
-        of_views = cmi_gradient(network, torch.cat([v for v, _ in group]), torch.cat([y for _, y in group]))
+        views, labels = (torch.cat(part) for part in zip(*group, strict=True))
+        of_views = cmi_gradient(network, views, labels, self._real)
         parts = of_views.to(group[0][0].dtype).split([len(views) for views, _ in group])
         for (views, _), part in zip(group, parts, strict=True):
             got = torch.autograd.grad(views, self._leaves, part, retain_graph=True, allow_unused=True)
