@@ -1,7 +1,7 @@
 """ddplug: the class-aware CMI regulariser of arXiv 2412.09945 for existing dataset-distillation code.
 
 import ddplug
-handle = ddplug.attach(trainer, weight=1, proxies="pool/")    # weight: share of the host's own gradient
+handle = ddplug.attach(trainer, weight=3, proxies="pool/")    # weight: share of the host's own gradient
 """
 
 from importlib import import_module

@@ -31,7 +31,7 @@ from ddplug.attaching.places import ImagesGiven, Place, find_place
 from ddplug.choices import Inner
 from ddplug.core.figures import plot_history
 from ddplug.core.history import History
-from ddplug.core.options import Views
+from ddplug.core.options import Views, weighting_of
 from ddplug.core.regularizer import Options, Regularizer
 from ddplug.errors import RAISED, HostError, caught
 from ddplug.proxies.doubts import Likeness
@@ -153,7 +153,7 @@ class Handle:
 
 def attach(
     trainer: object,
-    weight: float = 1.0,
+    weight: float | None = None,
     *,
     proxies: object = None,
     at: str | None = None,
@@ -172,8 +172,8 @@ def attach(
             synthetic images, which some optimizer steps; that optimizer, alone or as Accelerate or Lightning wrap it;
             or, if `labels` are given, an imported script whose functions make the images. They are looked for in this
             order.
-        weight: share of the host's own gradient; with `weighting="absolute"` lambda itself. 0 changes nothing at all
-            (but for an augmentation that is given).
+        weight: share of the host's own gradient, by default 3; with `weighting="absolute"` lambda itself. 0 changes
+            nothing at all (but for an augmentation that is given).
         proxies: a `ProxyPool`, a pool's folder, trained networks. None: a small pool is trained once on the host's
             real data (`data`, or those that hang on the trainer) and kept in the cache.
         at: dotted name of the callable, e.g. "augment" or "loss"; found by itself if it has a usual name. The layer
@@ -204,6 +204,7 @@ def attach(
         DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
     """
     RAISED.clear()
+    weight = weighting_of(options.get("weighting", "relative")).default_weight if weight is None else weight
     if labels is not None and not isinstance(labels, str) and not callable(labels):
         check_given(labels)
     compiled, trainer = trainer, original(trainer)

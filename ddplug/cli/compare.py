@@ -110,7 +110,7 @@ def compare(
     weights: Annotated[
         str,
         typer.Option(help="Numbers or paper, separated by commas; 0 is always run. To add some, repeat the old ones."),
-    ] = "0,1",
+    ] = "0,3",
     views: Annotated[
         str, typer.Option(help="Images that CMI is of: host (augmented), clean, or host,clean to compare them.")
     ] = "host",

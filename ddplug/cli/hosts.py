@@ -15,6 +15,7 @@ from ddplug.choices import Inner
 from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import PATCHED, load_data, takes
 from ddplug.core.flags import FLAGS, HOSTS, read, read_weight
+from ddplug.core.options import weighting_of
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.output import say
@@ -35,11 +36,12 @@ def run(
         Path | None, OF_HOST(help="Checkout of the host; by default searched in DDPLUG_HOSTS and here.")
     ] = None,
     weight: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Norm of CMI's gradient as a share of the norm of the loss's, or paper; 0 runs the host alone."
+            help="Norm of CMI's gradient as a share of the norm of the loss's, 3 by default, or paper; 0 runs the "
+            "host alone."
         ),
-    ] = "1",
+    ] = None,
     proxies: Annotated[str, typer.Option(help="A pool's folder, buffer:PATH or idc:PATH.")] = "",
     views: Annotated[str, OF_HOST(help="The host's augmented views (host) or the clean images (clean).")] = "host",
     inner: Annotated[
@@ -99,7 +101,8 @@ def run(
         raise InputError(f"{', '.join(misplaced)} is for {owner} only; leave it out.")
     if inner not in (None, *get_args(Inner)):
         raise InputError(f"unknown inner {inner!r}, expected {', '.join(get_args(Inner))}.")
-    share, flags = read_weight(weight), {name: read(name, value) for name, value in options.items()}
+    flags = {name: read(name, value) for name, value in options.items()}
+    share = weighting_of(flags["weighting"]).default_weight if weight is None else read_weight(weight)
     if proxies and ":" not in proxies:
         proxies = str(user_path(proxies).resolve())
     words = arguments or []
@@ -177,7 +180,7 @@ def patch(
         say(f"{name}: {became}{'' if name in changed else ' already'}")
     if not reverse:
         undo = shlex.join(["ddplug", "patch", host, str(path), "--reverse"])
-        say(f"Now run {spec.script} with --cmi_weight 1. To undo: {undo}")
+        say(f"Now run {spec.script} with --cmi_weight 3. To undo: {undo}")
 
 
 def find(

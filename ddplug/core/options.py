@@ -36,6 +36,7 @@ class Absolute:
     schedule: Schedule | None = None
     unit: float = 1.0
     kind: ClassVar[WeightingName] = "absolute"
+    default_weight: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_weighting(self)
@@ -61,6 +62,8 @@ class Relative:
     set_size: int | None = None
     schedule: Schedule | None = None
     kind: ClassVar[WeightingName] = "relative"
+    default_weight: ClassVar[float] = 3.0
+    """The largest frozen share that lost accuracy in no host it was measured in."""
 
     def __post_init__(self) -> None:
         check_count("rounds", self.rounds)
@@ -72,6 +75,7 @@ class Sustained(Relative):
     """As `Relative`, but lambda is measured anew over every `rounds` passages, so that the share stays."""
 
     kind: ClassVar[WeightingName] = "sustained"
+    default_weight: ClassVar[float] = 1.0
 
 
 Weighting = Absolute | Relative | Sustained

@@ -63,7 +63,8 @@ class Regularizer:
 
     Args:
         pool: a `ProxyPool`, a pool's folder, a network or a list of them. At weight 0 a folder need not exist.
-        weight: a share of the host's own gradient, or a lambda, by `weighting`; finite and >= 0. 0 is off.
+        weight: a share of the host's own gradient, or a lambda, by `weighting`; finite and >= 0. 0 is off. None: 3 for
+            "relative", 1 for others.
         weighting: "relative" (the share in the first rounds, whose lambda is then frozen), "sustained" (the share
             during the whole run) or "absolute" (lambda itself); these with options, `ddplug.Relative(rounds=20)`,
             `ddplug.Sustained(...)`, `ddplug.Absolute(...)`; or `ddplug.paper("dm", "cifar10", 10)`.
@@ -94,7 +95,7 @@ class Regularizer:
     def __init__(
         self,
         pool: object,
-        weight: float = 1.0,
+        weight: float | None = None,
         *,
         weighting: WeightingName | Weighting = "relative",
         term: TermSpec = "cmi",
@@ -109,7 +110,9 @@ class Regularizer:
         seed: int = 0,
         announce: Callable[[str], object] = say,
     ) -> None:
-        self._lambda, self._record = Lambda(weight, weighting_of(weighting)), record
+        weighting = weighting_of(weighting)
+        weight = weighting.default_weight if weight is None else weight
+        self._lambda, self._record = Lambda(weight, weighting), record
         self.weight, self.weighting = self._lambda.weight, self._lambda.how
         # At weight 0 the folder need not exist.
         off = weight == 0 and not record

@@ -40,6 +40,9 @@ ddplug pretrain held $cifar --arch convnet --width 32 --count 1 --epochs 12 --se
 ddplug compare own $cifar $small $short --first-seed 60 --proxies epochs-5 --heldout held
 ddplug compare own $cifar $small $short --first-seed 60 --proxies epochs-5 --heldout held --baseline own-epochs-5 \
     --terms cmi,ncmi,proxy_ce,cmi+proxy_ce,ncmi+proxy_ce
+# own-four-proxies, with the baseline of own-epochs-5
+ddplug pretrain epochs-5x4 $cifar --arch convnet --width 32 --count 4 --epochs 5 --seed 100
+ddplug compare own $cifar $small $short --first-seed 60 --proxies epochs-5x4 --heldout held --baseline own-epochs-5
 # own-thousand
 ddplug compare own $cifar $small --first-seed 80 --proxies epochs-5 --heldout held --ipc 10 --batch-real 48 --iterations 1000 --checkpoints 4
 # own-noise, own-noise-digits
@@ -60,6 +63,7 @@ ddplug compare idc --repo Efficient-Dataset-Condensation $cifar $logits $narrow 
 ddplug compare mtt --repo mtt-distillation $cifar $logits $narrow --proxies experts \
     -- --ipc 10 --model ConvNetW32 --batch_syn 20 --syn_steps 4 --expert_epochs 1 --max_start_epoch 6 --lr_img 1000 --Iteration 1000 \
     --data_path "$DATA" --buffer_path experts
+# dsa-again, datm-again, mtt-again: as idc-weights, with --first-seed 70, 90 and 90, and experts of one ConvNet for eight epochs
 # datm.yaml: dataset CIFAR10, ipc 10, model ConvNetW32, batch_syn 20, syn_steps 2, expert_epochs 1, min_start_epoch 0,
 # current_max_start_epoch 3, max_start_epoch 6, expansion_end_epoch 500, zca False, pix_init real, Iteration 1000,
 # parall_eva True, lr_img 1000, threshold 1.5, and the two folders

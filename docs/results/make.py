@@ -1,4 +1,4 @@
-"""Write the tables of README.md, and share.png, anew from the raw figures beside it: `python docs/results/make.py`.
+"""Write the tables and pictures of README.md anew from the raw figures beside it: `python docs/results/make.py`.
 
 A table is between `<!-- table: FOLDER: name; FOLDER: name -->` and `<!-- end -->`, where FOLDER holds a `compare.json`,
 and the name stands in the table's first column.
@@ -16,7 +16,7 @@ from ddplug.lab.tables import between_terms, by_views, plus_minus, weight_name
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-COLUMNS = ("weight", "without", "with", "difference", "held-out CMI", "lambda", "share")
+COLUMNS = ("weight", "without", "with", "difference", "held-out CMI", "lambda", "share", "p")
 
 
 def parts(named: str) -> dict[str, str]:
@@ -32,8 +32,9 @@ def table(folders: Mapping[str, str]) -> str:
         for without, *arms in by_views(result).values():
             rows += [(name, *cells(without, row)) for row in arms]
             further += "".join("\n" + lines(*part) for part in between_terms(result, [without, *arms]))
-    named = any(folders.values())
-    return lines((("", *COLUMNS) if named else COLUMNS), [row if named else row[1:] for row in rows]) + further
+    first = 0 if any(folders.values()) else 1
+    last = None if any(row[-1] for row in rows) else -1
+    return lines(("", *COLUMNS)[first:last], [row[first:last] for row in rows]) + further
 
 
 def cells(without: Mapping[str, Any], row: dict[str, Any]) -> list[str]:
@@ -48,6 +49,7 @@ def cells(without: Mapping[str, Any], row: dict[str, Any]) -> list[str]:
         "-" if ratio is None else f"x {ratio:.2f}",
         f"{float(format(row['lambda'], '.3g')):g}",
         "-" if row["share"] is None else f"{row['share']:.2f}",
+        "" if row.get("confidence") is None else f"{without['confidence']:.2f}, {row['confidence']:.2f}",
     ]
 
 
@@ -82,7 +84,34 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_room(path: Path) -> None:
+    """Draw differences in accuracy against the rise of the mean probability of an image's class, held out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for file in sorted(HERE.glob("*/compare.json")):
+        result = read_json(file)
+        for without, *arms in by_views(result).values():
+            if without.get("confidence") is not None:
+                label = result["host"]
+                points.setdefault(label, []).extend(
+                    (row["confidence"] - without["confidence"], 100 * row["difference"], 100 * row["interval"])
+                    for row in arms
+                )
+    for label, known in points.items():
+        axes.errorbar(*zip(*known, strict=True), fmt="o", capsize=3, label=label)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(
+        xlabel="rise of the mean probability of an image's class, held out", ylabel="points of accuracy to weight 0"
+    )
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=110)
+
+
 if __name__ == "__main__":
     draw(HERE / "share.png")
+    draw_room(HERE / "room.png")
     page = HERE / "README.md"
     page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

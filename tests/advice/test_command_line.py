@@ -362,7 +362,7 @@ ROWS = [
     ),
     (
         "patch toy checkout",
-        "Now run toy.py with --cmi_weight 1",
+        "Now run toy.py with --cmi_weight 3",
         f"cd checkout && {sys.executable} toy.py --cmi_weight 1 --cmi_proxies ../pool --cmi_calibrate 1",
         f"checkout/{RECORD}",
     ),
