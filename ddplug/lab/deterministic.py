@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ddplug.core.flags import FLAGS, read
+from ddplug.hosting.checkout import HostSpec
 from ddplug.hosting.host import upstream
 from ddplug.hosting.script import run
 from ddplug.scripts.any_script import Unpatched, run_unpatched
@@ -62,22 +63,28 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+def run_host(given: dict[str, Any], spec: HostSpec) -> None:
+    """Run the script with the host's own arguments, and ours in the form that a patch or a row takes."""
+    repo, ours = Path(given["repo"]), given["ours"]
+    if spec.run is None:
+        words = [f"--cmi_{name}={value}" for name, value in ours.items()]
+        run(spec, repo, [*given["arguments"], *words], must=given["must"])
+    else:
+        flags = {name: read(name, value) for name, value in ours.items() if name in FLAGS}
+        row = Unpatched.of_host(spec, repo)
+        run_unpatched(row, given["arguments"], ours["weight"], ours.get("proxies"), **flags)
+
+
 def main() -> None:
     """Run the host of the command line, and write seconds and peak memory (bytes, or null) to the file it names."""
     given: dict[str, Any] = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    spec, repo, ours = upstream(given["host"]).spec(), Path(given["repo"]), given["ours"]
+    spec, repo = upstream(given["host"]).spec(), Path(given["repo"])
     os.chdir(given["folder"])  # hosts write to where they are
     meter = Meter("cpu")  # asking after CUDA would start it, and hosts choose their devices before that
     seed_everything(given["seed"])
     with meter, clock(repo, given["seed"]):
-        if spec.run is None:
-            words = [f"--cmi_{name}={value}" for name, value in ours.items()]
-            run(spec, repo, [*given["arguments"], *words], must=given["must"])
-        else:
-            flags = {name: read(name, value) for name, value in ours.items() if name in FLAGS}
-            row = Unpatched.of_host(spec, repo)
-            run_unpatched(row, given["arguments"], ours["weight"], ours.get("proxies"), **flags)
+        run_host(given, spec)
     times = meter.read()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         times["extra_memory"] = max(

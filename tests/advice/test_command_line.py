@@ -31,9 +31,9 @@ from ddplug.cli.app import app
 from ddplug.errors import DDPlugError
 from ddplug.hosting.host import upstream
 from ddplug.hosting.options import OPTIONS
-from ddplug.hosting.script import run
 from ddplug.lab import page
 from ddplug.lab.demo import PRESETS, Preset
+from ddplug.lab.deterministic import run_host
 from ddplug.lab.plan import Settings
 from ddplug.lab.upstream_host import Upstream
 from ddplug.networks import build
@@ -125,7 +125,7 @@ def in_this_process(_: Upstream, command: list[str], log: Path) -> int:
     given, here = json.loads(command[-1]), Path.cwd()
     os.chdir(given["folder"])
     try:
-        run(upstream(given["host"]).spec(), Path(given["repo"]), given["arguments"], must=given["must"])
+        run_host(given, upstream(given["host"]).spec())
     except DDPlugError as error:
         log.write_text(str(error))
         return 2
@@ -532,7 +532,7 @@ PRINTED_BY = {
 """Commands that print the messages of a file. `find` prints command lines of `run`."""
 OF_ONE = {"--baseline": ["compare"], "--reverse": ["patch"], "--checkpoints": ["compare", "tune"]}
 """Options in messages that only these commands print."""
-HOSTS_OWN = ("hosting/shapes.py", "hosting/idc_checkpoints.py", "hosting/options.py")
+HOSTS_OWN = ("hosting/shapes.py", "hosting/idc_checkpoints.py", "hosting/options.py", "lab/deterministic.py")
 """Files whose messages name options of hosts."""
 
 

@@ -224,8 +224,7 @@ KILLED = """
     torch.set_num_threads(1)
     from ddplug import ProxyPool, datasets
     from ddplug.lab.compare import compare
-    from ddplug.lab.measure import measure
-from ddplug.lab.own_trainer import Own
+    from ddplug.lab.own_trainer import Own
     from ddplug.lab.judge import Judge, judge_seed
     from ddplug.lab.plan import Settings, arms
 

@@ -169,7 +169,7 @@ def test_another_term_is_recorded_and_named_everywhere(
     assert "spread in squared features, and over" in " ".join(output.split())
     result = json.loads((tmp_path / "out/compare.json").read_text())
     assert result["term"] == {"name": "spread", "label": "spread", "unit": "squared features"}
-    made = load_set(tmp_path / "out/entries/weight-1-host-seed0/set-000004.pt")
+    made = load_set(tmp_path / "out/entries/weight-3-host-seed0/set-000004.pt")
     features = [proxy(made.images, "logit") for proxy in ProxyPool.load(pools[0])]
     values = [Spread()(each, base.group(made.labels, 20, "cpu")).item() for each in features]
     assert result["entries"][1]["checkpoints"][-1]["cmi"] == pytest.approx(sum(values) / 2, rel=1e-4)
