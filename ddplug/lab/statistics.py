@@ -75,7 +75,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 **_accuracy(_last_accuracies(runs), _last_accuracies(against)),
                 "cmi": cmi, "cmi_ratio": _ratio(cmi, _mean(against, "cmi")),
                 "cmi_heldout": heldout, "cmi_heldout_ratio": _ratio(heldout, _mean(against, "cmi_heldout")),
-                "recognised": _mean(runs, "recognised"), "confidence": _mean(runs, "confidence"),
+                **{key: _mean(runs, key) for key in ("recognised", "confidence") if key in runs[0]["checkpoints"][-1]},
                 "lambda": lam, "share": share, "reaches": _reaches(runs, fmean(_last_accuracies(against))),
                 **_by_architecture(runs, against),
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,22 @@ from ddplug.utils.files import write_json
 
 
 def test_flags_have_the_layers_defaults(pool: ddplug.ProxyPool) -> None:
-    plain, flagged = ddplug.Regularizer(pool), ddplug.Regularizer(pool, **keywords(1.0))
+    plain, flagged = ddplug.Regularizer(pool), ddplug.Regularizer(pool, **keywords(3.0))
     assert flagged.settings() == plain.settings()
     assert (flagged.weighting, flagged.compute, flagged.weight) == (plain.weighting, plain.compute, plain.weight)
+
+
+def test_the_default_weight_depends_on_its_meaning(pool: ddplug.ProxyPool) -> None:
+    """A default share of 3 is no lambda of 3, and not three times the paper's."""
+    for weighting, weight in (("relative", 3.0), (ddplug.Relative(4), 3.0), ("sustained", 1.0), ("absolute", 1.0)):
+        assert ddplug.Regularizer(pool, weighting=weighting).weight == weight
+    assert ddplug.Regularizer(pool, weighting=ddplug.paper("dm", "cifar10", 10)).lam == 8000
+    trainer = SimpleNamespace(augment=lambda images: images)
+    for more, weight in (({}, 3.0), ({"weighting": "sustained"}, 1.0), ({"weight": 2}, 2.0)):
+        handle = ddplug.attach(trainer, proxies=pool, at="augment", labels=ddplug.one_class_per_call(3), **more)
+        assert handle.regularizer.weight == weight
+        with pytest.warns(ddplug.DDPlugWarning, match="never came into action"):
+            handle.detach()
 
 
 def test_every_flag_has_its_field() -> None:
