@@ -31,7 +31,7 @@ from ddplug.attaching.places import ImagesGiven, Place, find_place
 from ddplug.choices import Inner
 from ddplug.core.figures import plot_history
 from ddplug.core.history import History
-from ddplug.core.options import Views, weighting_of
+from ddplug.core.options import Views, weight_of
 from ddplug.core.regularizer import Options, Regularizer
 from ddplug.errors import RAISED, HostError, caught
 from ddplug.proxies.doubts import Likeness
@@ -204,7 +204,7 @@ def attach(
         DDPlugError: whatever `Regularizer` and `ProxyPool` refuse.
     """
     RAISED.clear()
-    weight = weighting_of(options.get("weighting", "relative")).default_weight if weight is None else weight
+    weight = weight_of(weight, options.get("weighting", "relative"))
     if labels is not None and not isinstance(labels, str) and not callable(labels):
         check_given(labels)
     compiled, trainer = trainer, original(trainer)

@@ -15,7 +15,7 @@ from ddplug.choices import Inner
 from ddplug.cli.options import HOSTS as NAMED
 from ddplug.cli.options import PATCHED, load_data, takes
 from ddplug.core.flags import FLAGS, HOSTS, read, read_weight
-from ddplug.core.options import weighting_of
+from ddplug.core.options import weight_of
 from ddplug.errors import InputError
 from ddplug.utils.files import user_path
 from ddplug.utils.output import say
@@ -102,7 +102,7 @@ def run(
     if inner not in (None, *get_args(Inner)):
         raise InputError(f"unknown inner {inner!r}, expected {', '.join(get_args(Inner))}.")
     flags = {name: read(name, value) for name, value in options.items()}
-    share = weighting_of(flags["weighting"]).default_weight if weight is None else read_weight(weight)
+    share = weight_of(None, flags["weighting"]) if weight is None else read_weight(weight)
     if proxies and ":" not in proxies:
         proxies = str(user_path(proxies).resolve())
     words = arguments or []

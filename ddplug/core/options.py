@@ -94,6 +94,11 @@ def weighting_of(given: Weighting | WeightingName) -> Weighting:
     return _WEIGHTINGS[given]()
 
 
+def weight_of(given: float | None, weighting: Weighting | WeightingName) -> float:
+    """Return a weight as given; None is the default of its weighting."""
+    return weighting_of(weighting).default_weight if given is None else given
+
+
 # Lambda in the paper's public code (arXiv 2412.09945), by host, data set and images per class.
 PAPER_WEIGHTS: dict[tuple[str, str, int], float] = {
     ("dm", "svhn", 10): 18000, ("dm", "svhn", 50): 500,

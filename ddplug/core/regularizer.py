@@ -23,7 +23,7 @@ from ddplug.choices import Choice, Sharing, WeightingName
 from ddplug.core.autograd import Call, check_plain, uncompiled
 from ddplug.core.estimator import Estimator, ToPool
 from ddplug.core.history import History
-from ddplug.core.options import Compute, Views, Weighting, weighting_of
+from ddplug.core.options import Compute, Views, Weighting, weight_of, weighting_of
 from ddplug.core.progress import Progress, check_pool, check_state
 from ddplug.core.real import RealImages
 from ddplug.core.rounds import RoundKeeper
@@ -111,7 +111,7 @@ class Regularizer:
         announce: Callable[[str], object] = say,
     ) -> None:
         weighting = weighting_of(weighting)
-        weight = weighting.default_weight if weight is None else weight
+        weight = weight_of(weight, weighting)
         self._lambda, self._record = Lambda(weight, weighting), record
         self.weight, self.weighting = self._lambda.weight, self._lambda.how
         # At weight 0 the folder need not exist.
